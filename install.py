@@ -1,0 +1,84 @@
+"""Run by the WebUI when it starts: installs what is missing, and changes nothing that is there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package lies beside this file
+
+from lib_trainer.install_plan import Machine, Step, constraints, cuda_of, normalised, plan
+
+Pip = Callable[[str, str], object]
+"""Takes pip's arguments as one shell line, and what is being installed. Raises if it failed."""
+
+
+def installed_packages() -> dict[str, str]:
+    """{normalised name: version}; of two installations the one that Python finds first."""
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        name, version = distribution.metadata["Name"], distribution.version
+        if name and version:  # a broken installation has neither
+            found.setdefault(normalised(name), version)
+    return found
+
+
+def cuda_version() -> str | None:
+    """torch's CUDA version, without importing torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).with_name("version.py")
+    return cuda_of(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def launcher() -> tuple[Pip, bool]:
+    """The WebUI's own pip, and whether it was told to skip installations; plain pip where there is no WebUI."""
+    try:
+        import launch
+    except ImportError:
+        return _plain_pip, False
+    return launch.run_pip, bool(getattr(launch.args, "skip_install", False))
+
+
+def _plain_pip(arguments: str, what: str) -> None:
+    subprocess.run(f'"{sys.executable}" -m pip {arguments} --prefer-binary', shell=True, check=True)
+
+
+def install(steps: list[Step], installed: dict[str, str], pip: Pip) -> None:
+    """Carry out the steps. A package that cannot be had is told, and the WebUI starts all the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "constraints.txt"
+        file.write_text(constraints(installed), encoding="utf-8")
+        for step in steps:
+            print(f"Trainer: {step.line}")
+            if step.action != "install":
+                continue
+            try:
+                pip(f'install "{step.package.requirement}" --constraint "{file}"', f"{step.package.name} for Trainer")
+            except Exception as error:
+                kind = "warning" if step.package.optional else "error"
+                print(f"Trainer: {kind}: {step.package.name} could not be installed ({_last_line(error)})")
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def main() -> None:
+    pip, skip = launcher()
+    if skip:
+        print("Trainer: nothing is installed, because of --skip-install")
+        return
+    installed = installed_packages()
+    machine = Machine(installed, (sys.version_info[0], sys.version_info[1]), cuda_version())
+    install(plan(machine), installed, pip)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The job: one frozen struct per concept, declared once; form, job file, command line and docs are derived from it."""
+
+from lib_trainer.config.fields import FieldSpec, field_specs
+from lib_trainer.config.files import dump_job, from_values, load_job, to_values
+from lib_trainer.config.schema import (
+    DatasetConfig,
+    JobConfig,
+    ModelConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PreviewConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "DatasetConfig",
+    "FieldSpec",
+    "JobConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "OutputConfig",
+    "PreviewConfig",
+    "TrainingConfig",
+    "dump_job",
+    "field_specs",
+    "from_values",
+    "load_job",
+    "to_values",
+]

@@ -1,0 +1,293 @@
+"""Every option of a job. Label, help, bounds and unit stand beside the field and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+def option(label: str, help: str, *, low: float | None = None, high: float | None = None, **extra: Any) -> Meta:
+    """Metadata of one field. `extra`: unit, step (of a slider), advanced (folded away on the page)."""
+    bounds: dict[str, Any] = {}
+    if low is not None:
+        bounds["ge"] = low
+    if high is not None:
+        bounds["le"] = high
+    return Meta(title=label, description=help, extra=extra, **bounds)
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of options: a box on the page and a table in the job file."""
+
+
+class ModelConfig(Section):
+    """Model"""
+
+    checkpoint: Annotated[
+        str,
+        option(
+            "Checkpoint file",
+            "Path of a .safetensors checkpoint or a diffusers folder. Only headless runs read it: in the WebUI the "
+            "loaded checkpoint is trained.",
+        ),
+    ] = ""
+
+
+class DatasetConfig(Section):
+    """Pictures"""
+
+    folder: Annotated[
+        str,
+        option(
+            "Folder of pictures",
+            "Pictures with captions of the same name (.txt) beside them. Subfolders called N_concept are read with "
+            "every picture N times an epoch.",
+        ),
+    ] = ""
+    trigger_word: Annotated[
+        str,
+        option(
+            "Trigger word",
+            "Put in front of every caption that lacks it, and the whole caption of pictures without one. You will "
+            "write it in the prompt to call the concept.",
+        ),
+    ] = ""
+    width: Annotated[
+        int,
+        option("Training width", "Pictures are resized and cropped to this.", low=64, high=2048, unit="px", step=64),
+    ] = 512
+    height: Annotated[
+        int,
+        option("Training height", "Pictures are resized and cropped to this.", low=64, high=2048, unit="px", step=64),
+    ] = 512
+    repeats: Annotated[
+        int,
+        option(
+            "Repeats",
+            "How often an epoch shows each picture that is not in an N_concept subfolder.",
+            low=1,
+            high=1000,
+            step=1,
+        ),
+    ] = 10
+    cache: Annotated[
+        Literal["memory", "disk"],
+        option(
+            "Keep encoded pictures",
+            "Pictures are encoded once. On disk they are found again by the next run; in memory they are gone with it.",
+            advanced=True,
+        ),
+    ] = "memory"
+
+
+class NetworkConfig(Section):
+    """LoRA"""
+
+    kind: Annotated[
+        Literal["lora"],
+        option("Kind of network", "LoRA: a low-rank addition to the attention layers.", advanced=True),
+    ] = "lora"
+    rank: Annotated[
+        int,
+        option(
+            "Rank (dim)",
+            "Size of the low-rank matrices: more rank, more detail and a larger file.",
+            low=1,
+            high=1024,
+            step=1,
+        ),
+    ] = 32
+    alpha: Annotated[
+        float,
+        option(
+            "Alpha",
+            "The learned change is scaled by alpha / rank. 0 means alpha = rank.",
+            low=0,
+            high=4096,
+            step=1,
+        ),
+    ] = 16.0
+
+
+class OptimizerConfig(Section):
+    """Learning"""
+
+    name: Annotated[
+        Literal["AdamW", "AdamW8bit"],
+        option("Optimizer", "AdamW8bit keeps its state in 8 bits; it needs an NVIDIA card and bitsandbytes."),
+    ] = "AdamW"
+    unet_lr: Annotated[
+        float,
+        option("Learning rate, UNet", "The guides' start is 1e-4. 0 leaves the UNet untrained.", low=0, high=1),
+    ] = 1e-4
+    text_encoder_lr: Annotated[
+        float,
+        option(
+            "Learning rate, text encoder",
+            "The guides' start is 1e-5. 0 leaves the text encoder untrained and keeps its outputs instead.",
+            low=0,
+            high=1,
+        ),
+    ] = 1e-5
+    schedule: Annotated[
+        Literal["constant", "cosine", "constant_with_warmup"],
+        option("Learning rate schedule", "Cosine falls to zero at the end; warm-up rises from zero at the start."),
+    ] = "cosine"
+    warmup_steps: Annotated[
+        int,
+        option(
+            "Warm-up steps",
+            "Length of the rise in constant_with_warmup.",
+            low=0,
+            high=100_000,
+            unit="steps",
+            step=1,
+            advanced=True,
+        ),
+    ] = 100
+    weight_decay: Annotated[
+        float, option("Weight decay", "AdamW's decoupled weight decay.", low=0, high=1, advanced=True)
+    ] = 0.01
+    max_gradient_norm: Annotated[
+        float,
+        option(
+            "Gradient clipping",
+            "Gradients are scaled down to this norm. 0 turns clipping off.",
+            low=0,
+            high=1000,
+            advanced=True,
+        ),
+    ] = 1.0
+
+
+class TrainingConfig(Section):
+    """Run"""
+
+    epochs: Annotated[
+        int,
+        option("Epochs", "How often the whole set is seen. Ignored where steps are given.", low=1, high=10_000, step=1),
+    ] = 10
+    max_steps: Annotated[
+        int,
+        option(
+            "Steps",
+            "Number of optimizer steps. 0 means that epochs decide.",
+            low=0,
+            high=10_000_000,
+            unit="steps",
+            step=1,
+        ),
+    ] = 0
+    batch_size: Annotated[
+        int, option("Batch size", "Pictures in one forward pass.", low=1, high=256, unit="pictures", step=1)
+    ] = 1
+    gradient_accumulation: Annotated[
+        int,
+        option(
+            "Gradient accumulation",
+            "Batches that are added up before one optimizer step.",
+            low=1,
+            high=1024,
+            unit="batches",
+            step=1,
+            advanced=True,
+        ),
+    ] = 1
+    precision: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32"],
+        option(
+            "Precision",
+            "What the frozen checkpoint is held and computed in; what is trained stays fp32. Auto takes bf16 where "
+            "the device has it, else fp16 on a GPU, else fp32.",
+        ),
+    ] = "auto"
+    gradient_checkpointing: Annotated[
+        bool,
+        option(
+            "Gradient checkpointing",
+            "Recompute activations instead of keeping them: far less memory, about a third slower.",
+        ),
+    ] = False
+    seed: Annotated[int, option("Seed", "The same seed gives the same LoRA.", low=0, high=2**32 - 1, step=1)] = 1
+    clip_skip: Annotated[
+        int,
+        option(
+            "Clip skip",
+            "Which of the text encoder's last layers is used: 1 is the last. Take what the checkpoint's prompts use.",
+            low=1,
+            high=12,
+            step=1,
+            advanced=True,
+        ),
+    ] = 1
+    max_tokens: Annotated[
+        Literal[75, 150, 225],
+        option("Caption length", "Longer captions are cut.", unit="tokens", advanced=True),
+    ] = 225
+
+
+class OutputConfig(Section):
+    """Result"""
+
+    name: Annotated[
+        str, option("Name of the LoRA", "The file's name, and what stands in <lora:name:1>. An existing file is kept.")
+    ] = ""
+    folder: Annotated[str, option("Output folder", "Empty: the host's own folder of LoRAs.", advanced=True)] = ""
+    save_every: Annotated[
+        int,
+        option(
+            "Save every",
+            "Also write name-step0000000N.safetensors every N steps. 0 writes at the end only.",
+            low=0,
+            high=10_000_000,
+            unit="steps",
+            step=1,
+        ),
+    ] = 0
+    precision: Annotated[
+        Literal["fp16", "bf16", "fp32"],
+        option("Precision of the file", "fp16 is what everybody reads.", advanced=True),
+    ] = "fp16"
+
+
+class PreviewConfig(Section):
+    """Preview"""
+
+    prompt: Annotated[str, option("Preview prompt", "Drawn with the LoRA as it stands. Empty: no previews.")] = ""
+    negative_prompt: Annotated[str, option("Preview negative prompt", "What the preview is to avoid.")] = ""
+    every: Annotated[
+        int,
+        option("Preview every", "0 draws only when you ask.", low=0, high=10_000_000, unit="steps", step=1),
+    ] = 100
+    width: Annotated[
+        int, option("Preview width", "0: the training width.", low=0, high=4096, unit="px", step=64, advanced=True)
+    ] = 0
+    height: Annotated[
+        int, option("Preview height", "0: the training height.", low=0, high=4096, unit="px", step=64, advanced=True)
+    ] = 0
+    steps: Annotated[
+        int, option("Preview steps", "Sampling steps.", low=1, high=150, unit="steps", step=1, advanced=True)
+    ] = 20
+    cfg_scale: Annotated[
+        float,
+        option("Preview CFG scale", "How strongly the prompt is followed.", low=1, high=30, step=0.5, advanced=True),
+    ] = 7.0
+    sampler: Annotated[str, option("Preview sampler", "Empty: the host's default.", advanced=True)] = ""
+    seed: Annotated[
+        int, option("Preview seed", "Kept for all previews, so that they compare.", low=0, high=2**32 - 1, step=1)
+    ] = 1
+
+
+class JobConfig(Section):
+    """A whole job, as a job file holds it. `version` counts incompatible changes of this layout."""
+
+    version: Literal[1] = 1
+    model: ModelConfig = ModelConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    network: NetworkConfig = NetworkConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    output: OutputConfig = OutputConfig()
+    preview: PreviewConfig = PreviewConfig()

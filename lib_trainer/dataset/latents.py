@@ -1,0 +1,249 @@
+"""Pictures encoded once: what the VAE makes of each, kept in memory or on disk, and latents drawn from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from lib_trainer.dataset.batches import Sizer
+from lib_trainer.dataset.pictures import PictureError, fit, load_picture, placement, read_size, to_pixels
+from lib_trainer.dataset.scan import Sample, Skipped, listed
+from lib_trainer.errors import DatasetError, ModelError
+from lib_trainer.files import write_atomically
+from lib_trainer.ports import PictureSize
+
+MOMENT_CHANNELS = 8
+_FACTOR = 8  # pixels to a latent, along each side
+_RECIPE = b"lanczos, centre, white, srgb: 1"  # part of every key: count up when a picture's pixels come out otherwise
+_WORKERS = min(4, os.cpu_count() or 1)
+_AHEAD = _WORKERS + 2  # pictures that are decoded or waiting at a time: this, and not the set, bounds the memory
+
+
+class LatentStore(Protocol):
+    """Keeps moments (8, h, w) fp32 by key. Both methods may be called from several threads."""
+
+    def get(self, key: str) -> torch.Tensor | None:
+        """What was put there, or None if it is missing or damaged."""
+
+    def put(self, key: str, moments: torch.Tensor) -> None:
+        """Keep it. Raises `DatasetError` where it cannot be kept."""
+
+
+class MemoryStore:
+    """Gone with the run."""
+
+    def __init__(self) -> None:
+        self._moments: dict[str, torch.Tensor] = {}
+
+    def get(self, key: str) -> torch.Tensor | None:
+        return self._moments.get(key)
+
+    def put(self, key: str, moments: torch.Tensor) -> None:
+        self._moments[key] = moments
+
+
+class DiskStore:
+    """One safetensors file for each picture and size in `folder`; nothing is ever removed from it here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def get(self, key: str) -> torch.Tensor | None:
+        """None also for a file that is broken or holds something else: it is then made anew."""
+        import safetensors.torch
+
+        try:
+            moments = safetensors.torch.load(self.path(key).read_bytes()).get("moments")
+        except Exception:  # not there, cut short, not safetensors: whatever it is, the picture can be encoded again
+            return None
+        if moments is None or moments.dtype != torch.float32 or moments.ndim != 3:
+            return None
+        return moments if moments.shape[0] == MOMENT_CHANNELS and bool(moments.isfinite().all()) else None
+
+    def put(self, key: str, moments: torch.Tensor) -> None:
+        import safetensors.torch
+
+        try:
+            write_atomically(self.path(key), safetensors.torch.save({"moments": moments.contiguous()}))
+        except OSError as error:
+            raise DatasetError(
+                f"Encoded pictures cannot be kept in '{self.folder}' ({error.strerror or error}): make room there, or "
+                "keep them in memory."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The pictures that could be encoded, in the order of the samples given; all tuples have one entry for each.
+
+    `targets`: (width, height) in pixels. `skipped`: pictures that turned out broken while they were decoded. `stopped`:
+    the caller asked to stop, and the rest is missing.
+    """
+
+    samples: tuple[Sample, ...]
+    sizes: tuple[PictureSize, ...]
+    targets: tuple[tuple[int, int], ...]
+    keys: tuple[str, ...]
+    store: LatentStore
+    skipped: tuple[Skipped, ...] = ()
+    stopped: bool = False
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def moments(self, index: int) -> torch.Tensor:
+        """(8, H/8, W/8) fp32 on the CPU: mean and logarithmic variance. Raises `DatasetError` if the store lost it."""
+        moments = self.store.get(self.keys[index])
+        if moments is None:
+            raise DatasetError(
+                f"The encoded picture of '{self.samples[index].path}' was removed or damaged during the run: start "
+                "the run again."
+            )
+        return moments
+
+
+def latent_key(path: Path, target: tuple[int, int], vae_fingerprint: str) -> str:
+    """Hexadecimal name for what `vae_fingerprint` makes of the file's present content at `target` (width, height).
+
+    The file's name and date play no part: a moved picture is found again, an edited one is not. Raises `OSError`.
+    """
+    return _key(path.read_bytes(), target, vae_fingerprint)
+
+
+def encode_pictures(
+    samples: Sequence[Sample],
+    sizer: Sizer,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    fingerprint: str,
+    store: LatentStore,
+    progress: Callable[[int, int], None],
+    stopping: Callable[[], bool],
+) -> Encoded:
+    """Bring the moments of every sample into `store`, encoding those that it lacks.
+
+    `encode`: pixels (1, 3, H, W) fp32 in [-1, 1] → moments (1, 8, H/8, W/8); called in this thread, while a few others
+    read ahead. `fingerprint` names the VAE. `progress(done, total)` is called at 0 and after each sample, `stopping`
+    before each. Raises `DatasetError` when no picture is left or the store is full, `ModelError` when the VAE yields
+    something that is not a number.
+    """
+    kept: list[tuple[Sample, _Prepared]] = []
+    skipped: list[Skipped] = []
+    stopped = False
+    progress(0, len(samples))
+    prepared = _read_ahead(samples, lambda sample: _prepare(sample, sizer, fingerprint, store))
+    try:
+        for done, sample in enumerate(samples, start=1):
+            if stopping():
+                stopped = True
+                break
+            item = next(prepared)
+            if isinstance(item, Skipped):
+                skipped.append(item)
+            else:
+                if item.pixels is not None:
+                    store.put(item.key, _encode_one(item.pixels, encode, sample.path))
+                    item.pixels = None
+                kept.append((sample, item))
+            progress(done, len(samples))
+    finally:
+        prepared.close()
+    if not kept and not stopped:
+        raise DatasetError(f"None of the {len(samples)} pictures can be read: {listed(skipped)}; replace them.")
+    return Encoded(
+        tuple(sample for sample, _ in kept),
+        tuple(item.size for _, item in kept),
+        tuple(item.target for _, item in kept),
+        tuple(item.key for _, item in kept),
+        store,
+        tuple(skipped),
+        stopped,
+    )
+
+
+def sample_latents(moments: torch.Tensor, scale: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw latents (B, 4, h, w) from moments (B, 8, h, w): (mean + exp(½·logvar)·ε)·scale, ε ~ N(0, 1).
+
+    Kingma & Welling 2014, eq. 10; the logarithmic variance is clamped to [-30, 20] as in latent diffusion. ε is drawn
+    on the generator's device, so that a CPU generator gives the same latents on every device.
+    """
+    mean, logvar = moments.chunk(2, dim=1)
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=moments.dtype)
+    return (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise.to(moments.device)) * scale
+
+
+@dataclass
+class _Prepared:
+    """`pixels` (1, 3, H, W) is None where the store has the moments already."""
+
+    key: str
+    size: PictureSize
+    target: tuple[int, int]
+    pixels: torch.Tensor | None
+
+
+def _prepare(sample: Sample, sizer: Sizer, fingerprint: str, store: LatentStore) -> _Prepared | Skipped:
+    """Read the file once, so that the key and the pixels are of the same content."""
+    try:
+        try:
+            data = sample.path.read_bytes()
+        except OSError as error:
+            raise PictureError(sample.path, error.strerror or str(error)) from error
+        original = read_size(sample.path, data)  # not the sample's: the file may have changed since the scan
+        width, height = target = sizer.size_for(original)
+        key = _key(data, target, fingerprint)
+        known = store.get(key)
+        if known is not None and known.shape == (MOMENT_CHANNELS, height // _FACTOR, width // _FACTOR):
+            return _Prepared(key, placement(original, width, height)[1], target, None)
+        picture, size = fit(load_picture(sample.path, data), width, height)
+        return _Prepared(key, size, target, to_pixels(picture).unsqueeze(0))
+    except PictureError as error:
+        return Skipped(sample.path, error.reason)
+
+
+def _read_ahead(
+    samples: Sequence[Sample], prepare: Callable[[Sample], _Prepared | Skipped]
+) -> Generator[_Prepared | Skipped, None, None]:
+    """Prepared samples in order, with at most `_AHEAD` of them in the works."""
+    waiting: deque[Future[_Prepared | Skipped]] = deque()
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="trainer-pictures") as pool:
+        try:
+            for sample in samples:
+                waiting.append(pool.submit(prepare, sample))
+                if len(waiting) >= _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _encode_one(pixels: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor], path: Path) -> torch.Tensor:
+    with torch.no_grad():
+        moments = encode(pixels).detach().to("cpu", torch.float32)
+    expected = (1, MOMENT_CHANNELS, pixels.shape[2] // _FACTOR, pixels.shape[3] // _FACTOR)
+    if tuple(moments.shape) != expected:
+        raise ModelError(f"The VAE gives {tuple(moments.shape)} and not {expected}: this kind cannot be trained.")
+    if not bool(moments.isfinite().all()):
+        raise ModelError(
+            f"The VAE turns '{path}' into values that are not numbers: run it in full precision (--no-half-vae in the "
+            "WebUI) or take a VAE that is mended for half precision."
+        )
+    return moments[0].clone(memory_format=torch.contiguous_format)
+
+
+def _key(data: bytes, target: tuple[int, int], fingerprint: str) -> str:
+    digest = hashlib.sha256(data).hexdigest()
+    text = f"{digest} {target[0]}x{target[1]} {fingerprint}"
+    return hashlib.sha256(_RECIPE + text.encode()).hexdigest()

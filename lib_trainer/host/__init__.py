@@ -1,0 +1,1 @@
+"""Hosts: the ports over the WebUI (`webui`), over diffusers (`standalone`), and what both share."""

@@ -1,0 +1,138 @@
+"""How a host holds its model while it is trained. Every change is a context manager that puts back what it found."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lib_trainer.networks.lora import replaced_forward
+
+
+@contextlib.contextmanager
+def frozen(*roots: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient, and every module is in eval mode.
+
+    The WebUI leaves `requires_grad=True` on the whole UNet, which makes a backward pass compute every gradient.
+    """
+    parameters = [(parameter, parameter.requires_grad) for root in roots for parameter in root.parameters()]
+    modes = [(module, module.training) for root in roots for module in root.modules()]
+    try:
+        for parameter, _ in parameters:
+            parameter.requires_grad_(False)
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for parameter, flag in parameters:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def held_in(dtype: torch.dtype, *roots: nn.Module) -> Iterator[None]:
+    """Linear and convolution weights in `dtype`; norms and embeddings in fp32, also where a host has them in half.
+
+    Held, not cast at every use: autocast would make the same copy in each forward and keep it until the backward.
+    The originals wait on the CPU, so a GPU never holds both, and come back bit for bit.
+    """
+    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
+    try:
+        for parameter, wanted in _wanted_dtypes(dtype, roots):
+            if parameter.dtype is wanted:
+                continue
+            original = parameter.data
+            originals.append((parameter, original.to("cpu")))
+            parameter.data = original.to(wanted)
+        yield
+    finally:
+        for parameter, original in originals:
+            parameter.data = original.to(parameter.device)
+
+
+def _wanted_dtypes(dtype: torch.dtype, roots: Iterable[nn.Module]) -> list[tuple[nn.Parameter, torch.dtype]]:
+    """Every parameter once, also where several modules share it."""
+    modules = [module for root in roots for module in root.modules()]
+    products = (module for module in modules if isinstance(module, (nn.Linear, nn.Conv2d)))
+    wanted = {parameter: dtype for module in products for parameter in module.parameters(recurse=False)}
+    for parameter in (parameter for module in modules for parameter in module.parameters(recurse=False)):
+        wanted.setdefault(parameter, torch.float32 if parameter.itemsize < 4 else parameter.dtype)
+    return [(parameter, one) for parameter, one in wanted.items() if parameter.is_floating_point()]
+
+
+@contextlib.contextmanager
+def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Each block's activations are recomputed in the backward pass (Chen et al. 2016, arXiv:1604.06174).
+
+    torch's non-reentrant form: the reentrant one, and ldm's own, drop the gradients of adapters inside the block.
+    """
+    with contextlib.ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(replaced_forward(block, functools.partial(_recomputed, block.forward)))
+        yield
+
+
+def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+@contextlib.contextmanager
+def attribute(owner: object, name: str, value: object) -> Iterator[None]:
+    """Set an attribute for a while; an instance attribute that hid a class attribute is removed again."""
+    own = name in vars(owner)
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+def encode_moments(
+    vae: nn.Module, encode: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor
+) -> torch.Tensor:
+    """Posterior moments in the VAE's own precision; where half precision overflows, once more in fp32.
+
+    The stock SDXL VAE gives NaN in fp16, and the WebUI's own fallback covers decoding only.
+    """
+    parameter = next(vae.parameters())
+    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+        moments = encode(pixels.to(parameter.device, parameter.dtype)).float()
+        if parameter.dtype is torch.float16 and not bool(torch.isfinite(moments).all()):
+            with _in_fp32(vae):
+                moments = encode(pixels.to(parameter.device, torch.float32)).float()
+    return moments.cpu()
+
+
+@contextlib.contextmanager
+def _in_fp32(module: nn.Module) -> Iterator[None]:
+    """All parameters in fp32 for a while; the half-precision originals come back bit for bit."""
+    originals = [(parameter, parameter.data) for parameter in module.parameters()]
+    try:
+        for parameter, original in originals:
+            parameter.data = original.float()
+        yield
+    finally:
+        for parameter, original in originals:
+            parameter.data = original
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the names, dtypes and bytes of a module's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

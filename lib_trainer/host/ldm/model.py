@@ -1,0 +1,116 @@
+"""An SD 1.x model in ldm's layout as the core's `LoadedModel`, in place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib_trainer.host.clip import ClipText
+from lib_trainer.host.holding import attribute, checkpointed, encode_moments, fingerprint, frozen, held_in
+from lib_trainer.host.ldm.attention import efficient_attention
+from lib_trainer.networks.naming import block_of, diffusers_unet_name, unet_key
+from lib_trainer.ports import AdaptableModule, Conditioning, Family, Group, NoiseSchedule, PictureSize, TrainingState
+
+RESNET_CLASSES = ("ResBlock", "Upsample", "Downsample")
+BLOCK_CLASSES = ("ResBlock", "SpatialTransformer")
+
+
+class LdmModel:
+    """`unet` is ldm's UNetModel, `vae` its AutoencoderKL (or anything with `encode` giving a posterior)."""
+
+    family = Family.SD1
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        vae: Any,
+        text: ClipText,
+        schedule: NoiseSchedule,
+        latent_scale: float,
+        name: str = "",
+        file: Path | None = None,
+        file_hash: str = "",
+    ) -> None:
+        self.unet, self.vae, self.text = unet, vae, text
+        self.schedule, self._latent_scale = schedule, latent_scale
+        self.name, self.file, self.file_hash = name, file, file_hash
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def latent_scale(self) -> float:
+        return self._latent_scale
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """Calls the UNet itself: `apply_model` is hijacked by the WebUI to re-enter fp16 autocast."""
+        out: torch.Tensor = self.unet(latents, timesteps=timesteps, context=conditioning.context.to(latents.dtype))
+        return out
+
+    def encode_text(
+        self, captions: Sequence[str], clip_skip: int, max_chunks: int, sizes: Sequence[PictureSize] | None = None
+    ) -> Conditioning:
+        return self.text.encode(captions, clip_skip, max_chunks)
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return encode_moments(self.vae, lambda x: self.vae.encode(x).parameters, pixels)
+
+    def vae_fingerprint(self) -> str:
+        return fingerprint(self.vae)
+
+    def adaptable_modules(self) -> Sequence[AdaptableModule]:
+        found = [*self._unet_modules(), *self.text.adaptable()]
+        return sorted(found, key=lambda target: target.key)
+
+    def _unet_modules(self) -> Iterator[AdaptableModule]:
+        resnets = _resnets_per_level(self.unet)
+        for prefix, owner in self.unet.named_modules():
+            kind = type(owner).__name__
+            if kind != "SpatialTransformer" and kind not in RESNET_CLASSES:
+                continue
+            for name, module in owner.named_modules(prefix=prefix):
+                if not isinstance(module, (nn.Linear, nn.Conv2d)):
+                    continue
+                published = diffusers_unet_name(name, resnets)
+                if published is not None:
+                    group: Group = "transformer" if kind == "SpatialTransformer" else "convolution"
+                    block = block_of(published, resnets)
+                    yield AdaptableModule(unet_key(published), module, "unet", group, block)
+
+    @contextlib.contextmanager
+    def training(self, state: TrainingState) -> Iterator[None]:
+        text = [self.text.transformer]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(frozen(self.unet, *text))
+            stack.enter_context(held_in(state.dtype, self.unet, *(text if state.text_encoder else ())))
+            if hasattr(self.unet, "dtype"):  # ldm casts its input to this attribute
+                stack.enter_context(attribute(self.unet, "dtype", state.dtype))
+            stack.enter_context(efficient_attention(self.unet))
+            stack.enter_context(without_own_checkpoints(self.unet))
+            if state.checkpointing:
+                blocks = [module for module in self.unet.modules() if type(module).__name__ in BLOCK_CLASSES]
+                stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))
+            yield
+
+
+@contextlib.contextmanager
+def without_own_checkpoints(unet: nn.Module) -> Iterator[None]:
+    """ldm's own checkpointing fails on frozen parameters and drops the gradients of adapters."""
+    with contextlib.ExitStack() as stack:
+        for module in unet.modules():
+            for flag in ("use_checkpoint", "checkpoint"):
+                if getattr(module, flag, False) is True:
+                    stack.enter_context(attribute(module, flag, False))
+        yield
+
+
+def _resnets_per_level(unet: nn.Module) -> int:
+    """ldm keeps `num_res_blocks` as a number or as a list of equal numbers."""
+    count: Any = getattr(unet, "num_res_blocks", 2)
+    return int(count if isinstance(count, int) else count[0])

@@ -1,0 +1,1 @@
+"""The ports over diffusers: training and generating without a WebUI."""

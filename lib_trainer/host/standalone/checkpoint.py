@@ -1,0 +1,192 @@
+"""Reading a checkpoint into diffusers' modules: a single .safetensors file in ldm's layout, or a diffusers folder.
+
+A single file is built from the `.yaml` of the same name beside it, if there is one, as the WebUI builds it; without one
+it is taken for SD 1.5. The text encoder of a `.yaml` is described by the folder its `cond_stage_config.params.version`
+names (relative to the file), as transformers' `config.json`. Nothing is ever fetched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.loaders import single_file_utils as single_file
+from omegaconf import OmegaConf
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from lib_trainer.errors import ModelError
+from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.ports import NoiseSchedule
+
+SD1_CONFIG: dict[str, Any] = {
+    "model": {
+        "params": {
+            "linear_start": 0.00085,
+            "linear_end": 0.0120,
+            "timesteps": 1000,
+            "scale_factor": 0.18215,
+            "unet_config": {
+                "params": {
+                    "in_channels": 4,
+                    "out_channels": 4,
+                    "model_channels": 320,
+                    "attention_resolutions": [4, 2, 1],
+                    "num_res_blocks": 2,
+                    "channel_mult": [1, 2, 4, 4],
+                    "num_heads": 8,
+                    "transformer_depth": 1,
+                    "context_dim": 768,
+                }
+            },
+            "first_stage_config": {
+                "params": {
+                    "ddconfig": {
+                        "z_channels": 4,
+                        "in_channels": 3,
+                        "out_ch": 3,
+                        "ch": 128,
+                        "ch_mult": [1, 2, 4, 4],
+                        "num_res_blocks": 2,
+                    }
+                }
+            },
+        }
+    }
+}
+"""The published architecture of Stable Diffusion 1.x (Rombach et al. 2022, arXiv:2112.10752), in ldm's terms."""
+
+
+@dataclass(frozen=True)
+class Components:
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: Any
+    schedule: NoiseSchedule
+
+
+def load_checkpoint(path: Path) -> Components:
+    """Read a checkpoint, in fp32, on the CPU. Raises `ModelError` naming the file and what is wrong with it."""
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.is_file():
+        raise ModelError(f"There is no checkpoint {path}: give a .safetensors file or a diffusers folder.")
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path} is not a .safetensors file: convert it first (a pickled .ckpt is never opened here).")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path} is not a readable .safetensors file ({error}): download it again.") from error
+    _check_family(path, tensors)
+    config = _config_beside(path)
+    try:
+        return _build(tensors, config, path.parent)
+    except Exception as error:  # converters trip over missing pieces in many ways
+        described = "its .yaml describes" if path.with_suffix(".yaml").is_file() else "SD 1.5 has"
+        raise ModelError(
+            f"{path} does not fit the architecture that {described} ({_brief(error)}): choose another checkpoint."
+        ) from error
+
+
+def _brief(error: Exception) -> str:
+    """An error in one line: torch lists every tensor that does not fit."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + " …"
+
+
+def _check_family(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    if not any(name.startswith("model.diffusion_model.") for name in tensors):
+        raise ModelError(f"{path} holds no UNet (model.diffusion_model): choose a whole Stable Diffusion checkpoint.")
+    if any(name.startswith("conditioner.embedders.") for name in tensors):
+        raise ModelError(f"{path} is an SDXL checkpoint, which is not supported yet: choose one of SD 1.x.")
+    if any(name.startswith("cond_stage_model.model.") for name in tensors):
+        raise ModelError(f"{path} is an SD 2.x checkpoint, which is not supported yet: choose one of SD 1.x.")
+    first = tensors.get("model.diffusion_model.input_blocks.0.0.weight")
+    if first is None or first.ndim != 4:
+        raise ModelError(f"{path} holds no UNet in Stable Diffusion's layout: choose another checkpoint.")
+    if first.shape[1] != 4:
+        raise ModelError(f"{path} is an inpainting or editing checkpoint: choose one for txt2img.")
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    beside = path.with_suffix(".yaml")
+    if not beside.is_file():
+        return SD1_CONFIG
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(beside), resolve=True)
+    except Exception as error:  # OmegaConf passes on whatever its parsers raise
+        raise ModelError(f"{beside} is not readable as YAML ({_brief(error)}): correct or remove it.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{beside} describes no model: correct or remove it.")
+    return config
+
+
+def _build(tensors: dict[str, torch.Tensor], config: dict[str, Any], folder: Path) -> Components:
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    params = config["model"]["params"]
+    unet_config = single_file.create_unet_diffusers_config_from_ldm(config, tensors)
+    unet_config["attention_head_dim"] = params["unet_config"]["params"].get("num_heads", 8)
+    unet = UNet2DConditionModel.from_config(unet_config)
+    unet.load_state_dict(single_file.convert_ldm_unet_checkpoint(tensors, unet.config))
+    vae = AutoencoderKL.from_config(single_file.create_vae_diffusers_config_from_ldm(config, tensors))
+    vae.load_state_dict(single_file.convert_ldm_vae_checkpoint(tensors, vae.config))
+    text = single_file.convert_ldm_clip_checkpoint(tensors)
+    text_encoder = CLIPTextModel(_text_config(text, params, folder))
+    wanted = text_encoder.state_dict().keys()
+    text_encoder.load_state_dict({name: tensor for name, tensor in text.items() if name in wanted}, strict=False)
+    missing = sorted(wanted - text.keys() - {"text_model.embeddings.position_ids"})
+    if missing:
+        raise KeyError(f"text encoder: {missing[0]} is missing")
+    prediction = "v" if params.get("parameterization") == "v" else "epsilon"
+    betas = _scaled_linear(params["linear_start"], params["linear_end"], params["timesteps"])
+    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), prediction)  # type: ignore[arg-type]
+    return Components(unet.eval(), vae.eval(), text_encoder.eval(), load_tokenizer(), schedule)
+
+
+def _text_config(text: dict[str, torch.Tensor], params: dict[str, Any], folder: Path) -> CLIPTextConfig:
+    version = params.get("cond_stage_config", {}).get("params", {}).get("version", "")
+    beside = folder / version / "config.json"  # an absolute version stays what it is
+    if version and beside.is_file():
+        return CLIPTextConfig.from_json_file(str(beside))
+    hidden = text["text_model.embeddings.token_embedding.weight"].shape[1]
+    layers = {name.split(".")[3] for name in text if name.startswith("text_model.encoder.layers.")}
+    inner = text["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
+    return CLIPTextConfig(
+        hidden_size=hidden, num_hidden_layers=len(layers), intermediate_size=inner, num_attention_heads=hidden // 64
+    )
+
+
+def _scaled_linear(start: float, end: float, steps: int) -> torch.Tensor:
+    """Betas whose square roots are evenly spaced, float64 (arXiv:2112.10752's code)."""
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+
+
+def _load_folder(folder: Path) -> Components:
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"{folder} is not a diffusers folder (no model_index.json): choose another one.")
+    if (folder / "text_encoder_2").is_dir():
+        raise ModelError(f"{folder} is an SDXL model, which is not supported yet: choose one of SD 1.x.")
+    try:
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
+        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder} could not be read as a diffusers folder ({_brief(error)}): download it again."
+        ) from error
+    if unet.config.in_channels != 4:
+        raise ModelError(f"{folder} is an inpainting or editing model: choose one for txt2img.")
+    if unet.config.use_linear_projection:
+        raise ModelError(f"{folder} is an SD 2.x model, which is not supported yet: choose one of SD 1.x.")
+    config = scheduler.config
+    betas = _scaled_linear(config.beta_start, config.beta_end, config.num_train_timesteps)
+    prediction = "v" if config.prediction_type == "v_prediction" else "epsilon"
+    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), prediction)  # type: ignore[arg-type]
+    parts = unet.float().eval(), vae.float().eval(), text_encoder.float().eval()
+    return Components(*parts, load_tokenizer(), schedule)

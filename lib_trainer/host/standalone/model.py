@@ -1,0 +1,103 @@
+"""A diffusers model as the core's `LoadedModel`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lib_trainer.host.clip import ClipText
+from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen, held_in
+from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
+from lib_trainer.networks.naming import block_of, unet_key
+from lib_trainer.ports import AdaptableModule, Conditioning, Family, Group, PictureSize, TrainingState
+
+BLOCK_CLASSES = ("ResnetBlock2D", "Transformer2DModel")
+CONVOLUTION_CLASSES = ("ResnetBlock2D", "Upsample2D", "Downsample2D")
+
+
+class DiffusersModel:
+    """UNet, VAE and text encoder of an SD 1.x pipeline, in fp32."""
+
+    family = Family.SD1
+
+    def __init__(self, parts: Components, device: torch.device, name: str = "", file: Path | None = None) -> None:
+        self.unet, self.vae = parts.unet.to(device), parts.vae.to(device)
+        self.text = ClipText(parts.text_encoder.to(device), parts.tokenizer)
+        self.schedule, self.name, self.file = parts.schedule, name, file
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> DiffusersModel:
+        return cls(load_checkpoint(path), device, path.stem, path if path.is_file() else None)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.unet.device
+        return device
+
+    @functools.cached_property
+    def file_hash(self) -> str:
+        """SHA-256 of the checkpoint file, read when it is first asked for."""
+        if self.file is None:
+            return ""
+        with self.file.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    @property
+    def latent_scale(self) -> float:
+        return float(self.vae.config.scaling_factor)
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        out: torch.Tensor = self.unet(latents, timesteps, conditioning.context.to(latents.dtype), return_dict=False)[0]
+        return out
+
+    def encode_text(
+        self, captions: Sequence[str], clip_skip: int, max_chunks: int, sizes: Sequence[PictureSize] | None = None
+    ) -> Conditioning:
+        return self.text.encode(captions, clip_skip, max_chunks)
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return encode_moments(self.vae, lambda x: self.vae.encode(x).latent_dist.parameters, pixels)
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (B, 4, H, W) → pixels (B, 3, 8H, 8W) in [-1, 1], fp32."""
+        with torch.no_grad():
+            decoded: torch.Tensor = self.vae.decode(latents / self.latent_scale, return_dict=False)[0]
+        return decoded.float().clamp(-1, 1)
+
+    def vae_fingerprint(self) -> str:
+        return fingerprint(self.vae)
+
+    def adaptable_modules(self) -> Sequence[AdaptableModule]:
+        found = [*self._unet_modules(), *self.text.adaptable()]
+        return sorted(found, key=lambda target: target.key)
+
+    def _unet_modules(self) -> Iterator[AdaptableModule]:
+        resnets = self.unet.config.layers_per_block
+        for prefix, owner in self.unet.named_modules():
+            kind = type(owner).__name__
+            if kind != "Transformer2DModel" and kind not in CONVOLUTION_CLASSES:
+                continue
+            for name, module in owner.named_modules(prefix=prefix):
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    group: Group = "transformer" if kind == "Transformer2DModel" else "convolution"
+                    yield AdaptableModule(unet_key(name), module, "unet", group, block_of(name, resnets))
+
+    @contextlib.contextmanager
+    def training(self, state: TrainingState) -> Iterator[None]:
+        text = self.text.transformer
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(frozen(self.unet, text))
+            stack.enter_context(held_in(state.dtype, self.unet, *([text] if state.text_encoder else ())))
+            if state.checkpointing:
+                blocks = [module for module in self.unet.modules() if type(module).__name__ in BLOCK_CLASSES]
+                stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))
+            yield

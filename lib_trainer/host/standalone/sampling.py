@@ -1,0 +1,102 @@
+"""Drawing with diffusers' samplers and a `DiffusersModel`, as the WebUI draws on a CPU from the same seed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+)
+from PIL import Image
+
+from lib_trainer.errors import ConfigError
+from lib_trainer.host.standalone.model import DiffusersModel
+from lib_trainer.ports import Conditioning, PreviewRequest
+
+MAX_CHUNKS = 8
+"""Of 75 tokens each: a bound on memory, far above any prompt."""
+
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    # one step beyond each leading timestep and a last ᾱ of step 0: the WebUI's DDIM
+    "DDIM": lambda **kw: DDIMScheduler(
+        **kw, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False, clip_sample=False
+    ),
+    "Euler": lambda **kw: EulerDiscreteScheduler(**kw, timestep_spacing="linspace"),
+    "Euler a": lambda **kw: EulerAncestralDiscreteScheduler(**kw, timestep_spacing="linspace"),
+    "DPM++ 2M Karras": lambda **kw: DPMSolverMultistepScheduler(**kw, use_karras_sigmas=True),
+}
+DEFAULT_SAMPLER = "DDIM"
+
+
+@dataclass(frozen=True)
+class PromptNetwork:
+    """`<lora:name:weight>` in a prompt."""
+
+    name: str
+    weight: float
+
+
+def split_prompt(prompt: str) -> tuple[str, list[PromptNetwork]]:
+    """The prompt without its `<lora:…>` marks, and what they name. Raises `ConfigError` for a weight that is none."""
+    networks = []
+    for name, weight in re.findall(r"<lora:([^:>]+)(?::([^>]*))?>", prompt):
+        try:
+            factor = float(weight or 1)
+        except ValueError:
+            factor = math.nan
+        if not math.isfinite(factor):
+            raise ConfigError(f"<lora:{name}:{weight}> in the prompt: {weight!r} is not a number, write 1.")
+        networks.append(PromptNetwork(name, factor))
+    return re.sub(r"<lora:[^>]*>", "", prompt).strip(), networks
+
+
+def draw(model: DiffusersModel, request: PreviewRequest, clip_skip: int = 1) -> Image.Image:
+    """One picture. The prompt is plain text here."""
+    return draw_seeds(model, request, [request.seed], clip_skip)[0]
+
+
+@torch.no_grad()
+def draw_seeds(
+    model: DiffusersModel, request: PreviewRequest, seeds: Sequence[int], clip_skip: int = 1
+) -> list[Image.Image]:
+    """A picture for each seed, in one batch, with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598)."""
+    sampler, count = _sampler(model, request), len(seeds)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    told = model.encode_text([request.negative_prompt, request.prompt], clip_skip, MAX_CHUNKS).context
+    told = told.repeat_interleave(count, dim=0)
+    shape = (1, 4, request.height // 8, request.width // 8)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    latents = noise.to(model.device) * sampler.init_noise_sigma
+    for timestep in sampler.timesteps:
+        scaled = sampler.scale_model_input(latents, timestep)
+        steps = timestep.expand(2 * count).to(model.device)
+        without, with_prompt = model.predict(torch.cat([scaled, scaled]), steps, Conditioning(told)).chunk(2)
+        guided = without + request.cfg_scale * (with_prompt - without)
+        latents = sampler.step(guided, timestep, latents, **_noise(sampler, generators), return_dict=False)[0]
+    pixels = model.decode_latents(latents).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(one) for one in ((pixels + 1) * 127.5).round().astype(np.uint8)]
+
+
+def _sampler(model: DiffusersModel, request: PreviewRequest) -> Any:
+    make = SAMPLERS.get(request.sampler or DEFAULT_SAMPLER)
+    if make is None:
+        raise ConfigError(f"The sampler {request.sampler!r} is not known here: take one of {', '.join(SAMPLERS)}.")
+    betas = 1 - model.schedule.alphas_cumprod / torch.cat([torch.ones(1), model.schedule.alphas_cumprod[:-1]])
+    prediction = "epsilon" if model.schedule.prediction == "epsilon" else "v_prediction"
+    sampler = make(trained_betas=betas.float().numpy(), prediction_type=prediction)
+    sampler.set_timesteps(request.steps)
+    return sampler
+
+
+def _noise(sampler: Any, generators: list[torch.Generator]) -> dict[str, list[torch.Generator]]:
+    """Ancestral samplers draw noise at every step; it comes from the picture's seed."""
+    return {"generator": generators} if isinstance(sampler, EulerAncestralDiscreteScheduler) else {}

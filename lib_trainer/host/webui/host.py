@@ -1,0 +1,168 @@
+"""The WebUI as the core's `Host`: its queue, its progress bar, its sampler and its folders."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from modules import call_queue, devices, paths, processing, progress, sd_models, sd_samplers, shared
+from PIL import Image
+
+from lib_trainer.errors import ModelError
+from lib_trainer.host.holding import attribute
+from lib_trainer.host.webui.model import WebuiModel, check_model
+from lib_trainer.ports import PreviewRequest
+
+STATE_FIELDS = (
+    "job", "job_no", "job_count", "sampling_step", "sampling_steps", "textinfo",
+    "current_latent", "current_image_sampling_step",
+)  # fmt: skip
+"""What a preview changes of the WebUI's state, and the run's progress bar reads."""
+
+
+class WebuiHost:
+    """One per process; holds nothing of the model between runs."""
+
+    def __init__(self) -> None:
+        self.task_id: str | None = None
+        """Id of the run in the WebUI's own queue, for its progress bar; None while there is none."""
+
+    def check(self) -> None:
+        check_model(sd_models.model_data.sd_model)
+
+    def device(self) -> torch.device:
+        return torch.device(devices.device)
+
+    def model(self) -> WebuiModel:
+        """Checked again: the checkpoint may have been changed while the run waited in the queue."""
+        self.check()
+        return WebuiModel(sd_models.model_data.sd_model)
+
+    @contextlib.contextmanager
+    def lease(self, title: str) -> Iterator[WebuiLease]:
+        """Wait in the WebUI's queue like a generation, and release it however the run ends."""
+        task = progress.create_task_id("training")
+        progress.add_task_to_queue(task)
+        self.task_id = task
+        try:
+            with call_queue.queue_lock, attribute(shared.state, "interrupt", _interrupt):
+                shared.state.begin(job=task)
+                progress.start_task(task)
+                try:
+                    yield WebuiLease(title)
+                finally:
+                    progress.finish_task(task)
+                    shared.state.end()
+                    _forget_interrupts()
+        finally:
+            progress.pending_tasks.pop(task, None)
+            self.task_id = None
+            devices.torch_gc()
+
+    def preview(self, request: PreviewRequest) -> Image.Image:
+        """txt2img by the WebUI itself. Its picture is the run's: the user's last parameters stay as they are."""
+        kind = processing.StableDiffusionProcessingTxt2Img
+        parameters = kind(
+            sd_model=shared.sd_model,
+            outpath_samples=str(self.cache_folder()),
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            width=request.width,
+            height=request.height,
+            steps=request.steps,
+            cfg_scale=request.cfg_scale,
+            sampler_name=request.sampler or sd_samplers.all_samplers[0].name,
+            seed=request.seed,
+            do_not_save_samples=True,
+            do_not_save_grid=True,
+            do_not_reload_embeddings=True,
+            **(
+                {"scheduler": "Automatic"} if hasattr(kind, "scheduler") else {}
+            ),  # WebUI 1.9 has parted it from samplers
+        )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(closing(parameters))
+            stack.enter_context(_state_kept())
+            if hasattr(shared.cmd_opts, "no_prompt_history"):
+                stack.enter_context(attribute(shared.cmd_opts, "no_prompt_history", True))
+            stack.enter_context(attribute(sd_models, "reload_model_weights", _keep_the_model))
+            images = processing.process_images(parameters).images
+        if not images:
+            raise ModelError("The preview was interrupted.")
+        picture: Image.Image = images[0]
+        shared.state.assign_current_image(picture)
+        return picture
+
+    def describe(self) -> str:
+        model = sd_models.model_data.sd_model
+        try:
+            check_model(model)
+        except ModelError as error:
+            return str(error)
+        return f"{model.sd_checkpoint_info.name_for_extra} [{model.sd_checkpoint_info.shorthash}] · SD 1.x"
+
+    def samplers(self) -> Sequence[str]:
+        return [sampler.name for sampler in sd_samplers.visible_samplers()]
+
+    def lora_folder(self) -> Path:
+        return Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(paths.models_path) / "Lora")
+
+    def cache_folder(self) -> Path:
+        given = getattr(shared.cmd_opts, "trainer_data_dir", None)
+        return Path(given or Path(paths.data_path) / "trainer") / "cache"
+
+
+class WebuiLease:
+    """The WebUI's progress bar and its Interrupt button."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        state = shared.state
+        state.job_count, state.job_no = (1, 0) if total else (0, 0)
+        state.sampling_step, state.sampling_steps = done, total
+        state.textinfo = f"{self._title}: {text}"
+
+    @property
+    def interrupted(self) -> bool:
+        return bool(shared.state.interrupted or getattr(shared.state, "stopping_generation", False))
+
+
+@contextlib.contextmanager
+def _state_kept() -> Iterator[None]:
+    """The WebUI's progress as the run has set it, and its console bar unused, however a generation in between ends."""
+    state = {name: getattr(shared.state, name) for name in STATE_FIELDS if hasattr(shared.state, name)}
+    try:
+        yield
+    finally:
+        for name, value in state.items():
+            setattr(shared.state, name, value)
+        if hasattr(shared, "total_tqdm"):
+            shared.total_tqdm.clear()
+
+
+def _keep_the_model(*_: Any, **__: Any) -> Any:
+    """`reload_model_weights` during a preview: a menu changed meanwhile would swap the model that is being trained.
+
+    Whoever changed it waits in the WebUI's queue and has the new checkpoint loaded when the run has ended.
+    """
+    return shared.sd_model
+
+
+def _interrupt() -> None:
+    """`State.interrupt` during a run: "Reload UI" interrupts first and then reloads, but a run outlives its page."""
+    if sys._getframe(1).f_code.co_name != "request_restart":
+        type(shared.state).interrupt(shared.state)
+
+
+def _forget_interrupts() -> None:
+    """An Interrupt that was meant for this run must not end the next generation."""
+    for flag in ("skipped", "interrupted", "stopping_generation"):
+        if hasattr(shared.state, flag):
+            setattr(shared.state, flag, False)

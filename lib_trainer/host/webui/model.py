@@ -1,0 +1,139 @@
+"""The WebUI's loaded checkpoint as the core's `LoadedModel`: its own modules, where they are."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from modules import devices, sd_hijack, sd_unet, shared
+from torch import nn
+
+from lib_trainer.errors import ModelError
+from lib_trainer.host.clip import ClipText
+from lib_trainer.host.holding import attribute, held_in
+from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.networks.lora import replaced_forward
+from lib_trainer.ports import NoiseSchedule, TrainingState
+
+
+class WebuiModel(LdmModel):
+    """An `LdmModel` over `shared.sd_model` that also sets aside what generation may have left on it."""
+
+    def __init__(self, sd_model: Any) -> None:
+        info = sd_model.sd_checkpoint_info
+        encoder = sd_model.cond_stage_model.wrapped
+        super().__init__(
+            unet=sd_model.model.diffusion_model,
+            vae=sd_model.first_stage_model,
+            text=ClipText(encoder.transformer, encoder.tokenizer),
+            schedule=_schedule(sd_model),
+            latent_scale=float(sd_model.scale_factor),
+            name=info.name_for_extra,
+            file=Path(info.filename),
+            file_hash=info.sha256 or "",
+        )
+        self.sd_model = sd_model
+
+    @contextlib.contextmanager
+    def training(self, state: TrainingState) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(without_prompt_networks(self.sd_model))
+            stack.enter_context(attribute(sd_unet, "current_unet", None))
+            stack.enter_context(attribute(sd_hijack.model_hijack, "fixes", None))
+            stack.enter_context(without_seams())
+            if not state.text_encoder:
+                stack.enter_context(without_fp8(self.text.transformer))
+            stack.enter_context(super().training(state))
+            yield
+
+
+def check_model(sd_model: Any) -> None:
+    """Raise `ModelError` with the remedy unless this checkpoint can be trained as it is loaded."""
+    if sd_model is None:
+        raise ModelError("No checkpoint is loaded: choose one at the top left of the page and wait until it is there.")
+    options = shared.cmd_opts
+    if getattr(sd_model, "lowvram", False) or getattr(options, "lowvram", False) or getattr(options, "medvram", False):
+        raise ModelError(
+            "The WebUI was started with --lowvram or --medvram, which moves parts of the model away while they are "
+            "needed for training: start it without that option and turn on gradient checkpointing instead."
+        )
+    for flag, family in (("is_sdxl", "SDXL"), ("is_sd2", "SD 2.x"), ("is_sd3", "SD 3")):
+        if getattr(sd_model, flag, False):
+            raise ModelError(f"The loaded checkpoint is of {family}, which is not supported yet: load one of SD 1.x.")
+    if getattr(getattr(sd_model, "model", None), "conditioning_key", "crossattn") != "crossattn":
+        raise ModelError("The loaded checkpoint is made for inpainting or editing: load one for txt2img.")
+    encoder = getattr(getattr(sd_model, "cond_stage_model", None), "wrapped", None)
+    if not hasattr(getattr(encoder, "transformer", None), "text_model") or not hasattr(sd_model, "first_stage_model"):
+        raise ModelError("The loaded checkpoint is not laid out as SD 1.x (no CLIP text encoder): load one of SD 1.x.")
+    if next(sd_model.model.parameters()).device.type != torch.device(devices.device).type:
+        raise ModelError(
+            "The checkpoint was unloaded to the CPU: load it again (Settings, Actions) and start once more."
+        )
+
+
+PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+"""Classes whose `forward` the built-in Lora extension replaces."""
+
+
+@contextlib.contextmanager
+def without_prompt_networks(sd_model: Any) -> Iterator[None]:
+    """The model without the LoRAs of the last prompt: the weights bit for bit, and each layer's own forward.
+
+    The built-in Lora extension merges LoRAs into the loaded weights and keeps backups; its restore copies in place and
+    fails while gradients are on. Its forwards look for LoRAs at every call and break while "Reload UI" takes the
+    extension out and puts it in again, so they are passed by. The next prompt that asks for a LoRA gets it again.
+    """
+    networks = sys.modules.get("networks")
+    if not hasattr(networks, "network_apply_weights") or not hasattr(networks, "load_networks"):
+        yield
+        return
+    known = [module for module in sd_model.modules() if getattr(module, "network_layer_name", None) is not None]
+    with torch.no_grad():
+        networks.load_networks([])  # type: ignore[union-attr]
+        for module in known:
+            networks.network_apply_weights(module)  # type: ignore[union-attr]
+    with contextlib.ExitStack() as stack:
+        for module in known:
+            own = _own_forward(module, getattr(networks, "originals", None))
+            if own is not None:
+                stack.enter_context(replaced_forward(module, functools.partial(own, module)))
+        yield
+
+
+def _own_forward(module: nn.Module, originals: Any) -> Any:
+    """The forward of the module's class that the Lora extension has replaced; None if there is none or one hides it."""
+    if "forward" in vars(module):
+        return None
+    kind = next((kind for kind in PATCHED if type(module).forward is kind.forward), None)
+    return None if kind is None else getattr(originals, f"{kind.__name__}_forward", None)
+
+
+def without_fp8(encoder: Any) -> contextlib.AbstractContextManager[None]:
+    """Weights that the WebUI stores in 8 bits, in the precision of the encoder's norms; others stay as they are."""
+    return held_in(encoder.text_model.final_layer_norm.weight.dtype, encoder)
+
+
+@contextlib.contextmanager
+def without_seams() -> Iterator[None]:
+    """Zero padding in the convolutions, where the last picture was a seamless tile."""
+    hijack = sd_hijack.model_hijack
+    circular = hijack.circular_enabled
+    hijack.apply_circular(False)
+    try:
+        yield
+    finally:
+        hijack.apply_circular(circular)
+
+
+def _schedule(sd_model: Any) -> NoiseSchedule:
+    """`alphas_cumprod` itself is overwritten at each generation by the downcast and zero-terminal-SNR options."""
+    alphas = getattr(sd_model, "alphas_cumprod_original", None)
+    if alphas is None:
+        alphas = sd_model.alphas_cumprod
+    prediction = "v" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
+    return NoiseSchedule(alphas.detach().double().cpu(), prediction)  # type: ignore[arg-type]

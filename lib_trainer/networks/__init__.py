@@ -1,0 +1,1 @@
+"""Networks that adapt a frozen model: maths (`functional`), modules (`lora`), names (`naming`), files (`formats`)."""

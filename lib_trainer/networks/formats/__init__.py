@@ -1,0 +1,1 @@
+"""Files: state dicts in and out."""

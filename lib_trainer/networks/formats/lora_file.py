@@ -1,0 +1,69 @@
+"""LoRA files: safetensors with sd-scripts' metadata, as the WebUI's Lora loader and its card read them.
+
+Layout: an 8-byte little-endian header length, a JSON header (tensors and a `__metadata__` of strings), the tensors'
+bytes (https://github.com/huggingface/safetensors). `sshs_model_hash` is the SHA-256 of everything behind the header, so
+that editing the metadata does not change a file's identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from lib_trainer.errors import ModelError, SaveError
+from lib_trainer.files import write_atomically
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+
+
+def write_lora(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], *, overwrite: bool
+) -> None:
+    """Write a LoRA file whole or not at all. Raises `SaveError` naming the file and the remedy."""
+    data = safetensors.torch.save(dict(tensors))
+    body = memoryview(data)[8 + struct.unpack("<Q", data[:8])[0] :]
+    identity = {"sshs_model_hash": hashlib.sha256(body).hexdigest()}
+    data = safetensors.torch.save(dict(tensors), metadata={**metadata, **identity})
+    try:
+        write_atomically(path, data, overwrite=overwrite)
+    except FileExistsError:
+        raise SaveError(f"{path} exists already: choose another name or move that file away.") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SaveError(
+            f"{path} could not be written ({reason}): make room or choose another folder; earlier files are untouched."
+        ) from error
+
+
+def read_lora(path: Path) -> LoraFile:
+    """Read a LoRA file. Raises `ModelError` naming the file if it is not one."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise ModelError(f"There is no file {path}: check the name.") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(
+            f"{path} is not a readable .safetensors file ({error}): download or train it again."
+        ) from error
+    if not any(name.endswith(".lora_down.weight") for name in tensors):
+        raise ModelError(f"{path} holds no LoRA in the WebUI's layout (no lora_down weights): choose another file.")
+    return LoraFile(tensors, metadata)
+
+
+def json_value(value: object) -> str:
+    """A metadata value; the WebUI parses JSON only where it begins with a brace."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,207 @@
+"""What the core needs from a host, and nothing more.
+
+A host is the WebUI (`host/webui`) or diffusers (`host/standalone`). The core sees a loaded model only through these
+protocols; the model stays where it is: no copy, no reload. Tensors are channels first, latents are already multiplied
+by the family's scale (0.18215 on SD1), pixels are in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+
+
+class Family(str, enum.Enum):
+    """Model families by the layout of their files; the value is what the user reads."""
+
+    SD1 = "SD 1.x"
+    SD2 = "SD 2.x"
+    SDXL = "SDXL"
+
+
+Part = Literal["unet", "te1", "te2"]
+Group = Literal["transformer", "convolution"]
+
+
+@dataclass(frozen=True)
+class AdaptableModule:
+    """A live Linear or Conv2d that an adapter may wrap.
+
+    `key` is its published name (`lora_unet_down_blocks_0_…`), the same on every host; `block` is its place among the
+    25 UNet blocks (`input_4`, `middle`, `output_11`) or the text encoder's layer (`layer_3`), for block-wise rates.
+    `group` tells attention modules (what LoRA trains) from the convolutions of resnets and samplers (what LoCon adds).
+    """
+
+    key: str
+    module: nn.Module
+    part: Part
+    group: Group
+    block: str
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """`alphas_cumprod`: (T,) float64 on the CPU, as published for the model, never as a sampler has altered it."""
+
+    alphas_cumprod: torch.Tensor
+    prediction: Literal["epsilon", "v"]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told.
+
+    `context`: (B, 77·chunks, D). `vector`: (B, V) for families with pooled output, else None.
+    """
+
+    context: torch.Tensor
+    vector: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Conditioning:
+        return Conditioning(self.context.to(device), None if self.vector is None else self.vector.to(device))
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """Sizes in pixels that SDXL is conditioned on; families without vector conditioning ignore them."""
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How the host is to hold its model while it is trained.
+
+    `dtype`: what the frozen weights are held in and the products computed in. `checkpointing`: recompute activations
+    in the backward pass. `text_encoder`: whether gradients will flow through the text encoder.
+    """
+
+    dtype: torch.dtype
+    checkpointing: bool
+    text_encoder: bool
+
+
+@dataclass(frozen=True)
+class PreviewRequest:
+    """A picture to draw. `sampler` is the host's own name for one; an empty name is the host's default."""
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 512
+    height: int = 512
+    steps: int = 20
+    cfg_scale: float = 7.0
+    sampler: str = ""
+    seed: int = 1
+
+
+class LoadedModel(Protocol):
+    """The checkpoint that is loaded, in place."""
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def file(self) -> Path | None: ...
+
+    @property
+    def file_hash(self) -> str:
+        """SHA-256 of the file, or empty where the host has not computed it."""
+
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """One UNet call. latents (B, 4, H, W); timesteps (B,) int64 in [0, T); returns (B, 4, H, W)."""
+
+    def encode_text(
+        self, captions: Sequence[str], clip_skip: int, max_chunks: int, sizes: Sequence[PictureSize] | None = None
+    ) -> Conditioning:
+        """Captions are taken literally: brackets, `BREAK` and names of embeddings mean nothing special.
+
+        Each caption fills as many chunks of 75 tokens as it needs, at most `max_chunks`; all are padded with empty
+        chunks to the longest. Gradients flow unless the caller forbids it.
+        """
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels (B, 3, H, W) fp32 in [-1, 1], sides divisible by 8 → moments (B, 8, H/8, W/8) fp32 on the CPU.
+
+        The first four channels are the posterior's mean, the last four its logarithmic variance, both unscaled.
+        """
+
+    def vae_fingerprint(self) -> str:
+        """Hexadecimal digest of the VAE's weights: another VAE's latents must not be mistaken for this one's."""
+
+    @property
+    def latent_scale(self) -> float:
+        """What a latent is multiplied by before the UNet sees it (0.18215 on SD1)."""
+
+    def adaptable_modules(self) -> Sequence[AdaptableModule]:
+        """Every module that an adapter may wrap, sorted by key."""
+
+    def training(self, state: TrainingState) -> AbstractContextManager[None]:
+        """Hold the model ready for training; on leaving, however that happens, everything is what it was.
+
+        May be entered again after it was left: a preview leaves it, draws, and enters it anew.
+        """
+
+
+class Host(Protocol):
+    """Where a run takes place."""
+
+    def check(self) -> None:
+        """Raise `ModelError` if no model is loaded, it cannot be trained, or the host's settings forbid training.
+
+        Touches nothing, loads nothing, and is called before the data set is read.
+        """
+
+    def device(self) -> torch.device:
+        """Where the model is or will be trained."""
+
+    def model(self) -> LoadedModel:
+        """The model to train. Called once, inside the lease."""
+
+    def lease(self, title: str) -> AbstractContextManager[Lease]:
+        """Wait for the host's own queue and hold its device until the run ends."""
+
+    def preview(self, request: PreviewRequest) -> Image.Image:
+        """Draw with the host's own sampler and the model as it stands. Called outside `LoadedModel.training`."""
+
+    def describe(self) -> str:
+        """One line for the page on what would be trained ('dreamshaper_8 [879db523c3] · SD 1.x'), or why not."""
+
+    def samplers(self) -> Sequence[str]:
+        """Names that `PreviewRequest.sampler` understands."""
+
+    def lora_folder(self) -> Path:
+        """Where a finished LoRA is found by the host's prompts."""
+
+    def cache_folder(self) -> Path:
+        """Where latents may be kept between runs."""
+
+
+class Lease(Protocol):
+    """The host's attention during a run: its progress bar and its Interrupt button."""
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Show `done` of `total` steps in the host's own progress bar."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user has pressed the host's own Interrupt or Stop."""

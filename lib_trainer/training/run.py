@@ -1,0 +1,291 @@
+"""A run from a checked job to its file: lease, model, data, loop, previews, saving, and what is kept when it fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from lib_trainer import events as ev
+from lib_trainer.config import JobConfig
+from lib_trainer.dataset.batches import FixedSize, batches_per_epoch, epoch_batches
+from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures, sample_latents
+from lib_trainer.dataset.scan import Scan, scan_folder
+from lib_trainer.errors import MemoryExhausted, SaveError, TrainerError
+from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
+from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
+from lib_trainer.training.checks import check_job, output_path, step_path
+from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
+from lib_trainer.training.metadata import RunFacts, run_metadata
+from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
+from lib_trainer.training.precision import resolve_precision
+from lib_trainer.training.recipes import Recipe, parameters
+from lib_trainer.training.recipes.lora import LoraRecipe
+from lib_trainer.training.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job that has passed every check that needs no model."""
+
+    job: JobConfig
+    scan: Scan
+    output: Path
+
+
+def prepare(job: JobConfig, host: Host) -> Plan:
+    """Check a job against its host and read its folder of pictures. Raises a `TrainerError`; touches no model."""
+    check_job(job, host)
+    host.check()
+    output = output_path(job, host)
+    data = job.dataset
+    scan = scan_folder(Path(data.folder).expanduser(), trigger_word=data.trigger_word, repeats=data.repeats)
+    return Plan(job, scan, output)
+
+
+def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
+    """Run to the end, to a stop, or to an error, which is raised after everything has been put back.
+
+    Emits `Finished` at the end. A `TrainerError` carries the file with the last good weights in `kept`.
+    """
+    emit(ev.Phase("Waiting for the queue"))
+    with host.lease(f"Training {plan.job.output.name}") as lease:
+        if control.stopping:
+            result = ev.Finished(0, None, stopped=True)
+        else:
+            result = Run(plan, host, host.model(), lease, control, emit).execute()
+    emit(result)
+
+
+class Run:
+    """One run inside a lease."""
+
+    def __init__(
+        self, plan: Plan, host: Host, model: LoadedModel, lease: Lease, control: ev.Control, emit: ev.Listener
+    ) -> None:
+        self.job, self.scan, self.output = plan.job, plan.scan, plan.output
+        self.host, self.model, self.lease, self.control, self.emit = host, model, lease, control, emit
+        self.dtype = resolve_precision(self.job.training.precision, model.device)
+        self.step = self.epoch = 0
+        self.cover: Image.Image | None = None
+        self.last_saved: tuple[int, Path] | None = None
+        self.recipe: Recipe
+        self.facts: RunFacts
+
+    def execute(self) -> ev.Finished:
+        """Prepare, train, save. Whatever is raised, the model is its host's again and the weights so far are kept."""
+        try:
+            self.recipe = LoraRecipe(self.job, self.model)
+            state = TrainingState(self.dtype, self.job.training.gradient_checkpointing, self.recipe.trains_text_encoder)
+            with Session(self.model, self.recipe, state) as session:
+                encoded = self._encode_pictures()
+                captions = self._captions(encoded)
+                if not self.stopping():
+                    self._train(encoded, captions, session)
+            if self.step == 0:
+                return ev.Finished(0, None, stopped=True)
+            self._save(self.output, final=True)
+            return ev.Finished(self.step, self.output, stopped=self.step < self.facts.total_steps)
+        except Exception as error:
+            failure = self._explain(error)
+            failure.kept = self._keep()
+            if failure is error:
+                raise
+            raise failure from error
+
+    def stopping(self) -> bool:
+        """A host may take its Interrupt back (the WebUI does so with its next task): once seen, it holds."""
+        if self.lease.interrupted:
+            self.control.stop()
+        return self.control.stopping
+
+    def _encode_pictures(self) -> Encoded:
+        for skipped in self.scan.skipped:
+            self.emit(ev.Message(f"Skipped {skipped.path}: {skipped.reason}", "warning"))
+        for note in self.scan.notes:
+            self.emit(ev.Message(note))
+        data = self.job.dataset
+        store: LatentStore = DiskStore(self.host.cache_folder()) if data.cache == "disk" else MemoryStore()
+        encoded = encode_pictures(
+            self.scan.samples,
+            FixedSize(data.width, data.height),
+            self.model.encode_images,
+            self.model.vae_fingerprint(),
+            store,
+            self._phase("Caching latents"),
+            self.stopping,
+        )
+        for skipped in encoded.skipped:
+            self.emit(ev.Message(f"Skipped {skipped.path}: {skipped.reason}", "warning"))
+        return encoded
+
+    def _captions(self, encoded: Encoded) -> CaptionSource:
+        live = LiveCaptions(self.model, self.job.training.clip_skip, self.job.training.max_tokens)
+        if self.recipe.trains_text_encoder:
+            return live
+        cached = CachedCaptions(live)
+        pairs = [(sample.caption, size) for sample, size in zip(encoded.samples, encoded.sizes, strict=True)]
+        cached.fill(pairs, self._phase("Caching captions"), self.stopping)
+        return cached
+
+    def _train(self, encoded: Encoded, captions: CaptionSource, session: Session) -> None:
+        job = self.job
+        repeats = [sample.repeats for sample in encoded.samples]
+        batches = batches_per_epoch(encoded.targets, repeats, job.training.batch_size)
+        steps_per_epoch = -(-batches // job.training.gradient_accumulation)
+        total = job.training.max_steps or job.training.epochs * steps_per_epoch
+        precision = str(self.dtype).removeprefix("torch.")
+        self.facts = RunFacts(job, self.model, self.scan, encoded, total, batches, precision)
+        optimizer = OPTIMIZERS[job.optimizer.name](self.recipe.groups(), job.optimizer)
+        if self.model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.model.device)
+        self.emit(ev.Started(total, sum(p.numel() for p in parameters(self.recipe)), self.recipe.modules()))
+        train(
+            self.model,
+            captions,
+            self._steps(encoded),
+            optimizer,
+            LearningRates(optimizer, job.optimizer, total),
+            LoopOptions(total, self.dtype, job.optimizer.max_gradient_norm, job.training.seed + 1),
+            lambda done: self._after_step(done, session),
+            self.stopping,
+        )
+
+    def _steps(self, encoded: Encoded) -> Iterator[StepBatches]:
+        """Batches without end, epoch after epoch; a step never reaches across the end of an epoch."""
+        training = self.job.training
+        order = torch.Generator().manual_seed(training.seed + 2)
+        repeats = [sample.repeats for sample in encoded.samples]
+        epoch = 0
+        while True:
+            epoch += 1
+            drawn = epoch_batches(encoded.targets, repeats, training.batch_size, order)
+            for start in range(0, len(drawn), training.gradient_accumulation):
+                group = drawn[start : start + training.gradient_accumulation]
+                yield StepBatches(epoch, [self._batch(encoded, indices, order) for indices in group])
+
+    def _batch(self, encoded: Encoded, indices: list[int], generator: torch.Generator) -> Batch:
+        moments = torch.stack([encoded.moments(index) for index in indices])
+        return Batch(
+            sample_latents(moments, self.model.latent_scale, generator),
+            [encoded.samples[index].caption for index in indices],
+            [encoded.sizes[index] for index in indices],
+        )
+
+    def _after_step(self, done: ev.StepDone, session: Session) -> None:
+        self.step, self.epoch = done.step, done.epoch
+        self.emit(done)
+        self.lease.progress(done.step, done.total_steps, f"loss {done.loss:.4f}")
+        last = done.step == done.total_steps
+        every, save_every = self.job.preview.every, self.job.output.save_every
+        due = bool(self.job.preview.prompt and every and (done.step % every == 0 or last))
+        if (due or self.control.take_sample()) and not self.stopping():
+            self._preview(session)
+        if not last and (self.control.take_save() or (save_every and done.step % save_every == 0)):
+            self._save_between()
+
+    def _save_between(self) -> None:
+        """A full disk must not cost what is still to be learned: the run goes on, and its end saves again."""
+        try:
+            self._save(step_path(self.output, self.step), final=False)
+        except SaveError as error:
+            logger.warning("%s", error)
+            self.emit(ev.Message(str(error), "warning"))
+
+    def _preview(self, session: Session) -> None:
+        """A preview that fails is a warning: hours of training are worth more than a picture."""
+        preview, data = self.job.preview, self.job.dataset
+        request = PreviewRequest(
+            prompt=preview.prompt or data.trigger_word,
+            negative_prompt=preview.negative_prompt,
+            width=preview.width or data.width,
+            height=preview.height or data.height,
+            steps=preview.steps,
+            cfg_scale=preview.cfg_scale,
+            sampler=preview.sampler,
+            seed=preview.seed,
+        )
+        image: Image.Image | None = None
+        with session.generating():
+            try:
+                image = self.host.preview(request)
+            except Exception as error:
+                logger.warning("The preview failed", exc_info=True)
+                self.emit(ev.Message(f"The preview of step {self.step} failed: {error}", "warning"))
+        if image is not None:
+            self.cover = image
+            self.emit(ev.PreviewMade(self.step, image, request.prompt))
+
+    def _save(self, path: Path, *, final: bool) -> None:
+        facts = run_metadata(self.facts, step=self.step, epoch=self.epoch, cover=self.cover)
+        self.recipe.save(path, facts, overwrite=False)
+        self.last_saved = (self.step, path)
+        self.emit(ev.Saved(self.step, path, final))
+
+    def _keep(self) -> Path | None:
+        """After a failure: the file with the newest good weights, written now if there is none of this step.
+
+        Also after a file could not be written: its name may be taken now, and this one is another.
+        """
+        written = None if self.last_saved is None else self.last_saved[1]
+        if self.step == 0 or (self.last_saved is not None and self.last_saved[0] == self.step):
+            return written
+        if not _all_finite(self.recipe):
+            return written
+        try:
+            path = step_path(self.output, self.step)
+            facts = run_metadata(self.facts, step=self.step, epoch=self.epoch, cover=self.cover)
+            self.recipe.save(path, facts, overwrite=False)
+        except Exception:
+            logger.warning("The weights of step %d could not be kept", self.step, exc_info=True)
+            return written
+        return path
+
+    def _explain(self, error: Exception) -> TrainerError:
+        if not is_out_of_memory(error):
+            return error if isinstance(error, TrainerError) else UnexpectedError(f"{type(error).__name__}: {error}")
+        training, data = self.job.training, self.job.dataset
+        lower = []
+        if training.batch_size > 1:
+            lower.append(f"training.batch_size (now {training.batch_size})")
+        if not training.gradient_checkpointing:
+            lower.append("turn on training.gradient_checkpointing")
+        lower.append(f"dataset.width and dataset.height (now {data.width}×{data.height})")
+        lower.append(f"network.rank (now {self.job.network.rank})")
+        where = f"at step {self.step + 1}" if self.step else "before the first step was done"
+        return MemoryExhausted(f"The {self.model.device.type} ran out of memory {where}: lower {', '.join(lower)}.")
+
+    def _phase(self, name: str) -> _PhaseProgress:
+        return _PhaseProgress(self, name)
+
+
+class UnexpectedError(TrainerError):
+    """A defect of ours or of the host's, carried to the user with what was kept."""
+
+
+@dataclass(frozen=True)
+class _PhaseProgress:
+    run: Run
+    name: str
+
+    def __call__(self, done: int, total: int) -> None:
+        self.run.emit(ev.Phase(self.name, done, total))
+        self.run.lease.progress(0, 0, f"{self.name} {done}/{total}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch raises its own class on a GPU, a plain RuntimeError on the CPU, and numpy or Pillow a MemoryError."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def _all_finite(recipe: Recipe) -> bool:
+    return all(bool(torch.isfinite(parameter).all()) for parameter in parameters(recipe))

@@ -1,0 +1,1 @@
+"""The pages: gradio only. They know the core's use cases and its view of a run, never a host."""

@@ -1,0 +1,90 @@
+"""The page without a WebUI: the tabs Train and Generate over any host, served to this machine only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it when it is imported
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lib_trainer.jobs import JobRunner
+from lib_trainer.ui.generate_page import INSERT_JS, Generator, build_generate_page
+from lib_trainer.ui.train_page import PageOptions, build_train_page
+
+__all__ = ["Generator", "build_app", "serve"]
+
+ROOT = Path(__file__).parents[2]
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif"]
+MONO_FONTS = ["ui-monospace", "Consolas", "monospace"]
+STICKY = ".gradio-container { overflow: clip !important; }"
+"""gradio's own `hidden` makes the container a scroller of its own, in which nothing can stay in view."""
+
+CONTENT_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:"
+"""gradio's page asks for a script and fonts from elsewhere: the browser is told to stay on this server."""
+
+
+def build_app(runner: JobRunner, generator: Generator, *, headless_fields: bool = False, size: int = 512) -> gr.Blocks:
+    """The page. `size` is the width and height that the Generate tab starts with."""
+    samplers = tuple(runner.host.samplers())
+    options = PageOptions(
+        job_folder=runner.host.cache_folder() / "jobs",
+        insert_js=INSERT_JS,
+        samplers=samplers,
+        headless_fields=headless_fields,
+        use_label="Use in Generate",
+    )
+    with gr.Blocks(
+        title="LoRA trainer",
+        theme=gr.themes.Default(font=FONTS, font_mono=MONO_FONTS),
+        css=(ROOT / "style.css").read_text("utf-8") + STICKY,
+        analytics_enabled=False,
+    ) as app:
+        with gr.Tabs():
+            with gr.Tab("Train", elem_id="trainer_tab_train"):
+                build_train_page(runner, options)
+            with gr.Tab("Generate", elem_id="trainer_tab_generate"):
+                build_generate_page(generator, samplers, size)
+        script = (ROOT / "javascript" / "trainer.js").read_text("utf-8")
+        app.load(None, None, None, _js=f"() => {{ {script}\nreturn []; }}")
+    return app
+
+
+def serve(
+    app: gr.Blocks, host: str = "127.0.0.1", port: int = 7861, open_browser: bool = False, block: bool = True
+) -> str:
+    """Serve the page and return its address. Nobody but this machine reaches it unless `host` says otherwise."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    app.queue(api_open=False)
+    _, address, _ = app.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_browser,
+        share=False,
+        show_api=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        app_kwargs={"middleware": [Middleware(StayHere)]},
+    )
+    if block:
+        app.block_thread()
+    return str(address)
+
+
+class StayHere:
+    """Sends the content policy with every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", []), (b"content-security-policy", CONTENT_POLICY.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)

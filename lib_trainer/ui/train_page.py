@@ -1,0 +1,181 @@
+"""The training page: the form on the left, the run on the right.
+
+gradio 3.41 has no timer. `javascript/trainer.js` clicks a hidden button every second while the page is visible and a
+run is active, and the answer holds only what has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lib_trainer.jobs import JobRunner
+from lib_trainer.ui.form import Form, build_form, keep_out_of_ui_config
+from lib_trainer.ui.status import status_html
+from lib_trainer.ui.train_actions import PageOptions, PageUpdate, TrainActions
+
+__all__ = ["PageOptions", "build_train_page"]
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_name": False}
+"""How every event of the page runs: past the host's queue, which a generation may hold, and without flicker."""
+
+
+@dataclass(frozen=True)
+class _Page:
+    """The components that the events connect."""
+
+    form: Form
+    header: gr.HTML
+    notice: gr.HTML
+    status: gr.HTML
+    chart: gr.HTML
+    gallery: gr.Gallery
+    log: gr.HTML
+    start: gr.Button
+    stop: gr.Button
+    save: gr.Button
+    preview: gr.Button
+    use: gr.Button
+    export: gr.Button
+    load: gr.UploadButton
+    poll: gr.Button
+    restore: gr.Button
+    lora: gr.Textbox
+    seen: gr.Textbox
+    payload: gr.Textbox
+
+    def polled(self) -> list[Any]:
+        """The components that a poll writes, in the order of `PageUpdate`."""
+        return [getattr(self, name) for name in PageUpdate.__dataclass_fields__]
+
+
+def build_train_page(runner: JobRunner, options: PageOptions) -> None:
+    """Lay out the page in the open gradio context and connect it with the runner."""
+    actions = TrainActions(runner, options)
+    page = _lay_out(options)
+    _connect_run(page, actions)
+    _connect_files(page, actions)
+    _connect_watch(page, actions)
+
+
+def _lay_out(options: PageOptions) -> _Page:
+    make = _Maker(options.prefix)
+    with gr.Column(elem_id=f"{options.prefix}_page", elem_classes="trainer-page"):
+        header = make(gr.HTML, "header")
+        with gr.Row(elem_classes="trainer-columns", equal_height=False):
+            with gr.Column(elem_classes="trainer-left", min_width=340):
+                with gr.Row(elem_classes="trainer-files"):
+                    load = make(gr.UploadButton, "import", label="Import job file", file_types=[".toml"], size="sm")
+                    export = make(gr.Button, "export", value="Export job file", size="sm")
+                form = build_form(
+                    prefix=options.prefix, samplers=options.samplers, headless_fields=options.headless_fields
+                )
+            with gr.Column(elem_classes="trainer-right", min_width=340):
+                with gr.Row(elem_classes="trainer-buttons"):
+                    start = make(gr.Button, "start", value="Start", variant="primary", min_width=90)
+                    stop = make(gr.Button, "stop", value="Stop", variant="stop", interactive=False, min_width=90)
+                    save = make(gr.Button, "save", value="Save now", interactive=False, min_width=90)
+                    preview = make(gr.Button, "preview_now", value="Preview now", interactive=False, min_width=90)
+                notice = make(gr.HTML, "notice")
+                # The WebUI's own progress bar is put before the anchor; polls never touch this box.
+                make(gr.HTML, "native", value='<div class="trainer-native"><div class="trainer-anchor"></div></div>')
+                status = make(gr.HTML, "status", value=status_html(None, prefix=options.prefix))
+                use = make(gr.Button, "use", value=options.use_label, variant="primary", visible=False)
+                chart = make(gr.HTML, "chart")
+                gallery = make(
+                    gr.Gallery,
+                    "gallery",
+                    label="Previews",
+                    visible=False,
+                    show_label=False,
+                    columns=3,
+                    height="auto",
+                    object_fit="contain",
+                )
+                with make(gr.Accordion, "log_box", label="Log", open=True):
+                    log = make(gr.HTML, "log")
+        return _Page(
+            form=form, header=header, notice=notice, status=status, chart=chart, gallery=gallery, log=log,
+            start=start, stop=stop, save=save, preview=preview, use=use, export=export, load=load,
+            poll=make(gr.Button, "poll", value="", visible=False),
+            restore=make(gr.Button, "restore", value="", visible=False),
+            lora=make(gr.Textbox, "lora", value="", visible=False),
+            seen=make(gr.Textbox, "seen", value="", visible=False),
+            payload=make(gr.Textbox, "payload", value="", visible=False),
+        )  # fmt: skip
+
+
+class _Maker:
+    """Makes components with the page's ids, kept out of the WebUI's saved values."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __call__(self, kind: type[Any], name: str, **options: Any) -> Any:
+        identity = {"elem_id": f"{self._prefix}_{name}", "elem_classes": f"trainer-box-{name.replace('_', '-')}"}
+        return keep_out_of_ui_config(kind(**identity, **options))
+
+
+def _connect_run(page: _Page, actions: TrainActions) -> None:
+    """Start, Stop, Save now, Preview now. None of them writes the form, so nothing that was typed is lost."""
+    refresh = _script(f"refresh({actions.options.prefix!r})")
+
+    def start(*raw: Any) -> str:
+        return actions.start(page.form.values(raw))
+
+    page.start.click(start, page.form.inputs, [page.notice], **QUIET).then(None, None, None, _js=refresh)
+    runner = actions.runner
+    commands: list[tuple[gr.Button, Callable[[], None], str]] = [
+        (page.stop, runner.stop, "Stopping after the step in progress; what has been learned is saved."),
+        (page.save, runner.save, "The file will be written after the step in progress."),
+        (page.preview, runner.sample, "A preview will be drawn after the step in progress."),
+    ]
+    for button, action, told in commands:
+        event = button.click(_commander(actions, action, told), None, [page.notice], **QUIET)
+        event.then(None, None, None, _js=refresh)
+    insert = f"(text) => {{ ({actions.options.insert_js})(text); return []; }}"
+    page.use.click(None, [page.lora], None, _js=insert)
+
+
+def _commander(actions: TrainActions, action: Callable[[], None], told: str) -> Callable[[], str]:
+    return lambda: actions.command(action, told)
+
+
+def _connect_files(page: _Page, actions: TrainActions) -> None:
+    """Export, import, and the form of the last started job when the page is opened again."""
+
+    def export(*raw: Any) -> tuple[str, str]:
+        return actions.export(page.form.values(raw))
+
+    def load(file: Any) -> list[Any]:
+        notice, values = actions.load(Path(file.name))
+        return [notice, *_shown(page.form, values)]
+
+    def restore() -> list[Any]:
+        return _shown(page.form, actions.last_job())
+
+    download = "(payload) => { window.trainerPage?.download(payload); return []; }"
+    exported = page.export.click(export, page.form.inputs, [page.notice, page.payload], **QUIET)
+    exported.then(None, [page.payload], None, _js=download)
+    page.load.upload(load, [page.load], [page.notice, *page.form.inputs], **QUIET)
+    page.restore.click(restore, None, page.form.inputs, **QUIET)
+
+
+def _shown(form: Form, values: dict[str, Any] | None) -> list[Any]:
+    return [gr.update() for _ in form.inputs] if values is None else form.updates(values)
+
+
+def _connect_watch(page: _Page, actions: TrainActions) -> None:
+    def poll(seen: str) -> list[Any]:
+        return actions.poll(seen).outputs()
+
+    answered = _script(f"polled({actions.options.prefix!r})")
+    page.poll.click(poll, [page.seen], page.polled(), **QUIET).success(None, None, None, _js=answered)
+
+
+def _script(call: str) -> str:
+    return f"() => {{ window.trainerPage?.{call}; return []; }}"

@@ -1,0 +1,104 @@
+"""What the training scripts share: model shapes, averaged weights, the learning-rate curve, atomic files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCALING_FACTOR = 0.18215
+"""SD1's latent scale; the VAE's quant convolutions are folded so that it gives unit variance."""
+
+VAE_CONFIG: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    # Not 32 at the top: with SD's fixed 32 groups that is an instance norm, which wipes each channel's mean
+    # just before the output convolution, and colours drift.
+    "block_out_channels": (64, 64, 64, 64),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 64,
+    "scaling_factor": SCALING_FACTOR,
+}
+UNET_CONFIG: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "block_out_channels": (32, 32, 64, 64),
+    "layers_per_block": 2,
+    "cross_attention_dim": 32,
+    # diffusers' name is historical: for SD1 this is the number of heads.
+    "attention_head_dim": 4,
+    "norm_num_groups": 32,
+}
+CLIP_CONFIG: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 32,
+    "intermediate_size": 128,
+    "projection_dim": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 49407,
+}
+
+
+class Ema:
+    """Exponential moving average of parameters, warmed up so that early steps do not linger."""
+
+    def __init__(self, params: Iterable[torch.nn.Parameter], decay: float = 0.999) -> None:
+        self.params = list(params)
+        self.decay = decay
+        self.steps = 0
+        self.shadow = [p.detach().clone() for p in self.params]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step: shadow moves towards the parameters by 1 - decay, faster at first."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.params], 1.0 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange averages and parameters; call it twice to be back."""
+        for param, shadow in zip(self.params, self.shadow):
+            kept = param.detach().clone()
+            param.copy_(shadow)
+            shadow.copy_(kept)
+
+
+def cosine(step: int, total: int, warmup: int = 100) -> float:
+    """Learning-rate factor, 0 to 1: a linear rise over warmup steps, then half a cosine down to 1%."""
+    if step < warmup:
+        return (step + 1) / warmup
+    share = (step - warmup) / max(1, total - warmup)
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+
+
+def atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let write() fill a temporary neighbour of path, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, state: object) -> None:
+    """torch.save, atomically."""
+    atomic(path, lambda temporary: torch.save(state, temporary))

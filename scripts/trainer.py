@@ -1,0 +1,38 @@
+"""Entry point of the WebUI: a sub-tab of Train, or a tab of its own where there is no Train tab."""
+
+import gradio as gr
+from modules import script_callbacks, shared
+
+from lib_trainer.host.webui.host import WebuiHost
+from lib_trainer.jobs import process_runner
+from lib_trainer.ui.train_page import PageOptions, build_train_page
+
+INSERT_JS = "(text) => { window.trainerPage.insert('txt2img_prompt', text); switch_to_txt2img(); }"
+runner = process_runner(WebuiHost)
+shown = []
+
+
+def build():
+    host = runner.host
+    folder = host.cache_folder().parent / "jobs"
+    build_train_page(runner, PageOptions(folder, INSERT_JS, host.samplers(), task_id=lambda: host.task_id))
+
+
+def in_train_tab(params):
+    with gr.Tab("LoRA", elem_id="trainer_tab"):
+        build()
+    shown.append(True)
+
+
+def in_own_tab():
+    """Called after the Train tab was built, if the host has one and the user has not hidden it."""
+    if shown and "Train" not in getattr(shared.opts, "hidden_tabs", []):
+        return []
+    with gr.Blocks(analytics_enabled=False) as page:
+        build()
+    return [(page, "Trainer", "trainer")]
+
+
+if hasattr(script_callbacks, "on_ui_train_tabs"):
+    script_callbacks.on_ui_train_tabs(in_train_tab)
+script_callbacks.on_ui_tabs(in_own_tab)

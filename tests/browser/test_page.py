@@ -1,0 +1,262 @@
+"""The standalone page in a real browser, over the real runner and monitor with a scripted run."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lib_trainer import jobs
+from lib_trainer.jobs import JobRunner
+from tests.ui.fakes import FakeGenerator, FakeHost, Script
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(
+    (path for path in (Path("/usr/bin/chromium"), Path("/usr/bin/chromium-browser")) if path.exists()), None
+)
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+pytestmark = [
+    pytest.mark.browser,
+    # uvicorn, stopped in its thread, leaves the browser's kept-alive connections to the garbage collector
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)"),
+]
+expect = playwright.expect
+SLOW = 90_000
+"""Milliseconds: two busy cores may run the page, the browser and a training."""
+expect.set_options(timeout=SLOW)
+
+
+@dataclass
+class Site:
+    """The served page and what stands behind it."""
+
+    address: str
+    script: Script
+    runner: JobRunner
+    generator: FakeGenerator
+    pictures: Path
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    from lib_trainer.ui.standalone_page import build_app, serve
+
+    script = Script(step_seconds=0.02, cache_seconds=0.02)
+    monkeypatch.setattr(jobs, "prepare", script.prepare)
+    monkeypatch.setattr(jobs, "run_plan", script.run_plan)
+    runner, generator = JobRunner(FakeHost(tmp_path)), FakeGenerator()
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    app = build_app(runner, generator)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    yield Site(serve(app, port=port, block=False), script, runner, generator, pictures)
+    runner.stop()
+    runner.wait(10)
+    app.close()
+
+
+@dataclass
+class Page:
+    """A browser page with the words that the tests use, and what it asked the network for."""
+
+    raw: playwright.Page
+    answers: list[str]
+    requests: list[str]
+    errors: list[str]
+
+    def find(self, name: str) -> playwright.Locator:
+        return self.raw.locator(f"#trainer_{name}")
+
+    def field(self, name: str) -> playwright.Locator:
+        return self.find(name).locator("textarea, input").first
+
+    def sees(self, selector: str, text: str | re.Pattern[str] = "") -> None:
+        expect(self.raw.locator(selector).first).to_contain_text(text)
+
+    def fill_job(self, site: Site, steps: int) -> None:
+        self.field("dataset_folder").fill(str(site.pictures))
+        self.field("output_name").fill("cat")
+        self.field("training_max_steps").fill(str(steps))
+        self.field("preview_prompt").fill("a cat")
+        self.field("preview_every").fill("20")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS, timeout=SLOW)
+        yield chromium
+        chromium.close()
+
+
+def open_page(browser: playwright.Browser, site: Site) -> Page:
+    raw = browser.new_page(viewport={"width": 1280, "height": 900})
+    raw.set_default_timeout(SLOW)
+    page = Page(raw, [], [], [])
+    raw.on("request", lambda request: page.requests.append(request.url))
+    raw.on("response", lambda response: page.answers.append(response.url))
+    raw.on("pageerror", lambda error: page.errors.append(str(error)))
+    raw.goto(site.address)
+    page.sees(".trainer-host", "SD 1.x")  # the first poll has been answered
+    return page
+
+
+@pytest.fixture
+def page(browser: playwright.Browser, site: Site) -> Iterator[Page]:
+    page = open_page(browser, site)
+    yield page
+    page.raw.context.close()
+    assert page.errors == []
+    assert [url for url in page.answers if not url.startswith((site.address, "data:", "blob:"))] == []
+
+
+def test_bad_input_is_a_sentence_and_what_was_typed_stays(page: Page) -> None:
+    page.field("output_name").fill("cat")
+    page.field("optimizer_unet_lr").fill("1e-3")
+    page.find("start").click()
+    page.sees(".trainer-notice-error", "Folder of pictures is empty: choose the folder <that> holds your pictures.")
+    expect(page.field("output_name")).to_have_value("cat")
+    expect(page.field("optimizer_unet_lr")).to_have_value("1e-3")
+    page.field("optimizer_unet_lr").fill("7")
+    page.find("start").click()
+    page.sees(".trainer-notice-error", re.compile("Learning rate, UNet = 7.* from 0 to 1"))
+
+
+def test_learning_rates_are_shown_legibly(page: Page) -> None:
+    expect(page.field("optimizer_unet_lr")).to_have_value("0.0001")
+    expect(page.field("optimizer_text_encoder_lr")).to_have_value(re.compile(r"^(0\.00001|1e-5)$"))
+
+
+def test_a_run_from_start_to_the_prompt(page: Page, site: Site) -> None:
+    page.fill_job(site, steps=60)
+    site.script.cached.clear()
+    site.script.finish.clear()
+    page.find("start").click()
+    page.sees(".trainer-status", "Caching latents 12/40 · 30%")
+    site.script.cached.set()
+    page.sees(".trainer-status", re.compile(r"\d+ / 60"))
+    expect(page.find("start")).to_be_disabled()
+    expect(page.raw.locator(".trainer-chart polyline.trainer-smoothed")).to_have_count(1)
+    page.sees("#trainer_gallery .caption-label", "Step 40")
+    expect(page.find("use")).to_be_hidden()
+    site.script.finish.set()
+    page.sees(".trainer-state-finished", "cat.safetensors")
+    assert page.raw.locator("#trainer_gallery img").first.evaluate("image => image.naturalWidth") == 192
+    expect(page.find("start")).to_be_enabled()
+    page.find("use").click()
+    prompt = page.raw.locator("#generate_prompt textarea")
+    expect(prompt).to_be_visible()
+    expect(prompt).to_have_value("<lora:cat:1>")
+    page.raw.locator("#generate_run").click()
+    expect(page.raw.locator("#generate_image img")).to_be_visible()
+    assert site.generator.asked == ["<lora:cat:1>"]
+
+
+def test_a_reloaded_page_and_a_second_one_show_the_run_and_stop_ends_it(
+    page: Page, site: Site, browser: playwright.Browser
+) -> None:
+    site.script.step_seconds = 0.2  # it must outlast the test, not busy the machine
+    page.fill_job(site, steps=100_000)
+    page.find("start").click()
+    page.sees(".trainer-status", re.compile(r"\d+ / 100,000"))
+    page.raw.reload()
+    page.sees(".trainer-state-running", "cat")
+    expect(page.field("output_name")).to_have_value("cat")
+    other = open_page(browser, site)
+    other.sees(".trainer-state-running", re.compile(r"\d+ / 100,000"))
+    page.find("save").click()
+    page.sees(".trainer-output", re.compile(r"cat-\d{6}\.safetensors"))
+    page.find("preview_now").click()
+    page.sees("#trainer_log", "preview")
+    page.find("stop").click()
+    page.sees(".trainer-notice", "Stopping after the step in progress")
+    page.sees(".trainer-state-stopped", "cat.safetensors")
+    other.sees(".trainer-state-stopped", "cat.safetensors")
+    other.raw.context.close()
+    assert not site.runner.running
+
+
+def test_a_failed_run_shows_its_sentence_and_the_form_stays(page: Page, site: Site) -> None:
+    site.script.fail_at = 3
+    page.fill_job(site, steps=50)
+    page.find("start").click()
+    page.sees(".trainer-state-failed .trainer-error", "The loss is <not> a number: lower the learning rate.")
+    expect(page.field("training_max_steps")).to_have_value("50")
+
+
+def test_export_and_import(page: Page, site: Site, tmp_path: Path) -> None:
+    page.fill_job(site, steps=77)
+    page.field("optimizer_unet_lr").fill("2.5e-6")
+    with page.raw.expect_download() as download:
+        page.find("export").click()
+    assert download.value.suggested_filename == "cat.toml"
+    file = tmp_path / "cat.toml"
+    download.value.save_as(file)
+    page.field("training_max_steps").fill("1")
+    page.field("output_name").fill("dog")
+    chooser = page.raw.locator("input[type=file][accept='.toml']")
+    chooser.set_input_files(file)
+    page.sees(".trainer-notice", "The form now shows cat.toml.")
+    expect(page.field("training_max_steps")).to_have_value("77")
+    expect(page.field("output_name")).to_have_value("cat")
+    expect(page.field("optimizer_unet_lr")).to_have_value(re.compile(r"^(0\.0000025|2\.5e-6)$"))
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[network]\nrank = 0\n")
+    chooser.set_input_files(bad)
+    page.sees(".trainer-notice-error", "in bad.toml is not allowed: it must be a whole number from 1 to 1024.")
+    expect(page.field("output_name")).to_have_value("cat")
+
+
+@pytest.mark.parametrize("width", [1600, 1024, 420])
+def test_nothing_overflows(page: Page, width: int) -> None:
+    page.raw.set_viewport_size({"width": width, "height": 900})
+    for box in page.raw.locator(".trainer-more .label-wrap").all():
+        box.click()
+    assert page.raw.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    outside = page.raw.evaluate(
+        """() => [...document.querySelectorAll('.trainer-field')].filter(field => field.offsetParent).filter(field => {
+            const inner = field.getBoundingClientRect();
+            const outer = field.closest('.trainer-section').getBoundingClientRect();
+            return inner.left < outer.left - 1 || inner.right > outer.right + 1;
+        }).map(field => field.id)"""
+    )
+    assert outside == []
+
+
+def test_the_page_polls_while_it_is_looked_at_and_rarely_while_nothing_runs(page: Page) -> None:
+    def polls() -> int:
+        return sum(url.endswith(("/run/predict", "/api/predict")) for url in page.requests)
+
+    page.raw.locator(".tab-nav button", has_text="Generate").click()
+    expect(page.raw.locator("#generate_prompt")).to_be_visible()
+    before = polls()
+    page.raw.wait_for_timeout(6000)
+    assert polls() == before, "a page that is not seen asks for nothing"
+    with page.raw.expect_request(re.compile("/(run|api)/predict$")):
+        page.raw.locator(".tab-nav button", has_text="Train").click()
+    page.raw.wait_for_timeout(2000)
+    assert polls() == before + 1
+
+
+def test_the_hosts_own_progress_bar_is_asked_for_once_per_task(page: Page) -> None:
+    page.raw.evaluate(
+        """() => {
+            window.asked = [];
+            window.requestProgress = (id, anchor, gallery) => window.asked.push([id, anchor.className, gallery]);
+            document.querySelector('.trainer-status').dataset.task = 'task(a)';
+        }"""
+    )
+    page.raw.wait_for_function("window.asked.length > 0")
+    page.raw.wait_for_timeout(700)
+    assert page.raw.evaluate("window.asked") == [["task(a)", "trainer-anchor", None]]

@@ -1,0 +1,181 @@
+"""Job files: round trips, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib_trainer.config import FieldSpec, JobConfig, dump_job, field_specs, files, from_values, load_job, to_values
+from lib_trainer.errors import ConfigError
+
+NUMBERS = [spec for spec in field_specs().values() if spec.kind in ("int", "float")]
+CHOICES = [spec for spec in field_specs().values() if spec.kind == "choice"]
+
+
+def name_of(spec: FieldSpec) -> str:
+    return spec.path
+
+
+def values_of(spec: FieldSpec) -> st.SearchStrategy[Any]:
+    if spec.kind == "choice":
+        return st.sampled_from(spec.choices)
+    if spec.kind == "bool":
+        return st.booleans()
+    if spec.kind == "str":
+        return st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    assert spec.low is not None and spec.high is not None
+    if spec.kind == "int":
+        return st.integers(int(spec.low), int(spec.high))
+    return st.floats(spec.low, spec.high)
+
+
+def sentence(text: str, tmp_path: Path) -> str:
+    """What a job file with this text is refused with, the file's path shortened to its name."""
+    path = tmp_path / "job.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_job(path)
+    return str(caught.value).replace(str(path), "job.toml")
+
+
+@given(st.fixed_dictionaries({spec.path: values_of(spec) for spec in field_specs().values()}))
+def test_every_job_survives_its_values_and_its_file(tmp_path_factory: pytest.TempPathFactory, values: Any) -> None:
+    job = from_values(values)
+    assert to_values(job) == values
+    path = tmp_path_factory.mktemp("job") / "job.toml"
+    dump_job(job, path)
+    assert load_job(path) == job
+
+
+def test_an_empty_file_is_the_default_job(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(b"")
+    assert load_job(path) == JobConfig()
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(b'\xef\xbb\xbfversion = 1\r\n[output]\r\nname = "\xe7\x8c\xab"\r\n')
+    assert load_job(path).output.name == "猫"
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "said", "allowed"),
+    [
+        ("network", "rank = 0", "rank = 0", "a whole number from 1 to 1024"),
+        ("network", "rank = 1.5", "rank = 1.5", "a whole number from 1 to 1024"),
+        ("network", "rank = true", "rank = True", "a whole number from 1 to 1024"),
+        ("network", "alpha = '8'", "alpha = '8'", "a number from 0 to 4096"),
+        ("optimizer", "unet_lr = nan", "unet_lr = nan", "a number from 0 to 1"),
+        ("optimizer", "unet_lr = inf", "unet_lr = inf", "a number from 0 to 1"),
+        ("optimizer", "name = 'SGD'", "name = 'SGD'", "one of AdamW, AdamW8bit"),
+        ("training", "max_tokens = 80", "max_tokens = 80", "one of 75, 150, 225"),
+        ("training", "gradient_checkpointing = 1", "gradient_checkpointing = 1", "true or false"),
+        ("output", "name = 3", "name = 3", "a text"),
+    ],
+)
+def test_a_value_that_is_not_allowed(section: str, line: str, said: str, allowed: str, tmp_path: Path) -> None:
+    expected = f"{section}.{said} in job.toml is not allowed: it must be {allowed}."
+    assert sentence(f"[{section}]\n{line}", tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[network]\nrnak = 4", "network.rnak in job.toml is not an option: remove it or correct its name."),
+        ("[netwrok]\nrank = 4", "netwrok in job.toml is not an option: remove it or correct its name."),
+        ("network = 3", "network in job.toml is not as expected: Expected `object`, got `int`."),
+        ("version = 2", "version = 2 in job.toml is not known: this trainer reads up to 1, update it."),
+        ("version = 0", "version = 0 in job.toml is not known: this trainer reads up to 1, update it."),
+        ("version = '1'", "version = '1' in job.toml is not known: this trainer reads up to 1, update it."),
+    ],
+)
+def test_each_other_mistake_is_one_sentence(text: str, expected: str, tmp_path: Path) -> None:
+    assert sentence(text, tmp_path) == expected
+
+
+def test_what_is_not_toml(tmp_path: Path) -> None:
+    assert re.fullmatch(r"job.toml is not a TOML file: .*\.", sentence("rank: 4", tmp_path))
+    path = tmp_path / "latin.toml"
+    path.write_bytes("[output]\nname = 'é'".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.toml is not a TOML file"):
+        load_job(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no job file .*gone\.toml: check the path\."):
+        load_job(tmp_path / "gone.toml")
+    with pytest.raises(ConfigError, match=r"The job file .* cannot be read: "):
+        load_job(tmp_path)
+
+
+@pytest.mark.parametrize("spec", NUMBERS, ids=name_of)
+def test_the_bounds_are_allowed_and_what_lies_beyond_is_not(spec: FieldSpec) -> None:
+    assert spec.low is not None and spec.high is not None
+    for value in (spec.low, spec.high):
+        assert to_values(from_values({spec.path: value}))[spec.path] == value
+    step = 1 if spec.kind == "int" else 1e-6
+    for value in (spec.low - step, spec.high + step):
+        with pytest.raises(ConfigError, match=f"{re.escape(spec.path)} = .* in the job is not allowed: "):
+            from_values({spec.path: value})
+
+
+@pytest.mark.parametrize("spec", NUMBERS, ids=name_of)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite(spec: FieldSpec, value: float) -> None:
+    with pytest.raises(ConfigError, match=re.escape(spec.path)):
+        from_values({spec.path: value})
+
+
+@pytest.mark.parametrize("spec", CHOICES, ids=name_of)
+def test_choices_are_those_listed(spec: FieldSpec) -> None:
+    for choice in spec.choices:
+        assert to_values(from_values({spec.path: choice}))[spec.path] == choice
+    with pytest.raises(ConfigError, match=re.escape(f"it must be {spec.allowed}.")):
+        from_values({spec.path: "none of these"})
+
+
+def test_a_forms_whole_numbers_come_as_floats() -> None:
+    job = from_values({"network.rank": 8.0, "training.max_tokens": 150.0, "network.alpha": 4})
+    assert (job.network.rank, job.training.max_tokens, job.network.alpha) == (8, 150, 4.0)
+    with pytest.raises(ConfigError, match=r"network\.rank = 8\.5"):
+        from_values({"network.rank": 8.5})
+
+
+def test_an_emptied_field_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"network\.rank is empty: it must be a whole number from 1 to 1024\."):
+        from_values({"network.rank": None})
+
+
+def test_an_unknown_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"network\.dropout in the job is not an option"):
+        from_values({"network.dropout": 0.1})
+
+
+def test_an_old_file_passes_through_every_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(data: dict[str, Any]) -> dict[str, Any]:
+        network = dict(data["network"])
+        network["dim"] = network.pop("size")
+        return {**data, "network": network}
+
+    def third(data: dict[str, Any]) -> dict[str, Any]:
+        network = dict(data["network"])
+        network["rank"] = network.pop("dim")
+        return {**data, "network": network, "version": 1}
+
+    monkeypatch.setattr(files, "MIGRATIONS", {1: second, 2: third})
+    monkeypatch.setattr(files, "CURRENT_VERSION", 3)
+    old = {"version": 1, "network": {"size": 7}}
+    with pytest.raises(ConfigError, match="version"):  # the schema knows its own version only, which is 1 today
+        files.from_mapping(old)
+    assert third(second(old))["network"] == {"rank": 7}
+    assert old == {"version": 1, "network": {"size": 7}}, "migrations leave what they are given alone"
+
+
+def test_every_older_version_has_a_migration() -> None:
+    assert sorted(files.MIGRATIONS) == list(range(1, files.CURRENT_VERSION))

@@ -1,0 +1,57 @@
+"""Shared fixtures: the tiny model on both hosts, and a folder of drawn pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from lib_trainer.host.ldm.model import LdmModel
+    from lib_trainer.host.standalone.model import DiffusersModel
+    from tests.support import Tiny
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Random weights of SD1's topology, as ldm modules and as a checkpoint file."""
+    pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")
+    from tests.support import build_tiny
+
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def ldm_model(tiny: Tiny) -> LdmModel:
+    """The tiny model through ldm's classes. Tests leave it as they found it."""
+    from lib_trainer.host.clip import ClipText
+    from lib_trainer.host.ldm.model import LdmModel
+    from lib_trainer.host.standalone.tokenizer import load_tokenizer
+    from tests.support import SCALE, leave_traces, tiny_schedule
+
+    text = ClipText(tiny.text, load_tokenizer())
+    model = LdmModel(tiny.unet, tiny.vae, text, tiny_schedule(), SCALE, "tiny", tiny.path)
+    leave_traces(model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def diffusers_model(tiny: Tiny) -> DiffusersModel:
+    """The same weights through the standalone host's loader. Tests leave it as they found it."""
+    import torch
+
+    from lib_trainer.host.standalone.model import DiffusersModel
+    from tests.support import leave_traces
+
+    model = DiffusersModel.load(tiny.path, torch.device("cpu"))
+    leave_traces(model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn pictures of 64×64 with captions."""
+    from tests.support import draw_pictures
+
+    return draw_pictures(tmp_path_factory.mktemp("pictures"))

@@ -1,0 +1,302 @@
+"""What the core's tests share: a tiny SD1-shaped model in two layouts, pictures, hosts, and a full snapshot of a model.
+
+Where numbers of two ways are compared, latents are 16×16 and not 8×8: at the coarsest level the latter leave one cell,
+where GroupNorm's 32 groups of 64 channels hold two values each, and rounding errors grow ten-thousandfold (in float64
+the two ways agree).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from lib_trainer.config import JobConfig, from_values
+from lib_trainer.ports import LoadedModel, NoiseSchedule, PreviewRequest
+
+CONTEXT = 32
+SCALE = 0.18215
+UNET: dict[str, Any] = {
+    "image_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "attention_resolutions": [4, 2, 1],
+    "num_res_blocks": 2,
+    "channel_mult": [1, 1, 2, 2],
+    "num_heads": 4,
+    "use_spatial_transformer": True,
+    "transformer_depth": 1,
+    "context_dim": CONTEXT,
+    "use_checkpoint": False,
+    "legacy": False,
+}
+SD15_UNET: dict[str, Any] = UNET | {
+    "image_size": 32,
+    "model_channels": 320,
+    "channel_mult": [1, 2, 4, 4],
+    "num_heads": 8,
+    "context_dim": 768,
+}
+VAE: dict[str, Any] = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 64,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1, 1, 1, 1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+CLIP: dict[str, Any] = {
+    "hidden_size": CONTEXT,
+    "intermediate_size": 64,
+    "projection_dim": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+}
+
+
+class Posterior:
+    """As much of ldm's DiagonalGaussianDistribution as is read."""
+
+    def __init__(self, parameters: torch.Tensor) -> None:
+        self.parameters = parameters
+
+
+class LdmVae(nn.Module):
+    """ldm's real Encoder and Decoder, held as ldm's AutoencoderKL holds them (which itself wants pytorch-lightning)."""
+
+    def __init__(self) -> None:
+        from ldm.modules.diffusionmodules.model import Decoder, Encoder
+
+        super().__init__()
+        self.encoder, self.decoder = Encoder(**VAE), Decoder(**VAE)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
+
+    def encode(self, pixels: torch.Tensor) -> Posterior:
+        return Posterior(self.quant_conv(self.encoder(pixels)))
+
+
+def scaled_linear() -> torch.Tensor:
+    """SD1's ᾱ, float64, computed with numpy."""
+    return torch.from_numpy(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2))
+
+
+@dataclass
+class Tiny:
+    """One set of random weights: real ldm and transformers modules, and the same as a single file at `path`."""
+
+    path: Path
+    unet: nn.Module
+    vae: LdmVae
+    text: nn.Module
+
+
+def build_tiny(folder: Path) -> Tiny:
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        unet, vae, text = UNetModel(**UNET), LdmVae(), CLIPTextModel(CLIPTextConfig(**CLIP))
+        with torch.no_grad():
+            for parameter in (*unet.parameters(), *vae.parameters()):
+                if parameter.ndim > 1 and not parameter.any():  # ldm starts its residual branches at zero
+                    parameter.normal_(0, 0.7 / parameter[0].numel() ** 0.5)
+            text.text_model.embeddings.token_embedding.weight.normal_(0, 1)
+            text.text_model.embeddings.position_embedding.weight.normal_(0, 0.3)
+    return Tiny(write_single_file(folder / "tiny.safetensors", unet, vae, text), unet, vae, text)
+
+
+def write_single_file(path: Path, unet: nn.Module, vae: nn.Module, text: nn.Module) -> Path:
+    """ldm's single file with its yaml (JSON is YAML) and the text encoder's config beside it."""
+    from safetensors.torch import save_file
+
+    parts = (("model.diffusion_model.", unet), ("first_stage_model.", vae), ("cond_stage_model.transformer.", text))
+    tensors = {prefix + name: value.contiguous() for prefix, part in parts for name, value in part.state_dict().items()}
+    save_file(tensors, str(path))
+    path.with_suffix(".yaml").write_text(json.dumps(ldm_config()), encoding="utf-8")
+    (path.parent / "clip").mkdir(exist_ok=True)
+    (path.parent / "clip" / "config.json").write_text(json.dumps(CLIP), encoding="utf-8")
+    return path
+
+
+def ldm_config() -> dict[str, Any]:
+    return {
+        "model": {
+            "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+            "params": {
+                "linear_start": 0.00085,
+                "linear_end": 0.012,
+                "timesteps": 1000,
+                "scale_factor": SCALE,
+                "unet_config": {"params": UNET},
+                "first_stage_config": {"params": {"embed_dim": 4, "ddconfig": VAE}},
+                "cond_stage_config": {"params": {"version": "clip"}},
+            },
+        }
+    }
+
+
+def roots_of(model: Any) -> tuple[nn.Module, ...]:
+    return model.unet, model.vae, model.text.transformer
+
+
+def leave_traces(model: Any) -> None:
+    """What another extension may have left: flags, modes, forwards and hooks that are not the defaults."""
+    linear = next(m for m in model.unet.modules() if isinstance(m, nn.Linear) and m.in_features == CONTEXT)
+    linear.__dict__["forward"] = functools.partial(type(linear).forward, linear)
+    model.text.transformer.text_model.encoder.layers[1].__dict__["forward"] = (
+        model.text.transformer.text_model.encoder.layers[1].forward
+    )
+    linear.register_forward_hook(_harmless_hook)
+    norms = [m for m in model.unet.modules() if isinstance(m, nn.LayerNorm)]
+    norms[0].train()
+    norms[1].weight.requires_grad_(False)
+    norms[1].eval()
+
+
+def _harmless_hook(module: nn.Module, args: Any, out: Any) -> None:
+    return None
+
+
+def snapshot(*roots: nn.Module) -> dict[str, object]:
+    """Everything about the modules that a run might change: flags, modes, types, bytes, attributes, hooks."""
+    seen: dict[str, object] = {}
+    for index, root in enumerate(roots):
+        for name, module in root.named_modules():
+            where = f"{index}.{name}"
+            seen[f"{where} modes"] = (module.training, type(module), id(module.__dict__.get("forward")))
+            seen[f"{where} attributes"] = tuple(sorted(module.__dict__))
+            plain = {k: v for k, v in module.__dict__.items() if isinstance(v, (bool, int, float, str, torch.dtype))}
+            seen[f"{where} values"] = tuple(sorted((k, str(v)) for k, v in plain.items()))
+            hooks = [k for k in module.__dict__ if "hooks" in k and isinstance(getattr(module, k), dict)]
+            seen[f"{where} hooks"] = tuple((k, tuple(map(id, getattr(module, k).values()))) for k in sorted(hooks))
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            facts = (id(tensor), tensor.dtype, tensor.device, tuple(tensor.shape), tuple(tensor.stride()))
+            seen[f"{index}.{name} tensor"] = (*facts, tensor.requires_grad, tensor.grad is None)
+            seen[f"{index}.{name} bytes"] = hashlib.sha256(data).hexdigest()
+    return seen
+
+
+def differences(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    return [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+
+
+def draw_pictures(folder: Path, count: int = 6, side: int = 64) -> Path:
+    """Coloured discs with captions; every second caption is in its own style."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        image = Image.new("RGB", (side, side), (250, 250, 40 * index % 255))
+        ImageDraw.Draw(image).ellipse((4 + index, 8, 44 + index, 50), fill=(30 * index % 255, 90, 200))
+        image.save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"disc, colour {index}, saber_(fate)", encoding="utf-8")
+    return folder
+
+
+def job_values(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A small fp32 job; `changes` are `section__field=value`."""
+    values: dict[str, Any] = {
+        "dataset.folder": str(folder),
+        "dataset.trigger_word": "zork",
+        "dataset.width": 64,
+        "dataset.height": 64,
+        "dataset.repeats": 1,
+        "network.rank": 4,
+        "network.alpha": 2.0,
+        "optimizer.unet_lr": 1e-3,
+        "optimizer.text_encoder_lr": 1e-3,
+        "optimizer.schedule": "constant",
+        "training.max_steps": 3,
+        "training.precision": "fp32",
+        "training.seed": 5,
+        "output.name": "learned",
+        "output.precision": "fp32",
+        "preview.steps": 1,
+        "preview.every": 0,
+    }
+    return values | {name.replace("__", "."): value for name, value in changes.items()}
+
+
+def make_job(folder: Path, **changes: Any) -> JobConfig:
+    return from_values(job_values(folder, **changes))
+
+
+@dataclass
+class PlainLease:
+    interrupted: bool = False
+    shown: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        self.shown.append((done, total, text))
+
+
+@dataclass
+class ModelHost:
+    """A host around a model that is there already; its previews are blank."""
+
+    loaded: LoadedModel
+    root: Path
+    lease_: PlainLease = field(default_factory=PlainLease)
+    on_preview: Callable[[PreviewRequest], None] = lambda request: None
+
+    def check(self) -> None: ...
+
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def model(self) -> LoadedModel:
+        return self.loaded
+
+    @contextlib.contextmanager
+    def lease(self, title: str) -> Iterator[PlainLease]:
+        yield self.lease_
+
+    def preview(self, request: PreviewRequest) -> Image.Image:
+        self.on_preview(request)
+        return Image.new("RGB", (request.width, request.height))
+
+    def describe(self) -> str:
+        return "a test's"
+
+    def samplers(self) -> Sequence[str]:
+        return ()
+
+    def lora_folder(self) -> Path:
+        return self.root / "lora"
+
+    def cache_folder(self) -> Path:
+        return self.root / "cache"
+
+
+def tiny_schedule() -> NoiseSchedule:
+    return NoiseSchedule(scaled_linear(), "epsilon")
+
+
+def relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    """‖one − other‖ / ‖other‖."""
+    return float((one.double() - other.double()).norm() / other.double().norm())
+
+
+def network_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Relative difference of two LoRAs, over all their tensors."""
+    assert one.keys() == other.keys()
+    names = sorted(one)
+    return relative(torch.cat([one[n].flatten() for n in names]), torch.cat([other[n].flatten() for n in names]))

@@ -1,0 +1,161 @@
+"""The shape of the code, read from its source: who may import whom, and that importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lib_trainer"
+ENTRY_POINTS = {"lib_trainer.__main__", "lib_trainer.cli"}
+"""Put hosts, pages and core together, as scripts/ does in the WebUI."""
+
+CALLS_ALLOWED = {"lib_trainer.ui.standalone_page": ["os.environ.setdefault"]}
+"""gradio reads its environment when it is imported."""
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def statements(node: ast.AST, *, inside_functions: bool) -> Iterator[ast.AST]:
+    """Every statement below a node, without what only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            continue
+        if not inside_functions and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        yield child
+        yield from statements(child, inside_functions=inside_functions)
+
+
+def imports(path: Path, *, inside_functions: bool = True) -> set[str]:
+    """Absolute names of what a file imports; `from a import b` counts as a, and as a.b where that is a module."""
+    found = set()
+    for node in statements(tree(path), inside_functions=inside_functions):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write lib_trainer's imports in full"
+            assert node.module
+            found.add(node.module)
+            found |= {f"{node.module}.{a.name}" for a in node.names if is_module(f"{node.module}.{a.name}")}
+    return found
+
+
+def is_module(name: str) -> bool:
+    place = ROOT.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def reaches(names: set[str], *packages: str) -> set[str]:
+    return {name for name in names for package in packages if name == package or name.startswith(package + ".")}
+
+
+def is_core(name: str) -> bool:
+    return not reaches({name}, "lib_trainer.host", "lib_trainer.ui") and name not in ENTRY_POINTS
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(SOURCES) > 30
+    assert SCRIPTS
+    assert "lib_trainer.ports" in imports(PACKAGE / "jobs.py")
+    assert "gradio" in imports(PACKAGE / "ui" / "form.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_follow_the_layers(path: Path) -> None:
+    name, found = module_name(path), imports(path)
+    if is_core(name):
+        assert not reaches(found, "modules", "gradio", "lib_trainer.host", "lib_trainer.ui", *ENTRY_POINTS)
+    if reaches({name}, "lib_trainer.ui"):
+        assert not reaches(found, "modules", "lib_trainer.host", *ENTRY_POINTS)
+    if reaches({name}, "lib_trainer.host"):
+        assert not reaches(found, "gradio", "lib_trainer.ui", "lib_trainer.jobs", *ENTRY_POINTS)
+    if not reaches({name}, "lib_trainer.host.webui"):
+        assert not reaches(found, "modules", "lib_trainer.host.webui")
+
+
+def test_modules_are_imported_by_the_webui_host_and_the_scripts_alone() -> None:
+    folders = [PACKAGE, *(ROOT / name for name in ("miniature", "bench", "scripts"))]
+    others = [path for folder in folders for path in folder.rglob("*.py")] + [ROOT / "preload.py", ROOT / "dev.py"]
+    allowed = (PACKAGE / "host" / "webui", ROOT / "scripts")
+    users = [path for path in others if reaches(plain_imports(path), "modules")]
+    assert users
+    assert [path for path in users if not any(folder in path.parents for folder in allowed)] == []
+
+
+def plain_imports(path: Path) -> set[str]:
+    """As `imports`, for files that may import relatively."""
+    nodes = list(ast.walk(tree(path)))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+
+
+def test_no_import_cycles() -> None:
+    graph = {
+        module_name(path): reaches(imports(path, inside_functions=False), "lib_trainer") - {module_name(path)}
+        for path in SOURCES
+    }
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " → ".join((*trail, name))
+        if name not in done:
+            for other in sorted(graph.get(name, ())):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_import_bodies_only_define(path: Path) -> None:
+    """No call at the top level stands for its effect alone, and nothing loops, opens or deletes there."""
+    allowed = CALLS_ALLOWED.get(module_name(path), [])
+    for node in tree(path).body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            assert ast.unparse(node.value.func) in allowed, f"line {node.lineno} does something at import"
+        assert not isinstance(node, (ast.For, ast.While, ast.With, ast.Delete)), f"line {node.lineno}"
+        if isinstance(node, ast.If):
+            assert ast.unparse(node.test).startswith(("TYPE_CHECKING", "sys.version_info", "__name__"))
+
+
+def test_scripts_are_short() -> None:
+    for path in SCRIPTS:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        assert len(lines) <= 40, f"{path.name} has {len(lines)} lines: move what it does into lib_trainer"
+
+
+def test_preload_imports_argparse_alone() -> None:
+    assert plain_imports(ROOT / "preload.py") == {"argparse"}
+
+
+def test_the_installer_imports_nothing_that_may_be_missing() -> None:
+    found = imports(PACKAGE / "install_plan.py") | imports(PACKAGE / "__init__.py")
+    assert found == {"__future__", "re", "collections.abc", "dataclasses", "typing"}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.name)
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 310
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"

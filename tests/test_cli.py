@@ -1,0 +1,235 @@
+"""The command line: exit codes, sentences, the progress bar, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lib_trainer import __version__, cli, jobs
+from lib_trainer import events as ev
+from lib_trainer.config import JobConfig, dump_job, field_specs, from_values
+from lib_trainer.errors import DatasetError, SaveError
+from lib_trainer.jobs import JobRunner
+from lib_trainer.options_doc import options_text
+from lib_trainer.ports import Host
+from lib_trainer.training.run import Plan
+from tests.ui.fakes import FakeHost
+
+ROOT = Path(__file__).parents[1]
+Body = Callable[[ev.Control, ev.Listener], None]
+JOB = from_values({"output.name": "cat", "dataset.folder": "/pictures"})
+
+
+def runner(body: Body, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> JobRunner:
+    """A runner whose runs are `body`."""
+    monkeypatch.setattr(jobs, "prepare", lambda job, host: None)
+
+    def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
+        body(control, emit)
+
+    monkeypatch.setattr(jobs, "run_plan", run_plan)
+    return JobRunner(FakeHost(tmp_path))  # type: ignore[arg-type]
+
+
+def step(number: int, total: int, loss: float = 0.125) -> ev.StepDone:
+    return ev.StepDone(number, total, 1, loss, {"unet": 1e-4}, 1.0, 0.01, 1 << 30)
+
+
+def test_a_run_that_finishes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body(control: ev.Control, emit: ev.Listener) -> None:
+        emit(ev.Phase("Waiting for the queue"))
+        emit(ev.Message("Skipped broken.png: the file is empty", "warning"))
+        for done in range(3):
+            emit(ev.Phase("Caching latents", done + 1, 3))
+        emit(ev.Started(4, 1234567, {"unet": 192, "te1": 72}))
+        for number in range(1, 5):
+            emit(step(number, 4))
+        emit(ev.PreviewMade(4, Image.new("RGB", (8, 8)), "a cat"))
+        emit(ev.Saved(2, Path("/lora/cat-step00000002.safetensors"), False))
+        emit(ev.Finished(4, Path("/lora/cat.safetensors"), False))
+
+    assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.DONE
+    out, err = capsys.readouterr()
+    assert re.search(r"Finished after 4 steps in \d+ s: .*cat\.safetensors\n.*<lora:cat:1>", out)
+    for text in (
+        "warning: Skipped broken.png: the file is empty",
+        "Caching latents: 100%",
+        "Training 1,234,567 parameters in adapters: 192 in unet, 72 in te1",
+        "Training: 100%",
+        "4/4",
+        "loss=0.1250, epoch=1",
+        "Step 4: drew a preview of 'a cat'",
+        "Step 2: saved",
+    ):
+        assert text in err
+
+
+@pytest.mark.parametrize("kept", [None, Path("/lora/cat-step00000002.safetensors")])
+def test_a_run_that_fails_says_what_is_kept(
+    kept: Path | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body(control: ev.Control, emit: ev.Listener) -> None:
+        emit(step(1, 4))
+        error = SaveError("The disk is full: make room.")
+        error.kept = kept
+        raise error
+
+    assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.FAILED
+    err = capsys.readouterr().err
+    assert "error: The disk is full: make room.\n" in err
+    assert ("The last good weights are in" in err) == (kept is not None)
+    assert "Traceback" not in err
+
+
+def test_a_job_that_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text("[network]\nrank = 0\n", encoding="utf-8")
+    assert cli.main(["train", str(path)]) == cli.BAD_JOB
+    out, err = capsys.readouterr()
+    assert err == f"error: network.rank = 0 in {path} is not allowed: it must be a whole number from 1 to 1024.\n"
+    assert out == ""
+
+
+def test_a_job_whose_pictures_are_missing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tmp_path / "some.safetensors"
+    checkpoint.write_bytes(b"never read: the pictures are looked for first")
+    dump_job(from_values({"output.name": "cat", "dataset.folder": "gone"}), tmp_path / "job.toml")
+    arguments = ["train", str(tmp_path / "job.toml"), "--checkpoint", str(checkpoint), "--root", str(tmp_path / "out")]
+    assert cli.main(arguments) == cli.BAD_JOB
+    expected = f"error: The folder of pictures '{tmp_path / 'gone'}' does not exist: check its path.\n"
+    assert capsys.readouterr().err == expected
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dump_job(JOB, tmp_path / "job.toml")
+    assert cli.main(["train", str(tmp_path / "job.toml"), "--root", str(tmp_path)]) == cli.BAD_JOB
+    assert "No checkpoint is given" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to itself")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_interrupt_stops_and_keeps(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+
+    def body(control: ev.Control, emit: ev.Listener) -> None:
+        emit(step(1, 100))
+        os.kill(os.getpid(), number)
+        wait_until(lambda: control.stopping)
+        emit(ev.Finished(1, Path("/lora/cat.safetensors"), True))
+
+    assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.DONE
+    out, err = capsys.readouterr()
+    assert "Stopped after 1 steps" in out
+    assert "Press Ctrl-C again to give it up" in err
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to itself")
+def test_the_second_interrupt_gives_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def body(control: ev.Control, emit: ev.Listener) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: control.stopping)
+        os.kill(os.getpid(), signal.SIGINT)
+        over.wait(20)  # a step that does not end
+
+    with pytest.raises(KeyboardInterrupt):
+        cli.train(JOB, runner(body, monkeypatch, tmp_path))
+    over.set()
+
+
+def test_stopped_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body(control: ev.Control, emit: ev.Listener) -> None:
+        emit(ev.Finished(0, None, True))
+
+    assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.DONE
+    assert "nothing was saved" in capsys.readouterr().out
+
+
+def test_a_refusal_at_the_start_reaches_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = runner(lambda control, emit: None, monkeypatch, tmp_path)
+
+    def refuse(job: JobConfig, host: Host) -> Plan:
+        raise DatasetError("No pictures.")
+
+    monkeypatch.setattr(jobs, "prepare", refuse)
+    with pytest.raises(DatasetError):
+        cli.train(JOB, made)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_relative_paths_are_meant_from_the_job_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = from_values({"dataset.folder": "pictures", "output.folder": "../out", "model.checkpoint": "~/model"})
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    resolved = cli.resolve_paths(job, tmp_path)
+    assert resolved.dataset.folder == str(tmp_path / "pictures")
+    assert resolved.output.folder == str(tmp_path / "../out")
+    assert resolved.model.checkpoint == str(tmp_path / "home" / "model")
+    assert replace_paths(resolved) == replace_paths(job), "nothing else changes"
+
+
+def replace_paths(job: JobConfig) -> list[object]:
+    return [getattr(getattr(job, s), n) for s, n in (p.split(".") for p in field_specs()) if (s, n) not in cli.PATHS]
+
+
+def test_absolute_and_empty_paths_stay(tmp_path: Path) -> None:
+    absolute = str(tmp_path / "pictures")
+    job = from_values({"dataset.folder": absolute})
+    assert cli.resolve_paths(job, Path("elsewhere")) == job
+
+
+def test_options_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["options"]) == cli.DONE
+    out = capsys.readouterr().out
+    assert out == options_text()
+    for spec in field_specs().values():
+        assert spec.path in out
+        assert spec.allowed in out
+    assert "network.rank = 32    (a whole number from 1 to 1024)" in out
+
+
+def test_serve_refuses_a_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--checkpoint", str(tmp_path / "gone")]) == cli.BAD_JOB
+    assert "gone does not exist" in capsys.readouterr().err
+
+
+def test_a_plain_question_needs_no_heavy_package() -> None:
+    code = (
+        "import sys\nfrom lib_trainer.cli import main\nmain(['options'])\n"
+        "print([name for name in ('torch', 'diffusers', 'gradio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_module_runs() -> None:
+    command = [sys.executable, "-m", "lib_trainer", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__

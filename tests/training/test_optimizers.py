@@ -1,0 +1,143 @@
+"""Optimizers, learning-rate schedules and precision."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from lib_trainer.config import OptimizerConfig
+from lib_trainer.errors import ConfigError
+from lib_trainer.training import precision
+from lib_trainer.training.optimizers import OPTIMIZERS, SCHEDULES, LearningRates, check_optimizer
+from lib_trainer.training.precision import autocast, loss_scaler, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+def test_adamw_is_the_papers_update() -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, in float64 by hand, for two groups with rates of their own."""
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(5)), torch.nn.Parameter(torch.randn(3))]
+    rates, decay = [0.1, 0.01], 0.2
+    mine = [parameter.detach().double().clone() for parameter in parameters]
+    first, second = ([torch.zeros_like(p) for p in mine] for _ in range(2))
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter], "lr": rate, "name": name} for parameter, rate, name in zip(parameters, rates, "ab")
+    ]
+    optimizer = OPTIMIZERS["AdamW"](groups, OptimizerConfig(weight_decay=decay))
+    for step in range(1, 6):
+        for index, parameter in enumerate(parameters):
+            gradient = torch.randn_like(parameter)
+            parameter.grad = gradient
+            g = gradient.double()
+            first[index] = 0.9 * first[index] + 0.1 * g
+            second[index] = 0.999 * second[index] + 0.001 * g * g
+            mhat, vhat = first[index] / (1 - 0.9**step), second[index] / (1 - 0.999**step)
+            mine[index] -= rates[index] * (mhat / (vhat.sqrt() + 1e-8) + decay * mine[index])
+        optimizer.step()
+    for parameter, expected in zip(parameters, mine):
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_8bit_on_the_cpu_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.name = 'AdamW8bit' needs an NVIDIA card: take AdamW\."):
+        check_optimizer("AdamW8bit", CPU)
+    check_optimizer("AdamW", CPU)
+
+
+def test_adamw_8bit_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs bitsandbytes, which is not installed: take AdamW"):
+        check_optimizer("AdamW8bit", torch.device("cuda"))
+
+
+def test_every_choice_has_an_entry() -> None:
+    hints = {field.name: field.type for field in msgspec.structs.fields(OptimizerConfig)}
+    assert str(sorted(OPTIMIZERS)) in str(sorted(_choices(hints["name"])))
+    assert sorted(SCHEDULES) == sorted(_choices(hints["schedule"]))
+
+
+def _choices(hint: Any) -> list[str]:
+    info = msgspec.inspect.type_info(hint)
+    inner = info.type if isinstance(info, msgspec.inspect.Metadata) else info
+    return list(inner.values)  # type: ignore[union-attr]
+
+
+def _factors(name: str, total: int, warmup: int = 0) -> list[float]:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [parameter], "lr": 0.5, "name": "unet"}])
+    config = OptimizerConfig(schedule=name, warmup_steps=warmup)  # type: ignore[arg-type]
+    rates = LearningRates(optimizer, config, total)
+    seen = []
+    for step in range(total):
+        told = rates.set(step)
+        assert told == {"unet": optimizer.param_groups[0]["lr"]}
+        seen.append(told["unet"] / 0.5)
+    return seen
+
+
+def test_constant() -> None:
+    assert _factors("constant", 7, warmup=5) == [1.0] * 7
+
+
+def test_cosine_is_torchs() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    expected = []
+    for _ in range(20):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert _factors("cosine", 20) == pytest.approx(expected, abs=1e-9)
+    assert SCHEDULES["cosine"](20, 20, 0) == pytest.approx(0, abs=1e-12)
+
+
+def test_warmup_rises_in_a_line_and_stays() -> None:
+    seen = _factors("constant_with_warmup", 12, warmup=5)
+    assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0] + [1.0] * 7)
+    assert _factors("constant_with_warmup", 3, warmup=0) == [1.0] * 3
+    assert all(math.isfinite(factor) and 0 < factor <= 1 for factor in seen)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("avx2 avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx2", torch.float32)]
+)
+def test_auto_on_a_cpu_takes_bf16_where_it_is_native(
+    monkeypatch: pytest.MonkeyPatch, flags: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self, **kw: f"flags : {flags}")
+    precision._cpu_multiplies_bf16.cache_clear()
+    try:
+        assert resolve_precision("auto", CPU) is expected
+    finally:
+        precision._cpu_multiplies_bf16.cache_clear()
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert resolve_precision("auto", torch.device("cuda")) is expected
+    assert resolve_precision("fp16", torch.device("cuda")) is torch.float16
+    if not supported:
+        with pytest.raises(ConfigError, match="'bf16' is not supported by this GPU: take fp16 or auto"):
+            resolve_precision("bf16", torch.device("cuda"))
+
+
+def test_fp16_on_a_cpu_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"training\.precision = 'fp16' needs a GPU: take bf16, fp32 or auto"):
+        resolve_precision("fp16", CPU)
+    assert resolve_precision("fp32", CPU) is torch.float32
+    assert resolve_precision("bf16", CPU) is torch.bfloat16
+
+
+def test_autocast_and_scaling_are_on_only_where_they_are_needed() -> None:
+    a = torch.ones(2, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        with autocast(CPU, dtype):
+            assert (a @ a).dtype is dtype
+        assert not loss_scaler(CPU, dtype).is_enabled()

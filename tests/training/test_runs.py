@@ -1,0 +1,170 @@
+"""Whole runs through `JobRunner` on the standalone host that end well: finished, stopped, saved, previewed.
+
+The `host` fixture checks after each of them that the model is untouched and draws what it drew.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lib_trainer import events as ev
+from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.networks.formats.lora_file import read_lora
+from tests.support import network_difference
+from tests.training.watched import Watched, at_step, weights_after
+
+
+def test_a_run_finishes(watched: Watched, pictures: Path) -> None:
+    view = watched.run(pictures)
+    assert (view.state, view.step, view.total_steps, view.error) == ("finished", 3, 3, "")
+    assert view.output == watched.host.lora_folder() / "learned.safetensors"
+    assert watched.files == ["learned.safetensors"]
+    assert [type(event) for event in watched.events if not isinstance(event, (ev.Phase, ev.Message))] == [
+        ev.Started, ev.StepDone, ev.StepDone, ev.StepDone, ev.Saved, ev.Finished,
+    ]  # fmt: skip
+    started, (saved,) = watched.of(ev.Started)[0], watched.of(ev.Saved)
+    tensors = watched.tensors()
+    assert started.trained_parameters == sum(t.numel() for name, t in tensors.items() if not name.endswith("alpha"))
+    assert started.modules == {"unet": 192, "te1": 18}
+    assert saved.final and saved.step == 3
+    step = watched.of(ev.StepDone)[-1]
+    assert step.learning_rates == {"unet": 1e-3, "te1": 1e-3}
+    assert step.gradient_norm > 0 and step.seconds > 0 and step.memory_bytes > 1 << 20
+
+
+def test_what_the_file_says_of_itself(watched: Watched, pictures: Path) -> None:
+    changes = {"preview__prompt": "zork", "preview__every": 2, "optimizer__text_encoder_lr": 0}
+    watched.run(pictures, training__max_steps=2, **changes)
+    metadata = read_lora(watched.host.lora_folder() / "learned.safetensors").metadata
+    assert all(isinstance(value, str) for value in metadata.values())
+    expected = {
+        "ss_output_name": "learned",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "2.0",
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "ss_sd_model_name": "tiny.safetensors",
+        "ss_clip_skip": "1",
+        "ss_steps": "2",
+        "ss_epoch": "1",
+        "ss_seed": "5",
+        "ss_unet_lr": "0.001",
+        "ss_text_encoder_lr": "None",
+        "ss_max_train_steps": "2",
+        "ss_num_batches_per_epoch": "6",
+        "ss_num_train_images": "6",
+        "ss_resolution": "(64, 64)",
+    }
+    assert {key: metadata.get(key) for key in expected} == expected
+    assert float(metadata["ss_training_started_at"]) <= float(metadata["ss_training_finished_at"])
+    tags = json.loads(metadata["ss_tag_frequency"])
+    assert tags == {pictures.name: {"zork": 6, "disc": 6, "saber_(fate)": 6} | {f"colour {i}": 1 for i in range(6)}}
+    assert json.loads(metadata["ss_dataset_dirs"]) == {pictures.name: {"n_repeats": 1, "img_count": 6}}
+    assert json.loads(metadata["ss_bucket_info"])["buckets"] == {"0": {"resolution": [64, 64], "count": 6}}
+    assert metadata["ss_tag_frequency"][0] == metadata["ss_dataset_dirs"][0] == metadata["ss_bucket_info"][0] == "{"
+    (cover,) = json.loads(metadata["ssmd_cover_images"])
+    assert Image.open(io.BytesIO(base64.b64decode(cover))).size == (64, 64)
+
+
+def test_stop_keeps_what_was_learned(watched: Watched, pictures: Path) -> None:
+    watched.react = at_step(2, watched.runner.stop)
+    view = watched.run(pictures, training__max_steps=50)
+    assert (view.state, view.step) == ("stopped", 2)
+    assert watched.events[-1] == ev.Finished(2, watched.host.lora_folder() / "learned.safetensors", stopped=True)
+    assert watched.files == ["learned.safetensors"]
+    watched.react = lambda event: None
+    assert network_difference(watched.tensors(), weights_after(watched.host, pictures, 2)) == 0
+
+
+@pytest.mark.parametrize("phase", ["Waiting for the queue", "Caching latents", "Caching captions"])
+def test_stop_before_the_first_step(watched: Watched, pictures: Path, phase: str) -> None:
+    def react(event: ev.Event) -> None:
+        if isinstance(event, ev.Phase) and event.name == phase:
+            watched.runner.stop()
+
+    watched.react = react
+    view = watched.run(pictures, optimizer__text_encoder_lr=0)
+    assert view.state == "stopped"
+    assert watched.events[-1] == ev.Finished(0, None, stopped=True)
+    assert watched.files == [] and not watched.of(ev.StepDone)
+
+
+def test_the_hosts_own_interrupt_stops_for_good(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The WebUI forgets its Interrupt at the next task; a run that has seen it once must still end."""
+    from lib_trainer.host.standalone.host import StandaloneLease
+
+    answers = iter([False, True])
+    monkeypatch.setattr(StandaloneLease, "interrupted", property(lambda self: next(answers, False)))
+    view = watched.run(pictures, training__max_steps=3)
+    assert view.state == "stopped" and not watched.of(ev.StepDone)
+
+
+def test_save_now_writes_and_goes_on(watched: Watched, pictures: Path) -> None:
+    watched.react = at_step(1, watched.runner.save)
+    assert watched.run(pictures, training__max_steps=2).state == "finished"
+    assert watched.files == ["learned-step00000001.safetensors", "learned.safetensors"]
+    assert [(s.step, s.final) for s in watched.of(ev.Saved)] == [(1, False), (2, True)]
+    assert network_difference(watched.tensors(watched.files[0]), watched.tensors()) > 0
+    assert read_lora(watched.host.lora_folder() / watched.files[0]).metadata["ss_steps"] == "1"
+
+
+def test_save_every(watched: Watched, pictures: Path) -> None:
+    watched.run(pictures, training__max_steps=5, output__save_every=2)
+    assert watched.files == [
+        "learned-step00000002.safetensors",
+        "learned-step00000004.safetensors",
+        "learned.safetensors",
+    ]
+
+
+def test_previews_show_the_lora_and_change_nothing(watched: Watched, pictures: Path) -> None:
+    from lib_trainer.host.standalone.sampling import draw
+    from lib_trainer.networks.lora import LoraNetwork
+    from lib_trainer.ports import PreviewRequest
+
+    rates = {"optimizer__unet_lr": 0.02, "training__max_steps": 4}
+    watched.run(pictures, preview__prompt="a zork", preview__every=2, preview__seed=3, preview__steps=2, **rates)
+    made = watched.of(ev.PreviewMade)
+    assert [(preview.step, preview.prompt, preview.image.size) for preview in made] == [
+        (2, "a zork", (64, 64)),
+        (4, "a zork", (64, 64)),
+    ]
+    model = watched.host.model()
+    request = PreviewRequest("a zork", width=64, height=64, steps=2, seed=3)
+    with torch.no_grad():
+        plain = draw(model, request)
+        with LoraNetwork.from_tensors(model.adaptable_modules(), watched.tensors()).applied():
+            with_lora = draw(model, request)
+    assert made[-1].image.tobytes() == with_lora.tobytes() != plain.tobytes()
+    seen = watched.tensors()
+    second = Watched(StandaloneHost(watched.host.checkpoint, watched.host.root / "second", torch.device("cpu")))
+    second.host._model = watched.host._model
+    second.run(pictures, **rates)
+    assert network_difference(seen, second.tensors()) == 0
+
+
+def test_sample_on_demand(watched: Watched, pictures: Path) -> None:
+    watched.react = at_step(1, watched.runner.sample)
+    watched.run(pictures, training__max_steps=2, training__precision="bf16", training__gradient_checkpointing=True)
+    assert [(preview.step, preview.prompt) for preview in watched.of(ev.PreviewMade)] == [(1, "zork")]
+
+
+def test_a_preview_that_raises_is_a_warning(watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(request: object) -> None:
+        raise RuntimeError("no more memory for pictures")
+
+    monkeypatch.setattr(watched.host, "preview", broken)
+    view = watched.run(pictures, training__max_steps=3, preview__prompt="x", preview__every=1)
+    assert (view.state, view.step) == ("finished", 3)
+    warnings = [message.text for message in watched.of(ev.Message) if message.level == "warning"]
+    assert len(warnings) == 3 and "no more memory for pictures" in warnings[0]

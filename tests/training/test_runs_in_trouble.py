@@ -1,0 +1,184 @@
+"""Runs that end in trouble: what is kept, what is said, and that the host is not harmed.
+
+The `host` fixture checks after each of them that the model is untouched and draws what it drew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_trainer import events as ev
+from lib_trainer.networks.formats.lora_file import read_lora
+from lib_trainer.training.optimizers import OPTIMIZERS
+from tests.support import network_difference
+from tests.training.watched import Watched, one_sentence, raising, weights_after
+
+
+def test_a_nan_loss_ends_the_run_with_the_last_good_weights(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = weights_after(watched.host, pictures, 2)
+    _predict_with(watched, monkeypatch, 3, lambda out: out * float("nan"))
+    view = watched.run(pictures, training__max_steps=5)
+    monkeypatch.undo()
+    assert (view.state, view.step) == ("failed", 2)
+    sentence = one_sentence(view.error)
+    assert (
+        "The loss is nan at step 3" in sentence and "weights of step 2" in sentence and "optimizer.unet_lr" in sentence
+    )
+    assert watched.files == ["learned-step00000002.safetensors"]
+    assert view.output == watched.host.lora_folder() / watched.files[0]
+    assert network_difference(watched.tensors(watched.files[0]), expected) == 0
+
+
+def test_gradients_that_are_not_finite_end_the_run(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return gradient * float("inf")
+
+    _predict_with(watched, monkeypatch, 2, Poison.apply)
+    view = watched.run(pictures)
+    assert view.state == "failed" and "The gradients are not finite at step 2" in one_sentence(view.error)
+    assert all(bool(t.isfinite().all()) for t in watched.tensors(watched.files[0]).values())
+
+
+def test_a_nan_in_the_first_step_leaves_no_file(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _predict_with(watched, monkeypatch, 1, lambda out: out * float("nan"))
+    view = watched.run(pictures)
+    assert view.state == "failed" and view.output is None and watched.files == []
+
+
+def _predict_with(watched: Watched, monkeypatch: pytest.MonkeyPatch, call: int, change: Callable[..., Any]) -> None:
+    """Let the `call`-th prediction come out otherwise."""
+    model = watched.host.model()
+    real, calls = model.predict, 0
+
+    def predict(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return change(real(*args)) if calls == call else real(*args)
+
+    monkeypatch.setattr(model, "predict", predict)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+@pytest.mark.parametrize("call", [1, 3])
+def test_out_of_memory_says_what_to_lower(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, call: int
+) -> None:
+    def exhausted(out: object) -> None:
+        raise error
+
+    _predict_with(watched, monkeypatch, call, exhausted)
+    view = watched.run(pictures, training__batch_size=2, training__precision="bf16")
+    sentence = one_sentence(view.error)
+    assert view.state == "failed" and "ran out of memory" in sentence
+    for what in ("training.batch_size (now 2)", "training.gradient_checkpointing", "64×64", "network.rank (now 4)"):
+        assert what in sentence
+    assert watched.files == ([] if call == 1 else ["learned-step00000002.safetensors"])
+
+
+def test_out_of_memory_in_the_backward_pass_and_in_the_optimizer(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Greedy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setitem(OPTIMIZERS, "AdamW", lambda groups, config: Greedy(groups))
+    view = watched.run(pictures)
+    assert view.state == "failed" and "ran out of memory" in view.error and watched.files == []
+
+
+@pytest.mark.parametrize("kind", [ev.Phase, ev.Started, ev.StepDone, ev.PreviewMade, ev.Saved, ev.Finished])
+def test_a_listener_that_raises(watched: Watched, pictures: Path, kind: type) -> None:
+    watched.react = raising(kind, ValueError("the page is gone"))
+    view = watched.run(pictures, preview__prompt="x", preview__every=1, output__save_every=2)
+    assert view.state == "failed" and "the page is gone" in view.error
+    assert isinstance(watched.events[-1], ev.Failed)
+    kept = {
+        ev.Phase: [],
+        ev.Started: [],
+        ev.StepDone: ["learned-step00000001.safetensors"],
+        ev.PreviewMade: ["learned-step00000001.safetensors"],
+        ev.Saved: ["learned-step00000002.safetensors"],
+        ev.Finished: ["learned-step00000002.safetensors", "learned.safetensors"],
+    }[kind]
+    assert watched.files == kept
+    assert view.output == (watched.host.lora_folder() / kept[-1] if kept else None)
+
+
+def test_a_listener_that_raises_while_a_preview_fails(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is out of its training state then, and must not be put back twice."""
+
+    def broken(request: object) -> None:
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(watched.host, "preview", broken)
+    watched.react = raising(ev.Message, ValueError("the page is gone"))
+    view = watched.run(pictures, preview__prompt="x", preview__every=1)
+    assert view.state == "failed" and "the page is gone" in view.error
+    assert watched.files == ["learned-step00000001.safetensors"]
+
+
+@pytest.mark.parametrize("what", ["fsync", "fdopen"])
+def test_a_full_disk_keeps_the_earlier_file(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    real = getattr(os, what)
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        if watched.of(ev.Saved):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, what, full)
+    view = watched.run(pictures, output__save_every=1)
+    monkeypatch.undo()
+    assert view.state == "failed" and view.step == view.total_steps, "what was still to be learned was learned"
+    assert any("Warning" in line and "learned-step00000002.safetensors" in line for line in view.log)
+    sentence = one_sentence(view.error)
+    assert "No space left on device" in sentence and "learned.safetensors" in sentence and "make room" in sentence
+    assert watched.files == ["learned-step00000001.safetensors"]
+    assert view.output == watched.host.lora_folder() / "learned-step00000001.safetensors"
+    assert read_lora(view.output).metadata["ss_steps"] == "1"
+
+
+def test_a_folder_that_cannot_be_made(watched: Watched, pictures: Path) -> None:
+    (watched.host.root / "file").write_text("")
+    view = watched.run(pictures, output__folder=str(watched.host.root / "file" / "inner"), training__max_steps=1)
+    assert view.state == "failed" and "learned.safetensors could not be written" in one_sentence(view.error)
+
+
+def test_a_run_after_a_failed_one(watched: Watched, pictures: Path) -> None:
+    watched.react = raising(ev.StepDone, ValueError("once"))
+    assert watched.run(pictures).state == "failed"
+    watched.react = lambda event: None
+    view = watched.run(pictures, output__name="again")
+    assert view.state == "finished" and view.error == ""

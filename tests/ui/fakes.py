@@ -1,0 +1,150 @@
+"""A scripted run and a host without a model: what the page's tests drive, through the real runner and monitor."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from lib_trainer import events as ev
+from lib_trainer.config import JobConfig
+from lib_trainer.errors import DatasetError, ModelError, TrainerError
+from lib_trainer.ports import Host, LoadedModel, PreviewRequest
+
+
+@dataclass
+class FakeHost:
+    """Implements `ports.Host` as far as the page asks."""
+
+    root: Path
+    description: str = "miniature <b>[879db523c3]</b> · SD 1.x"
+
+    def check(self) -> None: ...
+
+    def model(self) -> LoadedModel:
+        raise ModelError("The fake host has no model.")
+
+    @contextlib.contextmanager
+    def lease(self, title: str, control: object = None) -> Iterator[None]:
+        yield
+
+    def preview(self, request: PreviewRequest) -> Image.Image:
+        return picture(request.prompt, request.width, request.height)
+
+    def describe(self) -> str:
+        return self.description
+
+    def samplers(self) -> Sequence[str]:
+        return ("Euler", "DPM++ 2M")
+
+    def lora_folder(self) -> Path:
+        return self.root / "Lora"
+
+    def cache_folder(self) -> Path:
+        return self.root / "cache"
+
+
+@dataclass
+class FakeGenerator:
+    asked: list[str] = field(default_factory=list)
+
+    def generate(
+        self,
+        prompt: str,
+        negative_prompt: str,
+        width: int,
+        height: int,
+        steps: int,
+        cfg_scale: float,
+        sampler: str,
+        seed: int,
+    ) -> Image.Image:
+        self.asked.append(prompt)
+        if "<lora:absent" in prompt:
+            raise TrainerError("There is no LoRA called absent: refresh the list.")
+        return picture(prompt, width, height)
+
+    def loras(self) -> Sequence[str]:
+        return ("cat", "dog")
+
+
+HOLD_SECONDS = 120
+
+
+def _set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
+@dataclass(frozen=True)
+class ScriptedPlan:
+    job: JobConfig
+    host: Host
+
+
+@dataclass
+class Script:
+    """Stands in for `prepare` and `run_plan` of `lib_trainer.training.run`.
+
+    A test may clear `cached` or `finish` to hold a run at 12 of 40 cached pictures or before its last step: on a busy
+    machine the browser may otherwise see it too late.
+    """
+
+    step_seconds: float = 0.02
+    cache_seconds: float = 0.02
+    fail_at: int = 0
+    cached: threading.Event = field(default_factory=lambda: _set_event())
+    finish: threading.Event = field(default_factory=lambda: _set_event())
+
+    def prepare(self, job: JobConfig, host: Host) -> ScriptedPlan:
+        if not job.dataset.folder:
+            raise DatasetError("dataset.folder is empty: choose the folder <that> holds your pictures.")
+        if not Path(job.dataset.folder).is_dir():
+            raise DatasetError(f"There is no folder {job.dataset.folder}: check the path.")
+        return ScriptedPlan(job, host)
+
+    def run_plan(self, plan: ScriptedPlan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
+        job = plan.job
+        output = host.lora_folder() / f"{job.output.name}.safetensors"
+        for done in range(41):
+            emit(ev.Phase("Caching latents", done, 40))
+            time.sleep(self.cache_seconds)
+            if done == 12:
+                self.cached.wait(HOLD_SECONDS)
+        total = job.training.max_steps or 100
+        emit(ev.Started(total, 1_594_368, {"unet": 192, "te1": 72}))
+        emit(ev.Message("2 pictures have no caption & get the trigger word.", "warning"))
+        for step in range(1, total + 1):
+            time.sleep(self.step_seconds)
+            if step == total:
+                self.finish.wait(HOLD_SECONDS)
+            loss = 0.14 * math.exp(-2 * step / total) + 0.03 + 0.025 * math.sin(step * 12.9898) ** 3
+            rates = {"unet": job.optimizer.unet_lr * (1 - step / total), "te1": job.optimizer.text_encoder_lr}
+            emit(ev.StepDone(step, total, 1 + step // 50, loss, rates, 0.9, self.step_seconds, 5 * 2**30))
+            if step == self.fail_at:
+                raise TrainerError("The loss is <not> a number: lower the learning rate.")
+            if control.stopping:
+                emit(ev.Saved(step, output, final=True))
+                emit(ev.Finished(step, output, stopped=True))
+                return
+            if control.take_save():
+                emit(ev.Saved(step, output.with_stem(f"{output.stem}-{step:06}"), final=False))
+            due = job.preview.prompt and job.preview.every and step % job.preview.every == 0
+            if control.take_sample() or due:
+                emit(ev.PreviewMade(step, picture(f"step {step}", 192, 192, step), job.preview.prompt))
+        emit(ev.Saved(total, output, final=True))
+        emit(ev.Finished(total, output, stopped=False))
+
+
+def picture(text: str, width: int, height: int, number: int = 0) -> Image.Image:
+    """A plain picture that tells itself from others."""
+    image = Image.new("RGB", (width, height), ((number * 37) % 200, (number * 61) % 200, 120))
+    ImageDraw.Draw(image).text((10, 10), text, fill="white")
+    return image

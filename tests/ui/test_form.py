@@ -1,0 +1,150 @@
+"""The form shows every option of the schema, and gives back what a job needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from lib_trainer.config import JobConfig, field_specs, from_values, to_values
+from lib_trainer.errors import ConfigError
+from lib_trainer.ui.form import HEADLESS, HOST_DEFAULT, Form, build_form, from_widget, label, to_widget
+
+NATIVE_LABELS = {
+    "Name", "Initialization text", "Number of vectors per token", "Embedding", "Hypernetwork",
+    "Embedding Learning rate", "Hypernetwork Learning rate", "Gradient Clipping", "Batch size",
+    "Gradient accumulation steps", "Dataset directory", "Log directory", "Prompt template", "Width", "Height",
+    "Do not resize images", "Max steps", "Learning rate",
+}  # fmt: skip
+"""Labels of the WebUI's own Train tab."""
+
+SAMPLE: dict[str, Any] = {
+    "dataset.folder": "/pictures/cat",
+    "dataset.width": 768,
+    "network.alpha": 0.5,
+    "optimizer.name": "AdamW8bit",
+    "optimizer.unet_lr": 2.5e-6,
+    "training.gradient_checkpointing": True,
+    "training.max_tokens": 150,
+    "training.seed": 2**32 - 1,
+    "output.name": "cat",
+    "preview.prompt": "a <cat>\nsecond line",
+    "preview.sampler": "Euler",
+}
+
+
+def make(**options: Any) -> tuple[Form, gr.Blocks]:
+    arguments = {"prefix": "trainer", "samplers": ("Euler", "DPM++ 2M"), "headless_fields": True, **options}
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        form = build_form(**arguments)
+    return form, blocks
+
+
+def through_gradio(form: Form, updates: list[dict[str, Any]]) -> list[Any]:
+    """What the page would send back after it was shown `updates`: gradio's own conversions, both ways."""
+    shown = [c.postprocess(u["value"]) for c, u in zip(form.inputs, updates, strict=True)]
+    return [c.preprocess(value) for c, value in zip(form.inputs, shown, strict=True)]
+
+
+def test_every_option_has_a_component_with_its_label_help_and_id() -> None:
+    form, _ = make()
+    assert list(form.components) == list(field_specs())
+    for path, component in form.components.items():
+        spec = field_specs()[path]
+        assert component.label == label(spec)
+        assert component.get_config()["info"] == spec.help
+        assert component.elem_id == "trainer_" + path.replace(".", "_")
+
+
+def test_headless_options_are_hidden_on_request() -> None:
+    form, _ = make(headless_fields=False)
+    assert set(field_specs()) - set(form.components) == HEADLESS
+
+
+def test_no_component_is_kept_in_the_webuis_ui_config() -> None:
+    _, blocks = make()
+    kept = [block for block in blocks.blocks.values() if isinstance(block, gr.components.IOComponent)]
+    assert [b.label for b in kept if b.label and not getattr(b, "do_not_save_to_config", False)] == []
+
+
+def test_labels_differ_from_the_native_train_tabs() -> None:
+    form, _ = make()
+    labels = [component.label for component in form.inputs]
+    assert not NATIVE_LABELS & set(labels)
+    assert len(labels) == len(set(labels))
+
+
+def test_bounds_of_sliders_are_the_schemas() -> None:
+    form, _ = make()
+    sliders = {path: c for path, c in form.components.items() if isinstance(c, gr.Slider)}
+    assert "dataset.width" in sliders and "training.seed" not in sliders
+    for path, slider in sliders.items():
+        spec = field_specs()[path]
+        assert (slider.minimum, slider.maximum, slider.step) == (spec.low, spec.high, spec.step)
+
+
+def test_choices_are_the_schemas() -> None:
+    form, _ = make()
+    for path, spec in field_specs().items():
+        if spec.kind == "choice":
+            assert form.components[path].choices == [str(choice) for choice in spec.choices]
+    assert form.components["preview.sampler"].choices == [HOST_DEFAULT, "Euler", "DPM++ 2M"]
+
+
+def test_defaults_pass_through_the_page_unchanged() -> None:
+    form, _ = make()
+    shown = form.updates(to_values(JobConfig()))
+    assert from_values(form.values(through_gradio(form, shown))) == JobConfig()
+
+
+def test_other_values_pass_through_the_page_unchanged() -> None:
+    form, _ = make()
+    job = from_values(SAMPLE)
+    back = from_values(form.values(through_gradio(form, form.updates(to_values(job)))))
+    assert back == job
+    assert back.training.max_tokens == 150, "a whole number although the list shows texts"
+
+
+@pytest.mark.parametrize("typed", ["1e-4", "0.0001", "2.5e-7"])
+def test_small_learning_rates_keep_their_digits(typed: str) -> None:
+    form, _ = make()
+    component = form.components["optimizer.unet_lr"]
+    assert component.preprocess(float(typed)) == float(typed)
+    assert component.postprocess(float(typed)) == float(typed)
+
+
+def test_numbers_out_of_range_reach_the_jobs_own_check() -> None:
+    form, _ = make()
+    index = list(form.components).index("optimizer.unet_lr")
+    raw = through_gradio(form, form.updates(to_values(JobConfig())))
+    raw[index] = form.inputs[index].preprocess(5)
+    with pytest.raises(ConfigError, match=r"optimizer\.unet_lr = 5"):
+        from_values(form.values(raw))
+
+
+def test_an_empty_number_is_named() -> None:
+    form, _ = make()
+    index = list(form.components).index("training.max_steps")
+    raw = through_gradio(form, form.updates(to_values(JobConfig())))
+    raw[index] = form.inputs[index].preprocess(None)
+    with pytest.raises(ConfigError, match=r"training\.max_steps is empty"):
+        from_values(form.values(raw))
+
+
+def test_paths_lose_the_quotes_of_copy_as_path_and_prompts_keep_theirs() -> None:
+    specs = field_specs()
+    assert from_widget(specs["dataset.folder"], ' "C:\\my cats" ') == "C:\\my cats"
+    assert from_widget(specs["preview.prompt"], 'a sign that says "cat"') == 'a sign that says "cat"'
+
+
+def test_the_sampler_list_stands_for_the_hosts_default() -> None:
+    spec = field_specs()["preview.sampler"]
+    assert to_widget(spec, "") == HOST_DEFAULT
+    assert from_widget(spec, HOST_DEFAULT) == ""
+
+
+def test_units_are_not_said_twice() -> None:
+    specs = field_specs()
+    assert label(specs["dataset.width"]) == "Training width (px)"
+    assert label(specs["preview.steps"]) == "Preview steps"

@@ -1,0 +1,1 @@
+"""What the tests ask of the WebUI from inside: runs, faults, snapshots and leftovers."""
