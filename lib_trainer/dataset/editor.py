@@ -33,19 +33,23 @@ class Editor:
     def __init__(self, folder: Path | str, scores: TagScores | None = None) -> None:
         self.lock = threading.RLock()
         self.scores: TagScores = scores or NoScores()
-        self.library: Library = open_library(folder)
-        self.root = self.library.root
+        self.root = open_library(folder, may_be_empty=True).root
+        if not (self.root / HIDDEN / "history.sqlite").exists():
+            open_library(self.root)
         self.history = History(self.root)
         self._captions: dict[str, Caption] = {}
         self.unreadable: dict[str, CaptionError | DatasetError] = {}
         self._owners: dict[str, tuple[str, ...]] = {}
+        self._spellings: tuple[int, dict[str, str]] = (-1, {})
+        self.version = 0  # grows with every change of what is held here
         self.reload()
 
     def reload(self) -> None:
         """Read the folder and every caption again."""
         with self.lock:
+            self.version += 1
             self._revision = self.history.revision
-            self.library = open_library(self.root)
+            self.library: Library = open_library(self.root, may_be_empty=True)
             self.items: dict[str, Item] = {item.key: item for item in self.library.items}
             owners: dict[str, list[str]] = {}
             for item in self.library.items:
@@ -95,6 +99,10 @@ class Editor:
         """Whether the picture has a caption file that can be read."""
         return self.items[key].caption in self._captions
 
+    def owners(self, path: str) -> tuple[str, ...]:
+        """The pictures that a caption file belongs to."""
+        return self._owners.get(path, ())
+
     def counts(self, keys: Iterable[str] | None = None) -> Counter[str]:
         """{tag_key: on how many pictures it stands}, over `keys` or everything."""
         with self.lock:
@@ -102,12 +110,15 @@ class Editor:
 
     def spellings(self) -> dict[str, str]:
         """{tag_key: how it is written most often}."""
+        if self._spellings[0] == self.version:
+            return self._spellings[1]
         written: Counter[str] = Counter()
         for caption in self._captions.values():
             written.update(caption.tags)
         result: dict[str, str] = {}
         for tag, _ in reversed(written.most_common()):
             result[cached_key(tag)] = tag
+        self._spellings = self.version, result
         return result
 
     def preview(self, edit: Edit, keys: Sequence[str] | None = None) -> Preview:
@@ -166,6 +177,7 @@ class Editor:
         if any(isinstance(step, Move) or (step.path not in self._owners) for step in steps):
             self.reload()
             return
+        self.version += 1
         for step in steps:
             self._read(step.path)
         self._revision = self.history.revision

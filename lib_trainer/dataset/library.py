@@ -46,8 +46,11 @@ class Library:
         return list(dict.fromkeys(item.folder for item in self.items))
 
 
-def open_library(folder: Path | str) -> Library:
-    """List a set. Raises `DatasetError` for a folder that is missing, unreadable or without pictures."""
+def open_library(folder: Path | str, *, may_be_empty: bool = False) -> Library:
+    """List a set. Raises `DatasetError` for a folder that is missing, unreadable or without pictures.
+
+    `may_be_empty`: without pictures it is an empty set; all of them may be in its trash.
+    """
     if not str(folder).strip():
         raise DatasetError("No folder is given: write the full path of the set.")
     root = Path(os.path.abspath(Path(str(folder).strip().strip('"')).expanduser()))
@@ -61,7 +64,7 @@ def open_library(folder: Path | str) -> Library:
         match = re.fullmatch(r"(\d+)_(.*)", name)
         repeats, concept = (int(match[1]), match[2].strip()) if match else (0, "")
         _add(_listed(root / name)[0], name, repeats, concept, items, captions)
-    if not items:
+    if not items and not may_be_empty:
         raise DatasetError(
             f"'{root}' holds no pictures: give a folder with {', '.join(EXTENSIONS[:4])} … files, or with subfolders "
             "called N_concept."

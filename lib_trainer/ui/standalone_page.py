@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it when it is imported
@@ -11,7 +12,9 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lib_trainer.captions.knowledge import TagScores
 from lib_trainer.jobs import JobRunner
+from lib_trainer.ui.dataset_page import build_dataset_page, no_scores
 from lib_trainer.ui.generate_page import INSERT_JS, Generator, build_generate_page
 from lib_trainer.ui.train_page import PageOptions, build_train_page
 
@@ -23,12 +26,25 @@ MONO_FONTS = ["ui-monospace", "Consolas", "monospace"]
 STICKY = ".gradio-container { overflow: clip !important; }"
 """gradio's own `hidden` makes the container a scroller of its own, in which nothing can stay in view."""
 
+TRAIN_JS = "(folder) => { window.trainerDataset.train(folder); window.trainerPage.openTab('Train'); }"
+
 CONTENT_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:"
 """gradio's page asks for a script and fonts from elsewhere: the browser is told to stay on this server."""
 
 
-def build_app(runner: JobRunner, generator: Generator, *, headless_fields: bool = False, size: int = 512) -> gr.Blocks:
-    """The page. `size` is the width and height that the Generate tab starts with."""
+def build_app(
+    runner: JobRunner,
+    generator: Generator,
+    *,
+    headless_fields: bool = False,
+    size: int = 512,
+    count_tokens: Callable[[str], int] | None = None,
+    scores_of: Callable[[Path], TagScores | None] = no_scores,
+) -> gr.Blocks:
+    """The page. `size` is the width and height that the Generate tab starts with.
+
+    The Dataset tab is there where `count_tokens` gives the tokens of a word; `scores_of` is what the tagger knows.
+    """
     samplers = tuple(runner.host.samplers())
     options = PageOptions(
         job_folder=runner.host.cache_folder() / "jobs",
@@ -46,10 +62,13 @@ def build_app(runner: JobRunner, generator: Generator, *, headless_fields: bool 
         with gr.Tabs():
             with gr.Tab("Train", elem_id="trainer_tab_train"):
                 build_train_page(runner, options)
+            if count_tokens is not None:
+                with gr.Tab("Dataset", elem_id="trainer_tab_dataset"):
+                    build_dataset_page(count_tokens, scores_of, train_js=TRAIN_JS)
             with gr.Tab("Generate", elem_id="trainer_tab_generate"):
                 build_generate_page(generator, samplers, size)
-        script = (ROOT / "javascript" / "trainer.js").read_text("utf-8")
-        app.load(None, None, None, _js=f"() => {{ {script}\nreturn []; }}")
+        for path in sorted((ROOT / "javascript").glob("*.js")):
+            app.load(None, None, None, _js=f"() => {{ {path.read_text('utf-8')}\nreturn []; }}")
     return app
 
 

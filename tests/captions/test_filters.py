@@ -8,9 +8,9 @@ from lib_trainer.captions.document import Caption
 from lib_trainer.captions.filters import Record, parse_filter
 from lib_trainer.errors import ConfigError
 
-SMILE, RED = {"smile": 0.9}, {"red hair": "wd"}
+SMILE, HAND, RED = {"smile": 0.9}, {"smile": "hand"}, {"red hair": "wd"}
 RECORDS = [
-    Record("10_cat/a.png", "10_cat", Caption.parse("long_hair, smile, 1girl"), 10, (512, 768), SMILE, {"smile": "hand"}),
+    Record("10_cat/a.png", "10_cat", Caption.parse("long_hair, smile, 1girl"), 10, (512, 768), SMILE, HAND),
     Record("10_cat/b.png", "10_cat", Caption.parse("short hair, 1boy, saber (fate)"), 80, (300, 300), {"smile": 0.1}),
     Record("c.png", "", Caption.parse(""), 0, None, {}, {}, ("empty",)),
     Record("5_dog/d1.png", "5_dog", Caption.parse("red hair, blue eyes, >_<, |_|"), None, (1000, 400), {}, RED),
