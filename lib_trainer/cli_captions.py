@@ -18,7 +18,16 @@ from lib_trainer.captions.edits import EDITS, edit_fields, make_edit
 from lib_trainer.captions.filters import Record, parse_filter
 from lib_trainer.captions.findings import all_findings, pictures_of
 from lib_trainer.captions.knowledge import read_knowledge
-from lib_trainer.captions.plans import SCHOOLS, DropImplied, fold, implied_pairs, learned_pairs, traits, warnings
+from lib_trainer.captions.plans import (
+    SCHOOLS,
+    DropImplied,
+    fold,
+    implied_pairs,
+    learned_pairs,
+    several_concepts,
+    traits,
+    warnings,
+)
 from lib_trainer.captions.tokens import TokenCounter
 from lib_trainer.errors import ConfigError
 from lib_trainer.files import write_atomically
@@ -160,7 +169,7 @@ def _plan(editor: Editor, options: argparse.Namespace) -> int:
         share=options.share, protected=options.protected, trigger=options.trigger,
     )  # fmt: skip
     print(f"{SCHOOLS[options.school].title}: {SCHOOLS[options.school].cost}")
-    for warning in warnings(proposal):
+    for warning in filter(None, [several_concepts({editor.items[key].concept for key in keys}), *warnings(proposal)]):
         print(f"warning: {warning}")
     return _finish(editor, editor.preview(fold(proposal, options.trigger, options.school), keys), options)
 

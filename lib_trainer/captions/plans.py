@@ -230,3 +230,11 @@ def warnings(proposal: Sequence[Trait], chosen: Collection[str] | None = None) -
         for one in meant
         if one.share < 0.9
     ]
+
+
+def several_concepts(concepts: Collection[str]) -> str:
+    """A warning where one trigger word would be given to the pictures of several concepts; empty otherwise."""
+    named = sorted(concept for concept in concepts if concept)
+    if len(named) < 2:
+        return ""
+    return f"These are pictures of {', '.join(named)}: filter by folder, so that each gets a trigger word of its own."

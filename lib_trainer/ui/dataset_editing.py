@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edits import make_edit
-from lib_trainer.captions.plans import DropImplied, fold, implied_pairs, learned_pairs, traits
+from lib_trainer.captions.plans import DropImplied, fold, implied_pairs, learned_pairs, several_concepts, traits
 from lib_trainer.captions.tags import split_tags
 from lib_trainer.errors import ConfigError, DatasetError
 from lib_trainer.ui.dataset_common import Values, chosen_keys, filled, number, opened_set, show_preview
@@ -78,7 +78,7 @@ def keep_mine(view: View, values: Values) -> str:
     return "Your version was written; Undo gives the other one back."
 
 
-def plan(view: View, values: Values) -> None:
+def plan(view: View, values: Values) -> str:
     opened, keys = opened_set(view), chosen_keys(view, values)
     view.trigger = str(values.get("trigger", "")).strip()
     captions = {key: opened.editor.caption(key) for key in keys}
@@ -87,6 +87,7 @@ def plan(view: View, values: Values) -> None:
         share=number(values, "share", "Share") / 100, protected=str(values.get("protected", "")), trigger=view.trigger,
     )  # fmt: skip
     view.plan, view.implied, view.preview = str(values["plan"]), (), None
+    return several_concepts({opened.editor.items[key].concept for key in keys})
 
 
 def plan_preview(view: View, values: Values) -> None:

@@ -81,8 +81,8 @@ def tags_html(view: View) -> str:
         share = count / total if total else 0
         name = escape(spellings.get(key, key))
         lines.append(
-            f'<tr><td class="dataset-tag" {command("tag", tag=key)} title="Show the pictures that have it">{name}</td>'
-            f'<td class="dataset-kind">{group(key)}</td><td class="dataset-count">'
+            f'<tr><td class="dataset-tag dataset-group-{group(key)}" {command("tag", tag=key)} '
+            f'title="{group(key)}: show the pictures that have it">{name}</td><td class="dataset-count">'
             f'<i style="width:{share:.0%}"></i><b>{count:,}</b></td>'
             f"<td>{button('−', 'tag', tag=key, without=True, title='Show the pictures without it')}</td></tr>"
         )
