@@ -183,7 +183,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     host = StandaloneHost(checkpoint, options.root.absolute())
     runner = process_runner(lambda: host)
-    app = build_app(runner, HostGenerator(host), size=options.size, count_tokens=cli_captions.clip_tokens)
+    app = build_app(
+        runner,
+        HostGenerator(host),
+        size=options.size,
+        count_tokens=cli_captions.clip_tokens,
+        scores_of=cli_captions.scores_of,
+    )
     address = serve(app, options.host, options.port, options.open, block=False)
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     app.block_thread()

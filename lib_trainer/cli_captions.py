@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_trainer.captions.edits import EDITS, edit_fields, make_edit
-from lib_trainer.captions.filters import Record, parse_filter
+from lib_trainer.captions.filters import Record, keyed, parse_filter
 from lib_trainer.captions.findings import all_findings, pictures_of
 from lib_trainer.captions.knowledge import read_knowledge
 from lib_trainer.captions.plans import (
@@ -33,6 +33,7 @@ from lib_trainer.errors import ConfigError
 from lib_trainer.files import write_atomically
 
 if TYPE_CHECKING:
+    from lib_trainer.captions.knowledge import TagScores
     from lib_trainer.dataset.editor import Editor
     from lib_trainer.dataset.previews import Preview
     from lib_trainer.dataset.report import Report
@@ -47,6 +48,13 @@ def clip_tokens(word: str) -> int:
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
 
     return len(load_tokenizer()(word, add_special_tokens=False).input_ids)
+
+
+def scores_of(root: Path) -> TagScores | None:
+    """What the tagger knows of a set."""
+    from lib_trainer.dataset import tag_scores
+
+    return tag_scores.scores_of(root)
 
 
 def add_parser(commands: Any) -> None:
@@ -98,7 +106,7 @@ def _action(actions: Any, name: str, help: str, run: Any) -> Any:
 def _run(action: Callable[[Editor, argparse.Namespace], int], options: argparse.Namespace) -> int:
     from lib_trainer.dataset.editor import Editor
 
-    return action(Editor(options.folder), options)
+    return action(Editor(options.folder, scores_of(options.folder.absolute())), options)
 
 
 def _add_field(parser: Any, field: Any) -> None:
@@ -130,7 +138,9 @@ def _keys(editor: Editor, options: argparse.Namespace) -> list[str]:
         caption = editor.caption(key)
         size = facts.size(key) if "size" in chosen.needs else None
         tokens = count(caption) if "tokens" in chosen.needs else None
-        record = Record(key, item.folder, caption, tokens, size, {}, {}, troubles.get(key, ()))
+        scores = keyed(editor.scores.scores(editor.root / key)) if "scores" in chosen.needs else {}
+        origins = keyed(editor.scores.origins(editor.root / key)) if "scores" in chosen.needs else {}
+        record = Record(key, item.folder, caption, tokens, size, scores, origins, troubles.get(key, ()))
         if chosen.matches(record):
             found.append(key)
     if not found:

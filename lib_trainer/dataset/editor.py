@@ -130,8 +130,9 @@ class Editor:
 
             def after(key: str, caption: Caption) -> Caption:
                 scores = {cached_key(tag): score for tag, score in self.scores.scores(self.root / key).items()}
-                origins = self.scores.origins(self.root / key)
-                by_hand = frozenset(cached_key(tag) for tag, origin in origins.items() if origin == "hand")
+                origins = {cached_key(tag): one for tag, one in self.scores.origins(self.root / key).items()}
+                # where origins are recorded, a tag without one was written by a person, or came with the set
+                by_hand = frozenset(one for one in caption.keys if origins and origins.get(one, "hand") == "hand")
                 return edit.apply(caption, Facts(counts, len(chosen), scores, by_hand))
 
             return self.preview_function(edit.label(), after, chosen)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-from lib_trainer.captions.document import Caption, cached_key
-from lib_trainer.captions.filters import Filter, Record, parse_filter
+from lib_trainer.captions.document import Caption
+from lib_trainer.captions.filters import Filter, Record, keyed, parse_filter
 from lib_trainer.captions.findings import all_findings, pictures_of
 from lib_trainer.captions.knowledge import Knowledge, TagScores, read_knowledge
 from lib_trainer.captions.plans import Implied, Trait
@@ -21,7 +20,6 @@ from lib_trainer.dataset.file_moves import Conflict
 from lib_trainer.dataset.previews import Preview
 from lib_trainer.dataset.report import Report
 
-Value = TypeVar("Value")
 PAGE = 60
 """Pictures on one page of the gallery."""
 OF_PICTURES = {
@@ -103,11 +101,6 @@ class SetPool:
             knowledge = read_knowledge([editor.root / ".trainer"])
             self._sets[root] = OpenSet(editor, FactsCache(editor.root), self._count, knowledge)
             return self._sets[root]
-
-
-def keyed(values: Mapping[str, Value]) -> dict[str, Value]:
-    """The same by `tag_key`."""
-    return {cached_key(tag): value for tag, value in values.items()}
 
 
 @dataclass
