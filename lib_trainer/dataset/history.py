@@ -1,10 +1,10 @@
 """Edits of a set's files as transactions: all of one or none of it, undone and redone, across restarts.
 
 `<set>/.trainer/history.sqlite` is the journal. A transaction is written there with the bytes before and after, and
-marked as pending, before a file is touched; new contents are staged beside it, then renamed over the old ones, and the
-mark is taken away. Who finds a pending mark without its writer (which holds a lock of the operating system, so a killed
-process holds none) puts everything back. Files are compared with what is expected of them before anything is changed:
-what another program has written is a conflict, never overwritten.
+marked as pending, before a file is touched; then the files are written, and the mark is taken away. Who finds a pending
+mark without its writer (which holds a lock of the operating system, so a killed process holds none) puts everything
+back. Files are compared with what is expected of them before anything is changed: what another program has written is a
+conflict, never overwritten.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from lib_trainer.dataset.file_moves import (
     Move,
     Step,
     apply_steps,
-    clean_staging,
     put_back,
     reverse,
 )
@@ -201,7 +200,7 @@ class History:
     def _carry_out(self, database: sqlite3.Connection, number: int, steps: Sequence[Step], *, undone: bool) -> None:
         """Change the files and take the pending mark away; or put everything back, mark and all."""
         try:
-            apply_steps(self.root, self.folder / "staging", steps)
+            apply_steps(self.root, steps)
             with database:
                 database.execute("UPDATE entry SET undone = ? WHERE id = ?", (undone, number))
                 database.execute("DELETE FROM pending")
@@ -215,7 +214,7 @@ class History:
         said = ""
         for number, direction in database.execute("SELECT entry, direction FROM pending").fetchall():
             steps = self._read_steps(database, number)
-            foreign = put_back(self.root, self.folder / "staging", reverse(steps) if direction == "undo" else steps)
+            foreign = put_back(self.root, reverse(steps) if direction == "undo" else steps)
             label = database.execute("SELECT label FROM entry WHERE id = ?", (number,)).fetchone()[0]
             with database:
                 if direction == "do":
@@ -227,7 +226,6 @@ class History:
             if foreign:
                 said += f" {len(foreign)} files were changed by another program since and were left alone: "
                 said += ", ".join(foreign[:3]) + "."
-        clean_staging(self.folder / "staging")
         return said
 
     def _write_steps(self, database: sqlite3.Connection, number: int, steps: Sequence[Step]) -> None:
