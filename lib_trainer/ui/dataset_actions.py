@@ -94,9 +94,13 @@ class DatasetActions:
     def _open(self, view: View, values: Values) -> str:
         opened = self.pool.open(str(values.get("folder", "")))
         view.__dict__.update(View(open=opened, trigger=str(values.get("trigger", ""))).__dict__)
-        told = opened.editor.history.recovered
+        told = [opened.editor.history.recovered, f"{len(opened.editor.items):,} pictures are open."]
         opened.editor.history.recovered = ""
-        return told or f"{len(opened.editor.items):,} pictures are open."
+        if opened.editor.unreadable:
+            told.append(
+                f"{len(opened.editor.unreadable):,} captions cannot be read: the Check tab lists and converts them."
+            )
+        return " ".join(filter(None, told))
 
     def render(self, view: View, extra: Mapping[str, str]) -> dict[str, str]:
         """All panels."""
