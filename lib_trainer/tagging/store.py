@@ -269,7 +269,8 @@ class ScoreStore:
             try:
                 yield self._base
             except BaseException:
-                self._base.execute("ROLLBACK")
+                if self._base.in_transaction:  # a full disk has rolled back by itself
+                    self._base.execute("ROLLBACK")
                 raise
             self._base.execute("COMMIT")
 

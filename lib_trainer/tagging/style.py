@@ -20,9 +20,10 @@ SEPARATOR = "|||"
 
 @dataclass(frozen=True)
 class Style:
-    """How captions are written; `policy` and `sort` as in `choices`. `always`: tags put behind the trigger word. `excluded`: never written by the tagger.
+    """How captions are written; `policy` and `sort` as in `choices`.
 
-    `foreign`: a caption's tags that no record knows come from another tagger and may be replaced.
+    `always`: tags put behind the trigger word. `excluded`: never written by the tagger. `foreign`: a caption's tags
+    that no record knows come from another tagger and may be replaced.
     """
 
     policy: Policy = "merge"
