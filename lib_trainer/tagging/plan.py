@@ -120,27 +120,19 @@ class Opened:
 
     def _number_tags(self) -> None:
         """A number for every tag: labels first (of one key the same), then what only captions have."""
-        numbers = dict(self.table.labels.index)
-        names = list(self.table.labels.spaced)
-        self._of_label = np.array([numbers[key] for key in self.table.labels.keys], dtype=np.int64)
-        hand: list[tuple[int, int]] = []
-        machine: list[tuple[int, int]] = []
+        self.numbers = dict(self.table.labels.index)
+        self.names = list(self.table.labels.spaced)
+        self._of_label = np.array([self.numbers[key] for key in self.table.labels.keys], dtype=np.int64)
+        self._hand: list[tuple[int, int]] = []
+        self._machine: list[tuple[int, int]] = []
+        self._held: list[tuple[int, int]] = []
         for row, old in enumerate(self.existing):
-            for tag in old.tags if old else ():
-                key = tag_key(tag)
-                if key not in numbers:
-                    numbers[key] = len(names)
-                    names.append(tag)
-                (machine if old and old.machine(tag, self.foreign) else hand).append((row, numbers[key]))
-        self._held = [
-            (row, numbers[key])
-            for row, old in enumerate(self.existing)
-            if old
-            for key in old.head_keys()
-            if key in numbers
-        ]
-        self.numbers, self.names = numbers, names
-        self._hand, self._machine = hand, machine
+            if old is None:
+                continue
+            for tag in old.tags:
+                kind = self._machine if old.machine(tag, self.foreign) else self._hand
+                kind.append((row, self._number(tag)))
+            self._held += [(row, self._number(tag)) for tag in old.head_tags()]
 
     def _read_verdicts(self, verdicts: Mapping[tuple[str, str], bool]) -> None:
         self.accepted: set[tuple[int, int]] = set()

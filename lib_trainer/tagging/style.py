@@ -82,8 +82,9 @@ class Existing:
         origin = self.origins.get(tag_key(tag))
         return foreign if origin is None else origin != HAND
 
-    def head_keys(self) -> set[str]:
-        return {tag_key(tag) for tag in split_tags(self.head.replace(SEPARATOR, ","))}
+    def head_tags(self) -> list[str]:
+        """The tags before the separator."""
+        return split_tags(self.head.replace(SEPARATOR, ","))
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def compose(
         "merge": [*(tag for tag in kept if tag in set(hand) or tag_key(tag) in new_origins), *machine],
     }[style.policy]
     front = [escape(tag) if style.escaped else tag for tag in style.front]
-    held = old.head_keys()
+    held = {tag_key(tag) for tag in old.head_tags()}
     tags = [tag for tag in _distinct([*front, *parts]) if tag_key(tag) not in held]
     text = join_tags(tags) if not old.head else f"{old.head} {join_tags(tags)}".strip()
     by_hand = {tag_key(tag) for tag in [*hand, *front]}
