@@ -183,7 +183,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     host = StandaloneHost(checkpoint, options.root.absolute())
     runner = process_runner(lambda: host)
-    app = build_app(runner, HostGenerator(host), size=options.size)
+    app = build_app(runner, HostGenerator(host), size=options.size, desk=cli_tag.make_desk(options.root.absolute()))
     address = serve(app, options.host, options.port, options.open, block=False)
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     app.block_thread()

@@ -22,6 +22,7 @@ from lib_trainer.tagging.choices import (
 
 if TYPE_CHECKING:
     from lib_trainer.dataset.scan import Skipped
+    from lib_trainer.tagging.desk import TaggerDesk
     from lib_trainer.tagging.events import Progress, WriteReport
     from lib_trainer.tagging.pictures import Folder
     from lib_trainer.tagging.registry import Tagger
@@ -222,6 +223,16 @@ def _stopping_at_interrupt() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def make_desk(root: Path) -> TaggerDesk:
+    """The standalone page's: taggers are looked for in ./models and in `root`/models, where downloads go, too."""
+    from lib_trainer.tagging.desk import TaggerDesk
+    from lib_trainer.tagging.views import Places
+
+    return TaggerDesk(
+        Places(lambda: [Path("models").absolute(), root / "models"], lambda: root / "models" / "wd-tagger")
+    )
 
 
 class _Bar:

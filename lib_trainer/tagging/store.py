@@ -15,6 +15,7 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class ScoreStore:
                 self.path.parent.mkdir(exist_ok=True)
             target = str(self.path) if create or self.path.exists() else ":memory:"
             self._base = sqlite3.connect(target, timeout=WAIT_SECONDS, check_same_thread=False, isolation_level=None)
+            self._closer = weakref.finalize(self, self._base.close)
             self._prepare()
 
     def _prepare(self) -> None:
@@ -63,7 +65,7 @@ class ScoreStore:
 
     def close(self) -> None:
         with self._lock:
-            self._base.close()
+            self._closer()
 
     def __enter__(self) -> ScoreStore:
         return self
