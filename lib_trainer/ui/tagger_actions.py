@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from io import BytesIO
 from typing import Any
 
@@ -14,7 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from lib_trainer.captions.tags import tag_key
-from lib_trainer.errors import TrainerError
+from lib_trainer.errors import TaggerError, TrainerError
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.plan import Preview
 from lib_trainer.tagging.registry import threshold_of
@@ -106,10 +107,15 @@ class TaggerActions:
         shown = ["", "", ""]
 
         def work() -> None:
-            if settings.selection.folder:
-                style = settings.style
+            style, thresholds = settings.style, settings.thresholds
+            if not settings.selection.folder:
+                return
+            try:
                 opened = self.desk.opened(settings.selection, style, again=again)
-                preview = opened.preview(settings.thresholds, style)
+            except TaggerError as error:  # a path half typed, or a folder that waits for Tag: no reason for red
+                shown[0] = f'<div class="tagger-empty">{escape(str(error))}</div>'
+            else:
+                preview = opened.preview(thresholds, style)
                 captions = captions_html(self._first(opened, preview, style))
                 shown[:] = [summary_html(opened, preview), table_html(preview, len(opened.paths), tag), captions]
 
@@ -120,8 +126,8 @@ class TaggerActions:
         shown = ["", ""]
 
         def work() -> None:
+            style, thresholds = settings.style, settings.thresholds
             if settings.selection.folder:
-                style, thresholds = settings.style, settings.thresholds
                 opened = self.desk.opened(settings.selection, style)
                 preview = opened.preview(thresholds, style)
                 line = next((line for line in preview.tags if tag_key(line.tag) == tag_key(tag)), None)
