@@ -6,7 +6,7 @@ so that it can follow a slider. Tags are compared as numbers: every label and ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,18 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib_trainer.captions.tags import tag_key
-from lib_trainer.dataset.scan import Skipped, read_caption
-from lib_trainer.errors import DatasetError
+from lib_trainer.dataset.scan import Skipped
 from lib_trainer.tagging.choices import How
 from lib_trainer.tagging.ensemble import combine
+from lib_trainer.tagging.existing import Captioned, read_captions, shares
 from lib_trainer.tagging.labels import RATING
-from lib_trainer.tagging.pictures import caption_path, sharing
+from lib_trainer.tagging.pictures import sharing
 from lib_trainer.tagging.store import HAND, ScoreStore
-from lib_trainer.tagging.style import Composed, Existing, Guess, Style, compose
+from lib_trainer.tagging.style import Composed, Guess, Style, compose
 from lib_trainer.tagging.table import ScoreTable, Thresholds, select
 
 BORDER = 0.05
 """How near to its line a score is that deserves a look."""
+
+SPARE = 256
+"""Numbers kept free for tags that are typed later, before everything is numbered anew."""
 
 Codes = NDArray[np.int64]
 """Ascending, each once: picture × number of tags + tag."""
@@ -33,27 +36,27 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TagCount:
-    """One line of the frequency table. `before`, `after`: pictures whose caption has the tag; of `removed` and
-    `added`, `examples` are some rows."""
+    """One line of the frequency table. `before`, `after`: pictures whose caption has the tag."""
 
     tag: str
     before: int
     after: int
     added: int
     removed: int
-    examples: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What writing would do. `changed`: how many captions get or lose a tag."""
+    """What writing would do. `changed`: how many captions get or lose a tag. `chosen`: which of the table's entries
+    become tags; `moved`: picture and number of each tag that comes or goes."""
 
     tags: tuple[TagCount, ...]
     changed: int
     added: int
     removed: int
     untagged: int
-    chosen: NDArray[np.bool_] = field(repr=False, compare=False, default_factory=lambda: np.zeros(0, bool))
+    chosen: NDArray[np.bool_] = field(repr=False, compare=False)
+    moved: tuple[NDArray[np.int64], NDArray[np.int64]] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,13 @@ class Border:
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """A picture with the hash of its content and the caption that it has."""
+class _Held:
+    """What the captions hold: all of it, what a tagger may take away, and what stands before the separator."""
 
-    path: Path
-    content: str
-    existing: Existing | None
+    width: int
+    before: Codes
+    machine: Codes
+    head: Codes
 
 
 class Opened:
@@ -125,14 +129,15 @@ class Opened:
         self._of_label = np.array([self.numbers[key] for key in self.table.labels.keys], dtype=np.int64)
         self._hand: list[tuple[int, int]] = []
         self._machine: list[tuple[int, int]] = []
-        self._held: list[tuple[int, int]] = []
+        self._head: list[tuple[int, int]] = []
+        self._codes: _Held | None = None
         for row, old in enumerate(self.existing):
             if old is None:
                 continue
             for tag in old.tags:
                 kind = self._machine if old.machine(tag, self.foreign) else self._hand
                 kind.append((row, self._number(tag)))
-            self._held += [(row, self._number(tag)) for tag in old.head_tags()]
+            self._head += [(row, self._number(tag)) for tag in old.head_tags()]
 
     def _read_verdicts(self, verdicts: Mapping[tuple[str, str], bool]) -> None:
         self.accepted: set[tuple[int, int]] = set()
@@ -168,23 +173,30 @@ class Opened:
         return chosen
 
     def preview(self, thresholds: Thresholds, style: Style) -> Preview:
-        """The frequency table before and after, the most changed tags first."""
+        """The frequency table before and after, the commonest tags first."""
         chosen = self.choose(thresholds, style)
         front = [self._number(tag) for tag in style.front]
-        self._width = len(self.names)
-        before, after = self._before_and_after(chosen, style, front)
-        added, removed = _minus(after, before), _minus(before, after)
-        width = self._width
-        had, has, got, lost = (np.bincount(c % width, minlength=width) for c in (before, after, added, removed))
-        changed = np.unique(np.concatenate([added, removed]) // width)
-        examples = self._examples(np.concatenate([added, removed]))
+        held = self._held_codes()
+        width = held.width
+        added, removed = self._moved(held, chosen, style, front)
+        had = np.bincount(held.before % width, minlength=width)
+        got, lost = np.bincount(added % width, minlength=width), np.bincount(removed % width, minlength=width)
+        rows, pictures = (np.append(added, removed) // width), len(self.paths)
+        each = np.bincount(held.before // width, minlength=pictures) + np.bincount(added // width, minlength=pictures)
+        each -= np.bincount(removed // width, minlength=pictures)
         tags = [
-            TagCount(self.names[n], int(had[n]), int(has[n]), int(got[n]), int(lost[n]), examples.get(n, ()))
-            for n in np.flatnonzero(had + has).tolist()
+            TagCount(self.names[n], *counts)
+            for n, *counts in np.stack([np.arange(width), had, had + got - lost, got, lost], 1)[had + got > 0].tolist()
         ]
         tags.sort(key=lambda line: (-line.after, -line.before, line.tag))
-        untagged = len(self.paths) - len(np.unique(after // width))
-        return Preview(tuple(tags), len(changed), len(added), len(removed), untagged, chosen)
+        moved = (rows, np.append(added, removed) % width)
+        changed, untagged = len(np.unique(rows)), int((each == 0).sum())
+        return Preview(tuple(tags), changed, len(added), len(removed), untagged, chosen, moved)
+
+    def examples(self, preview: Preview, tag: str, most: int = 8) -> list[int]:
+        """Some pictures whose caption gets or loses a tag."""
+        rows, numbers = preview.moved
+        return sorted(rows[numbers == self.numbers.get(tag_key(tag), -1)][:most].tolist())
 
     def _number(self, tag: str) -> int:
         key = tag_key(tag)
@@ -193,32 +205,33 @@ class Opened:
             self.names.append(tag)
         return self.numbers[key]
 
-    def _before_and_after(self, chosen: NDArray[np.bool_], style: Style, front: Sequence[int]) -> tuple[Codes, Codes]:
-        hand, machine, held = self._codes(self._hand), self._codes(self._machine), self._codes(self._held)
-        before = np.union1d(np.union1d(hand, machine), held)
-        found = np.unique(self.table.rows[chosen] * self._width + self._of_label[self.table.columns[chosen]])
-        rows = np.arange(len(self.paths), dtype=np.int64) * self._width
-        put = np.unique((rows[:, None] + np.array(front, dtype=np.int64)[None, :]).ravel())
-        keep = before if style.policy in ("prepend", "append", "skip") else np.union1d(hand, held)
-        rejected = self._codes(self.rejected)
-        after = np.union1d(np.union1d(_minus(keep, rejected), np.union1d(found, put)), held)
+    def _held_codes(self) -> _Held:
+        """What the captions hold, as codes; made once, and again where there are more tags than room for them."""
+        if self._codes is None or self._codes.width < len(self.names):
+            width = len(self.names) + SPARE
+            hand, machine, head = (_codes(pairs, width) for pairs in (self._hand, self._machine, self._head))
+            before = np.unique(np.concatenate([hand, machine, head]))
+            self._codes = _Held(width, before, _minus(machine, head), head)
+        return self._codes
+
+    def _moved(self, held: _Held, chosen: NDArray[np.bool_], style: Style, front: Sequence[int]) -> tuple[Codes, Codes]:
+        """What comes and what goes."""
+        width, pictures = held.width, len(self.paths)
+        found = self.table.rows[chosen] * width + self._of_label[self.table.columns[chosen]]
+        if (np.diff(found) <= 0).any():  # two labels with one key
+            found = np.unique(found)
+        put = (np.arange(pictures)[:, None] * width + np.array(front, np.int64)[None, :]).ravel()
+        coming = found if not len(put) else np.unique(np.append(found, put))
+        added = _minus(coming, held.before)
         if style.policy == "skip":
             captioned = np.array([bool(old and (old.tags or old.head)) for old in self.existing], dtype=bool)
-            after = np.union1d(after[~captioned[after // self._width]], before)
-        return before, after
-
-    def _codes(self, pairs: Sequence[tuple[int, int]] | set[tuple[int, int]]) -> Codes:
-        if not pairs:
-            return np.zeros(0, np.int64)
-        array = np.array(list(pairs), dtype=np.int64)
-        return np.unique(array[:, 0] * self._width + array[:, 1])
-
-    def _examples(self, codes: Codes, most: int = 8) -> dict[int, tuple[int, ...]]:
-        order = np.argsort(codes % self._width, kind="stable")
-        tags, rows = (codes % self._width)[order], (codes // self._width)[order]
-        starts = np.flatnonzero(np.append(True, tags[1:] != tags[:-1])) if len(tags) else np.zeros(0, np.int64)
-        ends = np.append(starts[1:], len(tags))
-        return {int(tags[a]): tuple(rows[a : min(b, a + most)].tolist()) for a, b in zip(starts, ends)}
+            return added[~captioned[added // width]], np.zeros(0, np.int64)
+        going = _codes(self.rejected, width)
+        going = going[_within(going, held.before) & ~_within(going, put)]
+        going = going[~_within(going, held.head)]
+        if style.policy in ("replace", "merge"):
+            going = np.union1d(going, _minus(held.machine, coming))
+        return added, going
 
     # -- single pictures -----------------------------------------------------------------------------------------
 
@@ -262,33 +275,19 @@ class Opened:
         return found
 
 
-def read_captions(
-    pictures: Sequence[tuple[Path, str]],
-    template: str,
-    key: Callable[[Path], str],
-    origins: Mapping[str, Mapping[str, str]],
-) -> tuple[list[Captioned], list[Skipped]]:
-    """(picture, content hash) with their captions, and those whose caption cannot be read: it is never written over."""
-    found, unreadable = [], []
-    for path, content in pictures:
-        try:
-            found.append(Captioned(path, content, read_existing(path, template, origins.get(key(path), {}))))
-        except DatasetError as error:
-            unreadable.append(Skipped(path, str(error)))
-    return found, unreadable
+def _codes(pairs: Iterable[tuple[int, int]], width: int) -> Codes:
+    array = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
+    return np.unique(array[:, 0] * width + array[:, 1])
 
 
-def shares(picture: Path, first: Path) -> Skipped:
-    return Skipped(picture, f"its caption file belongs to {first.name}")
-
-
-def read_existing(picture: Path, template: str, origins: Mapping[str, str]) -> Existing | None:
-    """The caption beside a picture, None where there is none. Raises `DatasetError` where it cannot be read."""
-    path = caption_path(picture, template)
-    if not path.exists():
-        return None
-    return Existing.parse(read_caption(path), origins)
+def _within(one: Codes, other: Codes) -> NDArray[np.bool_]:
+    """Which of `one` are in `other`; both ascend."""
+    if not len(other):
+        return np.zeros(len(one), dtype=bool)
+    places = np.minimum(np.searchsorted(other, one), len(other) - 1)
+    result: NDArray[np.bool_] = other[places] == one
+    return result
 
 
 def _minus(one: Codes, other: Codes) -> Codes:
-    return np.setdiff1d(one, other, assume_unique=True)
+    return one[~_within(one, other)]

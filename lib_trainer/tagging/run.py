@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_trainer.tagging.events import Progress, ScoreReport, WriteReport
+from lib_trainer.tagging.existing import read_captions, shares
 from lib_trainer.tagging.pictures import Folder, sharing
 from lib_trainer.tagging.pipeline import score_pictures
-from lib_trainer.tagging.plan import Opened, read_captions, shares
+from lib_trainer.tagging.plan import Opened
 from lib_trainer.tagging.registry import Tagger
 from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.style import Style

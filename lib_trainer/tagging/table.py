@@ -65,6 +65,15 @@ class ScoreTable:
         result: NDArray[np.int16] = self.labels.category_array[self.columns]
         return result
 
+    @cached_property
+    def mcut_lines(self) -> dict[int, NDArray[np.float64]]:
+        """{category: (pictures,) each one's own line}; it depends on nothing that can be set, so it is found once."""
+        lines = {}
+        for category in (GENERAL, CHARACTER):
+            part = np.flatnonzero(self.categories == category)
+            lines[category] = _mcut_lines(self.rows[part], self.values[part], len(self))
+        return lines
+
     def scores_of(self, row: int) -> dict[str, float]:
         """{tag with spaces: score} of one picture."""
         span = slice(int(self.starts[row]), int(self.starts[row + 1]))
@@ -142,7 +151,7 @@ def select(table: ScoreTable, thresholds: Thresholds, excluded: TagPatterns | No
         cuts.append((CHARACTER, 1))
     for category, floored in cuts:
         part = np.flatnonzero(categories == category)
-        lines = _mcut_lines(table.rows[part], values[part], len(table))
+        lines = table.mcut_lines[category]
         if floored:
             lines = np.maximum(lines, MCUT_CHARACTER_FLOOR)
         cut = values[part] > lines[table.rows[part]]

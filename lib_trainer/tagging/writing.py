@@ -14,8 +14,9 @@ from lib_trainer.dataset.scan import Skipped
 from lib_trainer.errors import DatasetError, TaggerError
 from lib_trainer.files import write_atomically
 from lib_trainer.tagging.events import Meter, Progress, WriteReport
+from lib_trainer.tagging.existing import read_existing
 from lib_trainer.tagging.pictures import caption_path
-from lib_trainer.tagging.plan import Opened, read_existing
+from lib_trainer.tagging.plan import Opened
 from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.style import Composed, Existing, Style
 from lib_trainer.tagging.table import Thresholds

@@ -12,12 +12,13 @@ from io import BytesIO
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 
 from lib_trainer.captions.tags import tag_key
 from lib_trainer.errors import TaggerError, TrainerError
 from lib_trainer.tagging.desk import TaggerDesk
-from lib_trainer.tagging.plan import Preview
+from lib_trainer.tagging.plan import Opened, Preview
 from lib_trainer.tagging.registry import threshold_of
 from lib_trainer.tagging.style import Guess, Style, compose
 from lib_trainer.tagging.table import ScoreTable, select
@@ -137,9 +138,9 @@ class TaggerActions:
         self._told(work)  # `look` has told already what is wrong
         return shown
 
-    def _first(self, opened: Any, preview: Preview, style: Style) -> list[Any]:
-        changes = planned(opened, range(len(opened.paths)), preview.chosen, style)
-        first = itertools.islice(changes, FIRST_CAPTIONS)
+    def _first(self, opened: Opened, preview: Preview, style: Style) -> list[Any]:
+        rows = np.unique(preview.moved[0])[:FIRST_CAPTIONS].tolist()
+        first = planned(opened, rows, preview.chosen, style)
         return [(c.picture, c.existing.text if c.existing else "", c.composed.text) for c in first]
 
     def judge(self, settings: Settings, verdict: str) -> str:

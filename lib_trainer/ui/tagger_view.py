@@ -151,11 +151,12 @@ def examples_html(opened: Opened, line: TagCount | None, tag: str, preview: Prev
     """Pictures that get or lose the chosen tag."""
     if not tag:
         return '<div class="tagger-empty">Click a tag in the table to see its pictures.</div>'
-    if line is None or not line.examples:
+    rows = opened.examples(preview, tag)
+    if line is None or not rows:
         return f'<div class="tagger-empty">No caption gets or loses “{escape(tag)}”.</div>'
     cards = "".join(
         f"<figure>{_picture(opened.paths[row])}<figcaption>{escape(opened.paths[row].name)}</figcaption></figure>"
-        for row in line.examples
+        for row in rows
     )
     told = f"{line.added} captions get “{escape(tag)}”, {line.removed} lose it."
     return f'<div class="tagger-examples"><div>{told}</div><div class="tagger-figures">{cards}</div></div>'

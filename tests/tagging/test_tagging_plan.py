@@ -82,8 +82,9 @@ def test_the_preview_tells_what_writing_does(tmp_path: Path, policy: Any, foreig
         counts = [sum(key in tags[path] for path in tags) for tags in (before, after)]
         added = sum(key in after[path] - before[path] for path in after)
         removed = sum(key in before[path] - after[path] for path in after)
+        assert len(opened.examples(preview, line.tag)) == min(8, added + removed)
         assert (line.before, line.after, line.added, line.removed) == (*counts, added, removed), line.tag
-        for row in line.examples:
+        for row in opened.examples(preview, line.tag):
             path = opened.paths[row]
             assert (key in before[path]) != (key in after[path])
     assert {tag_key(line.tag) for line in preview.tags} == set().union(*before.values(), *after.values())
