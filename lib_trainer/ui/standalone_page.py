@@ -1,4 +1,4 @@
-"""The page without a WebUI: the tabs Train and Generate over any host, served to this machine only."""
+"""The page without a WebUI: the tabs Train, Tagger and Generate over any host, served to this machine only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib_trainer.jobs import JobRunner
+from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.ui.generate_page import INSERT_JS, Generator, build_generate_page
+from lib_trainer.ui.tagger_page import TaggerOptions, build_tagger_page
 from lib_trainer.ui.train_page import PageOptions, build_train_page
 
 __all__ = ["Generator", "build_app", "serve"]
@@ -27,8 +29,15 @@ CONTENT_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; 
 """gradio's page asks for a script and fonts from elsewhere: the browser is told to stay on this server."""
 
 
-def build_app(runner: JobRunner, generator: Generator, *, headless_fields: bool = False, size: int = 512) -> gr.Blocks:
-    """The page. `size` is the width and height that the Generate tab starts with."""
+def build_app(
+    runner: JobRunner,
+    generator: Generator,
+    *,
+    headless_fields: bool = False,
+    size: int = 512,
+    desk: TaggerDesk | None = None,
+) -> gr.Blocks:
+    """The page. `size` is the width and height that the Generate tab starts with; no `desk`, no Tagger tab."""
     samplers = tuple(runner.host.samplers())
     options = PageOptions(
         job_folder=runner.host.cache_folder() / "jobs",
@@ -46,9 +55,12 @@ def build_app(runner: JobRunner, generator: Generator, *, headless_fields: bool 
         with gr.Tabs():
             with gr.Tab("Train", elem_id="trainer_tab_train"):
                 build_train_page(runner, options)
+            if desk is not None:
+                with gr.Tab("Tagger", elem_id="trainer_tab_tagger"):
+                    build_tagger_page(desk, TaggerOptions(INSERT_JS, send_label="Send to Generate"))
             with gr.Tab("Generate", elem_id="trainer_tab_generate"):
                 build_generate_page(generator, samplers, size)
-        script = (ROOT / "javascript" / "trainer.js").read_text("utf-8")
+        script = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "javascript").glob("*.js")))
         app.load(None, None, None, _js=f"() => {{ {script}\nreturn []; }}")
     return app
 
