@@ -1,4 +1,7 @@
-"""ldm's, sgm's and diffusers' encoders and decoders read as a `Network`. Told by what they have, never by their class."""
+"""ldm's, sgm's and diffusers' encoders and decoders read as a `Network`.
+
+They are told by what they have, never by their class.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,19 @@ from typing import Any
 
 from torch import nn
 
-from lib_trainer.tiling.network import Attention, Conv, Down, Network, Norm, Out, Plain, Residual, Step, Up, UnsupportedVae
+from lib_trainer.tiling.network import (
+    Attention,
+    Conv,
+    Down,
+    Network,
+    Norm,
+    Out,
+    Plain,
+    Residual,
+    Step,
+    UnsupportedVae,
+    Up,
+)
 
 
 def describe(module: nn.Module) -> Network:
@@ -83,7 +98,11 @@ def _diffusers(module: Any) -> tuple[str, tuple[Step, ...]]:
 def _residual(block: Any) -> Iterator[Step]:
     if getattr(block, "time_emb_proj", None) is not None or getattr(block, "temb_proj", None) is not None:
         raise UnsupportedVae("a block expects a time step.")
-    if getattr(block, "output_scale_factor", 1.0) != 1.0 or getattr(block, "up", False) or getattr(block, "down", False):
+    if (
+        getattr(block, "output_scale_factor", 1.0) != 1.0
+        or getattr(block, "up", False)
+        or getattr(block, "down", False)
+    ):
         raise UnsupportedVae("a block rescales what it gives.")
     if type(getattr(block, "nonlinearity", None)).__name__ not in ("SiLU", "NoneType"):
         raise UnsupportedVae(f"the activation is {type(block.nonlinearity).__name__} and not SiLU.")
@@ -130,7 +149,9 @@ def _conv(module: Any, side: int = 3) -> Conv:
     bias = None if module.bias is None else module.bias.detach()
     if isinstance(module, nn.Linear):
         return Conv(module.weight.detach()[:, :, None, None], bias)
-    plain = module.kernel_size == (side, side) and tuple(module.stride) == (1, 1) and _padding(module) == (side // 2,) * 2
+    plain = (
+        module.kernel_size == (side, side) and tuple(module.stride) == (1, 1) and _padding(module) == (side // 2,) * 2
+    )
     if not plain or module.groups != 1 or tuple(module.dilation) != (1, 1):
         raise UnsupportedVae(f"a convolution is {module} and not {side}×{side} of stride 1.")
     if module.padding_mode not in ("zeros", "circular"):

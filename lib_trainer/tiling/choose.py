@@ -20,7 +20,7 @@ def candidates(
     batch, _, height, width = shape
     _, _, out_height, out_width = network.output_shape(tuple(shape))
     tall, wide = max(height, out_height), max(width, out_width)
-    usual = max(BAND_SHARE * batch * tall * wide, MIN_BAND)
+    usual = max(batch * tall * wide * network.widest // BAND_SHARE, MIN_BAND)
     found: list[Plan] = []
     for tier in tiers:
         share = usual if tier is Tier.RESIDENT else max(usual // 2, MIN_BAND)
@@ -37,7 +37,7 @@ def fitting(plans: Sequence[Plan], device_bytes: float, host_bytes: float) -> li
 
 def untiled_bytes(network: Network, shape: Sequence[int], itemsize: int, *, keeps_maps: bool = False) -> int:
     """What the module itself needs at its widest; `keeps_maps` for ldm's encoder, which keeps every map to the end."""
-    batch, channels, height, width = shape
+    batch, _, height, width = shape
     now, peak, kept = 0, 0, 0
     for step in network.steps:
         if isinstance(step, Up):

@@ -31,9 +31,7 @@ class Convolved:
         self.shape = replace(source.shape, channels=conv.out)
         self.moments: Moments | None = None
         self._context, self._source, self._conv = context, source, conv
-        self._windows = Windows(
-            source, circular=conv.circular, affine=affine, dtype=context.dtype, late=context.late
-        )
+        self._windows = Windows(source, circular=conv.circular, affine=affine, dtype=context.dtype, late=context.late)
 
     def pieces(self, first: int, last: int) -> list[torch.Tensor]:
         window = self._windows.get(first, last)

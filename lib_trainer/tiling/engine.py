@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -35,7 +36,7 @@ class Options:
     """Told of each plan before it is run."""
 
 
-def run(network: Network, given: torch.Tensor, options: Options = Options()) -> torch.Tensor:  # noqa: B008 - frozen
+def run(network: Network, given: torch.Tensor, options: Options = Options()) -> torch.Tensor:
     """(B, C, H, W) → the network's output, as its own module would give it.
 
     Where memory runs out, bands are halved and then the next tier is taken; nothing is ever blended or left out.
@@ -46,7 +47,7 @@ def run(network: Network, given: torch.Tensor, options: Options = Options()) -> 
     dtype, late = computed_in(network, given.device)
     network = network.to(dtype)
     plans = plans_for(network, given, options)
-    with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(given.device):
         for number, plan in enumerate(plans):
             if options.chosen is not None:
                 options.chosen(plan)
@@ -107,11 +108,19 @@ def check_input(network: Network, given: torch.Tensor) -> None:
 
 def computed_in(network: Network, device: torch.device) -> tuple[torch.dtype, bool]:
     """The dtype of convolutions, and whether norms stay in fp32: what autocast does where it is on."""
-    enabled = torch.is_autocast_cpu_enabled() if device.type == "cpu" else torch.is_autocast_enabled()
-    if not enabled:
-        return network.dtype, False
-    dtype = torch.get_autocast_cpu_dtype() if device.type == "cpu" else torch.get_autocast_gpu_dtype()
-    return dtype, True
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
+        on = torch.is_autocast_enabled(device.type)
+        return (torch.get_autocast_dtype(device.type), True) if on else (network.dtype, False)
+    if device.type == "cpu":
+        return (torch.get_autocast_cpu_dtype(), True) if torch.is_autocast_cpu_enabled() else (network.dtype, False)
+    return (torch.get_autocast_gpu_dtype(), True) if torch.is_autocast_enabled() else (network.dtype, False)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Everything is in the right dtype already; devices that autocast does not know have none to turn off."""
+    if device.type in ("cpu", "cuda", "xpu"):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def exhausted(network: Network, given: torch.Tensor) -> MemoryExhausted:
@@ -119,14 +128,3 @@ def exhausted(network: Network, given: torch.Tensor) -> MemoryExhausted:
         f"There is not enough memory to {network.kind[:-2]}e a picture of this size "
         f"({tuple(given.shape)}) even in the smallest bands: close other programs or choose a smaller size."
     )
-
-
-def with_window(options: Options, rows: int | None) -> Options:
-    """The same with windowed attention; None makes it exact."""
-    return replace(options, window=rows)
-
-
-def tiers_down_to(lowest: Tier) -> Sequence[Tier]:
-    """All tiers from the fastest to `lowest`."""
-    order = list(Tier)
-    return order[: order.index(lowest) + 1]

@@ -51,6 +51,8 @@ class InHostMemory:
 
     def __init__(self, device: torch.device, pool: Pool, streams: tuple[Any, Any] | None) -> None:
         self._device, self._pool = device, pool
+        self._up: Any
+        self._down: Any
         self._up, self._down = streams if streams is not None else (None, None)
         self._kept: dict[int, _Kept] = {}
         self._fetched: dict[int, _Fetched] = {}

@@ -143,7 +143,9 @@ class Windows:
     and columns of the opposite edge. Those rows are read once at the start, before any can be released.
     """
 
-    def __init__(self, source: Source, *, circular: bool, affine: Affine | None, dtype: torch.dtype, late: bool) -> None:
+    def __init__(
+        self, source: Source, *, circular: bool, affine: Affine | None, dtype: torch.dtype, late: bool
+    ) -> None:
         self._source, self._circular, self._affine = source, circular, affine
         self._dtype, self._late = dtype, late
         self._wrapped: tuple[torch.Tensor, torch.Tensor] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Union
+from typing import Any
 
 import torch
 
@@ -103,7 +103,7 @@ class Out:
     tanh: bool = False
 
 
-Step = Union[Plain, Residual, Attention, Up, Down, Out]
+Step = Plain | Residual | Attention | Up | Down | Out
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,14 @@ class Network:
         first = self.steps[0]
         assert isinstance(first, Plain)
         return first.conv.inputs
+
+    @property
+    def widest(self) -> int:
+        """Channels of the widest map as large as the picture: 256 in SD1's decoder, 128 in its encoder."""
+        ups = [step for step in self.steps if isinstance(step, Up)]
+        first = self.steps[0]
+        assert isinstance(first, Plain)
+        return ups[-1].conv.out if ups else first.conv.out
 
     @property
     def dtype(self) -> torch.dtype:
@@ -151,5 +159,5 @@ def next_norm(step: Step | None) -> Norm | None:
 
 
 def _cast(step: Step, dtype: torch.dtype) -> Step:
-    changed = {name: value.to(dtype) for name, value in vars(step).items() if isinstance(value, Conv)}
+    changed: dict[str, Any] = {name: one.to(dtype) for name, one in vars(step).items() if isinstance(one, Conv)}
     return replace(step, **changed)

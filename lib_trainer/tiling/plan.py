@@ -7,15 +7,16 @@ by multiply-adds. HW below stands for the pixels of the larger side, which is th
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lib_trainer.tiling.network import Attention, Down, Network, Out, Plain, Residual, Step, Up
 
 MIN_BAND = 1 << 20
 """Elements: below that the calls cost more than the work in them."""
-BAND_SHARE = 8
-"""A band of any map holds this many elements for each pixel of the picture."""
+BAND_SHARE = 32
+"""A band of any map holds as many elements as this part of the widest map as large as the picture."""
 HALVINGS = 3
 UNTILED_COPIES = 3.5
 """Of its input, that a residual block makes at its widest: itself, normed, activated, and the kernel's own."""
@@ -144,7 +145,9 @@ def _residual(walk: _Walk, step: Residual, after: Step | None) -> None:
     walk.macs += walk.pixels * (step.conv1.macs + step.conv2.macs)
     walk.band(step.conv1.inputs, step.conv1.out)
     if step.shortcut is not None:
-        walk.macs += walk.pixels * (step.shortcut.macs if not walk.pending else 4 * step.shortcut.out * step.conv1.inputs)
+        walk.macs += walk.pixels * (
+            step.shortcut.macs if not walk.pending else 4 * step.shortcut.out * step.conv1.inputs
+        )
     if walk.pending:
         walk.macs += walk.pixels * 4 * step.conv1.inputs**2  # the upsampled map once more, for conv1
         walk.hold(walk.pending + max(hidden, out))
@@ -204,4 +207,11 @@ def _out(walk: _Walk, step: Out, after: Step | None) -> None:
     walk.move(walk.map)
 
 
-_WALKERS = {Plain: _plain, Residual: _residual, Attention: _attention, Up: _up, Down: _down, Out: _out}
+_WALKERS: dict[type, Callable[[_Walk, Any, Step | None], None]] = {
+    Plain: _plain,
+    Residual: _residual,
+    Attention: _attention,
+    Up: _up,
+    Down: _down,
+    Out: _out,
+}

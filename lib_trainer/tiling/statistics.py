@@ -22,7 +22,7 @@ class Moments:
 
     def add(self, band: torch.Tensor) -> None:
         """Take in (B, C, h, W)."""
-        batch, channels, height, width = band.shape
+        _, channels, height, width = band.shape
         count = channels // self.groups * height * width
         mean, variance = group_moments(band, self.groups)
         exact = torch.float32 if band.device.type == "mps" else torch.float64
@@ -72,7 +72,9 @@ def group_moments(band: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.
     if band.device.type == "cpu" and band.dtype is torch.float32:
         # the kernel behind group_norm is the only vectorised one here: var_mean takes twice as long
         tiny = 1e-12
-        _, mean, rstd = torch.native_group_norm(band.contiguous(), None, None, batch, channels, height * width, groups, tiny)
+        _, mean, rstd = torch.native_group_norm(
+            band.contiguous(), None, None, batch, channels, height * width, groups, tiny
+        )
         return mean, (rstd.double().pow(-2) - tiny).clamp_(min=0).float()
     flat = band.reshape(batch, groups, -1).float()
     variance, mean = torch.var_mean(flat, dim=2, correction=0)
