@@ -40,7 +40,11 @@ def build_vae() -> AutoencoderKL:
     """SD1's layout with random weights, damped so that activations keep their size over the layers."""
     torch.manual_seed(0)
     kind = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=SD1_CHANNELS, layers_per_block=2, **kind).eval().requires_grad_(False)
+    vae = (
+        AutoencoderKL(block_out_channels=SD1_CHANNELS, layers_per_block=2, sample_size=512, **kind)
+        .eval()
+        .requires_grad_(False)
+    )
     for name, parameter in vae.named_parameters():
         if "norm" not in name:
             bound = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.1

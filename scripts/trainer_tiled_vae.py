@@ -34,10 +34,10 @@ class TiledVae(scripts.Script):
         try:
             choice = page.read(values)
         except ValueError as error:
-            return p.comment(str(error))
+            return tiled_vae.say(p, str(error))
         p.extra_generation_params.update(page.parameters(choice))
         settings = tiled_vae.settings(choice.mode == page.ALWAYS, choice.budget_gib, choice.windowed_attention)
-        return tiled_vae.switch.begin(p, settings if choice.enabled else None)
+        return tiled_vae.switch.begin(p, settings if choice.enabled else None, page.MODE)
 
     def postprocess(self, p, processed, *values):
         tiled_vae.switch.end()

@@ -14,24 +14,23 @@ from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.choose import untiled_bytes
 from lib_trainer.tiling.engine import Options, check_input, computed_in, run
-from lib_trainer.tiling.memory import SHARE, free_bytes
+from lib_trainer.tiling.memory import SHARE, free_bytes, is_out_of_memory, release_cached
 from lib_trainer.tiling.network import Network, UnsupportedVae
 
 COARSE_SIDE = 64
 """Latent pixels of the longer side of a coarse picture."""
+SMALL_BYTES = 256 << 20
+"""Below that a module is run as it is without a look at the free memory; should it fail, bands come to its help."""
 
 
 def worth_it(network: Network, given: torch.Tensor, budget: int | None = None) -> bool:
     """Whether the untiled module would not fit what is free on the device, or `budget` bytes of it."""
     dtype, _ = computed_in(network, given.device)
     needed = untiled_bytes(network, given.shape, dtype.itemsize, keeps_maps=network.kind == "encoder")
-    if budget is None and needed < SMALL_BYTES:  # free memory need not be asked for
+    if budget is None and needed < SMALL_BYTES:
         return False
     free = free_bytes(given.device) * SHARE
     return needed > (free if budget is None else min(budget, free))
-
-
-SMALL_BYTES = 256 << 20
 
 
 @contextlib.contextmanager
@@ -52,7 +51,12 @@ def banded(module: nn.Module, options: Options = Options()) -> Iterator[None]:  
         except (UnsupportedVae, ValueError):
             return own(given, *args, **kwargs)
         if not worth_it(network, given, options.budget):
-            return own(given, *args, **kwargs)
+            try:
+                return own(given, *args, **kwargs)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            release_cached(given.device)
         return run(network, given, options)
 
     with replaced_forward(module, forward):

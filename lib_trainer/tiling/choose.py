@@ -24,7 +24,7 @@ def candidates(
     found: list[Plan] = []
     for tier in tiers:
         share = usual if tier is Tier.RESIDENT else max(usual // 2, MIN_BAND)
-        for halving in range(HALVINGS + (3 if tier is Tier.HOST else 0)):
+        for halving in range(HALVINGS):
             plan = Plan(tier, max(share >> halving, 1), tall, window=window)
             found.append(predict(network, shape, plan, itemsize))
     return found

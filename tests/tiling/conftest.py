@@ -38,11 +38,11 @@ def build_ldm() -> dict[str, Any]:
         return {"ldm encoder": model.Encoder(**settings), "ldm decoder": model.Decoder(**settings)}
 
 
-def build_diffusers() -> Any:
+def build_diffusers(channels: tuple[int, ...] = CHANNELS) -> Any:
     from diffusers import AutoencoderKL
 
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return randomise(AutoencoderKL(block_out_channels=CHANNELS, layers_per_block=2, **kinds), 3)
+    return randomise(AutoencoderKL(block_out_channels=channels, layers_per_block=2, **kinds), 3)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from lib_trainer.tiling.engine import Options, run
 from lib_trainer.tiling.executor import Execution
 from lib_trainer.tiling.memory import free_bytes, is_out_of_memory
 from lib_trainer.tiling.network import UnsupportedVae
-from lib_trainer.tiling.plan import Plan, Tier, predict
+from lib_trainer.tiling.plan import HALVINGS, Plan, Tier, predict
 from tests.tiling.conftest import MODULES, error, given, padded
 
 
@@ -74,7 +74,7 @@ def test_out_of_memory_halves_bands_and_then_takes_the_next_tier(
 
     monkeypatch.setattr(engine, "attempt", attempt)
     assert error(run(describe(modules["ldm decoder"]), x), expected)[0] <= 1e-4
-    assert [plan.tier for plan in tried] == [Tier.RESIDENT] * 3 + [Tier.RECOMPUTE]
+    assert [plan.tier for plan in tried] == [Tier.RESIDENT] * HALVINGS + [Tier.RECOMPUTE]
     assert [plan.elements for plan in tried[:3]] == [1 << 20, 1 << 19, 1 << 18]
 
 

@@ -31,6 +31,7 @@ from lib_trainer.tiling.plan import Plan
 HOMES = ("ldm.modules.diffusionmodules.model", "sgm.modules.diffusionmodules.model")
 CLASSES = ("Encoder", "Decoder")
 ORIGINAL = "_trainer_tiled_vae_original"
+LEFT_OUT = "left out"
 TEXT_SECONDS = 0.2
 """Between two updates of the progress text."""
 WINDOW_ROWS = 128
@@ -60,6 +61,8 @@ class Job:
     started: Any
     thread: int
     processing: Any = None
+    key: str = ""
+    """Of the mode in the picture's parameters."""
     plans: list[str] = field(default_factory=list)
     """What was run in bands, for the tests and the log."""
 
@@ -67,11 +70,12 @@ class Job:
         """A job that failed never says so: the WebUI's own start time tells that another one has begun."""
         return bool(self.started == getattr(shared.state, "time_start", None))
 
-    def comment(self, text: str) -> None:
-        log.warning(text)
+    def comment(self, text: str, note: str) -> None:
+        """Tell the user, and leave `note` in the picture's parameters in place of the mode."""
         processing = self.processing() if self.processing is not None else None
-        if processing is not None and hasattr(processing, "comment"):
-            processing.comment(text)
+        say(processing, text)
+        if self.key and processing is not None:
+            processing.extra_generation_params[self.key] = note
 
 
 class Switch:
@@ -80,12 +84,12 @@ class Switch:
     def __init__(self) -> None:
         self.job: Job | None = None
 
-    def begin(self, processing: Any, settings: Settings | None) -> None:
+    def begin(self, processing: Any, settings: Settings | None, key: str = "") -> None:
         """A generation begins; None turns off what the last one may have left."""
         self.job = None
         if settings is not None:
             started = getattr(shared.state, "time_start", None)
-            self.job = Job(settings, started, threading.get_ident(), weakref.ref(processing))
+            self.job = Job(settings, started, threading.get_ident(), weakref.ref(processing), key)
 
     def end(self) -> None:
         self.job = None
@@ -95,6 +99,13 @@ class Switch:
 
 
 switch = Switch()
+
+
+def say(processing: Any, text: str) -> None:
+    """In the console and under the picture."""
+    log.warning(text)
+    if processing is not None and hasattr(processing, "comment"):
+        processing.comment(text)
 
 
 class Interrupted(Exception):
@@ -148,7 +159,7 @@ def banded(job: Job, module: Any, original: Callable[..., Any], given: torch.Ten
     try:
         network = describe(module)
     except UnsupportedVae as error:
-        job.comment(f"Tiled VAE passes this VAE by: {error}")
+        job.comment(f"Tiled VAE passes this VAE by: {error}", LEFT_OUT)
         return original(module, given)
     chosen = job.settings
     if not chosen.always and not worth_it(network, given, chosen.budget):
@@ -162,15 +173,16 @@ def banded(job: Job, module: Any, original: Callable[..., Any], given: torch.Ten
         with _shown(job, network) as progress:
             return run(network, given, _options(job, chosen, progress))
     except Interrupted:
-        job.comment("Interrupted while the VAE was at work: this picture is a coarse one, made from a small copy.")
+        told = "Interrupted while the VAE was at work: this picture is a coarse one, made from a small copy."
+        job.comment(told, "interrupted")
         return coarse(lambda x: original(module, x), network, given)
     except MemoryExhausted as error:
         if chosen.budget is None:
             raise
-        job.comment(f"Tiled VAE is left out. {error}")
+        job.comment(f"Tiled VAE is left out. {error}", LEFT_OUT)
         return original(module, given)
     except ValueError as error:  # a shape that is none of this VAE's: the host's own error says the rest
-        job.comment(f"Tiled VAE is left out. {error}")
+        job.comment(f"Tiled VAE is left out. {error}", LEFT_OUT)
         return original(module, given)
 
 
