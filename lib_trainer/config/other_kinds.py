@@ -36,7 +36,7 @@ class EmbeddingConfig(Section, frozen=True):
         option(
             "Words to start from",
             "A description in a few words; it may have no more tokens than there are vectors. Several embeddings take "
-            "theirs in order, separated by |. Empty: random vectors.",
+            "theirs in order, separated by semicolons. Empty: random vectors.",
             kinds=WORDS,
         ),
     ] = ""

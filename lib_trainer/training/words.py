@@ -27,10 +27,10 @@ def word_names(job: JobConfig) -> list[str]:
 def initial_texts(job: JobConfig) -> list[str]:
     """The text that each embedding starts from; empty: random vectors. Raises `ConfigError` for too many."""
     names, text = word_names(job), job.embedding.initial_text
-    texts = [part.strip() for part in text.split("|")] if len(names) > 1 else [text.strip()]
+    texts = [part.strip() for part in text.split(";")] if len(names) > 1 else [text.strip()]
     if len(texts) > len(names):
         raise ConfigError(
-            f"embedding.initial_text has {len(texts)} texts for {len(names)} names: give one for each, separated by |."
+            f"embedding.initial_text has {len(texts)} texts for {len(names)} names: give one for each, separated by semicolons."
         )
     return texts + [""] * (len(names) - len(texts))
 
@@ -54,8 +54,10 @@ class CaptionMaker:
             for name in reversed(self.names):
                 caption = with_trigger(caption, name)
             return caption
+        name = " ".join(self.names)
+        words = caption.removeprefix(name).removeprefix(", ")  # the scan puts the name where a caption says nothing
         line = self.lines[int(torch.randint(len(self.lines), (1,), generator=generator))]
-        return line.replace("[name]", " ".join(self.names)).replace("[filewords]", caption).strip()
+        return line.replace("[name]", name).replace("[filewords]", words).strip(" ,")
 
     @property
     def varies(self) -> bool:

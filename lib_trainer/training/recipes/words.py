@@ -45,7 +45,8 @@ class Words:
         """A text's rows, repeated from the first where there are more vectors; else random ones of the usual length."""
         if text:
             known = self._table.rows(text)
-            return known[torch.arange(count) % len(known)]
+            chosen: torch.Tensor = known[torch.arange(count) % len(known)]
+            return chosen
         drawn = torch.randn(count, self._table.width, generator=generator)
         return drawn / drawn.norm(dim=1, keepdim=True) * self._norm
 
