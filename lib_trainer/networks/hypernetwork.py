@@ -125,10 +125,12 @@ def _inputs(layer: Any) -> int:
 
 
 def _wrap(base: Callable[..., torch.Tensor], network: nn.Module, multiplier: float) -> Callable[..., torch.Tensor]:
+    dtype = next(network.parameters()).dtype
+
     def forward(input: torch.Tensor) -> torch.Tensor:
-        network.train(torch.is_grad_enabled())
-        weight = next(network.parameters())
-        added = network(input if torch.is_autocast_enabled() else input.to(weight.dtype))
+        if network.training != torch.is_grad_enabled():
+            network.train(torch.is_grad_enabled())
+        added = network(input.to(dtype))
         return base(input + (added * multiplier).to(input.dtype))
 
     return forward

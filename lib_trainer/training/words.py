@@ -30,7 +30,8 @@ def initial_texts(job: JobConfig) -> list[str]:
     texts = [part.strip() for part in text.split(";")] if len(names) > 1 else [text.strip()]
     if len(texts) > len(names):
         raise ConfigError(
-            f"embedding.initial_text has {len(texts)} texts for {len(names)} names: give one for each, separated by semicolons."
+            f"embedding.initial_text has {len(texts)} texts for {len(names)} names: give one for each, separated by "
+            "semicolons."
         )
     return texts + [""] * (len(names) - len(texts))
 
@@ -44,7 +45,7 @@ def word_path(path: Path, name: str, job: JobConfig) -> Path:
 
 @dataclass(frozen=True)
 class CaptionMaker:
-    """What a picture is said to show in one step. `lines` are a template's; without, `names` go in front."""
+    """What a picture is said to show in one step. `lines` are a template's; else `names` go in front."""
 
     lines: tuple[str, ...]
     names: tuple[str, ...]
