@@ -55,15 +55,6 @@ class EmbeddingConfig(Section, frozen=True):
             advanced=True,
         ),
     ] = 0.01
-    template: Annotated[
-        str,
-        option(
-            "Caption template",
-            "A text file of lines with [name] and [filewords] (the caption), drawn at random; a path, or a name in the "
-            "WebUI's own folder of templates. Empty: the captions, with the name in front where it is missing.",
-            kinds=("embedding", "hypernetwork", "pivotal"),
-        ),
-    ] = ""
     format: Annotated[
         Literal["safetensors", "pt"],
         option("File format", "The WebUI reads both.", kinds=("embedding",), advanced=True),

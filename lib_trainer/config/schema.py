@@ -41,6 +41,15 @@ class DatasetConfig(Section):
             "write it in the prompt to call the concept.",
         ),
     ] = ""
+    template: Annotated[
+        str,
+        option(
+            "Caption template",
+            "A text file of lines with [name] and [filewords] (the caption), drawn at random; a path, or a name in the "
+            "WebUI's own folder of templates. Empty: the captions, with the name in front where it is missing.",
+            kinds=("embedding", "hypernetwork", "pivotal"),
+        ),
+    ] = ""
     width: Annotated[
         int,
         option("Training width", "Pictures are resized and cropped to this.", low=64, high=2048, unit="px", step=64),

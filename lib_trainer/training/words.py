@@ -70,12 +70,12 @@ def caption_maker(job: JobConfig, host: Host) -> CaptionMaker:
     if job.network.kind not in TEMPLATE_KINDS:
         return CaptionMaker((), ())
     names = word_names(job) or [job.output.name]
-    if not job.embedding.template:
+    if not job.dataset.template:
         return CaptionMaker((), tuple(word_names(job)))
-    path = _template_path(job.embedding.template, host)
+    path = _template_path(job.dataset.template, host)
     lines = read_template(path)
     if word_names(job) and not any("[name]" in line for line in lines):
-        raise ConfigError(f"embedding.template: no line of {path} has [name], so nothing would be learned: add it.")
+        raise ConfigError(f"dataset.template: no line of {path} has [name], so nothing would be learned: add it.")
     return CaptionMaker(tuple(lines), tuple(names))
 
 
@@ -85,11 +85,11 @@ def read_template(path: Path) -> list[str]:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"embedding.template: {path} cannot be read as UTF-8 text ({error}): choose another."
+            f"dataset.template: {path} cannot be read as UTF-8 text ({error}): choose another."
         ) from error
     found = [line for line in lines if line]
     if not found:
-        raise ConfigError(f"embedding.template: {path} is empty: write lines such as 'a photo of [name], [filewords]'.")
+        raise ConfigError(f"dataset.template: {path} is empty: write lines such as 'a photo of [name], [filewords]'.")
     return found
 
 
@@ -99,4 +99,4 @@ def _template_path(text: str, host: Host) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise ConfigError(f"embedding.template = {text!r} is neither a file nor a name in {folder}: correct it.")
+    raise ConfigError(f"dataset.template = {text!r} is neither a file nor a name in {folder}: correct it.")

@@ -21,7 +21,7 @@ WIDE = frozenset(
     {
         "dataset.folder", "output.folder", "model.checkpoint", "preview.prompt", "preview.negative_prompt",
         "network.kind", "network.continue_from", "prior.class_folder", "prior.class_prompt", "difference.before",
-        "blocks.rates", "blocks.ranks", "embedding.template",
+        "blocks.rates", "blocks.ranks", "dataset.template",
     }
 )  # fmt: skip
 """Texts that take the whole width."""

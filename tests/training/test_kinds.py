@@ -173,7 +173,7 @@ def test_captions_come_from_a_template(watched: Watched, pictures: Path, monkeyp
     watched.run(
         pictures,
         network__kind="embedding",
-        embedding__template="subject",
+        dataset__template="subject",
         output__name="zrk-t",
         dataset__trigger_word="",
         training__max_steps=12,

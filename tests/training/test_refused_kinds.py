@@ -26,7 +26,7 @@ FIELDS: list[tuple[dict[str, Any], type[TrainerError], str]] = [
     ),
     (EMBEDDING | {"embedding__initial_text": "a; b", "embedding__names": "zrk-a, zrk-b, zrk-a"}, ConfigError, "twice"),
     (EMBEDDING | {"embedding__learning_rate": 0}, ConfigError, "embedding.learning_rate = 0"),
-    (EMBEDDING | {"embedding__template": "nowhere"}, ConfigError, "embedding.template = 'nowhere' is neither a file"),
+    (EMBEDDING | {"dataset__template": "nowhere"}, ConfigError, "dataset.template = 'nowhere' is neither a file"),
     (HYPERNETWORK | {"hypernetwork__layer_structure": "2, 1"}, ConfigError, "must begin and end with 1"),
     (HYPERNETWORK | {"hypernetwork__layer_structure": "1, 2"}, ConfigError, "must begin and end with 1"),
     (
@@ -71,10 +71,10 @@ def test_an_embedding_of_that_name_exists(watched: Watched, pictures: Path) -> N
 def test_a_template_without_the_name_teaches_nothing(watched: Watched, pictures: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text("a photo of [filewords]")
-    said = refused(watched, pictures, ConfigError, **EMBEDDING, embedding__template=str(path))
+    said = refused(watched, pictures, ConfigError, **EMBEDDING, dataset__template=str(path))
     assert "no line of" in said and "[name]" in said
     path.write_text(" \n\n")
-    assert "is empty" in refused(watched, pictures, ConfigError, **EMBEDDING, embedding__template=str(path))
+    assert "is empty" in refused(watched, pictures, ConfigError, **EMBEDDING, dataset__template=str(path))
 
 
 def test_a_partner_is_missing(watched: Watched, pictures: Path, tmp_path: Path) -> None:

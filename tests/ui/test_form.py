@@ -168,7 +168,7 @@ def test_fields_of_other_kinds_are_hidden() -> None:
         assert boxes["trainer_section_network"] and boxes["trainer_section_dataset"]
         assert boxes["trainer_section_hypernetwork"] == (kind == "hypernetwork")
         assert boxes["trainer_section_finetune"] == (kind == "checkpoint")
-        assert boxes["trainer_section_embedding"] == (kind in ("embedding", "pivotal", "hypernetwork"))
+        assert boxes["trainer_section_embedding"] == (kind in ("embedding", "pivotal"))
 
 
 def test_a_form_that_is_opened_for_a_kind_shows_its_fields() -> None:

@@ -48,7 +48,8 @@ class Words:
             chosen: torch.Tensor = known[torch.arange(count) % len(known)]
             return chosen
         drawn = torch.randn(count, self._table.width, generator=generator)
-        return drawn / drawn.norm(dim=1, keepdim=True) * self._norm
+        unit: torch.Tensor = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+        return unit * self._norm
 
     @property
     def table(self) -> TokenTable:

@@ -80,7 +80,8 @@ def built_in(kind: str, name: str, data: str, template: str, logs: str, steps: i
     wanted = inspect.signature(function).parameters
     arguments = {parameter: given.get(parameter) for parameter in wanted}
     flags = [(p, p.requires_grad) for p in shared.sd_model.parameters()]
-    with mock.patch.object(textual_inversion, "write_loss", heard), torch.random.fork_rng():
+    quiet = mock.patch.dict(shared.opts.data, save_training_settings_to_txt=False)
+    with mock.patch.object(textual_inversion, "write_loss", heard), quiet, torch.random.fork_rng():
         torch.manual_seed(5)
         function(**arguments)
     for parameter, flag in flags:
