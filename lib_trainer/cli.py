@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 DONE, FAILED, BAD_JOB, ABANDONED = 0, 1, 2, 130
 """Exit codes: finished or stopped; failed while running; refused before it ran; ended by a second Ctrl-C."""
 
-PATHS = (("model", "checkpoint"), ("dataset", "folder"), ("output", "folder"))
+PATHS = (
+    ("model", "checkpoint"),
+    ("dataset", "folder"),
+    ("output", "folder"),
+    ("network", "continue_from"),
+    ("prior", "class_folder"),
+    ("difference", "before"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,6 +132,7 @@ def _train(options: argparse.Namespace) -> int:
 def train(job: JobConfig, runner: JobRunner) -> int:
     """Run a job with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for a bad job."""
     from lib_trainer.progress_bar import ProgressBar
+    from lib_trainer.training.kinds import prompt_for
 
     with ProgressBar() as bar, _stopping_at_interrupt(runner):
         runner.start(job, bar)
@@ -142,7 +150,9 @@ def train(job: JobConfig, runner: JobRunner) -> int:
     else:
         word = "Stopped" if view.state == "stopped" else "Finished"
         print(f"{word} after {view.step} steps in {view.elapsed_seconds:.0f} s: {view.output}")
-        print(f"Use it in a prompt as <lora:{view.output.stem}:1>")
+        call = prompt_for(runner.host, view.output)
+        if call:
+            print(f"Use it in a prompt as {call}")
     return DONE
 
 

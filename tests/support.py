@@ -282,6 +282,29 @@ class ModelHost:
     def lora_folder(self) -> Path:
         return self.root / "lora"
 
+    def embedding_folder(self) -> Path:
+        return self.root / "embeddings"
+
+    def hypernetwork_folder(self) -> Path:
+        return self.root / "hypernetworks"
+
+    def checkpoint_folder(self) -> Path:
+        return self.root / "checkpoints"
+
+    def template_folder(self) -> Path:
+        return self.root / "templates"
+
+    def token_count(self, text: str) -> int:
+        return 2
+
+    def parameter_counts(self) -> dict[Any, int]:
+        return {}
+
+    def free_memory(self) -> int:
+        return 1 << 40
+
+    def added(self, path: Path) -> None: ...
+
     def cache_folder(self) -> Path:
         return self.root / "cache"
 
