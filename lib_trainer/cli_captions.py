@@ -31,9 +31,9 @@ from lib_trainer.captions.plans import (
 from lib_trainer.captions.tokens import TokenCounter
 from lib_trainer.errors import ConfigError
 from lib_trainer.files import write_atomically
+from lib_trainer.tagging.known import known_tags
 
 if TYPE_CHECKING:
-    from lib_trainer.captions.knowledge import TagScores
     from lib_trainer.dataset.editor import Editor
     from lib_trainer.dataset.previews import Preview
     from lib_trainer.dataset.report import Report
@@ -48,13 +48,6 @@ def clip_tokens(word: str) -> int:
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
 
     return len(load_tokenizer()(word, add_special_tokens=False).input_ids)
-
-
-def scores_of(root: Path) -> TagScores | None:
-    """What the tagger knows of a set."""
-    from lib_trainer.dataset import tag_scores
-
-    return tag_scores.scores_of(root)
 
 
 def add_parser(commands: Any) -> None:
@@ -106,7 +99,7 @@ def _action(actions: Any, name: str, help: str, run: Any) -> Any:
 def _run(action: Callable[[Editor, argparse.Namespace], int], options: argparse.Namespace) -> int:
     from lib_trainer.dataset.editor import Editor
 
-    return action(Editor(options.folder, scores_of(options.folder.absolute())), options)
+    return action(Editor(options.folder, known_tags(options.folder)), options)
 
 
 def _add_field(parser: Any, field: Any) -> None:

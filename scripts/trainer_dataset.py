@@ -3,7 +3,8 @@
 import gradio as gr
 from modules import script_callbacks
 
-from lib_trainer.cli_captions import clip_tokens, scores_of
+from lib_trainer.cli_captions import clip_tokens
+from lib_trainer.tagging.known import known_tags
 from lib_trainer.ui.dataset_page import build_dataset_page
 
 TRAIN_JS = "(folder) => { window.trainerDataset.train(folder); window.trainerDataset.openTrainer(); }"
@@ -11,7 +12,7 @@ TRAIN_JS = "(folder) => { window.trainerDataset.train(folder); window.trainerDat
 
 def in_own_tab():
     with gr.Blocks(analytics_enabled=False) as page:
-        build_dataset_page(clip_tokens, scores_of, train_js=TRAIN_JS)
+        build_dataset_page(clip_tokens, known_tags, train_js=TRAIN_JS)
     return [(page, "Dataset", "trainer_dataset")]
 
 

@@ -138,7 +138,7 @@ class Editor:
             chosen = self.keys if keys is None else [key for key in keys if key in self.items]
             counts = self.counts(chosen)
 
-            if isinstance(self.scores, NoScores):
+            if not edit.needs_scores:
                 facts = Facts(counts, len(chosen))
                 return self.preview_function(edit.label(), lambda key, caption: edit.apply(caption, facts), chosen)
 

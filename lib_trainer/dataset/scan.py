@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lib_trainer.dataset.pictures import PictureError, read_size
 from lib_trainer.errors import DatasetError
@@ -22,7 +23,8 @@ class Sample:
     """A picture with its caption as it is trained, shown `repeats` times an epoch.
 
     `concept`: the rest of an `N_concept` subfolder's name, empty for pictures outside of one. `size`: (width, height)
-    in pixels after EXIF orientation.
+    in pixels after EXIF orientation. `role`: what is to be learned, a class picture that is to stay as it is, or the
+    picture before a difference.
     """
 
     path: Path
@@ -30,6 +32,7 @@ class Sample:
     repeats: int
     concept: str
     size: tuple[int, int]
+    role: Literal["learn", "class", "before"] = "learn"
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,13 @@ def read_caption(path: Path) -> str:
     return result
 
 
+def without_keep_mark(caption: str) -> str:
+    """sd-scripts' keep-token separator `|||` as a comma: tags are not shuffled here, and it is not trained as text."""
+    if "|||" not in caption:
+        return caption
+    return re.sub(r"\s*,?\s*\|\|\|\s*,?\s*", ", ", caption).strip(", ")
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sorts 'b2' before 'B10'; the name itself settles ties."""
     parts = re.split(r"(\d+)", name.casefold())
@@ -186,7 +196,7 @@ class _Reader:
                 self.skipped.append(Skipped(path, error.reason))
                 continue
             caption_name = listing.captions.get(os.path.splitext(name)[0])
-            caption = read_caption(listing.folder / caption_name) if caption_name else ""
+            caption = without_keep_mark(read_caption(listing.folder / caption_name)) if caption_name else ""
             caption = with_trigger(caption, self.trigger_word) or concept
             self.samples.append(Sample(path, caption, repeats, concept, size))
 

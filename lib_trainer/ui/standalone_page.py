@@ -1,4 +1,4 @@
-"""The page without a WebUI: the tabs Train and Generate over any host, served to this machine only."""
+"""The page without a WebUI: the tabs Train, Tagger and Generate over any host, served to this machine only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lib_trainer.captions.knowledge import TagScores
 from lib_trainer.jobs import JobRunner
-from lib_trainer.ui.dataset_page import build_dataset_page, no_scores
+from lib_trainer.tagging.desk import TaggerDesk
+from lib_trainer.tagging.known import known_tags
+from lib_trainer.ui.dataset_page import build_dataset_page
 from lib_trainer.ui.generate_page import INSERT_JS, Generator, build_generate_page
+from lib_trainer.ui.tagger_page import TaggerOptions, build_tagger_page
 from lib_trainer.ui.train_page import PageOptions, build_train_page
 
 __all__ = ["Generator", "build_app", "serve"]
@@ -38,12 +40,12 @@ def build_app(
     *,
     headless_fields: bool = False,
     size: int = 512,
+    desk: TaggerDesk | None = None,
     count_tokens: Callable[[str], int] | None = None,
-    scores_of: Callable[[Path], TagScores | None] = no_scores,
 ) -> gr.Blocks:
     """The page. `size` is the width and height that the Generate tab starts with.
 
-    The Dataset tab is there where `count_tokens` gives the tokens of a word; `scores_of` is what the tagger knows.
+    The Tagger tab is there where a `desk` is given, the Dataset tab where `count_tokens` gives the tokens of a word.
     """
     samplers = tuple(runner.host.samplers())
     options = PageOptions(
@@ -62,9 +64,12 @@ def build_app(
         with gr.Tabs():
             with gr.Tab("Train", elem_id="trainer_tab_train"):
                 build_train_page(runner, options)
+            if desk is not None:
+                with gr.Tab("Tagger", elem_id="trainer_tab_tagger"):
+                    build_tagger_page(desk, TaggerOptions(INSERT_JS, send_label="Send to Generate"))
             if count_tokens is not None:
                 with gr.Tab("Dataset", elem_id="trainer_tab_dataset"):
-                    build_dataset_page(count_tokens, scores_of, train_js=TRAIN_JS)
+                    build_dataset_page(count_tokens, known_tags, train_js=TRAIN_JS)
             with gr.Tab("Generate", elem_id="trainer_tab_generate"):
                 build_generate_page(generator, samplers, size)
         for path in sorted((ROOT / "javascript").glob("*.js")):
