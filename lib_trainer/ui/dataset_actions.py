@@ -9,7 +9,7 @@ from lib_trainer.errors import DatasetError, TrainerError
 from lib_trainer.ui import dataset_checking, dataset_editing, dataset_looking
 from lib_trainer.ui import dataset_html as html
 from lib_trainer.ui.dataset_common import Answer, Values
-from lib_trainer.ui.dataset_view import SetPool, View
+from lib_trainer.ui.dataset_view import PAGE, SetPool, View
 from lib_trainer.ui.dataset_work import conflict_html, preview_html, work_html
 from lib_trainer.ui.status import notice_html
 
@@ -79,6 +79,8 @@ class DatasetActions:
             return view.shown | {"marks": html.marks_html(view, extra["hint"], extra["focus"])}
         self._number += 1
         panels = self.render(view, extra)
+        if view.open is not None:
+            view.open.look_ahead(view.keys()[(view.page + 1) * PAGE : (view.page + 2) * PAGE])
         panels["notice"] = notice_html(notice, error=error, number=self._number)
         return panels
 

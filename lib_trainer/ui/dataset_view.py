@@ -41,6 +41,13 @@ class OpenSet:
     report_version: int = 0
     job: CheckJob | None = None
     _troubles: tuple[int, dict[str, set[str]]] | None = None
+    _ahead: threading.Thread | None = None
+
+    def look_ahead(self, keys: Sequence[str]) -> None:
+        """Decode the pictures that will probably be looked at next, one page at a time."""
+        if keys and (self._ahead is None or not self._ahead.is_alive()):
+            self._ahead = threading.Thread(target=self.facts.get, args=(keys,), daemon=True, name="dataset-ahead")
+            self._ahead.start()
 
     @property
     def version(self) -> int:

@@ -83,5 +83,5 @@ def train(page: Page, webui: Webui, root: Path) -> None:
     page.raw.locator("#trainer_training_precision input").first.click()
     page.raw.locator("#trainer_training_precision li", has_text="fp32").first.click()
     page.find("start").click()
-    page.sees(".trainer-status", re.compile("Finished"))
+    page.sees(".trainer-status", re.compile(r"Finished\s*of_the_set"))
     assert (webui.loras / "of_the_set.safetensors").exists()
