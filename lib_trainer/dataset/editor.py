@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from lib_trainer.captions.document import Caption, CaptionError, cached_key
@@ -220,10 +220,10 @@ class Editor:
                 return None
             return self._commit(f"Caption of {key}", [Change(path, data, caption.encode())])
 
-    def undo(self) -> Entry:
-        """Take back the last transaction."""
+    def undo(self, leaving: Collection[str] = ()) -> Entry:
+        """Take back the last transaction; `leaving`: captions that stay as another program left them."""
         with self.lock:
-            entry = self.history.undo()
+            entry = self.history.undo(leaving)
             self._follow_steps(self.history.steps(entry.id), undone=True)
             return entry
 

@@ -14,7 +14,7 @@ import hashlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,9 +123,12 @@ class History:
                 database.execute("DELETE FROM entry WHERE undone")
         return next(entry for entry in self.entries() if entry.id == number)
 
-    def undo(self) -> Entry:
-        """Take back the last transaction. Raises as `commit` does, and `DatasetError` where there is none."""
-        return self._turn("SELECT max(id) FROM entry WHERE NOT undone", "undo")
+    def undo(self, leaving: Collection[str] = ()) -> Entry:
+        """Take back the last transaction. Raises as `commit` does, and `DatasetError` where there is none.
+
+        `leaving`: paths that stay as another program left them; they are no longer part of the transaction.
+        """
+        return self._turn("SELECT max(id) FROM entry WHERE NOT undone", "undo", leaving)
 
     def redo(self) -> Entry:
         """Do again what was undone last."""
@@ -184,16 +187,21 @@ class History:
                 self.recovered = self._recover(self._db()) or self.recovered
                 yield self._db()
 
-    def _turn(self, query: str, word: str) -> Entry:
+    def _turn(self, query: str, word: str, leaving: Collection[str] = ()) -> Entry:
         if not self.path.exists():
             raise DatasetError(f"There is nothing to {word}.")
         with self.writing() as database:
             number = database.execute(query).fetchone()[0]
             if number is None:
                 raise DatasetError(f"There is nothing to {word}.")
-            steps = self._read_steps(database, number)
+            left = [step for step in self._read_steps(database, number) if step.path in leaving]
             with database:
+                database.executemany(
+                    "DELETE FROM step WHERE entry = ? AND path = ?", [(number, step.path) for step in left]
+                )
+                database.execute("UPDATE entry SET files = files - ? WHERE id = ?", (len(left), number))
                 database.execute("INSERT INTO pending VALUES (?, ?)", (number, word))
+            steps = self._read_steps(database, number)
             self._carry_out(database, number, reverse(steps) if word == "undo" else steps, undone=word == "undo")
         return next(entry for entry in self.entries() if entry.id == number)
 

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[[View, Values], Answer]] = {
     "apply": dataset_editing.apply,
     "cancel": dataset_editing.cancel,
     "undo": dataset_editing.undo,
+    "undo-others": dataset_editing.undo_others,
     "redo": dataset_editing.redo,
     "trash": dataset_editing.trash,
     "convert": dataset_editing.convert,
@@ -72,7 +73,7 @@ class DatasetActions:
                 notice = answer or ""
         except ConflictError as conflict:
             notice, error = str(conflict), True
-            view.conflicts = conflict.conflicts
+            view.conflicts, view.undoing = conflict.conflicts, command.get("do") == "undo"
         except TrainerError as problem:
             notice, error = str(problem), True
         if command.get("do") == "check-typed" and view.shown and not notice:  # at every key: nothing else has changed

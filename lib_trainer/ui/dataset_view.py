@@ -132,6 +132,7 @@ class View:
     implied: Sequence[Implied] = ()
     conflicts: Sequence[Conflict] = ()
     mine: tuple[str, Caption] | None = None
+    undoing: bool = False
     large: tuple[str, str] = ("", "")
     shown: dict[str, str] = field(default_factory=dict)
     _found: tuple[object, list[str]] | None = None

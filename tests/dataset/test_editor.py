@@ -259,6 +259,19 @@ def test_a_caption_that_changed_outside_is_a_conflict_with_both_versions(root: P
     assert (root / "a.txt").read_bytes() == b"again"
 
 
+def test_the_rest_of_a_transaction_can_be_undone(root: Path) -> None:
+    editor = Editor(root)
+    editor.apply(editor.preview(make_edit("remove", {"tags": "smile"})))
+    after = files(root)
+    (root / "a.txt").write_bytes(b"theirs")
+    with pytest.raises(ConflictError):
+        editor.undo()
+    assert editor.undo(["a.txt"]).files == 2
+    assert files(root) == {**dict.fromkeys(PICTURES, b"picture"), **CONTENTS, "a.txt": b"theirs"}
+    editor.redo()
+    assert files(root) == {**after, "a.txt": b"theirs"}
+
+
 def test_one_caption_written_over_anothers_only_when_both_were_seen(root: Path) -> None:
     editor = Editor(root)
     seen = editor.caption("a.png")
