@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lib_trainer.captions.tags import split_tags, tag_key
 from lib_trainer.dataset.pictures import PictureError, load_picture
 from lib_trainer.tagging.labels import CHARACTER, GENERAL, RATING
 from lib_trainer.tagging.plan import Border, Opened, Preview, TagCount
@@ -82,7 +83,7 @@ def summary_html(opened: Opened, preview: Preview) -> str:
     total = len(opened.paths)
     facts = [
         ("Pictures", f"{total:,}"),
-        ("Captions that change", f"{preview.changed:,}"),
+        ("Captions changed", f"{preview.changed:,}"),
         ("Tags added", f"{preview.added:,}"),
         ("Tags removed", f"{preview.removed:,}"),
         ("Without a tag", f"{preview.untagged:,}"),
@@ -139,12 +140,22 @@ def captions_html(items: Sequence[tuple[Path, str, str]]) -> str:
         return '<div class="tagger-empty">No caption changes.</div>'
     cards = []
     for path, before, after in items:
-        now = f'<div class="tagger-old">{escape(before)}</div>' if before else '<div class="tagger-old">(none)</div>'
+        now = f'<div class="tagger-old">{_marked(before, after, "del")}</div>' if before else _NONE
         cards.append(
             f'<div class="tagger-caption">{_picture(path)}<div><b>{escape(path.name)}</b>{now}'
-            f'<div class="tagger-new">{escape(after)}</div></div></div>'
+            f'<div class="tagger-new">{_marked(after, before, "ins")}</div></div></div>'
         )
     return f'<div class="tagger-captions">{"".join(cards)}</div>'
+
+
+_NONE = '<div class="tagger-old">(none)</div>'
+
+
+def _marked(text: str, other: str, mark: str) -> str:
+    """A caption in which the tags that the other one lacks stand between marks."""
+    known = {tag_key(tag) for tag in split_tags(other)}
+    tags = [(escape(tag), tag_key(tag) in known) for tag in split_tags(text)]
+    return ", ".join(tag if same else f"<{mark}>{tag}</{mark}>" for tag, same in tags)
 
 
 def examples_html(opened: Opened, line: TagCount | None, tag: str, preview: Preview) -> str:

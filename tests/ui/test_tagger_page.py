@@ -70,7 +70,7 @@ def test_from_the_folder_to_captions(actions: TaggerActions, folder: Path) -> No
     notice, summary, table, captions = actions.look(given, "")
     assert notice == "" and "<dd>10</dd>" in summary
     assert 'data-tag="zork"' in table and "simple background" not in table
-    assert "my own &lt;words&gt;" in captions and "zork, my own &lt;words&gt;, " in captions
+    assert "my own &lt;words&gt;" in captions and "<ins>zork</ins>, my own &lt;words&gt;, <ins>" in captions
     assert not (folder / "000.txt").exists()
     assert actions.write(given) == ""
     view = actions.desk.wait(60)
