@@ -161,8 +161,7 @@ def select(table: ScoreTable, thresholds: Thresholds, excluded: TagPatterns | No
         part = np.flatnonzero(categories == RATING)
         chosen[part[_first_of_highest(table.rows[part], values[part])]] = True
     if excluded:
-        banned = np.array([excluded.matches(name) for name in table.labels.names], dtype=bool)
-        chosen &= ~banned[table.columns]
+        chosen &= ~table.labels.matching(excluded)[table.columns]
     return chosen
 
 
