@@ -31,6 +31,8 @@ from lib_trainer.tagging.table import Rows, ScoreTable
 FOLDER, FILE = ".trainer", "scores.sqlite"
 HAND = "hand"
 WAIT_SECONDS = 20.0
+FEW = 200
+"""Up to so many pictures are looked up one by one; more are cheaper to find in the whole table."""
 
 
 class ScoreStore:
@@ -77,9 +79,14 @@ class ScoreStore:
 
     def known_content(self, paths: Iterable[Path]) -> dict[Path, str]:
         """{picture: content hash} of those that have not changed since they were hashed. No file is read."""
+        paths = list(paths)
         with self._told():
-            rows = self._base.execute("SELECT path, size, changed, content FROM files")
-            seen = {path: (size, changed, content) for path, size, changed, content in rows}
+            if len(paths) < FEW:
+                query = "SELECT path, size, changed, content FROM files WHERE path = ?"
+                rows = [row for path in paths for row in self._base.execute(query, (self.key(path),))]
+            else:
+                rows = self._base.execute("SELECT path, size, changed, content FROM files").fetchall()
+        seen = {path: (size, changed, content) for path, size, changed, content in rows}
         found = {}
         for path in paths:
             entry = seen.get(self.key(path))
