@@ -103,6 +103,7 @@ class Opened:
         self.skipped = list(skipped)
         self._number_tags()
         self._read_verdicts(store.verdicts())
+        self._held_codes()
 
     @classmethod
     def read(

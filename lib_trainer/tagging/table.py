@@ -176,7 +176,7 @@ def _mcut_lines(rows: NDArray[np.int64], values: NDArray[np.float32], count: int
     lines = np.full(count, np.inf)
     if not len(rows):
         return lines
-    order = np.lexsort((-values, rows))
+    order = np.argsort(rows + (1.0 - values.astype(np.float64)))  # by picture, then the highest score first
     rows, ordered = rows[order], values[order].astype(np.float64)
     following = np.append(ordered[1:], 0.0)
     following[np.append(rows[1:] != rows[:-1], True)] = 0.0
