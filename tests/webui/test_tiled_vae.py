@@ -6,6 +6,7 @@ The budget of a few MiB, far below what the miniature's VAE takes, makes "Automa
 from __future__ import annotations
 
 import base64
+import json
 import threading
 from collections.abc import Iterator
 from io import BytesIO
@@ -86,10 +87,9 @@ def test_the_picture_is_the_same(webui: Webui, name: str) -> None:
     assert set(webui.probe("vae_last")) == parts
     assert banded.shape == plain.shape
     again, _ = draw(webui, path, **body)
-    print(
-        "differences: twice", np.abs(again.astype(int) - plain).max(), "bands", np.abs(banded - plain.astype(int)).max()
-    )
-    assert np.abs(banded.astype(int) - plain).max() <= 1
+    own = int(np.abs(again.astype(int) - plain).max())
+    assert own == 0 or name == "SD upscale", "only that script draws differently each time"
+    assert np.abs(banded.astype(int) - plain).max() <= 1 + 2 * own
     assert "VAE bands: Always" in answer["info"]
     other, _ = draw(webui, path, **body, seed=8)
     assert np.abs(other.astype(int) - plain).max() > 8, "any picture would have passed"
@@ -177,6 +177,36 @@ def test_a_vae_that_gives_nan_is_the_hosts_affair(webui: Webui, on: bool) -> Non
     with pytest.raises(ProbeError, match="NansException"):
         draw(webui, **(ON if on else {}))
     assert webui.probe("vae_last") == (["decoder"] if on else [])
+
+
+def test_the_hosts_second_try_in_bf16(webui: Webui) -> None:
+    """A VAE that gives NaN in the first precision: the WebUI converts it and decodes again, in bands both times."""
+    webui.post("/sdapi/v1/options", {"auto_vae_precision_bfloat16": True})
+    plain, _ = draw(webui)
+    webui.probe("vae_break", kind="nan in fp32")
+    try:
+        picture, _ = draw(webui, **ON)
+        assert webui.probe("vae_last") == ["decoder", "decoder"]
+        assert webui.probe("vae_mend") == "torch.bfloat16"
+    finally:
+        webui.probe("vae_mend")
+        webui.post("/sdapi/v1/options", {"auto_vae_precision_bfloat16": False})
+    difference = np.abs(picture.astype(int) - plain)
+    assert 0 < difference.mean() < 5, "bf16 is close to fp32 and not the same"
+    assert np.array_equal(draw(webui)[0], plain)
+
+
+def test_parameters_are_pasted_back(webui: Webui) -> None:
+    """The API reads a picture's parameters as the page's paste button does."""
+    _, answer = draw(webui, alwayson_scripts={TITLE: {"args": [True, "Always", 0.5, True]}})
+    text = json.loads(answer["info"])["infotexts"][0]
+    assert "VAE bands: Always, VAE bands budget: 0.5, VAE bands attention: windowed" in text
+    webui.probe("vae_last")
+    _, answer = draw(webui, infotext=text)
+    assert webui.probe("vae_last") == ["decoder"]
+    assert json.loads(answer["info"])["infotexts"][0] == text
+    draw(webui, infotext=draw(webui)[1]["info"])
+    assert webui.probe("vae_last") == []
 
 
 def test_interrupt_gives_a_coarse_picture_at_once(webui: Webui) -> None:

@@ -66,13 +66,23 @@ def vae_api() -> list[str]:
 
 
 def vae_break(kind: str) -> None:
-    """nan: the decoder's last layer gives NaN until it is in fp32; error: decoding raises."""
+    """nan: the decoder's last layer gives NaN; nan in fp32: what goes into it is NaN there; error: decoding raises."""
     decoder = shared.sd_model.first_stage_model.decoder
     if kind == "nan":
         weight = decoder.conv_out.weight
         kept = weight.data
         weight.data = torch.full_like(kept, float("nan"))
         _broken.callback(lambda: setattr(weight, "data", kept))
+        return
+    if kind == "nan in fp32":
+        vae = shared.sd_model.first_stage_model
+        weights = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+        hook = vae.post_quant_conv.register_forward_hook(
+            lambda module, given, out: out * float("nan") if out.dtype is torch.float32 else out
+        )
+        _broken.callback(lambda: (vae.to(torch.float32), vae.load_state_dict(weights)))
+        _broken.callback(lambda: setattr(devices, "dtype_vae", torch.float32))
+        _broken.callback(hook.remove)
         return
     own = processing.decode_latent_batch
 
@@ -84,8 +94,9 @@ def vae_break(kind: str) -> None:
 
 
 def vae_mend() -> str:
+    before = str(devices.dtype_vae)
     _broken.close()
-    return str(devices.dtype_vae)
+    return before
 
 
 def vae_slow(interrupt: bool) -> None:
