@@ -259,6 +259,18 @@ def test_live_previews_decode_in_bands_too(webui: Webui) -> None:
         assert np.abs(np.asarray(image.convert("RGB")).astype(int) - plain).max() <= 1
 
 
+def test_unloading_puts_the_classes_back(webui: Webui) -> None:
+    assert webui.probe("vae_unload") == [[False] * 4, [True] * 4, [True] * 4]
+    assert webui.probe("vae_trace")["nested"] == [False] * 4
+
+
+def test_the_setting_is_the_pages_default(webui: Webui) -> None:
+    assert webui.get("/sdapi/v1/options")["trainer_tiled_vae_default"] == "Off"
+    assert webui.probe("vae_default", setting="Off") == [False, "Automatic", 0, False]
+    assert webui.probe("vae_default", setting="Automatic") == [True, "Automatic", 0, False]
+    assert webui.probe("vae_default", setting="Always") == [True, "Always", 0, False]
+
+
 def test_reload_ui_replaces_nothing_twice(webui: Webui) -> None:
     webui.reload()
     trace = webui.probe("vae_trace")

@@ -7,11 +7,13 @@ import importlib
 import time
 from typing import Any
 
+import gradio as gr
 import torch
 from modules import devices, processing, scripts, shared
 
 CHECKS = (
-    "vae_trace", "vae_last", "vae_break", "vae_mend", "vae_slow", "vae_state_now", "vae_api", "vae_refined",
+    "vae_trace", "vae_last", "vae_break", "vae_mend", "vae_slow", "vae_state_now", "vae_api", "vae_unload",
+    "vae_default",
 )  # fmt: skip
 _broken = contextlib.ExitStack()
 
@@ -126,5 +128,24 @@ def vae_state_now() -> list[str | None]:
     return TEXTS
 
 
-def vae_refined() -> str:
-    return str(shared.sd_model.sd_checkpoint_info.name_for_extra)
+def vae_unload() -> list[list[bool]]:
+    """Which classes are replaced after the extension was unloaded, and after it was loaded again."""
+    ours, found = _ours(), []
+    for change in (ours.uninstall, ours.install, ours.install):
+        change()
+        found.append([hasattr(kind.forward, ours.ORIGINAL) for kind in ours._classes()])
+    return found
+
+
+def vae_default(setting: str) -> list[Any]:
+    """What the accordion's components hold when a page is built under that setting."""
+    script = next(one for one in scripts.scripts_txt2img.alwayson_scripts if one.title() == "Tiled VAE (row bands)")
+    before = shared.opts.data["trainer_tiled_vae_default"]
+    shared.opts.data["trainer_tiled_vae_default"] = setting
+    kept = script.infotext_fields
+    try:
+        with gr.Blocks():
+            return [component.value for component in script.ui(False)]
+    finally:
+        shared.opts.data["trainer_tiled_vae_default"] = before
+        script.infotext_fields = kept
