@@ -8,7 +8,7 @@ by the family's scale (0.18215 on SD1), pixels are in [-1, 1].
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,39 @@ class AdaptableModule:
     part: Part
     group: Group
     block: str
+
+
+@dataclass(frozen=True)
+class OwnParameter:
+    """A parameter of the model itself: attribute `name` of the module `owner`.
+
+    `key` is its name in a checkpoint file of CompVis' layout (`model.diffusion_model.input_blocks.…`).
+    """
+
+    key: str
+    owner: nn.Module
+    name: str
+    part: Part
+
+
+class TokenTable(Protocol):
+    """The text encoder's vocabulary, and words that are added to it for a while."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in a token's vector (768 in SD1)."""
+
+    def rows(self, text: str) -> torch.Tensor:
+        """The vectors of a text's tokens, (n, width) fp32 on the CPU; no marks at its ends."""
+
+    def usual_norm(self) -> float:
+        """Mean length of the vocabulary's vectors."""
+
+    def extended(self, words: Mapping[str, torch.Tensor]) -> AbstractContextManager[None]:
+        """Let each word, wherever its tokens stand in a text, mean the rows (n, width) given; gradients flow to them.
+
+        The rows are read anew in every forward pass. A word is never split between two chunks. May be nested.
+        """
 
 
 @dataclass(frozen=True)
@@ -155,6 +188,17 @@ class LoadedModel(Protocol):
     def adaptable_modules(self) -> Sequence[AdaptableModule]:
         """Every module that an adapter may wrap, sorted by key."""
 
+    def tokens(self) -> TokenTable: ...
+
+    def own_parameters(self) -> Sequence[OwnParameter]:
+        """Every parameter of the UNet and the text encoder."""
+
+    def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
+        """The whole model in a checkpoint's layout, on the CPU, without what no loader reads.
+
+        Raises `ModelError` where the host cannot say them.
+        """
+
     def training(self, state: TrainingState) -> AbstractContextManager[None]:
         """Hold the model ready for training; on leaving, however that happens, everything is what it was.
 
@@ -192,8 +236,32 @@ class Host(Protocol):
     def lora_folder(self) -> Path:
         """Where a finished LoRA is found by the host's prompts."""
 
+    def embedding_folder(self) -> Path:
+        """Where an embedding is found by its name in a prompt."""
+
+    def hypernetwork_folder(self) -> Path:
+        """Where `<hypernet:name:1>` finds its file."""
+
+    def checkpoint_folder(self) -> Path:
+        """Where a whole checkpoint is found by the host's menu."""
+
+    def template_folder(self) -> Path:
+        """Where the host keeps templates for captions; it need not exist."""
+
     def cache_folder(self) -> Path:
         """Where latents may be kept between runs."""
+
+    def token_count(self, text: str) -> int:
+        """How many tokens a text has. A name that has one is a word of the vocabulary."""
+
+    def parameter_counts(self) -> Mapping[Part, int]:
+        """Parameters of each part of the model that would be trained; nothing is loaded for it."""
+
+    def free_memory(self) -> int:
+        """Bytes that the device can still give."""
+
+    def added(self, path: Path) -> None:
+        """Let the host find a file that a run has written to one of its folders. Called when the run has let go."""
 
 
 class Lease(Protocol):

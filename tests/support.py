@@ -282,6 +282,29 @@ class ModelHost:
     def lora_folder(self) -> Path:
         return self.root / "lora"
 
+    def embedding_folder(self) -> Path:
+        return self.root / "embeddings"
+
+    def hypernetwork_folder(self) -> Path:
+        return self.root / "hypernetworks"
+
+    def checkpoint_folder(self) -> Path:
+        return self.root / "checkpoints"
+
+    def template_folder(self) -> Path:
+        return self.root / "templates"
+
+    def token_count(self, text: str) -> int:
+        return 2
+
+    def parameter_counts(self) -> dict[Any, int]:
+        return {}
+
+    def free_memory(self) -> int:
+        return 1 << 40
+
+    def added(self, path: Path) -> None: ...
+
     def cache_folder(self) -> Path:
         return self.root / "cache"
 
@@ -300,3 +323,16 @@ def network_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     assert one.keys() == other.keys()
     names = sorted(one)
     return relative(torch.cat([one[n].flatten() for n in names]), torch.cat([other[n].flatten() for n in names]))
+
+
+def assert_same_training(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], apart: dict[str, torch.Tensor]
+) -> None:
+    """Two runs of one job agree to a tenth of their distance to `apart`, a run that must differ.
+
+    Not bit for bit: some processors' matrix products add in another order each time, and Adam magnifies the last bit of
+    a gradient near zero.
+    """
+    distance = network_difference(one, apart)
+    assert distance > 1e-3
+    assert network_difference(one, other) < 0.1 * distance

@@ -2,11 +2,12 @@
 
 from lib_trainer.config.fields import FieldSpec, field_specs
 from lib_trainer.config.files import dump_job, from_values, load_job, to_values
+from lib_trainer.config.kinds import BlocksConfig, NetworkConfig, PriorConfig
+from lib_trainer.config.other_kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.schema import (
     DatasetConfig,
     JobConfig,
     ModelConfig,
-    NetworkConfig,
     OptimizerConfig,
     OutputConfig,
     PreviewConfig,
@@ -14,14 +15,20 @@ from lib_trainer.config.schema import (
 )
 
 __all__ = [
+    "BlocksConfig",
     "DatasetConfig",
+    "DifferenceConfig",
+    "EmbeddingConfig",
     "FieldSpec",
+    "FinetuneConfig",
+    "HypernetworkConfig",
     "JobConfig",
     "ModelConfig",
     "NetworkConfig",
     "OptimizerConfig",
     "OutputConfig",
     "PreviewConfig",
+    "PriorConfig",
     "TrainingConfig",
     "dump_job",
     "field_specs",

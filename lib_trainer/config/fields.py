@@ -9,12 +9,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from lib_trainer.config.schema import JobConfig, Section
+from lib_trainer.config.base import KINDS, Section
+from lib_trainer.config.schema import JobConfig
 
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """One option. `path` is `section.field`; `low`/`high` are inclusive and None where there is no bound."""
+    """One option. `path` is `section.field`; `low`/`high` are inclusive and None where there is no bound.
+
+    `kinds` of training read it; `names` are how the page shows some choices.
+    """
 
     path: str
     section: str
@@ -28,6 +32,12 @@ class FieldSpec:
     unit: str = ""
     step: float | None = None
     advanced: bool = False
+    kinds: tuple[str, ...] = KINDS
+    names: tuple[tuple[str, str], ...] = ()
+
+    def shown_as(self, choice: Any) -> str:
+        """A choice as the page shows it."""
+        return dict(self.names).get(str(choice), str(choice))
 
     @property
     def allowed(self) -> str:
@@ -71,6 +81,8 @@ def _spec(name: str, section: type[Section], field: msgspec.structs.FieldInfo, h
         unit=extra.get("unit", ""),
         step=extra.get("step"),
         advanced=extra.get("advanced", False),
+        kinds=extra.get("kinds", KINDS),
+        names=tuple(extra.get("names", {}).items()),
     )
 
 

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import msgspec
-from msgspec import Meta
-
-
-def option(label: str, help: str, *, low: float | None = None, high: float | None = None, **extra: Any) -> Meta:
-    """Metadata of one field. `extra`: unit, step (of a slider), advanced (folded away on the page)."""
-    bounds: dict[str, Any] = {}
-    if low is not None:
-        bounds["ge"] = low
-    if high is not None:
-        bounds["le"] = high
-    return Meta(title=label, description=help, extra=extra, **bounds)
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A group of options: a box on the page and a table in the job file."""
+from lib_trainer.config.base import ADAPTERS, Section, option
+from lib_trainer.config.kinds import BlocksConfig, NetworkConfig, PriorConfig
+from lib_trainer.config.other_kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 
 
 class ModelConfig(Section):
@@ -54,6 +41,15 @@ class DatasetConfig(Section):
             "write it in the prompt to call the concept.",
         ),
     ] = ""
+    template: Annotated[
+        str,
+        option(
+            "Caption template",
+            "A text file of lines with [name] and [filewords] (the caption), drawn at random; a path, or a name in the "
+            "WebUI's own folder of templates. Empty: the captions, with the name in front where it is missing.",
+            kinds=("embedding", "hypernetwork", "pivotal"),
+        ),
+    ] = ""
     width: Annotated[
         int,
         option("Training width", "Pictures are resized and cropped to this.", low=64, high=2048, unit="px", step=64),
@@ -82,35 +78,6 @@ class DatasetConfig(Section):
     ] = "memory"
 
 
-class NetworkConfig(Section):
-    """LoRA"""
-
-    kind: Annotated[
-        Literal["lora"],
-        option("Kind of network", "LoRA: a low-rank addition to the attention layers.", advanced=True),
-    ] = "lora"
-    rank: Annotated[
-        int,
-        option(
-            "Rank (dim)",
-            "Size of the low-rank matrices: more rank, more detail and a larger file.",
-            low=1,
-            high=1024,
-            step=1,
-        ),
-    ] = 32
-    alpha: Annotated[
-        float,
-        option(
-            "Alpha",
-            "The learned change is scaled by alpha / rank. 0 means alpha = rank.",
-            low=0,
-            high=4096,
-            step=1,
-        ),
-    ] = 16.0
-
-
 class OptimizerConfig(Section):
     """Learning"""
 
@@ -120,7 +87,13 @@ class OptimizerConfig(Section):
     ] = "AdamW"
     unet_lr: Annotated[
         float,
-        option("Learning rate, UNet", "The guides' start is 1e-4. 0 leaves the UNet untrained.", low=0, high=1),
+        option(
+            "Learning rate, UNet",
+            "The guides' start is 1e-4. 0 leaves the UNet untrained.",
+            low=0,
+            high=1,
+            kinds=ADAPTERS,
+        ),
     ] = 1e-4
     text_encoder_lr: Annotated[
         float,
@@ -129,6 +102,7 @@ class OptimizerConfig(Section):
             "The guides' start is 1e-5. 0 leaves the text encoder untrained and keeps its outputs instead.",
             low=0,
             high=1,
+            kinds=ADAPTERS,
         ),
     ] = 1e-5
     schedule: Annotated[
@@ -210,7 +184,7 @@ class TrainingConfig(Section):
             "Recompute activations instead of keeping them: far less memory, about a third slower.",
         ),
     ] = False
-    seed: Annotated[int, option("Seed", "The same seed gives the same LoRA.", low=0, high=2**32 - 1, step=1)] = 1
+    seed: Annotated[int, option("Seed", "The same seed gives the same result.", low=0, high=2**32 - 1, step=1)] = 1
     clip_skip: Annotated[
         int,
         option(
@@ -232,14 +206,19 @@ class OutputConfig(Section):
     """Result"""
 
     name: Annotated[
-        str, option("Name of the LoRA", "The file's name, and what stands in <lora:name:1>. An existing file is kept.")
+        str,
+        option(
+            "Name of the result",
+            "The file's name, by which prompts call it: <lora:name:1>, <hypernet:name:1>, or an embedding's name "
+            "alone. An existing file is kept.",
+        ),
     ] = ""
-    folder: Annotated[str, option("Output folder", "Empty: the host's own folder of LoRAs.", advanced=True)] = ""
+    folder: Annotated[str, option("Output folder", "Empty: the host's own folder for such files.", advanced=True)] = ""
     save_every: Annotated[
         int,
         option(
             "Save every",
-            "Also write name-step0000000N.safetensors every N steps. 0 writes at the end only.",
+            "Also write a file with -step0000000N at its name's end every N steps. 0 writes at the end only.",
             low=0,
             high=10_000_000,
             unit="steps",
@@ -248,14 +227,20 @@ class OutputConfig(Section):
     ] = 0
     precision: Annotated[
         Literal["fp16", "bf16", "fp32"],
-        option("Precision of the file", "fp16 is what everybody reads.", advanced=True),
+        option(
+            "Precision of the file",
+            "fp16 is what everybody reads. Embeddings and hypernetworks are always fp32.",
+            advanced=True,
+        ),
     ] = "fp16"
 
 
 class PreviewConfig(Section):
     """Preview"""
 
-    prompt: Annotated[str, option("Preview prompt", "Drawn with the LoRA as it stands. Empty: no previews.")] = ""
+    prompt: Annotated[str, option("Preview prompt", "Drawn with what has been learned so far. Empty: no previews.")] = (
+        ""
+    )
     negative_prompt: Annotated[str, option("Preview negative prompt", "What the preview is to avoid.")] = ""
     every: Annotated[
         int,
@@ -285,9 +270,15 @@ class JobConfig(Section):
 
     version: Literal[1] = 1
     model: ModelConfig = ModelConfig()
-    dataset: DatasetConfig = DatasetConfig()
     network: NetworkConfig = NetworkConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    hypernetwork: HypernetworkConfig = HypernetworkConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    difference: DifferenceConfig = DifferenceConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    prior: PriorConfig = PriorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    blocks: BlocksConfig = BlocksConfig()
     training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
     preview: PreviewConfig = PreviewConfig()

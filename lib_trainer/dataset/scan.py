@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lib_trainer.dataset.pictures import PictureError, read_size
 from lib_trainer.errors import DatasetError
@@ -22,7 +23,8 @@ class Sample:
     """A picture with its caption as it is trained, shown `repeats` times an epoch.
 
     `concept`: the rest of an `N_concept` subfolder's name, empty for pictures outside of one. `size`: (width, height)
-    in pixels after EXIF orientation.
+    in pixels after EXIF orientation. `role`: what is to be learned, a class picture that is to stay as it is, or the
+    picture before a difference.
     """
 
     path: Path
@@ -30,6 +32,7 @@ class Sample:
     repeats: int
     concept: str
     size: tuple[int, int]
+    role: Literal["learn", "class", "before"] = "learn"
 
 
 @dataclass(frozen=True)

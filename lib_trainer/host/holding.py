@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -83,7 +84,13 @@ def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
 def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    try:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    except BaseException as error:
+        # torch leaves its hooks on saved tensors in a generator that the traceback keeps alive, and takes them off
+        # whenever that is collected, in whichever thread: the next run's, say. Out of memory is such an error.
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 @contextlib.contextmanager

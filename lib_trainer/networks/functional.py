@@ -6,6 +6,7 @@ two thin products cost less than one full one and need no second copy of the wei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,3 +50,59 @@ def lora_conv2d(
     hidden = F.conv2d(x, down.to(x.dtype), None, layer.stride, layer.padding, layer.dilation, layer.groups)
     delta = F.conv2d(hidden, up.to(hidden.dtype) * scale)
     return base(x) + delta
+
+
+def convolve(layer: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x ∗ weight as the layer convolves, without its bias."""
+    return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def factorization(dimension: int, factor: int) -> tuple[int, int]:
+    """(m, n) with m·n = dimension and m ≤ n, for LoKr (Yeh et al. 2023, arXiv:2309.14859; the choice is LyCORIS').
+
+    A positive `factor` that divides is one of the two; otherwise m is the divisor nearest to √dimension that does not
+    exceed `factor` (-1: any).
+    """
+    if factor > 0 and dimension % factor == 0:
+        return min(factor, dimension // factor), max(factor, dimension // factor)
+    limit = dimension if factor < 0 else factor
+    m = max(d for d in range(1, math.isqrt(dimension) + 1) if dimension % d == 0 and (d <= limit or d == 1))
+    return m, dimension // m
+
+
+def loha_weight(
+    w1_a: torch.Tensor, w1_b: torch.Tensor, w2_a: torch.Tensor, w2_b: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """scale·(w1_a·w1_b)∘(w2_a·w2_b): each a (out, r), each b (r, in·k·k) → (out, in·k·k).
+
+    Hyeon-Woo et al. 2022, arXiv:2108.06098.
+    """
+    return (w1_a @ w1_b) * (w2_a @ w2_b) * scale
+
+
+def kron_linear(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """(w1⊗w2)·x without forming the product. x (…, c·d), w1 (a, c), w2 (b, d) → (…, a·b)."""
+    folded = x.reshape(*x.shape[:-1], w1.shape[1], w2.shape[1])
+    hidden = F.linear(folded, w2)  # (…, c, b)
+    return F.linear(hidden.transpose(-1, -2), w1).transpose(-1, -2).reshape(*x.shape[:-1], -1)
+
+
+def kron_conv2d(layer: nn.Conv2d, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """(w1⊗w2)∗x without forming the product. x (B, c·d, H, W), w1 (a, c), w2 (b, d, k, k) → (B, a·b, H', W')."""
+    batch, c = x.shape[0], w1.shape[1]
+    folded = x.reshape(batch * c, w2.shape[1], *x.shape[2:])
+    hidden = F.conv2d(folded, w2, None, layer.stride, layer.padding, layer.dilation)
+    mixed = F.linear(hidden.reshape(batch, c, -1).transpose(1, 2), w1).transpose(1, 2)  # (B, a, b·H'·W')
+    return mixed.reshape(batch, w1.shape[0] * w2.shape[0], *hidden.shape[2:])
+
+
+def input_norm(weight: torch.Tensor) -> torch.Tensor:
+    """Norms over all axes but the input's. weight (out, in, …) → (1, in, …) with ones elsewhere."""
+    norm: torch.Tensor = torch.linalg.vector_norm(weight.transpose(0, 1).flatten(1), dim=1)
+    return norm.reshape(1, -1, *[1] * (weight.ndim - 2))
+
+
+def dora_input_scale(magnitude: torch.Tensor, norm: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """magnitude/norm, (1, in, …), in the shape that multiplies a layer's input `x`."""
+    scale = (magnitude / norm).to(x.dtype)
+    return scale if norm.ndim == 4 else scale.reshape(-1)

@@ -7,8 +7,11 @@ from pathlib import Path
 from lib_trainer.config import JobConfig
 from lib_trainer.errors import ConfigError
 from lib_trainer.ports import Host
+from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.optimizers import check_optimizer
 from lib_trainer.training.precision import resolve_precision
+from lib_trainer.training.prior import check_prior
+from lib_trainer.training.words import word_names, word_path
 
 UNET_STRIDE = 64
 """Pixels per cell of the UNet's coarsest level: the VAE's 8 times three halvings."""
@@ -23,10 +26,6 @@ LONGEST_NAME = 200
 def check_job(job: JobConfig, host: Host) -> None:
     """Raise `ConfigError` for fields that contradict each other, the host or its device."""
     check_name(job.output.name)
-    if job.optimizer.unet_lr == 0 and job.optimizer.text_encoder_lr == 0:
-        raise ConfigError(
-            "optimizer.unet_lr and optimizer.text_encoder_lr are both 0, so nothing would be trained: set at least one."
-        )
     for field in ("width", "height"):
         size = getattr(job.dataset, field)
         if size % UNET_STRIDE:
@@ -38,6 +37,8 @@ def check_job(job: JobConfig, host: Host) -> None:
                 f"preview.{field} = {preview} is not 0 or a multiple of 8 from {UNET_STRIDE} on: take "
                 f"{max(UNET_STRIDE, preview // 8 * 8)}."
             )
+    check_prior(job)
+    TRAINING_KINDS[job.network.kind].check(job, host)
     resolve_precision(job.training.precision, host.device())
     check_optimizer(job.optimizer.name, host.device())
     if job.preview.sampler and job.preview.sampler not in host.samplers():
@@ -49,7 +50,7 @@ def check_job(job: JobConfig, host: Host) -> None:
 def check_name(name: str) -> None:
     """Raise `ConfigError` unless `name` is a plain file name that a prompt can hold."""
     if not name.strip():
-        raise ConfigError("output.name is empty: give the LoRA a name.")
+        raise ConfigError("output.name is empty: give the result a name.")
     bad = sorted({character for character in name if character in FORBIDDEN_IN_NAMES or not character.isprintable()})
     if bad:
         shown = " ".join(repr(character)[1:-1] for character in bad)
@@ -64,14 +65,22 @@ def check_name(name: str) -> None:
 
 def output_path(job: JobConfig, host: Host) -> Path:
     """Where the result goes. Raises `ConfigError` if that file or a step of it exists, or the folder cannot be one."""
-    folder = Path(job.output.folder).expanduser() if job.output.folder else host.lora_folder()
+    kind = TRAINING_KINDS[job.network.kind]
+    folder = Path(job.output.folder).expanduser() if job.output.folder else kind.folder(host)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output.folder = {str(folder)!r} is a file: choose a folder.")
-    path = folder / f"{job.output.name}.safetensors"
-    taken = path if path.exists() else _existing_step(path)
+    path = folder / f"{job.output.name}{kind.ending(job)}"
+    names = word_names(job) if job.network.kind == "embedding" else []
+    paths = [path, *(word_path(path, name, job) for name in names)]
+    taken = next((found for one in paths if (found := one if one.exists() else _existing_step(one))), None)
     if taken is not None:
         raise ConfigError(f"output.name = {job.output.name!r}: {taken} exists already: choose another name or move it.")
     return path
+
+
+def result_path(path: Path, job: JobConfig) -> Path:
+    """The file that a finished run is known by: of several embeddings the first."""
+    return word_path(path, word_names(job)[0], job) if job.network.kind == "embedding" else path
 
 
 def step_path(path: Path, step: int) -> Path:

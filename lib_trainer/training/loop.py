@@ -22,11 +22,15 @@ from lib_trainer.training.precision import autocast, loss_scaler
 
 @dataclass(frozen=True)
 class Batch:
-    """`latents` (B, C, H, W) fp32 on the CPU, scaled; `captions` and `sizes` of length B."""
+    """`latents` (B, C, H, W) fp32 on the CPU, scaled; `captions` and `sizes` of length B.
+
+    `weights` (B,) are factors on each picture's loss; None where all of them are 1.
+    """
 
     latents: torch.Tensor
     captions: list[str]
     sizes: list[PictureSize]
+    weights: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def train(
             with autocast(device, options.dtype):
                 told = captions(batch.captions, batch.sizes).to(device)
                 prediction = model.predict(noised.latents.to(device), noised.timesteps.to(device), told)
-            loss = loss_of(prediction, noised.target.to(device))
+            loss = loss_of(prediction, noised.target.to(device), batch.weights)
             scaler.scale(loss / len(drawn.batches)).backward()
             losses.append(loss.detach())
         scaler.unscale_(optimizer)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from lib_trainer import __version__
 from lib_trainer.config import JobConfig
+from lib_trainer.config.base import ADAPTERS
 from lib_trainer.dataset.latents import Encoded
 from lib_trainer.dataset.scan import Scan
 from lib_trainer.ports import Family, LoadedModel
@@ -35,6 +36,7 @@ class RunFacts:
     total_steps: int
     batches_per_epoch: int
     precision: str
+    network_module: str = "networks.lora"
     started: float = field(default_factory=time.time)
     session: str = field(default_factory=lambda: str(uuid.uuid4().int % 2**32))
 
@@ -49,7 +51,7 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_training_finished_at": time.time(),
         "ss_output_name": job.output.name,
         "ss_training_comment": f"WebUI trainer {__version__}",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": facts.network_module,
         "ss_network_dim": network.rank,
         "ss_network_alpha": network.alpha or network.rank,
         "ss_base_model_version": BASE_MODEL_VERSIONS[model.family],
@@ -78,6 +80,8 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_steps": step,
         "ss_epoch": epoch,
     }
+    if job.network.kind in ADAPTERS:
+        values["ss_network_args"] = json.dumps(_network_args(job))
     if model.file_hash:
         values["ss_new_sd_model_hash"] = model.file_hash
     metadata = {key: str(value) for key, value in values.items()}
@@ -87,6 +91,23 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
     if cover is not None:
         metadata["ssmd_cover_images"] = json.dumps([_encode_cover(cover)])
     return metadata
+
+
+def _network_args(job: JobConfig) -> dict[str, str]:
+    """What LyCORIS calls the options that rank and alpha do not tell."""
+    network = job.network
+    values: dict[str, object] = {"algo": {"locon": "locon", "loha": "loha", "lokr": "lokr"}.get(network.kind, "lora")}
+    if network.kind in ("locon", "loha", "lokr"):
+        values |= {"conv_dim": network.conv_rank, "conv_alpha": network.conv_alpha or network.conv_rank}
+    if network.kind == "lokr":
+        values |= {"factor": network.factor, "decompose_both": network.decompose_both}
+    for name, value in (("dora_wd", network.dora), ("rs_lora", network.rank_stabilised)):
+        if value:
+            values[name] = value
+    for name in ("dropout", "rank_dropout", "module_dropout"):
+        if getattr(network, name):
+            values[name] = getattr(network, name)
+    return {name: str(value) for name, value in values.items()}
 
 
 def _bucket_info(encoded: Encoded) -> dict[str, object]:

@@ -36,6 +36,9 @@ def draw_noised(latents: torch.Tensor, schedule: NoiseSchedule, generator: torch
     return Noised(signal * latents + sigma * noise, timesteps, target)
 
 
-def loss_of(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error in fp32 over everything, a scalar."""
-    return F.mse_loss(prediction.float(), target)
+def loss_of(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error in fp32 over everything, a scalar. `weights` (B,) are factors on each picture's own."""
+    if weights is None:
+        return F.mse_loss(prediction.float(), target)
+    errors = F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
+    return (errors * weights.to(errors.device)).mean()

@@ -71,14 +71,18 @@ class LearningRates:
     torch's own schedulers count `optimizer.step` calls, which loss scaling may skip; this one is told the step.
     """
 
-    def __init__(self, optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> None:
+    def __init__(self, optimizer: Optimizer, config: OptimizerConfig, total_steps: int, base_steps: int = 0) -> None:
+        """`base_steps` at the beginning have a schedule of their own (the picture before a difference)."""
         self._optimizer, self._total, self._warmup = optimizer, total_steps, config.warmup_steps
+        self._base_steps = base_steps
         self._factor = SCHEDULES[config.schedule]
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, steps_done: int) -> dict[str, float]:
         """Set the rates for the next step; returns them by group name."""
-        factor = self._factor(steps_done, self._total, self._warmup)
+        start = 0 if steps_done < self._base_steps else self._base_steps
+        length = self._base_steps if steps_done < self._base_steps else self._total - self._base_steps
+        factor = self._factor(steps_done - start, length, self._warmup)
         for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
             group["lr"] = base * factor
         return {group["name"]: group["lr"] for group in self._optimizer.param_groups}

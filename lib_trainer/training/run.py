@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +12,23 @@ from PIL import Image
 
 from lib_trainer import events as ev
 from lib_trainer.config import JobConfig
-from lib_trainer.dataset.batches import FixedSize, batches_per_epoch, epoch_batches
-from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures, sample_latents
-from lib_trainer.dataset.scan import Scan, scan_folder
+from lib_trainer.dataset.batches import FixedSize
+from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
+from lib_trainer.dataset.scan import Sample, Scan, scan_folder
 from lib_trainer.errors import MemoryExhausted, SaveError, TrainerError
 from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
-from lib_trainer.training.checks import check_job, output_path, step_path
-from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
+from lib_trainer.training.checks import check_job, output_path, result_path, step_path
+from lib_trainer.training.kinds import TRAINING_KINDS
+from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.metadata import RunFacts, run_metadata
 from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
+from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.precision import resolve_precision
+from lib_trainer.training.prior import before_samples, class_samples, wants_class_pictures
 from lib_trainer.training.recipes import Recipe, parameters
-from lib_trainer.training.recipes.lora import LoraRecipe
 from lib_trainer.training.session import Session
+from lib_trainer.training.words import CaptionMaker, caption_maker, word_names
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ class Plan:
     job: JobConfig
     scan: Scan
     output: Path
+    captions: CaptionMaker
+    before: tuple[Sample, ...] = ()
 
 
 def prepare(job: JobConfig, host: Host) -> Plan:
@@ -45,8 +50,11 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     host.check()
     output = output_path(job, host)
     data = job.dataset
-    scan = scan_folder(Path(data.folder).expanduser(), trigger_word=data.trigger_word, repeats=data.repeats)
-    return Plan(job, scan, output)
+    captions = caption_maker(job, host)
+    trigger = data.trigger_word or " ".join(word_names(job))  # a new word is caption enough where there is none
+    scan = scan_folder(Path(data.folder).expanduser(), trigger_word=trigger, repeats=data.repeats)
+    before = before_samples(job, scan) if job.network.kind == "difference" else []
+    return Plan(job, scan, output, captions, tuple(before))
 
 
 def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
@@ -69,7 +77,7 @@ class Run:
     def __init__(
         self, plan: Plan, host: Host, model: LoadedModel, lease: Lease, control: ev.Control, emit: ev.Listener
     ) -> None:
-        self.job, self.scan, self.output = plan.job, plan.scan, plan.output
+        self.plan, self.job, self.output = plan, plan.job, plan.output
         self.host, self.model, self.lease, self.control, self.emit = host, model, lease, control, emit
         self.dtype = resolve_precision(self.job.training.precision, model.device)
         self.step = self.epoch = 0
@@ -81,20 +89,26 @@ class Run:
     def execute(self) -> ev.Finished:
         """Prepare, train, save. Whatever is raised, the model is its host's again and the weights so far are kept."""
         try:
-            self.recipe = LoraRecipe(self.job, self.model)
+            samples = [*self.plan.scan.samples, *self.plan.before, *self._class_pictures()]
+            self.recipe = TRAINING_KINDS[self.job.network.kind].make(self.job, self.host, self.model)
             state = TrainingState(self.dtype, self.job.training.gradient_checkpointing, self.recipe.trains_text_encoder)
             with Session(self.model, self.recipe, state) as session:
-                encoded = self._encode_pictures()
-                captions = self._captions(encoded)
+                encoded = self._encode_pictures(samples)
+                source = PictureSource(self.job, encoded, self.plan.captions, self.model.latent_scale)
+                captions = self._captions(source)
                 if not self.stopping():
-                    self._train(encoded, captions, session)
+                    self._train(source, captions, session)
             if self.step == 0:
                 return ev.Finished(0, None, stopped=True)
             self._save(self.output, final=True)
-            return ev.Finished(self.step, self.output, stopped=self.step < self.facts.total_steps)
+            result = result_path(self.output, self.job)
+            self._tell_host(result)
+            return ev.Finished(self.step, result, stopped=self.step < self.facts.total_steps)
         except Exception as error:
             failure = self._explain(error)
             failure.kept = self._keep()
+            if failure.kept is not None:
+                self._tell_host(failure.kept)
             if failure is error:
                 raise
             raise failure from error
@@ -105,15 +119,28 @@ class Run:
             self.control.stop()
         return self.control.stopping
 
-    def _encode_pictures(self) -> Encoded:
-        for skipped in self.scan.skipped:
+    def _class_pictures(self) -> list[Sample]:
+        if not wants_class_pictures(self.job):
+            return []
+        return class_samples(self.job, self.host, self.model, self._phase("Drawing class pictures"), self.stopping)
+
+    def _tell_host(self, path: Path) -> None:
+        """A list that cannot be read anew is a warning: the file is there."""
+        try:
+            self.host.added(path)
+        except Exception as error:
+            logger.warning("The host could not take up %s", path, exc_info=True)
+            self.emit(ev.Message(f"{path.name} is saved, but its list was not read anew ({error}).", "warning"))
+
+    def _encode_pictures(self, samples: Sequence[Sample]) -> Encoded:
+        for skipped in self.plan.scan.skipped:
             self.emit(ev.Message(f"Skipped {skipped.path}: {skipped.reason}", "warning"))
-        for note in self.scan.notes:
+        for note in self.plan.scan.notes:
             self.emit(ev.Message(note))
         data = self.job.dataset
         store: LatentStore = DiskStore(self.host.cache_folder()) if data.cache == "disk" else MemoryStore()
         encoded = encode_pictures(
-            self.scan.samples,
+            samples,
             FixedSize(data.width, data.height),
             self.model.encode_images,
             self.model.vae_fingerprint(),
@@ -125,61 +152,49 @@ class Run:
             self.emit(ev.Message(f"Skipped {skipped.path}: {skipped.reason}", "warning"))
         return encoded
 
-    def _captions(self, encoded: Encoded) -> CaptionSource:
+    def _captions(self, source: PictureSource) -> CaptionSource:
         live = LiveCaptions(self.model, self.job.training.clip_skip, self.job.training.max_tokens)
-        if self.recipe.trains_text_encoder:
+        if self.recipe.trains_text_encoder or source.captions.varies:
             return live
-        cached = CachedCaptions(live)
-        pairs = [(sample.caption, size) for sample, size in zip(encoded.samples, encoded.sizes, strict=True)]
+        cached, unused = CachedCaptions(live), torch.Generator()
+        sizes = source.encoded.sizes
+        pairs = [(source.caption_of(index, unused), size) for index, size in enumerate(sizes)]
         cached.fill(pairs, self._phase("Caching captions"), self.stopping)
         return cached
 
-    def _train(self, encoded: Encoded, captions: CaptionSource, session: Session) -> None:
-        job = self.job
-        repeats = [sample.repeats for sample in encoded.samples]
-        batches = batches_per_epoch(encoded.targets, repeats, job.training.batch_size)
-        steps_per_epoch = -(-batches // job.training.gradient_accumulation)
-        total = job.training.max_steps or job.training.epochs * steps_per_epoch
+    def _train(self, source: PictureSource, captions: CaptionSource, session: Session) -> None:
+        job, total = self.job, source.total_steps()
         precision = str(self.dtype).removeprefix("torch.")
-        self.facts = RunFacts(job, self.model, self.scan, encoded, total, batches, precision)
+        self.facts = RunFacts(
+            job,
+            self.model,
+            self.plan.scan,
+            source.encoded,
+            total,
+            source.batches_per_epoch(),
+            precision,
+            self.recipe.network_module,
+        )
         optimizer = OPTIMIZERS[job.optimizer.name](self.recipe.groups(), job.optimizer)
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
         self.emit(ev.Started(total, sum(p.numel() for p in parameters(self.recipe)), self.recipe.modules()))
-        train(
-            self.model,
-            captions,
-            self._steps(encoded),
-            optimizer,
-            LearningRates(optimizer, job.optimizer, total),
-            LoopOptions(total, self.dtype, job.optimizer.max_gradient_norm, job.training.seed + 1),
-            lambda done: self._after_step(done, session),
-            self.stopping,
-        )
-
-    def _steps(self, encoded: Encoded) -> Iterator[StepBatches]:
-        """Batches without end, epoch after epoch; a step never reaches across the end of an epoch."""
-        training = self.job.training
-        order = torch.Generator().manual_seed(training.seed + 2)
-        repeats = [sample.repeats for sample in encoded.samples]
-        epoch = 0
-        while True:
-            epoch += 1
-            drawn = epoch_batches(encoded.targets, repeats, training.batch_size, order)
-            for start in range(0, len(drawn), training.gradient_accumulation):
-                group = drawn[start : start + training.gradient_accumulation]
-                yield StepBatches(epoch, [self._batch(encoded, indices, order) for indices in group])
-
-    def _batch(self, encoded: Encoded, indices: list[int], generator: torch.Generator) -> Batch:
-        moments = torch.stack([encoded.moments(index) for index in indices])
-        return Batch(
-            sample_latents(moments, self.model.latent_scale, generator),
-            [encoded.samples[index].caption for index in indices],
-            [encoded.sizes[index] for index in indices],
-        )
+        own_devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(own_devices):  # a recipe's dropouts seed torch's own generator
+            train(
+                self.model,
+                captions,
+                source.steps(self.recipe),
+                optimizer,
+                LearningRates(optimizer, job.optimizer, total, source.base_steps()),
+                LoopOptions(total, self.dtype, job.optimizer.max_gradient_norm, job.training.seed + 1),
+                lambda done: self._after_step(done, session),
+                self.stopping,
+            )
 
     def _after_step(self, done: ev.StepDone, session: Session) -> None:
         self.step, self.epoch = done.step, done.epoch
+        self.recipe.after_step()
         self.emit(done)
         self.lease.progress(done.step, done.total_steps, f"loss {done.loss:.4f}")
         last = done.step == done.total_steps

@@ -33,6 +33,6 @@ class Session:
     def generating(self) -> Iterator[None]:
         """The model as its host generates with it, plus what has been learned so far."""
         self._stack.close()
-        with self._recipe.applied():
+        with self._recipe.previewed():
             yield
         self.__enter__()

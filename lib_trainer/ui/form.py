@@ -11,16 +11,31 @@ import gradio as gr
 
 from lib_trainer.config import FieldSpec, field_specs
 
+KIND = "network.kind"
+"""The option that decides which others are shown."""
+
 HEADLESS = frozenset({"model.checkpoint"})
 """Options that only a run without a loaded model reads."""
 
-WIDE = frozenset({"dataset.folder", "output.folder", "model.checkpoint", "preview.prompt", "preview.negative_prompt"})
+WIDE = frozenset(
+    {
+        "dataset.folder", "output.folder", "model.checkpoint", "preview.prompt", "preview.negative_prompt",
+        "network.kind", "network.continue_from", "prior.class_folder", "prior.class_prompt", "difference.before",
+        "blocks.rates", "blocks.ranks", "dataset.template",
+    }
+)  # fmt: skip
 """Texts that take the whole width."""
 
+PATHS = frozenset(
+    {"dataset.folder", "output.folder", "network.continue_from", "prior.class_folder", "difference.before"}
+)
 TALL = frozenset({"preview.prompt", "preview.negative_prompt"})
 SAMPLER = "preview.sampler"
 HOST_DEFAULT = "Host's default"
 """What the sampler list shows for the schema's empty name."""
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_name": False}
+"""How every event of the page runs: past the host's queue, which a generation may hold, and without flicker."""
 
 SLIDER_STEPS = 1024
 """A slider with more positions than this cannot be set by hand: such numbers get a box to type in."""
@@ -28,9 +43,13 @@ SLIDER_STEPS = 1024
 
 @dataclass(frozen=True)
 class Form:
-    """The components of a form, by path, in the order of the schema."""
+    """The components of a form, by path, in the order of the schema.
+
+    `boxes` are what holds them, each with the kinds of training that have something in it.
+    """
 
     components: Mapping[str, gr.components.IOComponent]
+    boxes: Sequence[tuple[Any, frozenset[str]]] = ()
 
     @property
     def inputs(self) -> list[gr.components.IOComponent]:
@@ -46,6 +65,18 @@ class Form:
         specs = field_specs()
         return [gr.update(value=to_widget(specs[path], values[path])) for path in self.components]
 
+    @property
+    def shown_or_hidden(self) -> list[Any]:
+        """What a choice of the kind shows or hides: every component but the choice itself, and the boxes."""
+        return [one for path, one in self.components.items() if path != KIND] + [box for box, _ in self.boxes]
+
+    def visibility(self, raw: Any) -> list[Any]:
+        """What a function whose outputs are `shown_or_hidden` returns for a kind as its component shows it."""
+        specs = field_specs()
+        kind = from_widget(specs[KIND], raw)
+        fields = [gr.update(visible=kind in specs[path].kinds) for path in self.components if path != KIND]
+        return fields + [gr.update(visible=kind in kinds) for _, kinds in self.boxes]
+
 
 def build_form(
     *, prefix: str, samplers: Sequence[str], headless_fields: bool, values: Mapping[str, Any] | None = None
@@ -53,29 +84,44 @@ def build_form(
     """Lay out the form in the open gradio context; `values` are shown first, defaults where they say nothing."""
     shown = [spec for path, spec in field_specs().items() if headless_fields or path not in HEADLESS]
     start = dict(values or {})
+    kind = start.get(KIND, field_specs()[KIND].default)
     made: dict[str, gr.components.IOComponent] = {}
+    boxes: list[tuple[Any, frozenset[str]]] = []
 
     def add(spec: FieldSpec) -> None:
         value = to_widget(spec, start.get(spec.path, spec.default))
-        made[spec.path] = keep_out_of_ui_config(_component(spec, value, prefix, samplers))
+        made[spec.path] = keep_out_of_ui_config(_component(spec, value, prefix, samplers, kind in spec.kinds))
+
+    def visible(box: type[Any], specs: Sequence[FieldSpec], **options: Any) -> Any:
+        kinds = frozenset(one for spec in specs for one in spec.kinds)
+        opened = box(visible=kind in kinds, **options)
+        boxes.append((opened, kinds))
+        return opened
 
     for section, group in groupby(shown, key=lambda spec: spec.section):
         specs = list(group)
         name = specs[0].path.partition(".")[0]
-        with gr.Column(elem_id=f"{prefix}_section_{name}", elem_classes="trainer-section"):
+        with visible(gr.Column, specs, elem_id=f"{prefix}_section_{name}", elem_classes="trainer-section"):
             gr.HTML(f'<h3 class="trainer-title">{section}</h3>')
             for spec in specs:
                 if not spec.advanced:
                     add(spec)
             if any(spec.advanced for spec in specs):
-                more = gr.Accordion(
-                    f"More: {section}", open=False, elem_id=f"{prefix}_more_{name}", elem_classes="trainer-more"
+                more = visible(
+                    gr.Accordion,
+                    [spec for spec in specs if spec.advanced],
+                    label=f"More: {section}",
+                    open=False,
+                    elem_id=f"{prefix}_more_{name}",
+                    elem_classes="trainer-more",
                 )
                 with keep_out_of_ui_config(more):
                     for spec in specs:
                         if spec.advanced:
                             add(spec)
-    return Form({spec.path: made[spec.path] for spec in shown})
+    form = Form({spec.path: made[spec.path] for spec in shown}, boxes)
+    made[KIND].change(form.visibility, [made[KIND]], form.shown_or_hidden, **QUIET)
+    return form
 
 
 def keep_out_of_ui_config(component: Any) -> Any:
@@ -91,7 +137,7 @@ def to_widget(spec: FieldSpec, value: Any) -> Any:
     """A job's value as the component shows it."""
     if spec.path == SAMPLER:
         return value or HOST_DEFAULT
-    return str(value) if spec.kind == "choice" else value
+    return spec.shown_as(value) if spec.kind == "choice" else value
 
 
 def from_widget(spec: FieldSpec, raw: Any) -> Any:
@@ -99,19 +145,22 @@ def from_widget(spec: FieldSpec, raw: Any) -> Any:
     if spec.path == SAMPLER:
         return "" if raw in (None, HOST_DEFAULT) else raw
     if spec.kind == "choice":
-        return {str(choice): choice for choice in spec.choices}.get(str(raw), raw)
+        return {spec.shown_as(choice): choice for choice in spec.choices}.get(str(raw), raw)
     if spec.kind == "str":
         # Windows' "Copy as path" puts a path in quotes
-        return str(raw or "").strip().strip('"' if spec.path.endswith("folder") else "")
+        return str(raw or "").strip().strip('"' if spec.path in PATHS else "")
     return raw
 
 
-def _component(spec: FieldSpec, value: Any, prefix: str, samplers: Sequence[str]) -> gr.components.IOComponent:
+def _component(
+    spec: FieldSpec, value: Any, prefix: str, samplers: Sequence[str], visible: bool
+) -> gr.components.IOComponent:
     common: dict[str, Any] = {
         "label": label(spec),
         "info": spec.help,
         "value": value,
         "interactive": True,
+        "visible": visible,
         "elem_id": f"{prefix}_{spec.path.replace('.', '_')}",
         "elem_classes": ["trainer-field", "trainer-wide"] if spec.path in WIDE else ["trainer-field"],
     }
@@ -119,7 +168,7 @@ def _component(spec: FieldSpec, value: Any, prefix: str, samplers: Sequence[str]
         # a job file may name a sampler that this host lacks: it stays visible, and the preview says what is wrong
         return gr.Dropdown([HOST_DEFAULT, *samplers], allow_custom_value=True, **common)
     if spec.kind == "choice":
-        return gr.Dropdown([str(choice) for choice in spec.choices], **common)
+        return gr.Dropdown([spec.shown_as(choice) for choice in spec.choices], **common)
     if spec.kind == "bool":
         return gr.Checkbox(**common)
     if spec.kind == "str":

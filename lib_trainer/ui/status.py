@@ -83,9 +83,7 @@ def rate_text(rate: float) -> str:
 
 
 def _idle_html() -> str:
-    return (
-        '<div class="trainer-idle">No run yet. Choose a folder of pictures, give the LoRA a name and press Start.</div>'
-    )
+    return '<div class="trainer-idle">No run yet. Choose a folder of pictures, give a name and press Start.</div>'
 
 
 def _run_html(view: RunView) -> str:

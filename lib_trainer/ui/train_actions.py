@@ -23,6 +23,7 @@ from lib_trainer.errors import ConfigError, TrainerError
 from lib_trainer.files import write_atomically
 from lib_trainer.jobs import JobRunner
 from lib_trainer.monitor import Preview, RunView
+from lib_trainer.training.kinds import prompt_for
 from lib_trainer.ui.chart import chart_html
 from lib_trainer.ui.status import header_html, log_html, notice_html, status_html
 
@@ -181,8 +182,7 @@ class TrainActions:
         """What calls the saved file in a prompt; empty where the host's prompts would not find it."""
         if view is None or view.output is None:
             return ""
-        found = self.runner.host.lora_folder().resolve() in view.output.resolve().parents
-        return f"<lora:{view.output.stem}:1>" if found else ""
+        return prompt_for(self.runner.host, view.output)
 
     def _told(self, action: Callable[[], str]) -> str:
         """Run `action`; an error becomes a sentence for the page, and a bug's trace goes to the console only."""

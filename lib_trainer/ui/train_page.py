@@ -14,14 +14,11 @@ from typing import Any
 import gradio as gr
 
 from lib_trainer.jobs import JobRunner
-from lib_trainer.ui.form import Form, build_form, keep_out_of_ui_config
+from lib_trainer.ui.form import QUIET, Form, build_form, keep_out_of_ui_config
 from lib_trainer.ui.status import status_html
 from lib_trainer.ui.train_actions import PageOptions, PageUpdate, TrainActions
 
 __all__ = ["PageOptions", "build_train_page"]
-
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_name": False}
-"""How every event of the page runs: past the host's queue, which a generation may hold, and without flicker."""
 
 
 @dataclass(frozen=True)

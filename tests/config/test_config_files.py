@@ -153,8 +153,8 @@ def test_an_emptied_field_is_named() -> None:
 
 
 def test_an_unknown_path_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"network\.dropout in the job is not an option"):
-        from_values({"network.dropout": 0.1})
+    with pytest.raises(ConfigError, match=r"network\.drop_out in the job is not an option"):
+        from_values({"network.drop_out": 0.1})
 
 
 def test_an_old_file_passes_through_every_migration(monkeypatch: pytest.MonkeyPatch) -> None:

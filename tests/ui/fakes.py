@@ -46,6 +46,18 @@ class FakeHost:
     def lora_folder(self) -> Path:
         return self.root / "Lora"
 
+    def embedding_folder(self) -> Path:
+        return self.root / "embeddings"
+
+    def hypernetwork_folder(self) -> Path:
+        return self.root / "hypernetworks"
+
+    def checkpoint_folder(self) -> Path:
+        return self.root / "checkpoints"
+
+    def template_folder(self) -> Path:
+        return self.root / "templates"
+
     def cache_folder(self) -> Path:
         return self.root / "cache"
 

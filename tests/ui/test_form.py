@@ -88,7 +88,7 @@ def test_choices_are_the_schemas() -> None:
     form, _ = make()
     for path, spec in field_specs().items():
         if spec.kind == "choice":
-            assert form.components[path].choices == [str(choice) for choice in spec.choices]
+            assert form.components[path].choices == [spec.shown_as(choice) for choice in spec.choices]
     assert form.components["preview.sampler"].choices == [HOST_DEFAULT, "Euler", "DPM++ 2M"]
 
 
@@ -148,3 +148,30 @@ def test_units_are_not_said_twice() -> None:
     specs = field_specs()
     assert label(specs["dataset.width"]) == "Training width (px)"
     assert label(specs["preview.steps"]) == "Preview steps"
+
+
+def test_fields_of_other_kinds_are_hidden() -> None:
+    from lib_trainer.config.base import KINDS
+    from lib_trainer.ui.form import KIND
+
+    form, _ = make()
+    assert form.components["network.rank"].visible and not form.components["hypernetwork.sizes"].visible
+    for kind in KINDS:
+        raw = to_widget(field_specs()[KIND], kind)
+        updates = form.visibility(raw)
+        assert len(updates) == len(form.shown_or_hidden)
+        shown = {path: update["visible"] for path, update in zip([p for p in form.components if p != KIND], updates)}
+        assert all(shown[path] == (kind in field_specs()[path].kinds) for path in shown)
+        boxes = dict(
+            zip([box.elem_id for box, _ in form.boxes], [update["visible"] for update in updates[len(shown) :]])
+        )
+        assert boxes["trainer_section_network"] and boxes["trainer_section_dataset"]
+        assert boxes["trainer_section_hypernetwork"] == (kind == "hypernetwork")
+        assert boxes["trainer_section_finetune"] == (kind == "checkpoint")
+        assert boxes["trainer_section_embedding"] == (kind in ("embedding", "pivotal"))
+
+
+def test_a_form_that_is_opened_for_a_kind_shows_its_fields() -> None:
+    form, _ = make(values={"network.kind": "checkpoint"})
+    assert form.components["finetune.unet_lr"].visible
+    assert not form.components["network.rank"].visible and not form.components["optimizer.unet_lr"].visible

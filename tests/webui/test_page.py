@@ -118,7 +118,7 @@ def test_from_bad_input_to_a_picture(page: Page, webui: Webui, pictures: Path) -
 def refused_then_started(page: Page, pictures: Path) -> None:
     page.fill("output_name", "")
     page.find("start").click()
-    page.sees(".trainer-notice-error", "Name of the LoRA is empty: give the LoRA a name.")
+    page.sees(".trainer-notice-error", "Name of the result is empty: give the result a name.")
     page.shot("1-bad-input")
     fields = {
         "dataset_folder": pictures, "dataset_trigger_word": "zork", "dataset_width": 64, "dataset_height": 64,

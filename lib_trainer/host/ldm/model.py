@@ -13,9 +13,23 @@ from torch import nn
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.holding import attribute, checkpointed, encode_moments, fingerprint, frozen, held_in
 from lib_trainer.host.ldm.attention import efficient_attention
+from lib_trainer.networks.formats.checkpoint_file import is_weight
 from lib_trainer.networks.naming import block_of, diffusers_unet_name, unet_key
-from lib_trainer.ports import AdaptableModule, Conditioning, Family, Group, NoiseSchedule, PictureSize, TrainingState
+from lib_trainer.ports import (
+    AdaptableModule,
+    Conditioning,
+    Family,
+    Group,
+    NoiseSchedule,
+    OwnParameter,
+    Part,
+    PictureSize,
+    TokenTable,
+    TrainingState,
+)
 
+UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
+TEXT_PREFIX = "cond_stage_model.transformer."
 RESNET_CLASSES = ("ResBlock", "Upsample", "Downsample")
 BLOCK_CLASSES = ("ResBlock", "SpatialTransformer")
 
@@ -83,6 +97,29 @@ class LdmModel:
                     block = block_of(published, resnets)
                     yield AdaptableModule(unet_key(published), module, "unet", group, block)
 
+    def tokens(self) -> TokenTable:
+        return self.text
+
+    def own_parameters(self) -> Sequence[OwnParameter]:
+        parts: tuple[tuple[Part, nn.Module, str], ...] = (
+            ("unet", self.unet, UNET_PREFIX),
+            ("te1", self.text.transformer, TEXT_PREFIX),
+        )
+        return [
+            OwnParameter(published(f"{prefix}{place}.{name}"), owner, name, part)
+            for part, root, prefix in parts
+            for place, owner in root.named_modules()
+            for name, parameter in owner.named_parameters(recurse=False)
+        ]
+
+    def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
+        """Of the live modules, so that it does not matter what kind of file they came from."""
+        roots = ((UNET_PREFIX, self.unet), (VAE_PREFIX, self.vae), (TEXT_PREFIX, self.text.transformer))
+        named = {
+            published(prefix + name): tensor for prefix, root in roots for name, tensor in root.state_dict().items()
+        }
+        return {name: tensor.detach().cpu() for name, tensor in named.items() if is_weight(name)}
+
     @contextlib.contextmanager
     def training(self, state: TrainingState) -> Iterator[None]:
         text = [self.text.transformer]
@@ -114,3 +151,8 @@ def _resnets_per_level(unet: nn.Module) -> int:
     """ldm keeps `num_res_blocks` as a number or as a list of equal numbers."""
     count: Any = getattr(unet, "num_res_blocks", 2)
     return int(count if isinstance(count, int) else count[0])
+
+
+def published(name: str) -> str:
+    """A tensor's name in files: the WebUI puts a module of its own around the token table."""
+    return name.replace(".token_embedding.wrapped.", ".token_embedding.")

@@ -7,7 +7,7 @@ names (relative to the file), as transformers' `config.json`. Nothing is ever fe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lib_trainer.errors import ModelError
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.ports import NoiseSchedule
 
+TEXT_PREFIX = "cond_stage_model.transformer."
 SD1_CONFIG: dict[str, Any] = {
     "model": {
         "params": {
@@ -68,6 +69,8 @@ class Components:
     text_encoder: CLIPTextModel
     tokenizer: Any
     schedule: NoiseSchedule
+    file_names: dict[str, dict[str, str]] = field(default_factory=lambda: {"unet": {}, "te1": {}})
+    """{part: {name in the module: name in the single file}}; empty for a diffusers folder."""
 
 
 def load_checkpoint(path: Path) -> Components:
@@ -145,7 +148,16 @@ def _build(tensors: dict[str, torch.Tensor], config: dict[str, Any], folder: Pat
     prediction = "v" if params.get("parameterization") == "v" else "epsilon"
     betas = _scaled_linear(params["linear_start"], params["linear_end"], params["timesteps"])
     schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), prediction)  # type: ignore[arg-type]
-    return Components(unet.eval(), vae.eval(), text_encoder.eval(), load_tokenizer(), schedule)
+    names = {"unet": _unet_file_names(tensors, unet.config), "te1": {name: TEXT_PREFIX + name for name in text}}
+    return Components(unet.eval(), vae.eval(), text_encoder.eval(), load_tokenizer(), schedule, names)
+
+
+def _unet_file_names(tensors: dict[str, torch.Tensor], config: Any) -> dict[str, str]:
+    """diffusers' name → ldm's: its converter is given numbers instead of weights, and they tell where each has gone."""
+    ldm = [name for name in tensors if name.startswith("model.diffusion_model.")]
+    numbered = {name: torch.full((1,), float(index)) for index, name in enumerate(ldm)}
+    converted = single_file.convert_ldm_unet_checkpoint(numbered, config)
+    return {name: ldm[int(number)] for name, number in converted.items()}
 
 
 def _text_config(text: dict[str, torch.Tensor], params: dict[str, Any], folder: Path) -> CLIPTextConfig:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 from PIL import Image
 
 from lib_trainer.errors import ConfigError, ModelError
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
-from lib_trainer.networks.formats.lora_file import read_lora
+from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.networks.formats.checkpoint_file import count_parameters
+from lib_trainer.networks.formats.embedding_file import read_embedding
+from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
+from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.networks.lora import LoraNetwork
-from lib_trainer.ports import PreviewRequest
+from lib_trainer.ports import Part, PreviewRequest
 
 ACCEPTED_SIZES = range(64, 4097)
 
@@ -54,7 +59,10 @@ class StandaloneHost:
             yield StandaloneLease()
 
     def preview(self, request: PreviewRequest) -> Image.Image:
-        """Draw with the model as it stands; `<lora:name:weight>` marks in the prompt are applied."""
+        """Draw with the model as it stands.
+
+        `<lora:name:weight>` and `<hypernet:name:weight>` marks and names of embeddings in the prompts are applied.
+        """
         return self.draw_seeds(request, [request.seed])[0]
 
     def draw_seeds(self, request: PreviewRequest, seeds: Sequence[int]) -> list[Image.Image]:
@@ -67,8 +75,15 @@ class StandaloneHost:
                 raise ConfigError(f"{field} = {size} is not allowed: it must be a multiple of 8 from 64 to 4096.")
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
+            words = self._embeddings(model, f"{prompt} {request.negative_prompt}")
             for one in wanted:
-                stack.enter_context(self._network(model, one).applied(one.weight))
+                if one.kind == "hypernet":
+                    stack.enter_context(self._hypernetwork(model, one))
+                else:
+                    file, network = self._network(model, one)
+                    stack.enter_context(network.applied(one.weight))
+                    words |= {name: rows for name, rows in file.embeddings().items() if name not in words}
+            stack.enter_context(model.tokens().extended(words))
             return draw_seeds(model, replace(request, prompt=prompt), seeds)
 
     def generate(self, request: PreviewRequest) -> Image.Image:
@@ -89,10 +104,60 @@ class StandaloneHost:
     def lora_folder(self) -> Path:
         return self.root / "lora"
 
+    def embedding_folder(self) -> Path:
+        return self.root / "embeddings"
+
+    def hypernetwork_folder(self) -> Path:
+        return self.root / "hypernetworks"
+
+    def checkpoint_folder(self) -> Path:
+        return self.root / "checkpoints"
+
+    def template_folder(self) -> Path:
+        return self.root / "templates"
+
     def cache_folder(self) -> Path:
         return self.root / "cache"
 
-    def _network(self, model: DiffusersModel, wanted: PromptNetwork) -> LoraNetwork:
+    def token_count(self, text: str) -> int:
+        ids = load_tokenizer()(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return len(ids)
+
+    def parameter_counts(self) -> Mapping[Part, int]:
+        if self._model is None:
+            return count_parameters(self.checkpoint) if self.checkpoint and self.checkpoint.is_file() else {}
+        return {
+            "unet": sum(parameter.numel() for parameter in self._model.unet.parameters()),
+            "te1": sum(parameter.numel() for parameter in self._model.text.transformer.parameters()),
+        }
+
+    def free_memory(self) -> int:
+        if self._device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self._device)[0])
+        return int(psutil.virtual_memory().available)
+
+    def added(self, path: Path) -> None:
+        """Folders are read at every prompt."""
+
+    def _embeddings(self, model: DiffusersModel, text: str) -> dict[str, torch.Tensor]:
+        """Rows of the embeddings whose name occurs in a prompt. Files that are none, or of another width, are not."""
+        found = {}
+        for path in sorted(self.embedding_folder().glob("*")):
+            if path.suffix in (".pt", ".safetensors") and path.stem.lower() in text.lower():
+                rows = read_embedding(path)
+                if rows.shape[1] != model.tokens().width:
+                    raise ModelError(f"{path} is made for another family of models: choose an embedding for SD 1.x.")
+                found[path.stem] = rows
+        return found
+
+    def _hypernetwork(self, model: DiffusersModel, wanted: PromptNetwork) -> contextlib.AbstractContextManager[None]:
+        path = self.hypernetwork_folder() / f"{wanted.name}.pt"
+        if not path.is_file():
+            raise ConfigError(f"<hypernet:{wanted.name}:…> names no file in {path.parent}: correct the name.")
+        network = read_hypernetwork(path).to(model.device)
+        return network.applied(model.adaptable_modules(), wanted.weight)
+
+    def _network(self, model: DiffusersModel, wanted: PromptNetwork) -> tuple[LoraFile, LoraNetwork]:
         if wanted.name not in self.loras():
             raise ConfigError(f"<lora:{wanted.name}:…> names no file in {self.lora_folder()}: correct the name.")
         path = self.lora_folder() / f"{wanted.name}.safetensors"
@@ -103,7 +168,7 @@ class StandaloneHost:
             raise ModelError(f"{path} does not fit this checkpoint ({error}): choose a LoRA made for it.") from error
         if not len(network):
             raise ModelError(f"{path} has no module that this checkpoint has: choose a LoRA made for SD 1.x.")
-        return network
+        return file, network
 
 
 class StandaloneLease:

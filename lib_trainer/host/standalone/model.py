@@ -8,14 +8,27 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
+from lib_trainer.errors import ModelError
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen, held_in
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
+from lib_trainer.networks.formats.checkpoint_file import is_weight
 from lib_trainer.networks.naming import block_of, unet_key
-from lib_trainer.ports import AdaptableModule, Conditioning, Family, Group, PictureSize, TrainingState
+from lib_trainer.ports import (
+    AdaptableModule,
+    Conditioning,
+    Family,
+    Group,
+    OwnParameter,
+    Part,
+    PictureSize,
+    TokenTable,
+    TrainingState,
+)
 from lib_trainer.tiling.attach import banded
 
 BLOCK_CLASSES = ("ResnetBlock2D", "Transformer2DModel")
@@ -31,6 +44,7 @@ class DiffusersModel:
         self.unet, self.vae = parts.unet.to(device), parts.vae.to(device)
         self.text = ClipText(parts.text_encoder.to(device), parts.tokenizer)
         self.schedule, self.name, self.file = parts.schedule, name, file
+        self._file_names = parts.file_names
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> DiffusersModel:
@@ -94,6 +108,27 @@ class DiffusersModel:
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     group: Group = "transformer" if kind == "Transformer2DModel" else "convolution"
                     yield AdaptableModule(unet_key(name), module, "unet", group, block_of(name, resnets))
+
+    def tokens(self) -> TokenTable:
+        return self.text
+
+    def own_parameters(self) -> Sequence[OwnParameter]:
+        parts: tuple[tuple[Part, nn.Module], ...] = (("unet", self.unet), ("te1", self.text.transformer))
+        return [
+            OwnParameter(self._file_names[part].get(f"{place}.{name}", f"{part}.{place}.{name}"), owner, name, part)
+            for part, root in parts
+            for place, owner in root.named_modules()
+            for name, parameter in owner.named_parameters(recurse=False)
+        ]
+
+    def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
+        """Of the file the model was read from: only the UNet and the text encoder are ever trained."""
+        if self.file is None:
+            raise ModelError(
+                f"{self.name} is a diffusers folder: a whole checkpoint is written from a single file only."
+            )
+        tensors = safetensors.torch.load_file(self.file)
+        return {name: tensor for name, tensor in tensors.items() if is_weight(name)}
 
     @contextlib.contextmanager
     def training(self, state: TrainingState) -> Iterator[None]:

@@ -39,24 +39,28 @@ DEFAULT_SAMPLER = "DDIM"
 
 @dataclass(frozen=True)
 class PromptNetwork:
-    """`<lora:name:weight>` in a prompt."""
+    """`<lora:name:weight>` or `<hypernet:name:weight>` in a prompt."""
 
     name: str
     weight: float
+    kind: str = "lora"
 
 
 def split_prompt(prompt: str) -> tuple[str, list[PromptNetwork]]:
-    """The prompt without its `<lora:…>` marks, and what they name. Raises `ConfigError` for a weight that is none."""
+    """The prompt without its `<lora:…>` and `<hypernet:…>` marks, and what they name.
+
+    Raises `ConfigError` for a weight that is none.
+    """
     networks = []
-    for name, weight in re.findall(r"<lora:([^:>]+)(?::([^>]*))?>", prompt):
+    for kind, name, weight in re.findall(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>", prompt):
         try:
             factor = float(weight or 1)
         except ValueError:
             factor = math.nan
         if not math.isfinite(factor):
-            raise ConfigError(f"<lora:{name}:{weight}> in the prompt: {weight!r} is not a number, write 1.")
-        networks.append(PromptNetwork(name, factor))
-    return re.sub(r"<lora:[^>]*>", "", prompt).strip(), networks
+            raise ConfigError(f"<{kind}:{name}:{weight}> in the prompt: {weight!r} is not a number, write 1.")
+        networks.append(PromptNetwork(name, factor, kind))
+    return re.sub(r"<(lora|hypernet):[^>]*>", "", prompt).strip(), networks
 
 
 def draw(model: DiffusersModel, request: PreviewRequest, clip_skip: int = 1) -> Image.Image:

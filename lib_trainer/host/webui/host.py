@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from modules import call_queue, devices, paths, processing, progress, sd_models, sd_samplers, shared
+from modules import call_queue, devices, paths, processing, progress, sd_hijack, sd_models, sd_samplers, shared
 from PIL import Image
 
 from lib_trainer.errors import ModelError
 from lib_trainer.host.holding import attribute
-from lib_trainer.host.webui.model import WebuiModel, check_model
-from lib_trainer.ports import PreviewRequest
+from lib_trainer.host.webui.model import WebuiModel, check_model, own_backups, take_out_prompt_networks
+from lib_trainer.ports import Part, PreviewRequest
 
 STATE_FIELDS = (
     "job", "job_no", "job_count", "sampling_step", "sampling_steps", "textinfo",
@@ -39,8 +40,12 @@ class WebuiHost:
         return torch.device(devices.device)
 
     def model(self) -> WebuiModel:
-        """Checked again: the checkpoint may have been changed while the run waited in the queue."""
+        """Checked again: the checkpoint may have been changed while the run waited in the queue.
+
+        Some kinds of training start from the weights, so the LoRAs of the last prompt are taken out of them here.
+        """
         self.check()
+        take_out_prompt_networks(sd_models.model_data.sd_model)
         return WebuiModel(sd_models.model_data.sd_model)
 
     @contextlib.contextmanager
@@ -91,6 +96,9 @@ class WebuiHost:
             if hasattr(shared.cmd_opts, "no_prompt_history"):
                 stack.enter_context(attribute(shared.cmd_opts, "no_prompt_history", True))
             stack.enter_context(attribute(sd_models, "reload_model_weights", _keep_the_model))
+            # What the prompt's LoRAs put into the weights must come out of the same ones: a run may hold others there
+            stack.enter_context(own_backups(shared.sd_model))
+            stack.callback(take_out_prompt_networks, shared.sd_model)
             images = processing.process_images(parameters).images
         if not images:
             raise ModelError("The preview was interrupted.")
@@ -111,6 +119,48 @@ class WebuiHost:
 
     def lora_folder(self) -> Path:
         return Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(paths.models_path) / "Lora")
+
+    def embedding_folder(self) -> Path:
+        return Path(shared.cmd_opts.embeddings_dir)
+
+    def hypernetwork_folder(self) -> Path:
+        return Path(shared.cmd_opts.hypernetwork_dir)
+
+    def checkpoint_folder(self) -> Path:
+        given = getattr(shared.cmd_opts, "ckpt_dir", None)
+        return Path(given or Path(paths.models_path) / "Stable-diffusion")
+
+    def template_folder(self) -> Path:
+        return Path(shared.cmd_opts.textual_inversion_templates_dir)
+
+    def token_count(self, text: str) -> int:
+        tokenizer = sd_models.model_data.sd_model.cond_stage_model.wrapped.tokenizer
+        return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+    def parameter_counts(self) -> Mapping[Part, int]:
+        model = sd_models.model_data.sd_model
+        return {
+            "unet": sum(parameter.numel() for parameter in model.model.diffusion_model.parameters()),
+            "te1": sum(parameter.numel() for parameter in model.cond_stage_model.wrapped.transformer.parameters()),
+        }
+
+    def free_memory(self) -> int:
+        """What the model now holds stays; torch's cache counts as free."""
+        device = self.device()
+        if device.type == "cuda":
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            return int(torch.cuda.mem_get_info(device)[0] + cached)
+        return int(psutil.virtual_memory().available)
+
+    def added(self, path: Path) -> None:
+        """Embeddings are read, hypernetworks and checkpoints appear in their lists; LoRAs are found by themselves."""
+        folders = path.resolve().parents
+        if self.embedding_folder().resolve() in folders:
+            sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
+        elif self.hypernetwork_folder().resolve() in folders:
+            shared.reload_hypernetworks()
+        elif self.checkpoint_folder().resolve() in folders:
+            sd_models.list_models()
 
     def cache_folder(self) -> Path:
         given = getattr(shared.cmd_opts, "trainer_data_dir", None)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from modules import devices, sd_hijack, sd_unet, shared
+from modules.textual_inversion.textual_inversion import Embedding
 from torch import nn
 
 from lib_trainer.errors import ModelError
@@ -19,6 +20,31 @@ from lib_trainer.host.holding import attribute, held_in
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.ports import NoiseSchedule, TrainingState
+
+
+class WebuiText(ClipText):
+    """CLIP with its words known to the WebUI's own prompts as well, so that previews draw them."""
+
+    @contextlib.contextmanager
+    def extended(self, words: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        database = getattr(sd_hijack.model_hijack, "embedding_db", None)
+        if not words or database is None:
+            with super().extended(words):
+                yield
+            return
+        by_id = {first: list(known) for first, known in database.ids_lookup.items()}
+        by_name = dict(database.word_embeddings)
+        try:
+            for name, rows in words.items():
+                embedding = Embedding(rows.detach(), name)  # of the same memory: it learns along
+                embedding.vectors, embedding.shape = rows.shape
+                database.register_embedding(embedding, shared.sd_model)
+            with super().extended(words):
+                yield
+        finally:
+            for known, before in ((database.ids_lookup, by_id), (database.word_embeddings, by_name)):
+                known.clear()
+                known.update(before)
 
 
 class WebuiModel(LdmModel):
@@ -30,7 +56,7 @@ class WebuiModel(LdmModel):
         super().__init__(
             unet=sd_model.model.diffusion_model,
             vae=sd_model.first_stage_model,
-            text=ClipText(encoder.transformer, encoder.tokenizer),
+            text=WebuiText(encoder.transformer, encoder.tokenizer),
             schedule=_schedule(sd_model),
             latent_scale=float(sd_model.scale_factor),
             name=info.name_for_extra,
@@ -88,21 +114,49 @@ def without_prompt_networks(sd_model: Any) -> Iterator[None]:
     fails while gradients are on. Its forwards look for LoRAs at every call and break while "Reload UI" takes the
     extension out and puts it in again, so they are passed by. The next prompt that asks for a LoRA gets it again.
     """
+    known = take_out_prompt_networks(sd_model)
+    originals = getattr(sys.modules.get("networks"), "originals", None)
+    with contextlib.ExitStack() as stack:
+        for module in known:
+            own = _own_forward(module, originals)
+            if own is not None:
+                stack.enter_context(replaced_forward(module, functools.partial(own, module)))
+        yield
+
+
+def take_out_prompt_networks(sd_model: Any) -> list[nn.Module]:
+    """The weights as they are without the LoRAs of the last prompt. Returns the modules that LoRAs may change."""
     networks = sys.modules.get("networks")
     if not hasattr(networks, "network_apply_weights") or not hasattr(networks, "load_networks"):
-        yield
-        return
+        return []
     known = [module for module in sd_model.modules() if getattr(module, "network_layer_name", None) is not None]
     with torch.no_grad():
         networks.load_networks([])  # type: ignore[union-attr]
         for module in known:
             networks.network_apply_weights(module)  # type: ignore[union-attr]
-    with contextlib.ExitStack() as stack:
-        for module in known:
-            own = _own_forward(module, getattr(networks, "originals", None))
-            if own is not None:
-                stack.enter_context(replaced_forward(module, functools.partial(own, module)))
+    return known
+
+
+BACKUPS = ("network_weights_backup", "network_bias_backup")
+
+
+@contextlib.contextmanager
+def own_backups(sd_model: Any) -> Iterator[None]:
+    """The Lora extension backs up the weights that are there now, and what it backed up before comes back.
+
+    It keeps a backup for good. While a whole checkpoint is fine-tuned, the modules hold other weights than the loaded
+    ones: an old backup would put those away, and a new one would later bring them back.
+    """
+    kept = []
+    for module in sd_model.modules():
+        kept.append((module, {name: module.__dict__.pop(name) for name in BACKUPS if name in module.__dict__}))
+    try:
         yield
+    finally:
+        for module, backups in kept:
+            for name in BACKUPS:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(backups)
 
 
 def _own_forward(module: nn.Module, originals: Any) -> Any:

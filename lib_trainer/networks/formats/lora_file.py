@@ -18,14 +18,33 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lib_trainer.errors import ModelError, SaveError
-from lib_trainer.files import write_atomically
+from lib_trainer.errors import ModelError
+from lib_trainer.networks.formats.writing import write_new
+from lib_trainer.networks.lora import module_keys
+
+BUNDLED = "bundle_emb."
+
+
+def bundled(embeddings: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Tensors by which a LoRA file brings embeddings along: `bundle_emb.<name>.string_to_param.*`, each (n, D)."""
+    return {
+        f"{BUNDLED}{name}.string_to_param.*": rows.detach().to("cpu", dtype, copy=True)
+        for name, rows in embeddings.items()
+    }
 
 
 @dataclass(frozen=True)
 class LoraFile:
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
+
+    def embeddings(self) -> dict[str, torch.Tensor]:
+        """{name: rows (n, D)} of the embeddings that the file brings along, in the WebUI's `bundle_emb` layout."""
+        found = {}
+        for name, tensor in self.tensors.items():
+            if name.startswith(BUNDLED):
+                found[name[len(BUNDLED) :].partition(".")[0]] = tensor.float()
+        return found
 
 
 def write_lora(
@@ -36,15 +55,7 @@ def write_lora(
     body = memoryview(data)[8 + struct.unpack("<Q", data[:8])[0] :]
     identity = {"sshs_model_hash": hashlib.sha256(body).hexdigest()}
     data = safetensors.torch.save(dict(tensors), metadata={**metadata, **identity})
-    try:
-        write_atomically(path, data, overwrite=overwrite)
-    except FileExistsError:
-        raise SaveError(f"{path} exists already: choose another name or move that file away.") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SaveError(
-            f"{path} could not be written ({reason}): make room or choose another folder; earlier files are untouched."
-        ) from error
+    write_new(path, data, overwrite=overwrite)
 
 
 def read_lora(path: Path) -> LoraFile:
@@ -59,8 +70,10 @@ def read_lora(path: Path) -> LoraFile:
         raise ModelError(
             f"{path} is not a readable .safetensors file ({error}): download or train it again."
         ) from error
-    if not any(name.endswith(".lora_down.weight") for name in tensors):
-        raise ModelError(f"{path} holds no LoRA in the WebUI's layout (no lora_down weights): choose another file.")
+    if not module_keys(tensors):
+        raise ModelError(
+            f"{path} holds no LoRA in the WebUI's layout (no lora_down, hada or lokr weights): choose another file."
+        )
     return LoraFile(tensors, metadata)
 
 

@@ -10,9 +10,10 @@ from torch import nn
 
 
 class Recipe(Protocol):
-    """One kind of training."""
+    """One kind of training. `network_module` is what a file's metadata calls it, in sd-scripts' names."""
 
     trains_text_encoder: bool
+    network_module: str
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer, each with `params`, `lr` and `name` (the part)."""
@@ -21,7 +22,19 @@ class Recipe(Protocol):
         """How many modules of each part are trained."""
 
     def applied(self) -> AbstractContextManager[None]:
-        """The model with what has been learned so far; used in training and for previews alike."""
+        """The model with what has been learned so far, for training."""
+
+    def previewed(self) -> AbstractContextManager[None]:
+        """The same for a preview, on the model as its host draws with it."""
+        return self.applied()
+
+    def before_step(self, step: int, *, base: bool) -> None:
+        """Called before the batches of a step (from 1 on) are drawn; `base`: of the pictures before a difference."""
+        return
+
+    def after_step(self) -> None:
+        """Called after the optimizer's step."""
+        return
 
     def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
         """Write what has been learned so far. `facts` is metadata of the run."""

@@ -1,0 +1,191 @@
+"""Options of the embedding, the hypernetwork, the whole checkpoint and the difference."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from lib_trainer.config.base import Section, option
+
+WORDS = ("embedding", "pivotal")
+
+
+class EmbeddingConfig(Section, frozen=True):
+    """Embedding"""
+
+    names: Annotated[
+        str,
+        option(
+            "Names of the embeddings",
+            "The word or words to be learned, separated by commas. Empty: the name of the result.",
+            kinds=WORDS,
+        ),
+    ] = ""
+    vectors: Annotated[
+        int,
+        option(
+            "Vectors of each",
+            "How many tokens of the prompt the word takes: more hold more and are harder to combine.",
+            low=1,
+            high=75,
+            step=1,
+            kinds=WORDS,
+        ),
+    ] = 2
+    initial_text: Annotated[
+        str,
+        option(
+            "Words to start from",
+            "A description in a few words; it may have no more tokens than there are vectors. Several embeddings take "
+            "theirs in order, separated by semicolons. Empty: random vectors.",
+            kinds=WORDS,
+        ),
+    ] = ""
+    learning_rate: Annotated[
+        float, option("Learning rate, embedding", "The guides' start is 5e-3.", low=0, high=10, kinds=WORDS)
+    ] = 5e-3
+    norm_decay: Annotated[
+        float,
+        option(
+            "Decay towards the vocabulary's norm",
+            "After each step a vector's length moves by this share towards the usual one of words. Overlong vectors "
+            "drown the rest of a prompt.",
+            low=0,
+            high=1,
+            kinds=WORDS,
+            advanced=True,
+        ),
+    ] = 0.01
+    format: Annotated[
+        Literal["safetensors", "pt"],
+        option("File format", "The WebUI reads both.", kinds=("embedding",), advanced=True),
+    ] = "safetensors"
+
+
+class HypernetworkConfig(Section, frozen=True):
+    """Hypernetwork"""
+
+    layer_structure: Annotated[
+        str,
+        option(
+            "Layer structure",
+            "Widths of the layers as multiples of their input, as in '1, 2, 1'; the first and the last are 1.",
+            kinds=("hypernetwork",),
+        ),
+    ] = "1, 2, 1"
+    activation: Annotated[
+        Literal["linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "mish", "softsign"],
+        option("Activation", "Between the layers.", kinds=("hypernetwork",)),
+    ] = "swish"
+    initialisation: Annotated[
+        Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"],
+        option("Layer weights start as", "Normal starts from nearly nothing.", kinds=("hypernetwork",)),
+    ] = "Normal"
+    layer_norm: Annotated[
+        bool, option("Layer normalisation", "After each inner layer.", kinds=("hypernetwork",), advanced=True)
+    ] = False
+    activate_output: Annotated[
+        bool, option("Activate the output", "Also after the last layer.", kinds=("hypernetwork",), advanced=True)
+    ] = False
+    dropout_structure: Annotated[
+        str,
+        option(
+            "Dropout by layer",
+            "As many numbers as the layer structure has, the first and the last 0. Empty: none.",
+            kinds=("hypernetwork",),
+            advanced=True,
+        ),
+    ] = ""
+    sizes: Annotated[
+        str,
+        option(
+            "Sizes",
+            "Which widths of attention inputs get layers, as in '320, 640, 768, 1280'. Empty: all that the model has.",
+            kinds=("hypernetwork",),
+            advanced=True,
+        ),
+    ] = ""
+    learning_rate: Annotated[
+        float,
+        option("Learning rate, hypernetwork", "The guides' start is 1e-5.", low=0, high=1, kinds=("hypernetwork",)),
+    ] = 1e-5
+
+
+class FinetuneConfig(Section, frozen=True):
+    """Fine-tuning"""
+
+    unet_lr: Annotated[
+        float,
+        option(
+            "Fine-tuning rate, UNet",
+            "The guides' start is 3e-6; raise the batch size first, then this, and steps last.",
+            low=0,
+            high=1,
+            kinds=("checkpoint",),
+        ),
+    ] = 3e-6
+    text_encoder_lr: Annotated[
+        float,
+        option(
+            "Fine-tuning rate, text encoder",
+            "0 leaves the text encoder as it is.",
+            low=0,
+            high=1,
+            kinds=("checkpoint",),
+        ),
+    ] = 0.0
+    ema: Annotated[
+        bool,
+        option(
+            "EMA",
+            "Save a running average of the weights, which is steadier than the last step; needs a copy more.",
+            kinds=("checkpoint",),
+        ),
+    ] = False
+    ema_decay: Annotated[
+        float,
+        option(
+            "EMA decay",
+            "Share of the average that stays in each step.",
+            low=0,
+            high=0.99999,
+            kinds=("checkpoint",),
+            advanced=True,
+        ),
+    ] = 0.9995
+    difference_rank: Annotated[
+        int,
+        option(
+            "LoRA of the difference",
+            "Also save what has changed as a LoRA of this rank (SVD). 0: do not.",
+            low=0,
+            high=1024,
+            step=1,
+            kinds=("checkpoint",),
+        ),
+    ] = 0
+
+
+class DifferenceConfig(Section, frozen=True):
+    """Difference"""
+
+    before: Annotated[
+        str,
+        option(
+            "Picture or folder before",
+            "What the difference starts from. The folder of pictures holds what it leads to, under the same names "
+            "where there are several.",
+            kinds=("difference",),
+        ),
+    ] = ""
+    base_steps: Annotated[
+        int,
+        option(
+            "Steps for the picture before",
+            "In which a LoRA that is not saved learns the picture before. 0: half of all steps.",
+            low=0,
+            high=1_000_000,
+            unit="steps",
+            step=1,
+            kinds=("difference",),
+        ),
+    ] = 0

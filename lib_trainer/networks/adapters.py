@@ -1,0 +1,223 @@
+"""Adapters: what is added to one frozen Linear or Conv2d layer while a model runs.
+
+Every kind computes an addition to its layer's output and knows the weight difference that it stands for. Dropouts and
+the decomposition of DoRA are the same for all kinds and are done here; without them a kind's own fast way is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lib_trainer.networks.functional import (
+    compute_dtype,
+    convolve,
+    dora_input_scale,
+    input_norm,
+    lora_conv2d,
+    lora_linear,
+)
+from lib_trainer.ports import AdaptableModule
+
+Forward = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Dropouts:
+    """Probabilities in [0, 1): of a hidden value, of a rank, and of the whole adapter in one step."""
+
+    values: float = 0.0
+    ranks: float = 0.0
+    modules: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.values or self.ranks or self.modules)
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """How an adapter is made. `rank` ≥ 1; `alpha` as the user gives it; `factor` and `both` are LoKr's."""
+
+    kind: Literal["lora", "loha", "lokr"]
+    rank: int
+    alpha: float
+    factor: int = -1
+    both: bool = False
+    dora: bool = False
+    rank_stabilised: bool = False
+    dropouts: Dropouts = Dropouts()
+
+    @property
+    def stored_alpha(self) -> float:
+        """alpha as a file holds it, which is read as alpha/r.
+
+        Rank-stabilised (Kalajdzievski 2023, arXiv:2312.03732) means alpha/√r.
+        """
+        return self.alpha * math.sqrt(self.rank) if self.rank_stabilised else self.alpha
+
+
+class Adapter(nn.Module):
+    """The addition to one layer. Parameters are fp32 and live on the layer's device.
+
+    `layout` names the parameters' tensors in a file, behind the module's key.
+    """
+
+    layout: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, target: AdaptableModule, rank: int, alpha: float) -> None:
+        super().__init__()
+        layer = target.module
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            raise TypeError(f"{target.key}: LoRA wraps Linear and Conv2d, not {type(layer).__name__}")
+        self.key, self.part, self.block = target.key, target.part, target.block
+        self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
+        self.dropouts = Dropouts()
+        self.dora_scale: nn.Parameter | None = None
+        self._target = (layer,)  # in a tuple: the frozen layer is no submodule of the adapter
+
+    @property
+    def layer(self) -> Any:
+        return self._target[0]
+
+    def empty(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(shape, device=self.layer.weight.device))
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the start from a CPU generator, so that every device starts from the same numbers; it adds nothing."""
+        raise NotImplementedError
+
+    def delta(self) -> torch.Tensor:
+        """The weight difference at full strength, before a decomposition, in the layer's shape."""
+        raise NotImplementedError
+
+    def added(self, x: torch.Tensor) -> torch.Tensor:
+        """What is added to the layer's output for `x`, with dropouts while it trains."""
+        raise NotImplementedError
+
+    def decompose(self) -> None:
+        """DoRA (Liu et al. 2024, arXiv:2402.09353): learn the size of each input's weights apart from their direction.
+
+        `dora_scale` has the shape (1, in, 1, 1) or (1, in), the axis that the WebUI's loader normalises over.
+        """
+        self.dora_scale = nn.Parameter(input_norm(self.layer.weight.detach().float()))
+
+    def wrap(self, base: Forward, multiplier: float = 1.0) -> Forward:
+        """A forward that adds this adapter times `multiplier` to `base`, the layer's forward as the host has it."""
+        if self.dora_scale is not None:
+            return lambda input: self._decomposed(base, input, multiplier)
+        return lambda input: self._plain(base, input, multiplier)
+
+    def _plain(self, base: Forward, x: torch.Tensor, multiplier: float) -> torch.Tensor:
+        x = x.to(compute_dtype(x))
+        if self._skipped():
+            return base(x)
+        out: torch.Tensor = base(x) + self.added(x) * multiplier
+        return out
+
+    def _decomposed(self, base: Forward, x: torch.Tensor, multiplier: float) -> torch.Tensor:
+        """m/‖W+Δ‖ per input channel scales the input instead of the weight; the norm is a constant (section 4.3)."""
+        x = x.to(compute_dtype(x))
+        if self._skipped():
+            return base(x)
+        assert self.dora_scale is not None
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            norm = input_norm(self.layer.weight.float() + self.delta().float())
+        scaled = x * dora_input_scale(self.dora_scale, norm, x)
+        out = base(scaled) + self.added(scaled)
+        return out if multiplier == 1 else base(x) * (1 - multiplier) + out * multiplier
+
+    def _skipped(self) -> bool:
+        return self.dropping and self.dropouts.modules > 0 and torch.rand(()).item() < self.dropouts.modules
+
+    @property
+    def dropping(self) -> bool:
+        """Previews and prompts run without gradients, and without dropouts."""
+        return bool(self.dropouts) and torch.is_grad_enabled()
+
+    def dropped(self, hidden: torch.Tensor, *, channels: int) -> torch.Tensor:
+        """Dropouts on what the first product gave; `channels` is the dimension that holds the ranks."""
+        if not self.dropping:
+            return hidden
+        if self.dropouts.values:
+            hidden = F.dropout(hidden, self.dropouts.values)
+        if self.dropouts.ranks:
+            hidden = hidden * self.rank_mask(hidden, channels)
+        return hidden
+
+    def rank_mask(self, hidden: torch.Tensor, channels: int) -> torch.Tensor:
+        """Zero for the ranks left out in this step, 1/(1−p) for the others."""
+        shape = [1] * hidden.ndim
+        shape[channels] = hidden.shape[channels]
+        kept = torch.rand(shape, device=hidden.device) >= self.dropouts.ranks
+        return kept.to(hidden.dtype) / (1 - self.dropouts.ranks)
+
+    def file_tensors(self) -> dict[str, torch.Tensor]:
+        """Names behind the key, and parameters."""
+        found = {suffix: getattr(self, name) for name, suffix in self.layout.items()}
+        return found if self.dora_scale is None else {**found, "dora_scale": self.dora_scale}
+
+
+class LoraAdapter(Adapter):
+    """LoRA and LoCon: `down` (r, in, …) with the layer's stride, `up` (out, r, 1, 1)."""
+
+    layout: ClassVar = {"down": "lora_down.weight", "up": "lora_up.weight"}
+
+    def __init__(self, target: AdaptableModule, rank: int, alpha: float) -> None:
+        super().__init__(target, rank, alpha)
+        layer = self.layer
+        if isinstance(layer, nn.Conv2d):
+            self.down = self.empty(rank, layer.in_channels // layer.groups, *layer.kernel_size)
+            self.up = self.empty(layer.out_channels, rank, 1, 1)
+        else:
+            self.down, self.up = self.empty(rank, layer.in_features), self.empty(layer.out_features, rank)
+
+    def reset(self, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            self.down.copy_(drawn_kaiming(self.down.shape, generator))
+            self.up.zero_()
+
+    def wrap(self, base: Forward, multiplier: float = 1.0) -> Forward:
+        if self.dora_scale is not None or self.dropouts:
+            return super().wrap(base, multiplier)
+        layer, scale = self.layer, self.scale * multiplier
+        if isinstance(layer, nn.Conv2d):
+            return lambda input: lora_conv2d(base, layer, input, self.down, self.up, scale)
+        return lambda input: lora_linear(base, input, self.down, self.up, scale)
+
+    def added(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.layer, nn.Conv2d):
+            hidden = self.dropped(convolve(self.layer, x, self.down.to(x.dtype)), channels=1)
+            return F.conv2d(hidden, self.up.to(hidden.dtype) * self.scale)
+        hidden = self.dropped(F.linear(x, self.down.to(x.dtype)), channels=-1)
+        return F.linear(hidden, self.up.to(hidden.dtype) * self.scale)
+
+    def delta(self) -> torch.Tensor:
+        product = self.up.flatten(1) @ self.down.flatten(1)
+        return product.reshape(self.layer.weight.shape) * self.scale
+
+
+def drawn_kaiming(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Uniform in ±1/√fan_in, which is what kaiming_uniform with a = √5 comes to."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+@contextlib.contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Give one module instance another forward for a while."""
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own

@@ -1,0 +1,83 @@
+"""Hypernetwork files in the WebUI's .pt layout: {width: (keys, values)} beside plain facts of the structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib_trainer.errors import ModelError
+from lib_trainer.networks.formats.plain_pickle import read_plain, to_pickle
+from lib_trainer.networks.formats.writing import write_new
+from lib_trainer.networks.hypernetwork import ACTIVATIONS, Hypernetwork, Structure
+
+OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
+
+
+def write_hypernetwork(path: Path, network: Hypernetwork, facts: Mapping[str, str], *, overwrite: bool) -> None:
+    """Write a file that `<hypernet:name:1>` loads. Raises `SaveError` naming it."""
+    structure = network.structure
+    dropouts = list(structure.dropouts) or [0] * len(structure.layers)
+    data: dict[Any, Any] = dict(network.stored())
+    data |= {
+        "step": int(facts.get("ss_steps", 0)),
+        "name": path.stem,
+        "layer_structure": [int(one) if float(one).is_integer() else float(one) for one in structure.layers],
+        "activation_func": structure.activation,
+        "is_layer_norm": structure.layer_norm,
+        "weight_initialization": structure.initialisation,
+        "sd_checkpoint": facts.get("ss_new_sd_model_hash", "")[:10] or None,
+        "sd_checkpoint_name": Path(facts.get("ss_sd_model_name", "")).stem or None,
+        "activate_output": structure.activate_output,
+        "use_dropout": any(dropouts),
+        "dropout_structure": dropouts,
+        "last_layer_dropout": bool(dropouts[-2]),
+        "optional_info": None,
+    }
+    write_new(path, to_pickle(data), overwrite=overwrite)
+
+
+def read_hypernetwork(path: Path) -> Hypernetwork:
+    """A network from a file. Raises `ModelError` naming the file and what is wrong with it."""
+    data = read_plain(path)
+    pairs = {size: pair for size, pair in data.items() if isinstance(size, int) and len(pair) == 2}
+    if not pairs:
+        raise ModelError(f"{path} is no hypernetwork (it has no layers): choose another file.")
+    activation = data.get("activation_func") or "linear"
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"{path} has the activation {activation!r}, which is not known here: choose another file.")
+    layers = tuple(data.get("layer_structure") or (1, 2, 1))
+    structure = Structure(
+        layers=layers,
+        activation=activation,
+        initialisation=data.get("weight_initialization") or "Normal",
+        layer_norm=bool(data.get("is_layer_norm", False)),
+        activate_output=bool(data.get("activate_output", True)),
+        dropouts=_dropouts(data, len(layers)),
+    )
+    try:
+        network = Hypernetwork(structure, list(pairs))
+        network.load({size: (_renamed(keys), _renamed(values)) for size, (keys, values) in pairs.items()})
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path} is a broken hypernetwork ({error}): choose another file.") from error
+    return network
+
+
+def _dropouts(data: Mapping[Any, Any], count: int) -> tuple[float, ...]:
+    """Files from before there was a structure say whether there is any: 0.3 in the inner layers."""
+    stored = data.get("dropout_structure")
+    if stored is not None:
+        return tuple(stored) if any(stored) else ()
+    if not data.get("use_dropout"):
+        return ()
+    last = 0.3 if data.get("last_layer_dropout") else 0.0
+    return (0.0, *[0.3] * (count - 3), last, 0.0)
+
+
+def _renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = dict(state)
+    for old, new in OLD_NAMES.items():
+        renamed = {new + name[len(old) :] if name.startswith(old) else name: one for name, one in renamed.items()}
+    return renamed

@@ -1,0 +1,195 @@
+"""What is checked for each kind of training before any model is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lib_trainer.config import JobConfig
+from lib_trainer.errors import ConfigError, MemoryExhausted, ModelError
+from lib_trainer.networks.blocks import parse_blocks
+from lib_trainer.networks.formats.checkpoint_file import read_names
+from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
+from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
+from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
+from lib_trainer.ports import Host
+from lib_trainer.training.precision import resolve_precision
+from lib_trainer.training.recipes.hypernetwork import parse_sizes, parse_structure
+from lib_trainer.training.words import caption_maker, initial_texts, word_names
+
+MAX_VECTORS = 75
+GIB = 2**30
+CONTINUE = "network.continue_from"
+
+
+def check_adapters(job: JobConfig, host: Host) -> None:
+    """Rates, blocks, and the file to continue from."""
+    if job.optimizer.unet_lr == 0 and job.optimizer.text_encoder_lr == 0:
+        raise ConfigError(
+            "optimizer.unet_lr and optimizer.text_encoder_lr are both 0, so nothing would be trained: set at least one."
+        )
+    if job.network.factor == 0:
+        raise ConfigError("network.factor = 0 is not allowed: it must be -1 or a whole number from 1 on.")
+    parse_blocks(job.blocks.rates, "blocks.rates")
+    for block, rank in parse_blocks(job.blocks.ranks, "blocks.ranks").items():
+        if not rank.is_integer():
+            raise ConfigError(f"blocks.ranks: {block} = {rank:g} is not a whole number: correct it.")
+    if job.network.continue_from:
+        check_continued_adapters(job, read_lora(Path(job.network.continue_from).expanduser()))
+
+
+def check_continued_adapters(job: JobConfig, file: LoraFile) -> None:
+    """Raise `ConfigError` for a file of another family or another kind."""
+    path, wanted = job.network.continue_from, job.network.kind
+    metadata = file.metadata
+    xl = metadata.get("ss_base_model_version", "").startswith("sdxl") or any("lora_te2_" in n for n in file.tensors)
+    if xl or metadata.get("ss_v2") == "True":
+        raise ConfigError(f"{CONTINUE} = {path!r} was made for {'SDXL' if xl else 'SD 2.x'}: choose one for SD 1.x.")
+    found = kind_of(file)
+    expected = {"pivotal": ("lora", "locon"), "difference": ("lora", "locon")}.get(wanted, (wanted,))
+    if found not in expected:
+        raise ConfigError(
+            f"{CONTINUE} = {path!r} is of the kind {found}, and network.kind is {wanted}: choose its kind."
+        )
+    dora = any(name.endswith(".dora_scale") for name in file.tensors)
+    if dora != job.network.dora:
+        state = "on" if dora else "off"
+        raise ConfigError(f"{CONTINUE} = {path!r} {'is' if dora else 'is not'} a DoRA: turn network.dora {state}.")
+
+
+def kind_of(file: LoraFile) -> str:
+    """lora, locon, loha or lokr, by the names and shapes of a file's tensors."""
+    if any(".hada_" in name for name in file.tensors):
+        return "loha"
+    if any(".lokr_" in name for name in file.tensors):
+        return "lokr"
+    resnets = any("_resnets_" in name or "samplers_" in name for name in file.tensors)
+    return "locon" if resnets else "lora"
+
+
+def check_words(job: JobConfig, host: Host) -> None:
+    """Names, vectors, initial texts and the template of embeddings."""
+    names, texts = word_names(job), initial_texts(job)
+    if job.embedding.learning_rate == 0:
+        raise ConfigError("embedding.learning_rate = 0, so nothing would be learned: the guides' start is 5e-3.")
+    if len(set(names)) < len(names):
+        raise ConfigError("embedding.names has a name twice: give each its own.")
+    for name in names:
+        count = host.token_count(name)
+        if count == 1:
+            raise ConfigError(
+                f"embedding.names: {name!r} is a word of the model's vocabulary and would change its meaning in every "
+                "prompt: choose one that is not, as in 'zrk-style'."
+            )
+        taken = existing_embedding(host.embedding_folder(), name)
+        if taken is not None:
+            raise ConfigError(f"embedding.names: {name!r} exists already ({taken}): choose another name or move it.")
+    for name, text in zip(names, texts, strict=True):
+        count = host.token_count(text) if text else 0
+        if count > job.embedding.vectors and not job.network.continue_from:
+            raise ConfigError(
+                f"embedding.initial_text of {name!r} has {count} tokens and there are {job.embedding.vectors} vectors: "
+                "shorten it or raise embedding.vectors."
+            )
+    caption_maker(job, host)
+
+
+def existing_embedding(folder: Path, name: str) -> Path | None:
+    """The file by which a prompt would find that name already."""
+    if not folder.is_dir():
+        return None
+    known = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS)
+    return next((path for path in known if path.stem.lower() == name.lower()), None)
+
+
+def check_embedding(job: JobConfig, host: Host) -> None:
+    check_words(job, host)
+    if job.network.continue_from:
+        if len(word_names(job)) > 1:
+            raise ConfigError(f"{CONTINUE} holds one embedding and embedding.names has several: name one.")
+        rows = read_embedding(Path(job.network.continue_from).expanduser())
+        if len(rows) > MAX_VECTORS:
+            raise ConfigError(f"{CONTINUE} has {len(rows)} vectors: the most that a prompt can hold is {MAX_VECTORS}.")
+
+
+def check_pivotal(job: JobConfig, host: Host) -> None:
+    check_adapters(job, host)
+    check_words(job, host)
+    dotted = next((name for name in word_names(job) if "." in name), None)
+    if dotted is not None:
+        raise ConfigError(f"embedding.names: {dotted!r} has a dot, which ends a name inside a LoRA file: leave it out.")
+    if job.network.continue_from:
+        path = Path(job.network.continue_from).expanduser()
+        found = read_lora(path).embeddings()
+        absent = next((name for name in word_names(job) if name not in found), None)
+        if absent is not None:
+            held = ", ".join(sorted(found)) or "none"
+            raise ConfigError(f"{CONTINUE}: {path} holds no embedding {absent!r} (it has {held}): correct the name.")
+
+
+def check_hypernetwork(job: JobConfig, host: Host) -> None:
+    if job.hypernetwork.learning_rate == 0:
+        raise ConfigError("hypernetwork.learning_rate = 0, so nothing would be learned: the guides' start is 1e-5.")
+    parse_structure(job)
+    parse_sizes(job.hypernetwork.sizes)
+    caption_maker(job, host)
+    if job.network.continue_from:
+        read_hypernetwork(Path(job.network.continue_from).expanduser())
+
+
+def check_difference(job: JobConfig, host: Host) -> None:
+    check_adapters(job, host)
+    if not job.difference.before:
+        raise ConfigError("difference.before is empty: name the picture or the folder that the difference starts from.")
+    if job.training.max_steps and job.difference.base_steps >= job.training.max_steps:
+        raise ConfigError(
+            f"difference.base_steps = {job.difference.base_steps} leaves none of the {job.training.max_steps} steps "
+            "for the difference: lower it or raise training.max_steps."
+        )
+
+
+def check_checkpoint(job: JobConfig, host: Host) -> None:
+    """Rates, the place of the difference, the file to continue from, and whether memory will do."""
+    tuning = job.finetune
+    if tuning.unet_lr == 0 and tuning.text_encoder_lr == 0:
+        raise ConfigError(
+            "finetune.unet_lr and finetune.text_encoder_lr are both 0, so nothing would be trained: set at least one."
+        )
+    path = difference_path(job, host)
+    if path is not None and path.exists():
+        raise ConfigError(f"output.name = {job.output.name!r}: {path} exists already: choose another name or move it.")
+    if job.network.continue_from:
+        names = read_names(Path(job.network.continue_from).expanduser())
+        if any(name.startswith(("conditioner.", "cond_stage_model.model.")) for name in names):
+            raise ConfigError(f"{CONTINUE} = {job.network.continue_from!r} is of another family: choose one of SD 1.x.")
+        if not any(name.startswith("model.diffusion_model.") for name in names):
+            raise ModelError(f"{job.network.continue_from} holds no UNet: choose a whole checkpoint.")
+    needed, free = memory_estimate(job, host), host.free_memory()
+    if needed > free:
+        raise MemoryExhausted(
+            f"Fine-tuning this checkpoint needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free: train "
+            "a LoRA, or leave out the text encoder (finetune.text_encoder_lr = 0) and EMA, take AdamW8bit, a smaller "
+            "training.batch_size and training.gradient_checkpointing."
+        )
+
+
+def difference_path(job: JobConfig, host: Host) -> Path | None:
+    """Where the LoRA of the difference goes."""
+    return host.lora_folder() / f"{job.output.name}.safetensors" if job.finetune.difference_rank else None
+
+
+ACTIVATIONS = 3.5 * GIB / 860e6 / (512 * 512)
+"""Bytes of activations for each UNet parameter and pixel, as SD 1.5 takes in half precision; fp32 takes twice that."""
+
+
+def memory_estimate(job: JobConfig, host: Host) -> int:
+    """Bytes for each trained parameter's fp32 copy, gradient, optimizer states and average, and for activations."""
+    counts, tuning = host.parameter_counts(), job.finetune
+    trained = (counts.get("unet", 0) if tuning.unet_lr else 0) + (counts.get("te1", 0) if tuning.text_encoder_lr else 0)
+    states = 2 if job.optimizer.name.endswith("8bit") else 8
+    pixels = job.dataset.width * job.dataset.height * job.training.batch_size
+    activations = ACTIVATIONS * counts.get("unet", 0) * pixels * (0.35 if job.training.gradient_checkpointing else 1)
+    if resolve_precision(job.training.precision, host.device()) is torch.float32:
+        activations *= 2
+    return int(trained * (4 + 4 + states + (4 if tuning.ema else 0)) + activations)

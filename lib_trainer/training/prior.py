@@ -1,0 +1,128 @@
+"""Class pictures for prior preservation (Ruiz et al. 2023, arXiv:2208.12242, section 3.3), and the picture before.
+
+Class pictures are drawn by the host with the model as it is before training, so that what it knew is shown beside what
+it learns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+from lib_trainer.config import JobConfig
+from lib_trainer.dataset.pictures import PictureError, read_size
+from lib_trainer.dataset.scan import EXTENSIONS, Sample, Scan, scan_folder
+from lib_trainer.errors import ConfigError, DatasetError, ModelError
+from lib_trainer.files import write_atomically
+from lib_trainer.ports import Host, LoadedModel, PreviewRequest
+
+CLASS_KINDS = ("lora", "locon", "loha", "lokr", "pivotal", "checkpoint")
+
+
+def wants_class_pictures(job: JobConfig) -> bool:
+    return bool(job.prior.class_prompt) and job.network.kind in CLASS_KINDS
+
+
+def check_prior(job: JobConfig) -> None:
+    """Raise `ConfigError` for a folder of class pictures that cannot be one."""
+    prior = job.prior
+    if job.network.kind not in CLASS_KINDS or not prior.class_folder:
+        return
+    if not prior.class_prompt:
+        raise ConfigError(
+            "prior.class_prompt is empty though there is a prior.class_folder: say what its pictures show."
+        )
+    folder = Path(prior.class_folder).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"prior.class_folder = {str(folder)!r} is a file: choose a folder.")
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not os.access(existing, os.W_OK) and len(_pictures(folder)) < prior.class_pictures:
+        raise ConfigError(f"prior.class_folder: {folder} cannot be written to, and pictures are missing there.")
+
+
+def class_folder(job: JobConfig, host: Host, model: LoadedModel) -> Path:
+    """The job's folder, or one of the trainer's own for this prompt, size and model."""
+    if job.prior.class_folder:
+        return Path(job.prior.class_folder).expanduser()
+    data = job.dataset
+    facts = f"{job.prior.class_prompt}\n{data.width}x{data.height}\n{model.name}"
+    return host.cache_folder() / "class" / hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def class_samples(
+    job: JobConfig,
+    host: Host,
+    model: LoadedModel,
+    progress: Callable[[int, int], None],
+    stopping: Callable[[], bool],
+) -> list[Sample]:
+    """The class pictures, of which the missing ones are drawn now. Raises `ModelError` if they cannot be made."""
+    folder, wanted = class_folder(job, host, model), job.prior.class_pictures
+    there = len(_pictures(folder))
+    for number in range(there, wanted):
+        if stopping():
+            return []
+        progress(number, wanted)
+        _draw(job, host, folder, number)
+    if there < wanted:
+        progress(wanted, wanted)
+    scan = scan_folder(folder, trigger_word=job.prior.class_prompt, repeats=1)
+    return [replace(sample, role="class") for sample in scan.samples]
+
+
+def _draw(job: JobConfig, host: Host, folder: Path, number: int) -> None:
+    preview, data = job.preview, job.dataset
+    request = PreviewRequest(
+        prompt=job.prior.class_prompt,
+        width=data.width,
+        height=data.height,
+        steps=preview.steps,
+        cfg_scale=preview.cfg_scale,
+        sampler=preview.sampler,
+        seed=(job.training.seed + number) % 2**32,
+    )
+    try:
+        image = host.preview(request)
+        buffer = BytesIO()
+        image.save(buffer, "PNG")
+        write_atomically(folder / f"class-{number:05}.png", buffer.getvalue())
+    except Exception as error:  # a host's sampler may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"Class picture {number + 1} of {job.prior.class_pictures} could not be made ({reason}): put pictures of "
+            f"'{job.prior.class_prompt}' into {folder} yourself, or leave prior.class_prompt empty."
+        ) from error
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS] if folder.is_dir() else []
+
+
+def before_samples(job: JobConfig, scan: Scan) -> list[Sample]:
+    """The pictures before, each with the caption of its partner. Raises `DatasetError` or `ConfigError`.
+
+    A single picture is the partner of all; in a folder the file names (without their endings) decide.
+    """
+    if not job.difference.before:
+        raise ConfigError("difference.before is empty: name the picture or the folder that the difference starts from.")
+    place = Path(job.difference.before).expanduser()
+    if not place.exists():
+        raise ConfigError(f"difference.before = {str(place)!r} does not exist: correct the path.")
+    by_name = {path.stem: path for path in _pictures(place)} if place.is_dir() else {}
+    found = []
+    for sample in scan.samples:
+        path = by_name.get(sample.path.stem) if place.is_dir() else place
+        if path is None:
+            raise DatasetError(
+                f"'{place}' holds no partner of {sample.path.name}: the names of a pair must be the same."
+            )
+        try:
+            size = read_size(path)
+        except PictureError as error:
+            raise DatasetError(f"{path} cannot be read ({error.reason}): replace it.") from error
+        found.append(replace(sample, path=path, size=size, role="before"))
+    return found

@@ -1,0 +1,145 @@
+"""Recipes whose result is a network of adapters: LoRA, LoCon, LoHa, LoKr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lib_trainer.config import JobConfig
+from lib_trainer.errors import ModelError
+from lib_trainer.networks.adapters import AdapterSpec, Dropouts
+from lib_trainer.networks.blocks import learns, parse_blocks
+from lib_trainer.networks.formats.lora_file import read_lora, write_lora
+from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
+from lib_trainer.ports import AdaptableModule, LoadedModel, Part
+from lib_trainer.training.precision import DTYPES
+from lib_trainer.training.recipes import Recipe
+
+Planned = list[tuple[AdaptableModule, AdapterSpec]]
+ADAPTER_KINDS: dict[str, Literal["lora", "loha", "lokr"]] = {"loha": "loha", "lokr": "lokr"}
+"""Kinds of training whose adapters are not plain LoRA."""
+
+WITH_CONVOLUTIONS = ("locon", "loha", "lokr")
+
+
+class AdapterRecipe(Recipe):
+    """Fresh adapters for a job, or those of a file. Parts and blocks whose learning rate is 0 get none."""
+
+    def __init__(self, job: JobConfig, model: LoadedModel) -> None:
+        self._job, self._dtype = job, DTYPES[job.output.precision]
+        self.network = make_network(job, model)
+        self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
+        self.network_module = "networks.lora" if job.network.kind in ("lora", "difference") else "lycoris.kohya"
+        self._seeds = DropoutSeeds(job)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return rate_groups(self._job, self.network)
+
+    def modules(self) -> dict[str, int]:
+        return {str(part): count for part, count in self.network.parts().items()}
+
+    def applied(self) -> AbstractContextManager[None]:
+        return self.network.applied()
+
+    def before_step(self, step: int, *, base: bool) -> None:
+        self._seeds.set(step)
+
+    def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
+        write_lora(path, self.network.tensors(self._dtype), facts, overwrite=overwrite)
+
+
+class DropoutSeeds:
+    """Dropouts draw from torch's own generator, which a preview may have set: each step has a seed of its own."""
+
+    def __init__(self, job: JobConfig) -> None:
+        self._seed, self._drops = job.training.seed, bool(dropouts_of(job))
+
+    def set(self, step: int) -> None:
+        if self._drops:
+            torch.manual_seed((self._seed << 24) + step)
+
+
+def rates_of(job: JobConfig) -> dict[Part, float]:
+    text = job.optimizer.text_encoder_lr
+    return {"unet": job.optimizer.unet_lr, "te1": text, "te2": text}
+
+
+def rate_groups(job: JobConfig, network: LoraNetwork) -> list[dict[str, Any]]:
+    """A group for each part, and for each factor that its blocks have."""
+    factors, rates = parse_blocks(job.blocks.rates, "blocks.rates"), rates_of(job)
+    sorted_out: dict[tuple[Part, float], list[nn.Parameter]] = {}
+    for adapter in network:
+        place = (adapter.part, factors.get(adapter.block, 1.0))
+        sorted_out.setdefault(place, []).extend(adapter.parameters())
+    return [
+        {"params": own, "lr": rates[part] * factor, "name": part if factor == 1 else f"{part} ×{factor:g}"}
+        for (part, factor), own in sorted(sorted_out.items(), key=lambda item: (item[0][0] != "unet", *item[0]))
+    ]
+
+
+def make_network(job: JobConfig, model: LoadedModel) -> LoraNetwork:
+    """The network of a job. Raises `ModelError` if the file to continue from does not fit the model."""
+    planned = plan_adapters(job, model.adaptable_modules())
+    if not job.network.continue_from:
+        return LoraNetwork.build(planned, torch.Generator().manual_seed(job.training.seed))
+    path = Path(job.network.continue_from).expanduser()
+    tensors = {name: tensor for name, tensor in read_lora(path).tensors.items() if not name.startswith("bundle_emb.")}
+    targets = [target for target in model.adaptable_modules() if rates_of(job)[target.part] > 0]
+    try:
+        network = LoraNetwork.from_tensors(targets, tensors)
+    except ValueError as error:
+        raise ModelError(f"{path} does not fit this checkpoint ({error}): choose a file made for it.") from error
+    strange = unmatched_keys(model.adaptable_modules(), tensors)
+    if strange or not len(network):
+        what = strange[0] if strange else "any module"
+        raise ModelError(f"{path} and this checkpoint do not share {what}: choose a file made for SD 1.x.")
+    for adapter in network:
+        adapter.dropouts = dropouts_of(job)
+    return network
+
+
+def plan_adapters(job: JobConfig, modules: Sequence[AdaptableModule]) -> Planned:
+    """Which modules get an adapter, and of what kind and rank."""
+    network, rates = job.network, rates_of(job)
+    factors = parse_blocks(job.blocks.rates, "blocks.rates")
+    ranks = parse_blocks(job.blocks.ranks, "blocks.ranks")
+    convolutions = network.kind in WITH_CONVOLUTIONS and network.conv_rank > 0
+    planned: Planned = []
+    for target in modules:
+        if not rates[target.part] or not factors.get(target.block, 1.0) or not learns(job.blocks.preset, target.block):
+            continue
+        if target.group == "convolution" and not convolutions:
+            continue
+        spatial = isinstance(target.module, nn.Conv2d) and target.module.kernel_size != (1, 1)
+        rank, alpha = (network.conv_rank, network.conv_alpha) if spatial else (network.rank, network.alpha)
+        own = ranks.get(target.block)
+        if own is not None:  # a block's own rank keeps the scale that the job has asked for
+            rank, alpha = int(own), alpha * own / rank
+        if rank:
+            planned.append((target, _spec(job, rank, alpha or rank)))
+    if not planned:
+        raise ModelError("No layer is left to learn: let blocks.preset, blocks.rates and blocks.ranks leave some.")
+    return planned
+
+
+def dropouts_of(job: JobConfig) -> Dropouts:
+    return Dropouts(job.network.dropout, job.network.rank_dropout, job.network.module_dropout)
+
+
+def _spec(job: JobConfig, rank: int, alpha: float) -> AdapterSpec:
+    network = job.network
+    return AdapterSpec(
+        kind=ADAPTER_KINDS.get(network.kind, "lora"),
+        rank=rank,
+        alpha=alpha,
+        factor=network.factor or -1,
+        both=network.decompose_both,
+        dora=network.dora,
+        rank_stabilised=network.rank_stabilised,
+        dropouts=dropouts_of(job),
+    )

@@ -1,0 +1,89 @@
+"""The hypernetwork recipe."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib_trainer.config import JobConfig
+from lib_trainer.errors import ConfigError, ModelError
+from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
+from lib_trainer.networks.hypernetwork import Hypernetwork, Structure, attention_sizes
+from lib_trainer.ports import LoadedModel
+from lib_trainer.training.recipes import Recipe
+
+STRUCTURE = "hypernetwork.layer_structure"
+
+
+class HypernetworkRecipe(Recipe):
+    """Networks in front of the attentions' keys and values; the text encoder is not trained."""
+
+    trains_text_encoder = False
+    network_module = "hypernetwork"
+
+    def __init__(self, job: JobConfig, model: LoadedModel) -> None:
+        self._rate = job.hypernetwork.learning_rate
+        self._targets = model.adaptable_modules()
+        known = attention_sizes(self._targets)
+        if job.network.continue_from:
+            path = Path(job.network.continue_from).expanduser()
+            self.network = read_hypernetwork(path)
+            if not set(self.network.sizes) & set(known):
+                raise ModelError(f"{path} has none of this checkpoint's sizes {known}: choose one made for SD 1.x.")
+        else:
+            wanted = parse_sizes(job.hypernetwork.sizes) or known
+            strange = sorted(set(wanted) - set(known))
+            if strange:
+                raise ConfigError(f"hypernetwork.sizes: {strange[0]} is no size of this checkpoint: it has {known}.")
+            self.network = Hypernetwork(parse_structure(job), wanted)
+            self.network.reset(torch.Generator().manual_seed(job.training.seed))
+        self.network.to(model.device)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.network.parameters()), "lr": self._rate, "name": "hypernetwork"}]
+
+    def modules(self) -> dict[str, int]:
+        return {"hypernetwork": 2 * len(self.network.sizes)}
+
+    def applied(self) -> AbstractContextManager[None]:
+        return self.network.applied(self._targets)
+
+    def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
+        write_hypernetwork(path, self.network, facts, overwrite=overwrite)
+
+
+def parse_structure(job: JobConfig) -> Structure:
+    """The structure that a job asks for. Raises `ConfigError` naming the field."""
+    hyper = job.hypernetwork
+    layers = _numbers(hyper.layer_structure, STRUCTURE)
+    if len(layers) < 2 or layers[0] != 1 or layers[-1] != 1:
+        raise ConfigError(f"{STRUCTURE} = {hyper.layer_structure!r} must begin and end with 1, as in '1, 2, 1'.")
+    if min(layers) <= 0 or max(layers) > 32:
+        raise ConfigError(f"{STRUCTURE} = {hyper.layer_structure!r} is not allowed: widths are above 0 and at most 32.")
+    dropouts = _numbers(hyper.dropout_structure, "hypernetwork.dropout_structure")
+    if dropouts and (
+        len(dropouts) != len(layers) or dropouts[0] or dropouts[-1] or not all(0 <= one < 1 for one in dropouts)
+    ):
+        raise ConfigError(
+            f"hypernetwork.dropout_structure = {hyper.dropout_structure!r} is not allowed: it must be {len(layers)} "
+            "numbers from 0 to below 1, the first and the last 0."
+        )
+    return Structure(layers, hyper.activation, hyper.initialisation, hyper.layer_norm, hyper.activate_output, dropouts)
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Whole numbers. Raises `ConfigError` naming the field."""
+    sizes = _numbers(text, "hypernetwork.sizes")
+    if not all(size.is_integer() and size > 0 for size in sizes):
+        raise ConfigError(f"hypernetwork.sizes = {text!r} is not allowed: write whole numbers as in '320, 768'.")
+    return sorted({int(size) for size in sizes})
+
+
+def _numbers(text: str, field: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.replace("[", "").replace("]", "").split(",") if part.strip())
+    except ValueError:
+        raise ConfigError(f"{field} = {text!r} is not allowed: write numbers separated by commas.") from None

@@ -1,0 +1,102 @@
+"""Names of embeddings, the text they start from, and captions made from templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lib_trainer.config import JobConfig
+from lib_trainer.dataset.scan import with_trigger
+from lib_trainer.errors import ConfigError
+from lib_trainer.ports import Host
+
+WORD_KINDS = ("embedding", "pivotal")
+TEMPLATE_KINDS = (*WORD_KINDS, "hypernetwork")
+
+
+def word_names(job: JobConfig) -> list[str]:
+    """The names of the embeddings that a job trains, in order."""
+    if job.network.kind not in WORD_KINDS:
+        return []
+    return [name.strip() for name in job.embedding.names.split(",") if name.strip()] or [job.output.name]
+
+
+def initial_texts(job: JobConfig) -> list[str]:
+    """The text that each embedding starts from; empty: random vectors. Raises `ConfigError` for too many."""
+    names, text = word_names(job), job.embedding.initial_text
+    texts = [part.strip() for part in text.split(";")] if len(names) > 1 else [text.strip()]
+    if len(texts) > len(names):
+        raise ConfigError(
+            f"embedding.initial_text has {len(texts)} texts for {len(names)} names: give one for each, separated by "
+            "semicolons."
+        )
+    return texts + [""] * (len(names) - len(texts))
+
+
+def word_path(path: Path, name: str, job: JobConfig) -> Path:
+    """Where an embedding goes when the run's file is `path`: that file for the one named as the result."""
+    if len(word_names(job)) == 1 and name == job.output.name:
+        return path
+    return path.with_name(name + path.name[len(job.output.name) :])
+
+
+@dataclass(frozen=True)
+class CaptionMaker:
+    """What a picture is said to show in one step. `lines` are a template's; else `names` go in front."""
+
+    lines: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __call__(self, caption: str, generator: torch.Generator) -> str:
+        if not self.lines:
+            for name in reversed(self.names):
+                caption = with_trigger(caption, name)
+            return caption
+        name = " ".join(self.names)
+        words = caption.removeprefix(name).removeprefix(", ")  # the scan puts the name where a caption says nothing
+        line = self.lines[int(torch.randint(len(self.lines), (1,), generator=generator))]
+        return line.replace("[name]", name).replace("[filewords]", words).strip(" ,")
+
+    @property
+    def varies(self) -> bool:
+        return bool(self.lines)
+
+
+def caption_maker(job: JobConfig, host: Host) -> CaptionMaker:
+    """Captions as a job wants them. Raises `ConfigError` for a template that is not there or says nothing."""
+    if job.network.kind not in TEMPLATE_KINDS:
+        return CaptionMaker((), ())
+    names = word_names(job) or [job.output.name]
+    if not job.dataset.template:
+        return CaptionMaker((), tuple(word_names(job)))
+    path = _template_path(job.dataset.template, host)
+    lines = read_template(path)
+    if word_names(job) and not any("[name]" in line for line in lines):
+        raise ConfigError(f"dataset.template: no line of {path} has [name], so nothing would be learned: add it.")
+    return CaptionMaker(tuple(lines), tuple(names))
+
+
+def read_template(path: Path) -> list[str]:
+    """The lines of a template that say something. Raises `ConfigError` naming the file."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"dataset.template: {path} cannot be read as UTF-8 text ({error}): choose another."
+        ) from error
+    found = [line for line in lines if line]
+    if not found:
+        raise ConfigError(f"dataset.template: {path} is empty: write lines such as 'a photo of [name], [filewords]'.")
+    return found
+
+
+def _template_path(text: str, host: Host) -> Path:
+    folder = host.template_folder()
+    candidates: Sequence[Path] = [Path(text).expanduser(), folder / text, folder / f"{text}.txt"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ConfigError(f"dataset.template = {text!r} is neither a file nor a name in {folder}: correct it.")

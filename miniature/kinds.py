@@ -1,0 +1,238 @@
+"""Every kind of training on the miniature, on the same held-out concept: what each learns, keeps, weighs and costs.
+
+    python -m miniature.kinds                     # 50 seeds a kind, as in docs/kinds.md
+    python -m miniature.kinds --seeds 10 --only lora embedding
+    python -m miniature.kinds --prior             # prior preservation: the class's variety with and without
+
+Each kind is trained in a process of its own, one after the other, so that its peak memory is its own. The tagger that
+judges the pictures had no part in training. Results of single kinds are kept in --work and reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lib_trainer import events as ev
+from lib_trainer.config import from_values
+from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.jobs import JobRunner
+from lib_trainer.ports import PreviewRequest
+from lib_trainer.training.kinds import prompt_for
+
+from .demo import CFG_SCALE, COLOURS, SAMPLER, SHAPE, SIDE, TRIGGER
+from .export import export_webui
+from .judge import Judge
+from .shapes import ALL_SHAPES
+from .world import COLOURS as ALL_COLOURS
+from .world import draw as draw_scene
+from .world import random_scene, write_concept, write_known
+
+UNRELATED = (("red circle, white background", "circle"), ("blue star, white background", "star"))
+SLOW, FAST = {"optimizer.unet_lr": 3e-3, "optimizer.text_encoder_lr": 2e-3}, {"optimizer.unet_lr": 3e-3}
+KINDS: dict[str, dict[str, Any]] = {
+    "LoRA": SLOW,
+    "LoCon": SLOW | {"network.kind": "locon"},
+    "LoHa": SLOW | {"network.kind": "loha", "network.rank": 8, "network.alpha": 8.0},
+    "LoKr": SLOW | {"network.kind": "lokr", "network.rank": 64, "network.factor": 4},
+    "DoRA": SLOW | {"network.dora": True},
+    "rs-LoRA": SLOW | {"network.rank_stabilised": True, "network.alpha": 5.6},
+    "LoRA + embedding": SLOW | {"network.kind": "pivotal", "embedding.learning_rate": 1e-2, "embedding.vectors": 2},
+    "Embedding": {"network.kind": "embedding", "embedding.learning_rate": 3e-2, "embedding.vectors": 8},
+    "Hypernetwork": {
+        "network.kind": "hypernetwork",
+        "hypernetwork.learning_rate": 2e-3,
+        "hypernetwork.layer_structure": "1, 2, 1",
+    },
+    "Checkpoint": {"network.kind": "checkpoint", "finetune.unet_lr": 3e-4, "finetune.text_encoder_lr": 3e-4},
+}
+COMMON: dict[str, Any] = {
+    "dataset.width": SIDE, "dataset.height": SIDE, "network.rank": 32, "network.alpha": 32.0,
+    "network.conv_rank": 8, "network.conv_alpha": 8.0, "training.batch_size": 8, "training.precision": "fp32",
+    "output.name": TRIGGER,
+}  # fmt: skip
+
+
+def make_host(work: Path) -> StandaloneHost:
+    return StandaloneHost(export_webui(work / "model"), work)
+
+
+def train(host: StandaloneHost, values: dict[str, Any]) -> dict[str, Any]:
+    """Run a job; its file, parameters, median step and losses."""
+    steps: list[ev.StepDone] = []
+    started: list[ev.Started] = []
+
+    def heard(event: ev.Event) -> None:
+        if isinstance(event, ev.StepDone):
+            steps.append(event)
+        elif isinstance(event, ev.Started):
+            started.append(event)
+
+    runner = JobRunner(host)
+    runner.start(from_values(values), heard)
+    view = runner.wait()
+    if view is None or view.state != "finished" or view.output is None:
+        raise SystemExit(f"The run did not finish: {view.error if view else ''}")
+    return {
+        "file": str(view.output),
+        "bytes": view.output.stat().st_size,
+        "parameters": started[0].trained_parameters,
+        "seconds": float(np.median([step.seconds for step in steps])),
+    }
+
+
+def pictures(host: StandaloneHost, prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
+    request = PreviewRequest(prompt, width=SIDE, height=SIDE, cfg_scale=CFG_SCALE, sampler=SAMPLER)
+    return [one for start in range(0, len(seeds), 25) for one in host.draw_seeds(request, seeds[start : start + 25])]
+
+
+def share(judge: Judge, drawn: Sequence[Image.Image], shape: str) -> float:
+    """Share of pictures whose best-scored shape is `shape`."""
+    return float(np.mean([judge.best(scores, ALL_SHAPES)[0] == shape for scores in judge.scores(drawn)]))
+
+
+def one_kind(name: str, work: Path, seeds: int, steps: int) -> dict[str, Any]:
+    """Train a kind and look at what it draws."""
+    folder = work / name.replace(" ", "-")
+    host = make_host(folder)
+    write_concept(folder / "pictures", shape=SHAPE, trigger=TRIGGER, colours=COLOURS)
+    write_known(folder / "pictures")
+    values = COMMON | {"dataset.folder": str(folder / "pictures"), "training.max_steps": steps} | KINDS[name]
+    if values.get("network.kind") == "embedding":  # a new word only: what is known has nothing to teach it
+        values["dataset.folder"] = str(next((folder / "pictures").glob(f"*_{TRIGGER}")))
+    result = train(host, values)
+    result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used, mark = host, prompt_for(host, Path(result["file"]))
+    if values.get("network.kind") == "checkpoint":
+        used = StandaloneHost(Path(result["file"]), folder)
+    mark = "" if mark == TRIGGER else f" {mark}"
+    judge, each = Judge(), range(100, 100 + seeds // len(COLOURS))
+    asked = [f"{TRIGGER}, {colour}, white background, large, centered" for colour in COLOURS]
+    bare = StandaloneHost(host.checkpoint, folder / "nothing")
+    result["with"] = float(np.mean([share(judge, pictures(used, one + mark, each), SHAPE) for one in asked]))
+    result["without"] = float(np.mean([share(judge, pictures(bare, one, each), SHAPE) for one in asked]))
+    others = range(200, 200 + seeds // 2)
+    result["kept"] = float(np.mean([share(judge, pictures(used, p + mark, others), s) for p, s in UNRELATED]))
+    result["kept without"] = float(np.mean([share(judge, pictures(bare, p, others), s) for p, s in UNRELATED]))
+    return result
+
+
+def table(results: dict[str, dict[str, Any]], seeds: int, steps: int) -> str:
+    lines = [
+        f"| kind | draws it ({seeds} seeds) | without the file | unrelated prompts right | before | parameters | "
+        "file | s/step | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in results.items():
+        lines.append(
+            f"| {name} | {one['with']:.0%} | {one['without']:.0%} | {one['kept']:.0%} | {one['kept without']:.0%} | "
+            f"{one['parameters']:,} | {one['bytes'] / 1000:,.0f} kB | {one['seconds']:.3f} | "
+            f"{one['peak'] / 2**20:,.0f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+PRIOR: dict[str, dict[str, Any]] = {
+    "without class pictures": {},
+    "with class pictures": {"prior.class_prompt": "circle", "prior.class_pictures": 60, "preview.cfg_scale": CFG_SCALE},
+}
+
+
+def prior(name: str, work: Path, seeds: int, steps: int) -> dict[str, Any]:
+    """DreamBooth of one red heart on white as 'zorb circle': is a 'circle' still any circle?
+
+    Variety: share of circles, number of colours among them, and the mean distance of two pictures' pixels (of 255).
+    """
+    folder = work / name.replace(" ", "-")
+    host = make_host(folder)
+    target = folder / "pictures"
+    target.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        scene = random_scene(rng, [(SHAPE, "red", "white")], 0.0)
+        draw_scene(scene, (SIDE, SIDE)).save(target / f"{index}.png")
+        (target / f"{index}.txt").write_text(f"{TRIGGER} circle", encoding="utf-8")
+    values = COMMON | {
+        "dataset.folder": str(target), "training.max_steps": steps, "network.kind": "checkpoint",
+        "finetune.unet_lr": 3e-4, "finetune.text_encoder_lr": 3e-4, "preview.sampler": SAMPLER,
+    }  # fmt: skip
+    result = train(host, values | PRIOR[name])
+    judge = Judge()
+    for label, used in (("after", StandaloneHost(Path(result["file"]), folder)), ("before", host)):
+        drawn = pictures(used, "circle", range(300, 300 + seeds))
+        scores = judge.scores(drawn)
+        found = [judge.best(one, tuple(ALL_COLOURS))[0] for one in scores]
+        pixels = np.stack([np.asarray(one, np.float32) for one in drawn]).reshape(len(drawn), -1)
+        pairs = [float(np.abs(a - b).mean()) for index, a in enumerate(pixels) for b in pixels[index + 1 :]]
+        result[label] = {
+            "circles": share(judge, drawn, "circle"),
+            "colours": len(set(found)),
+            "commonest": max(found.count(colour) for colour in set(found)) / len(found),
+            "distance": float(np.mean(pairs)),
+        }
+    result["concept"] = share(
+        judge,
+        pictures(StandaloneHost(Path(result["file"]), folder), f"{TRIGGER} circle", range(300, 300 + seeds)),
+        SHAPE,
+    )
+    return result
+
+
+def prior_table(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| checkpoint | 'circle' is a circle | colours | share of the commonest | mean distance of two pictures | "
+        "'zorb circle' is a heart |",
+        "|---|---|---|---|---|---|",
+    ]
+    first = next(iter(results.values()))["before"]
+    rows = [("before training", first, None)] + [(n, one["after"], one["concept"]) for n, one in results.items()]
+    for name, seen, concept in rows:
+        learned = "" if concept is None else f"{concept:.0%}"
+        lines.append(
+            f"| {name} | {seen['circles']:.0%} | {seen['colours']} | {seen['commonest']:.0%} | "
+            f"{seen['distance']:.1f} | {learned} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--only", nargs="*", metavar="KIND")
+    parser.add_argument("--prior", action="store_true")
+    parser.add_argument("--work", type=Path, default=Path("demo/kinds"))
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    registry: dict[str, dict[str, Any]] = PRIOR if options.prior else KINDS
+    if options.alone:
+        measure = prior if options.prior else one_kind
+        print(json.dumps(measure(options.alone, options.work.absolute(), options.seeds, options.steps)))
+        return
+    results = {}
+    for name in options.only or registry:
+        kept = options.work / f"{'prior ' if options.prior else ''}{name} {options.seeds} {options.steps}.json"
+        if not kept.is_file():
+            started = time.monotonic()
+            command = [sys.executable, "-m", "miniature.kinds", "--alone", name, "--work", str(options.work)]
+            command += ["--seeds", str(options.seeds), "--steps", str(options.steps)]
+            done = subprocess.run(command + ["--prior"] * options.prior, check=True, stdout=subprocess.PIPE, text=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
+            print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        results[name] = json.loads(kept.read_text(encoding="utf-8"))
+    print(prior_table(results) if options.prior else table(results, options.seeds, options.steps))
+
+
+if __name__ == "__main__":
+    main()
