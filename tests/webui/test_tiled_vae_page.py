@@ -71,7 +71,7 @@ def test_open_choose_and_generate(page: Any, webui: Webui, tmp_path: Path) -> No
         box.fill(str(value))
         box.press("Tab")
     page.locator("#txt2img_generate").click()
-    expect(page.locator("#html_info_txt2img")).to_contain_text("VAE bands: Always", timeout=SLOW)
+    expect(page.locator("#html_info_txt2img").first).to_contain_text("VAE bands: Always", timeout=SLOW)
     assert webui.probe("vae_last") == ["decoder"]
     page.screenshot(path=tmp_path / "txt2img.png", full_page=True)
 
