@@ -259,6 +259,25 @@ def test_live_previews_decode_in_bands_too(webui: Webui) -> None:
         assert np.abs(np.asarray(image.convert("RGB")).astype(int) - plain).max() <= 1
 
 
+@pytest.mark.parametrize("circular", [False, True])
+def test_the_classes_of_sdxl(webui: Webui, circular: bool) -> None:
+    differences = webui.probe("vae_sgm", circular=circular)
+    assert set(differences) == {"Encoder", "Decoder"}
+    assert all(0 <= one <= 1e-4 for one in differences.values())
+
+
+def test_beside_the_other_extension_of_that_name(webui: Webui) -> None:
+    """The API finds each script by its own title."""
+    titles = webui.probe("vae_api")
+    assert {"Tiled VAE", TITLE} <= set(titles)
+    _, answer = draw(webui, alwayson_scripts={"Tiled VAE": {"args": [True]}, **ON["alwayson_scripts"]})
+    assert "The other one: on" in answer["info"] and "VAE bands: Always" in answer["info"]
+    webui.probe("vae_last")
+    _, answer = draw(webui, alwayson_scripts={"Tiled VAE": {"args": [True]}})
+    assert "The other one: on" in answer["info"] and "VAE bands" not in answer["info"]
+    assert webui.probe("vae_last") == []
+
+
 def test_unloading_puts_the_classes_back(webui: Webui) -> None:
     assert webui.probe("vae_unload") == [[False] * 4, [True] * 4, [True] * 4]
     assert webui.probe("vae_trace")["nested"] == [False] * 4

@@ -13,7 +13,7 @@ from modules import devices, processing, scripts, shared
 
 CHECKS = (
     "vae_trace", "vae_last", "vae_break", "vae_mend", "vae_slow", "vae_state_now", "vae_api", "vae_unload",
-    "vae_default",
+    "vae_default", "vae_sgm",
 )  # fmt: skip
 _broken = contextlib.ExitStack()
 
@@ -134,6 +134,35 @@ def vae_unload() -> list[list[bool]]:
     for change in (ours.uninstall, ours.install, ours.install):
         change()
         found.append([hasattr(kind.forward, ours.ORIGINAL) for kind in ours._classes()])
+    return found
+
+
+def vae_sgm(circular: bool) -> dict[str, float]:
+    """SDXL's classes on their own: the largest difference between bands and untiled, in standard deviations."""
+    from sgm.modules.diffusionmodules.model import Decoder, Encoder
+
+    ours, found = _ours(), {}
+    settings = {
+        "ch": 32, "out_ch": 3, "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "attn_resolutions": [], "in_channels": 3,
+        "resolution": 64, "z_channels": 4, "attn_type": "vanilla",
+    }  # fmt: skip
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for kind, shape in ((Encoder, (1, 3, 104, 72)), (Decoder, (1, 4, 13, 9))):
+            module = kind(**settings).eval()
+            for one in module.modules():
+                if isinstance(one, torch.nn.Conv2d):
+                    one.padding_mode = "circular" if circular else "zeros"
+            given = torch.randn(shape)
+            expected = module(given)
+            ours.switch.begin(processing.StableDiffusionProcessingTxt2Img(), ours.settings(True, 0, False))
+            try:
+                banded = module(given)
+                plans = list(ours.switch.job.plans)
+            finally:
+                ours.switch.end()
+            assert plans, "it did not run in bands"
+            found[kind.__name__] = float((banded - expected).abs().max() / expected.std())
     return found
 
 
