@@ -18,7 +18,7 @@ MIN_BAND = 1 << 20
 BAND_SHARE = 32
 """A band of any map holds as many elements as this part of the widest map as large as the picture."""
 HALVINGS = 5
-UNTILED_COPIES = 3.5
+UNTILED_COPIES = 4
 """Of its input, that a residual block makes at its widest: itself, normed, activated, and the kernel's own."""
 
 
