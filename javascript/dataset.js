@@ -173,6 +173,8 @@
         const chip = target.closest && target.closest(".dataset-chip");
         if (chip && onKeyOnChip(event, chip)) return;
         const key = event.key;
+        // Space and Enter belong to the button, box or heading that has the focus
+        if ((key === " " || key === "Enter") && target.closest && target.closest("button, input, summary, a")) return;
         const command = event.ctrlKey || event.metaKey
             ? {z: {do: event.shiftKey ? "redo" : "undo"}, Z: {do: "redo"}, y: {do: "redo"}, a: {do: "select", what: "all"}}[key]
             : {ArrowLeft: {do: "move", by: -1}, ArrowRight: {do: "move", by: 1}, Escape: {do: "select", what: "none"},

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_trainer.captions.edits import EDITS, edit_fields, make_edit
-from lib_trainer.captions.filters import Record, parse_filter
+from lib_trainer.captions.filters import Record, keyed, parse_filter
 from lib_trainer.captions.findings import all_findings, pictures_of
 from lib_trainer.captions.knowledge import read_knowledge
 from lib_trainer.captions.plans import (
@@ -131,7 +131,9 @@ def _keys(editor: Editor, options: argparse.Namespace) -> list[str]:
         caption = editor.caption(key)
         size = facts.size(key) if "size" in chosen.needs else None
         tokens = count(caption) if "tokens" in chosen.needs else None
-        record = Record(key, item.folder, caption, tokens, size, {}, {}, troubles.get(key, ()))
+        scores = keyed(editor.scores.scores(editor.root / key)) if "scores" in chosen.needs else {}
+        origins = keyed(editor.scores.origins(editor.root / key)) if "scores" in chosen.needs else {}
+        record = Record(key, item.folder, caption, tokens, size, scores, origins, troubles.get(key, ()))
         if chosen.matches(record):
             found.append(key)
     if not found:

@@ -31,10 +31,19 @@ cached_key = lru_cache(maxsize=1 << 17)(tag_key)
 class CaptionError(DatasetError):
     """A caption file is not UTF-8 text. `guess` is an encoding that reads it, or an empty text."""
 
-    def __init__(self, path: Path, guess: str) -> None:
+    def __init__(self, path: Path | str, guess: str) -> None:
         remedy = f"it reads as {guess}, and can be converted" if guess else "save it again with that encoding"
         super().__init__(f"The caption '{path}' is not UTF-8 text: {remedy}.")
         self.path, self.guess = path, guess
+
+    def converted(self, data: bytes, encoding: str = "") -> bytes:
+        """The file's bytes in UTF-8, read as `encoding` or as guessed. Raises `DatasetError` where it does not fit."""
+        name = encoding.strip() or self.guess
+        try:
+            return data.decode(name).encode("utf-8")
+        except (UnicodeError, LookupError):
+            which = name or "any encoding"
+            raise DatasetError(f"The caption '{self.path}' does not read as {which}: name another.") from None
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Caption:
         return cls(tuple(tags), (*gaps, gap), bom)
 
     @classmethod
-    def read(cls, data: bytes, path: Path = Path("caption.txt")) -> Caption:
+    def read(cls, data: bytes, path: Path | str = "caption.txt") -> Caption:
         """Raises `CaptionError` naming `path` where the bytes are not UTF-8."""
         bom = data.startswith(codecs.BOM_UTF8)
         try:
@@ -170,7 +179,10 @@ class Caption:
 
     def change(self, replace: Callable[[str], Sequence[str]]) -> Caption:
         """Every tag replaced by those that `replace` names: none removes it, several stand in its place."""
-        answers = [tuple(replace(tag)) for tag in self.tags]
+        answers = [replace(tag) for tag in self.tags]
+        if all(len(answer) == 1 for answer in answers):
+            tags = tuple([answer[0] for answer in answers])
+            return self if tags == self.tags else self.retag(tags)
         result = self.retag([answer[0] if answer else tag for tag, answer in zip(self.tags, answers, strict=True)])
         for index in reversed(range(len(answers))):
             if len(answers[index]) > 1:

@@ -34,6 +34,9 @@ class Facts:
 class Edit(Protocol):
     """Turns a caption into another. Raises `ConfigError` for values that cannot be meant."""
 
+    @property
+    def needs_scores(self) -> bool: ...
+
     def check(self) -> None: ...
 
     def label(self) -> str:
@@ -67,6 +70,9 @@ def single_tags(text: str, what: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Plain:
+    needs_scores = False
+    """Whether it reads the tagger's scores and origins, which are looked up picture by picture."""
+
     def check(self) -> None:
         """Most edits cannot be wrong."""
 

@@ -33,6 +33,8 @@ class Deduplicate(Plain):
 class SortTags(Plain):
     """Sort tags"""
 
+    needs_scores = True
+
     by: Literal["alphabet", "frequency", "score"] = option(
         "By", "Frequency in the chosen pictures and the tagger's score: highest first.", "frequency"
     )

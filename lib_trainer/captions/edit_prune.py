@@ -71,6 +71,8 @@ class PruneByShare(Plain):
 class PruneByScore(Plain):
     """Prune by score"""
 
+    needs_scores = True
+
     below: float = option("Below", "Tags that the tagger scored below this are removed, 0 to 1.", 0.35)
     unscored: bool = option(
         "Without a score too", "Also remove tags of the tagger's vocabulary that it did not keep.", False

@@ -15,13 +15,14 @@ import operator
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edit_base import Memory
 from lib_trainer.captions.tags import TagPatterns, compile_expression, searched
 from lib_trainer.errors import ConfigError
 
+Value = TypeVar("Value")
 NUMBERS = ("tokens", "tags", "width", "height", "pixels", "aspect", "score")
 TEXTS = ("folder", "name", "origin", "trouble", "caption", "tag", "group")
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -52,6 +53,11 @@ class Record:
     scores: Mapping[str, float] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     troubles: Collection[str] = ()
+
+
+def keyed(values: Mapping[str, Value]) -> dict[str, Value]:
+    """The same by `tag_key`."""
+    return {cached_key(tag): value for tag, value in values.items()}
 
 
 Predicate: TypeAlias = Callable[[Record], bool]
@@ -217,8 +223,9 @@ class _Parser:
 
 def _has_origin(record: Record, glob: re.Pattern[str]) -> bool:
     origins = [record.origins.get(key, "").casefold() for key in record.caption.keys]
-    # any model is meant by 'model', and what nobody recorded is 'unknown'
-    names = [("unknown",) if not one else (one,) if one == "hand" else (one, "model") for one in origins]
+    # any model is meant by 'model'; what nobody recorded is 'unknown', and where others are, by hand too
+    unrecorded = ("unknown", "hand") if record.origins else ("unknown",)
+    names = [unrecorded if not one else (one,) if one == "hand" else (one, "model") for one in origins]
     return any(glob.match(name) for some in names for name in some)
 
 

@@ -207,7 +207,8 @@ class FoldIntoTrigger(Plain):
             raise ConfigError(f"Trigger word: {min(own)} is also one of the tags that would be removed; protect it.")
 
     def label(self) -> str:
-        return f"{self.title}: {len(self.tags)} tags into {self.trigger.strip()}"
+        count = "1 tag" if len(self.tags) == 1 else f"{len(self.tags)} tags"
+        return f"{self.title}: {count} into {self.trigger.strip()}"
 
     def apply(self, caption: Caption, facts: Facts) -> Caption:
         pruned = caption.remove(lambda tag: cached_key(tag) in self.tags)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from lib_trainer.captions.document import Caption, CaptionError, cached_key
@@ -33,23 +33,29 @@ class Editor:
     def __init__(self, folder: Path | str, scores: TagScores | None = None) -> None:
         self.lock = threading.RLock()
         self.scores: TagScores = scores or NoScores()
-        self.root = open_library(folder, may_be_empty=True).root
-        if not (self.root / HIDDEN / "history.sqlite").exists():
-            open_library(self.root)
+        self.library: Library = open_library(folder, may_be_empty=True)
+        self.root = self.library.root
+        if not self.library.items and not (self.root / HIDDEN / "history.sqlite").exists():
+            open_library(self.root)  # raises: there is nothing to edit, nor was there ever
         self.history = History(self.root)
         self._captions: dict[str, Caption] = {}
         self.unreadable: dict[str, CaptionError | DatasetError] = {}
         self._owners: dict[str, tuple[str, ...]] = {}
         self._spellings: tuple[int, dict[str, str]] = (-1, {})
         self.version = 0  # grows with every change of what is held here
-        self.reload()
+        self._take_over(self.library)
+        if self.history.recovered:
+            self.reload()
 
     def reload(self) -> None:
         """Read the folder and every caption again."""
+        self._take_over(open_library(self.root, may_be_empty=True))
+
+    def _take_over(self, library: Library) -> None:
         with self.lock:
             self.version += 1
             self._revision = self.history.revision
-            self.library: Library = open_library(self.root, may_be_empty=True)
+            self.library = library
             self.items: dict[str, Item] = {item.key: item for item in self.library.items}
             owners: dict[str, list[str]] = {}
             for item in self.library.items:
@@ -61,18 +67,22 @@ class Editor:
                 self._read(path)
 
     def _read(self, path: str) -> None:
-        self._captions.pop(path, None)
-        self.unreadable.pop(path, None)
         try:
-            data = read(self.root / path)
-            if data is not None:
-                self._captions[path] = Caption.read(data, self.root / path)
-        except CaptionError as error:
-            self.unreadable[path] = error
+            self._take(path, read(f"{self.root}/{path}"))
         except OSError as error:
             self.unreadable[path] = DatasetError(
                 f"The caption '{self.root / path}' cannot be read ({error.strerror or error}): check its permissions."
             )
+
+    def _take(self, path: str, data: bytes | None) -> None:
+        """Hold what a file says, or that it is gone."""
+        self._captions.pop(path, None)
+        self.unreadable.pop(path, None)
+        try:
+            if data is not None:
+                self._captions[path] = Caption.read(data, f"{self.root}/{path}")
+        except CaptionError as error:
+            self.unreadable[path] = error
 
     def follow(self) -> bool:
         """Read again if another editor of this set has changed something. Says whether it has."""
@@ -128,10 +138,15 @@ class Editor:
             chosen = self.keys if keys is None else [key for key in keys if key in self.items]
             counts = self.counts(chosen)
 
+            if not edit.needs_scores:
+                facts = Facts(counts, len(chosen))
+                return self.preview_function(edit.label(), lambda key, caption: edit.apply(caption, facts), chosen)
+
             def after(key: str, caption: Caption) -> Caption:
                 scores = {cached_key(tag): score for tag, score in self.scores.scores(self.root / key).items()}
-                origins = self.scores.origins(self.root / key)
-                by_hand = frozenset(cached_key(tag) for tag, origin in origins.items() if origin == "hand")
+                origins = {cached_key(tag): one for tag, one in self.scores.origins(self.root / key).items()}
+                # where origins are recorded, a tag without one was written by a person, or came with the set
+                by_hand = frozenset(one for one in caption.keys if origins and origins.get(one, "hand") == "hand")
                 return edit.apply(caption, Facts(counts, len(chosen), scores, by_hand))
 
             return self.preview_function(edit.label(), after, chosen)
@@ -172,14 +187,15 @@ class Editor:
         self._follow_steps(steps)
         return entry
 
-    def _follow_steps(self, steps: Sequence[Step]) -> None:
+    def _follow_steps(self, steps: Sequence[Step], undone: bool = False) -> None:
         """Take over what was just written, without reading everything again."""
         if any(isinstance(step, Move) or (step.path not in self._owners) for step in steps):
             self.reload()
             return
         self.version += 1
         for step in steps:
-            self._read(step.path)
+            if isinstance(step, Change):
+                self._take(step.path, step.before if undone else step.after)
         self._revision = self.history.revision
         existing = (self.library.captions | {step.path for step in steps}) & (
             self._captions.keys() | self.unreadable.keys()
@@ -204,11 +220,11 @@ class Editor:
                 return None
             return self._commit(f"Caption of {key}", [Change(path, data, caption.encode())])
 
-    def undo(self) -> Entry:
-        """Take back the last transaction."""
+    def undo(self, leaving: Collection[str] = ()) -> Entry:
+        """Take back the last transaction; `leaving`: captions that stay as another program left them."""
         with self.lock:
-            entry = self.history.undo()
-            self._follow_steps(self.history.steps(entry.id))
+            entry = self.history.undo(leaving)
+            self._follow_steps(self.history.steps(entry.id), undone=True)
             return entry
 
     def redo(self) -> Entry:
@@ -246,7 +262,7 @@ class Editor:
             data = read(self.root / path)
             if not isinstance(error, CaptionError) or data is None:
                 raise DatasetError(f"The caption '{path}' need not be converted.")
-            return self._commit(f"Convert {path} to UTF-8", [Change(path, data, converted(error, data, encoding))])
+            return self._commit(f"Convert {path} to UTF-8", [Change(path, data, error.converted(data, encoding))])
 
     def convert_all(self) -> Entry:
         """Convert every caption whose encoding could be guessed, as one transaction."""
@@ -255,7 +271,7 @@ class Editor:
             for path, error in self.unreadable.items():
                 data = read(self.root / path)
                 if isinstance(error, CaptionError) and error.guess and data is not None:
-                    steps.append(Change(path, data, converted(error, data, "")))
+                    steps.append(Change(path, data, error.converted(data)))
             return self._commit(f"Convert {len(steps)} captions to UTF-8", steps)
 
     def outside_changes(self) -> list[Conflict]:
@@ -274,7 +290,10 @@ class Editor:
     def take_snapshot(self, name: str) -> None:
         """Keep the captions as they are under a name."""
         with self.lock:
-            self.history.take_snapshot(name, self._contents())
+            paths = [path for path in self._owners if path not in self.unreadable]
+            self.history.take_snapshot(
+                name, {path: self._captions[path].encode() if path in self._captions else None for path in paths}
+            )
 
     def compare_snapshot(self, name: str) -> Preview:
         """What restoring a snapshot would do. Pictures that came later keep their captions."""
@@ -289,21 +308,3 @@ class Editor:
                 if before != after:
                     altered.append(Altered(path, self._owners[path], before, after))
             return Preview(f"Restore the snapshot {name}", tuple(altered), len(kept), self._revision)
-
-    def _contents(self) -> Mapping[str, bytes | None]:
-        return {
-            path: self._captions[path].encode() if path in self._captions else None
-            for path in self._owners
-            if path not in self.unreadable
-        }
-
-
-def converted(error: CaptionError, data: bytes, encoding: str) -> bytes:
-    """The bytes in UTF-8. Raises `DatasetError` where the encoding does not fit."""
-    name = encoding.strip() or error.guess
-    try:
-        return data.decode(name).encode("utf-8")
-    except (UnicodeError, LookupError):
-        raise DatasetError(
-            f"The caption '{error.path}' does not read as {name or 'any encoding'}: name another."
-        ) from None

@@ -1,10 +1,10 @@
 """Edits of a set's files as transactions: all of one or none of it, undone and redone, across restarts.
 
 `<set>/.trainer/history.sqlite` is the journal. A transaction is written there with the bytes before and after, and
-marked as pending, before a file is touched; new contents are staged beside it, then renamed over the old ones, and the
-mark is taken away. Who finds a pending mark without its writer (which holds a lock of the operating system, so a killed
-process holds none) puts everything back. Files are compared with what is expected of them before anything is changed:
-what another program has written is a conflict, never overwritten.
+marked as pending, before a file is touched; then the files are written, and the mark is taken away. Who finds a pending
+mark without its writer (which holds a lock of the operating system, so a killed process holds none) puts everything
+back. Files are compared with what is expected of them before anything is changed: what another program has written is a
+conflict, never overwritten.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from lib_trainer.dataset.file_moves import (
     Move,
     Step,
     apply_steps,
-    clean_staging,
     put_back,
     reverse,
 )
@@ -124,9 +123,12 @@ class History:
                 database.execute("DELETE FROM entry WHERE undone")
         return next(entry for entry in self.entries() if entry.id == number)
 
-    def undo(self) -> Entry:
-        """Take back the last transaction. Raises as `commit` does, and `DatasetError` where there is none."""
-        return self._turn("SELECT max(id) FROM entry WHERE NOT undone", "undo")
+    def undo(self, leaving: Collection[str] = ()) -> Entry:
+        """Take back the last transaction. Raises as `commit` does, and `DatasetError` where there is none.
+
+        `leaving`: paths that stay as another program left them; they are no longer part of the transaction.
+        """
+        return self._turn("SELECT max(id) FROM entry WHERE NOT undone", "undo", leaving)
 
     def redo(self) -> Entry:
         """Do again what was undone last."""
@@ -185,23 +187,28 @@ class History:
                 self.recovered = self._recover(self._db()) or self.recovered
                 yield self._db()
 
-    def _turn(self, query: str, word: str) -> Entry:
+    def _turn(self, query: str, word: str, leaving: Collection[str] = ()) -> Entry:
         if not self.path.exists():
             raise DatasetError(f"There is nothing to {word}.")
         with self.writing() as database:
             number = database.execute(query).fetchone()[0]
             if number is None:
                 raise DatasetError(f"There is nothing to {word}.")
-            steps = self._read_steps(database, number)
+            left = [step for step in self._read_steps(database, number) if step.path in leaving]
             with database:
+                database.executemany(
+                    "DELETE FROM step WHERE entry = ? AND path = ?", [(number, step.path) for step in left]
+                )
+                database.execute("UPDATE entry SET files = files - ? WHERE id = ?", (len(left), number))
                 database.execute("INSERT INTO pending VALUES (?, ?)", (number, word))
+            steps = self._read_steps(database, number)
             self._carry_out(database, number, reverse(steps) if word == "undo" else steps, undone=word == "undo")
         return next(entry for entry in self.entries() if entry.id == number)
 
     def _carry_out(self, database: sqlite3.Connection, number: int, steps: Sequence[Step], *, undone: bool) -> None:
         """Change the files and take the pending mark away; or put everything back, mark and all."""
         try:
-            apply_steps(self.root, self.folder / "staging", steps)
+            apply_steps(self.root, steps)
             with database:
                 database.execute("UPDATE entry SET undone = ? WHERE id = ?", (undone, number))
                 database.execute("DELETE FROM pending")
@@ -215,7 +222,7 @@ class History:
         said = ""
         for number, direction in database.execute("SELECT entry, direction FROM pending").fetchall():
             steps = self._read_steps(database, number)
-            foreign = put_back(self.root, self.folder / "staging", reverse(steps) if direction == "undo" else steps)
+            foreign = put_back(self.root, reverse(steps) if direction == "undo" else steps)
             label = database.execute("SELECT label FROM entry WHERE id = ?", (number,)).fetchone()[0]
             with database:
                 if direction == "do":
@@ -227,7 +234,6 @@ class History:
             if foreign:
                 said += f" {len(foreign)} files were changed by another program since and were left alone: "
                 said += ", ".join(foreign[:3]) + "."
-        clean_staging(self.folder / "staging")
         return said
 
     def _write_steps(self, database: sqlite3.Connection, number: int, steps: Sequence[Step]) -> None:

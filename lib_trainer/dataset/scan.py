@@ -138,6 +138,13 @@ def read_caption(path: Path) -> str:
     return result
 
 
+def without_keep_mark(caption: str) -> str:
+    """sd-scripts' keep-token separator `|||` as a comma: tags are not shuffled here, and it is not trained as text."""
+    if "|||" not in caption:
+        return caption
+    return re.sub(r"\s*,?\s*\|\|\|\s*,?\s*", ", ", caption).strip(", ")
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sorts 'b2' before 'B10'; the name itself settles ties."""
     parts = re.split(r"(\d+)", name.casefold())
@@ -189,7 +196,7 @@ class _Reader:
                 self.skipped.append(Skipped(path, error.reason))
                 continue
             caption_name = listing.captions.get(os.path.splitext(name)[0])
-            caption = read_caption(listing.folder / caption_name) if caption_name else ""
+            caption = without_keep_mark(read_caption(listing.folder / caption_name)) if caption_name else ""
             caption = with_trigger(caption, self.trigger_word) or concept
             self.samples.append(Sample(path, caption, repeats, concept, size))
 

@@ -9,7 +9,7 @@ from lib_trainer.errors import DatasetError, TrainerError
 from lib_trainer.ui import dataset_checking, dataset_editing, dataset_looking
 from lib_trainer.ui import dataset_html as html
 from lib_trainer.ui.dataset_common import Answer, Values
-from lib_trainer.ui.dataset_view import SetPool, View
+from lib_trainer.ui.dataset_view import PAGE, SetPool, View
 from lib_trainer.ui.dataset_work import conflict_html, preview_html, work_html
 from lib_trainer.ui.status import notice_html
 
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[[View, Values], Answer]] = {
     "apply": dataset_editing.apply,
     "cancel": dataset_editing.cancel,
     "undo": dataset_editing.undo,
+    "undo-others": dataset_editing.undo_others,
     "redo": dataset_editing.redo,
     "trash": dataset_editing.trash,
     "convert": dataset_editing.convert,
@@ -72,13 +73,15 @@ class DatasetActions:
                 notice = answer or ""
         except ConflictError as conflict:
             notice, error = str(conflict), True
-            view.conflicts = conflict.conflicts
+            view.conflicts, view.undoing = conflict.conflicts, command.get("do") == "undo"
         except TrainerError as problem:
             notice, error = str(problem), True
         if command.get("do") == "check-typed" and view.shown and not notice:  # at every key: nothing else has changed
             return view.shown | {"marks": html.marks_html(view, extra["hint"], extra["focus"])}
         self._number += 1
         panels = self.render(view, extra)
+        if view.open is not None:
+            view.open.look_ahead(view.keys()[(view.page + 1) * PAGE : (view.page + 2) * PAGE])
         panels["notice"] = notice_html(notice, error=error, number=self._number)
         return panels
 
@@ -94,9 +97,13 @@ class DatasetActions:
     def _open(self, view: View, values: Values) -> str:
         opened = self.pool.open(str(values.get("folder", "")))
         view.__dict__.update(View(open=opened, trigger=str(values.get("trigger", ""))).__dict__)
-        told = opened.editor.history.recovered
+        told = [opened.editor.history.recovered, f"{len(opened.editor.items):,} pictures are open."]
         opened.editor.history.recovered = ""
-        return told or f"{len(opened.editor.items):,} pictures are open."
+        if opened.editor.unreadable:
+            told.append(
+                f"{len(opened.editor.unreadable):,} captions cannot be read: the Check tab lists and converts them."
+            )
+        return " ".join(filter(None, told))
 
     def render(self, view: View, extra: Mapping[str, str]) -> dict[str, str]:
         """All panels."""

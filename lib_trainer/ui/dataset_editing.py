@@ -43,6 +43,15 @@ def undo(view: View, values: Values) -> str:
     return f"Undone: {opened_set(view).editor.undo().label}."
 
 
+def undo_others(view: View, values: Values) -> str:
+    """Take back what no other program has changed; what it has stays as it is."""
+    leaving = [conflict.path for conflict in view.conflicts]
+    entry = opened_set(view).editor.undo(leaving)
+    opened_set(view).editor.reload()
+    view.conflicts, view.undoing = (), False
+    return f"Undone but for {len(leaving):,} captions: {entry.label}."
+
+
 def redo(view: View, values: Values) -> str:
     view.preview = None
     return f"Done again: {opened_set(view).editor.redo().label}."
@@ -64,7 +73,7 @@ def convert(view: View, values: Values) -> str:
 
 
 def reload(view: View, values: Values) -> str:
-    view.conflicts, view.mine, view.preview = (), None, None
+    view.conflicts, view.mine, view.preview, view.undoing = (), None, None, False
     opened_set(view).editor.reload()
     return "The folder was read again."
 

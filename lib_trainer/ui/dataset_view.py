@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-from lib_trainer.captions.document import Caption, cached_key
-from lib_trainer.captions.filters import Filter, Record, parse_filter
+from lib_trainer.captions.document import Caption
+from lib_trainer.captions.filters import Filter, Record, keyed, parse_filter
 from lib_trainer.captions.findings import all_findings, pictures_of
 from lib_trainer.captions.knowledge import Knowledge, TagScores, read_knowledge
 from lib_trainer.captions.plans import Implied, Trait
@@ -21,7 +20,6 @@ from lib_trainer.dataset.file_moves import Conflict
 from lib_trainer.dataset.previews import Preview
 from lib_trainer.dataset.report import Report
 
-Value = TypeVar("Value")
 PAGE = 60
 """Pictures on one page of the gallery."""
 OF_PICTURES = {
@@ -43,6 +41,13 @@ class OpenSet:
     report_version: int = 0
     job: CheckJob | None = None
     _troubles: tuple[int, dict[str, set[str]]] | None = None
+    _ahead: threading.Thread | None = None
+
+    def look_ahead(self, keys: Sequence[str]) -> None:
+        """Decode the pictures that will probably be looked at next, one page at a time."""
+        if keys and (self._ahead is None or not self._ahead.is_alive()):
+            self._ahead = threading.Thread(target=self.facts.get, args=(keys,), daemon=True, name="dataset-ahead")
+            self._ahead.start()
 
     @property
     def version(self) -> int:
@@ -105,11 +110,6 @@ class SetPool:
             return self._sets[root]
 
 
-def keyed(values: Mapping[str, Value]) -> dict[str, Value]:
-    """The same by `tag_key`."""
-    return {cached_key(tag): value for tag, value in values.items()}
-
-
 @dataclass
 class View:
     """One tab's state. `only` (with `only_title`): pictures of a finding that is being looked at."""
@@ -132,6 +132,7 @@ class View:
     implied: Sequence[Implied] = ()
     conflicts: Sequence[Conflict] = ()
     mine: tuple[str, Caption] | None = None
+    undoing: bool = False
     large: tuple[str, str] = ("", "")
     shown: dict[str, str] = field(default_factory=dict)
     _found: tuple[object, list[str]] | None = None

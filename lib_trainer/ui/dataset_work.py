@@ -274,7 +274,9 @@ def conflict_html(view: View) -> str:
     return (
         '<div class="dataset-conflict" role="alert"><b>Changed outside of this editor; nothing was overwritten.</b>'
         '<table class="dataset-list"><thead><tr><th>Caption</th><th>Known here</th><th>On the disk</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>{mine}{button('Read the folder again', 'reload')}</div>"
+        f"<tbody>{rows}</tbody></table>{mine}{button('Read the folder again', 'reload')} "
+        + (button("Undo the others", "undo-others", title="These captions stay as they are") if view.undoing else "")
+        + "</div>"
     )
 
 

@@ -48,7 +48,7 @@ RECORDS = [
         ("tags=0", "c"),
         ("score(smile)>0.5", "a"),
         ("score(smile)<0.5", "b"),
-        ("origin:hand", "a"),
+        ("origin:hand", "ad"),
         ("origin:model", "d"),
         ("trouble:empty", "c"),
         ('caption:"1boy, saber"', "b"),

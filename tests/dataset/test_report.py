@@ -17,6 +17,7 @@ from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import FactsCache, duplicates, near_duplicates
 from lib_trainer.dataset.library import open_library
 from lib_trainer.dataset.report import Report, bucket_of, make_report
+from lib_trainer.dataset.scan import scan_folder
 from miniature.world import combos, draw, random_scene
 
 
@@ -174,3 +175,10 @@ def test_a_library_lists_what_the_trainer_reads_and_what_it_does_not(root: Path)
     assert {item.folder: (item.repeats, item.concept) for item in library.items} == {
         "2_bruno": (2, "bruno"), "10_alba": (10, "alba"), "notes": (0, ""),
     }  # fmt: skip
+
+
+def test_the_keep_token_separator_is_not_trained_as_text(tmp_path: Path) -> None:
+    scene(1, (64, 64)).save(tmp_path / "a.png")
+    for text, read in (("a ||| b, c", "a, b, c"), ("a,|||,b", "a, b"), ("a, |_|", "a, |_|")):
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+        assert scan_folder(tmp_path, trigger_word="", repeats=1).samples[0].caption == read

@@ -161,6 +161,18 @@ def test_an_edit_is_previewed_applied_and_undone(tab: Tab) -> None:
     assert "No picture is chosen" in tab("preview", edit="dedupe", scope="selection")
 
 
+def test_undo_is_refused_for_what_changed_outside_and_done_for_the_rest(tab: Tab) -> None:
+    before = tab.text("1.txt")
+    tab("preview", edit="remove", values={"tags": "smile"})
+    tab("apply")
+    (tab.root / "3_alba" / "3.txt").write_text("theirs", encoding="utf-8")
+    assert "changed outside" in tab("undo")
+    assert "Undo the others" in tab.panels["preview"]
+    assert "Undone but for 1 captions: Remove smile." in tab("undo-others")
+    assert tab.text("1.txt") == before and tab.text("3.txt") == "theirs"
+    assert "Undo the others" not in tab.panels["preview"]
+
+
 def test_plans_propose_preview_and_apply(tab: Tab) -> None:
     tab("tab", tab="prune")
     for school in ("delete-all", "delete-some", "keep-all", "style"):
