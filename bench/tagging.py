@@ -9,7 +9,9 @@ within each round, so that a machine that slows down slows all of them:
   bare    session.run on batches that are ready in memory: what no tagger can beat
   ours    `score_pictures`: reading, hashing, decoding, fitting, the session, and the scores into SQLite
   serial  one picture after the other, padded at full size, batch 1: what the taggers of the WebUI do
-With --threads 1 the session leaves the other cores to the decoders, as a graphics card does.
+With --threads 1 the session leaves the other cores to the decoders, as a graphics card does. --card MS goes further:
+in place of the session stands a wait of so many milliseconds a picture, which shows how well the rest overlaps with a
+device that needs no processor, also on a machine whose cores others use.
 """
 
 from __future__ import annotations
@@ -169,13 +171,30 @@ def serial(tagger: Tagger, folder: Path, count: int) -> Cost:
     return watch.per(len(pictures))
 
 
-def measure_batches(count: int, rounds: int, threads: int, blocks: int) -> None:
+class Waiting:
+    """A tagger whose scores cost time and no processor, as on a card. The scores mean nothing."""
+
+    def __init__(self, tagger: Any, milliseconds: float) -> None:
+        self._tagger, self._seconds = tagger, milliseconds / 1000
+        self._row = np.random.default_rng(3).random(OUTPUTS, dtype=np.float32) ** 6
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tagger, name)
+
+    def scores(self, batch: Any) -> Any:
+        time.sleep(self._seconds * len(batch))
+        return np.tile(self._row, (len(batch), 1))
+
+
+def measure_batches(count: int, rounds: int, threads: int, blocks: int, card: float) -> None:
     """Ours sees every picture; bare is timed before and after it, serial on a share, which is enough for a rate."""
     costs: dict[str, list[Cost]] = {"bare": [], "ours": [], "serial": []}
     memory: list[list[float]] = []
     with tempfile.TemporaryDirectory() as place:
         build_model(Path(place) / "model", blocks)
         tagger: Any = at(Path(place) / "model").open(device="cpu", threads=threads)
+        if card:
+            tagger = Waiting(tagger, card)
         each = count // rounds
         draw_pictures(Path(place) / "pictures", each)
         bare(tagger, 8)
@@ -188,7 +207,8 @@ def measure_batches(count: int, rounds: int, threads: int, blocks: int) -> None:
             costs["serial"].append(serial(tagger, Path(place) / "pictures", each // 5))
             told = ", ".join(f"{name} {own[-1].clock:.3f} s" for name, own in costs.items())
             print(f"round {number + 1}: {told} a picture", file=sys.stderr, flush=True)
-    tell_batches(f"{count} pictures in {rounds} rounds, {threads or 'all'} threads in the session", costs, memory)
+    device = f"a wait of {card:g} ms a picture" if card else f"{threads or 'all'} threads in the session"
+    tell_batches(f"{count} pictures in {rounds} rounds, {device}", costs, memory)
 
 
 def tell_batches(what: str, costs: dict[str, list[Cost]], memory: list[list[float]]) -> None:
@@ -250,10 +270,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--blocks", type=int, default=12, help="how costly the model is (12: about 13 GFLOP a picture)")
+    parser.add_argument("--card", type=float, default=0, metavar="MS", help="a wait in place of the model")
     parser.add_argument("--thresholds", action="store_true", help="only the thresholds over cached scores")
     options = parser.parse_args()
     if not options.thresholds:
-        measure_batches(options.count, options.rounds, options.threads, options.blocks)
+        measure_batches(options.count, options.rounds, options.threads, options.blocks, options.card)
     measure_thresholds(10_000)
 
 

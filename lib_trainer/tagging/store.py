@@ -259,6 +259,9 @@ class ScoreStore:
         return {names[number]: score for number, score in zip(numbers, np.frombuffer(scores, "<f4").tolist())}
 
     def _model_id(self, base: sqlite3.Connection, fingerprint: str, name: str, labels: Labels) -> int:
+        row = base.execute("SELECT id FROM models WHERE fingerprint = ?", (fingerprint,)).fetchone()
+        if row is not None:
+            return int(row[0])
         text = json.dumps([labels.names, labels.categories, labels.counts], ensure_ascii=False)
         base.execute(
             "INSERT OR IGNORE INTO models (fingerprint, name, labels) VALUES (?, ?, ?)", (fingerprint, name, text)

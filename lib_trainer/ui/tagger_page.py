@@ -100,6 +100,7 @@ def _lay_out_download(make: Maker, parts: dict[str, Any], *, opened: bool) -> No
             choices=choices,
             value=choices[1],
             label="From the model hub (0.3 to 1.3 GB)",
+            classes=["trainer-wide"],
             info="HF_ENDPOINT names a mirror. Nothing is fetched before you press the button.",
         )
         parts["download"] = make(gr.Button, "download", value="Download", size="sm")
