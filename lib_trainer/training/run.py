@@ -240,8 +240,9 @@ class Run:
     def _save(self, path: Path, *, final: bool) -> None:
         facts = run_metadata(self.facts, step=self.step, epoch=self.epoch, cover=self.cover)
         self.recipe.save(path, facts, overwrite=False)
-        self.last_saved = (self.step, path)
-        self.emit(ev.Saved(self.step, path, final))
+        result = result_path(path, self.job)
+        self.last_saved = (self.step, result)
+        self.emit(ev.Saved(self.step, result, final))
 
     def _keep(self) -> Path | None:
         """After a failure: the file with the newest good weights, written now if there is none of this step.
@@ -260,7 +261,7 @@ class Run:
         except Exception:
             logger.warning("The weights of step %d could not be kept", self.step, exc_info=True)
             return written
-        return path
+        return result_path(path, self.job)
 
     def _explain(self, error: Exception) -> TrainerError:
         if not is_out_of_memory(error):
