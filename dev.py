@@ -187,6 +187,8 @@ def run(*arguments: str) -> int:
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUTF8": "1",
+        # threads that wait for each other sleep: where other work has a core, spinning takes several times as long
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     environment.pop("PYTHONHOME", None)
     code = subprocess.run([str(PYTHON), *arguments], cwd=ROOT, env=environment, check=False).returncode

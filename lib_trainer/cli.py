@@ -1,4 +1,4 @@
-"""The command line: `train` a job file, `serve` the standalone page, list the `options`.
+"""The command line: `train` a job file, `tag` a folder, `serve` the standalone page, list the `options`.
 
 Heavy packages are imported by the commands that use them, so that `--help` and a mistake in a job file answer at once.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lib_trainer import __version__
+from lib_trainer import __version__, cli_captions, cli_tag
 from lib_trainer.config import JobConfig, load_job
 from lib_trainer.errors import ConfigError, TrainerError
 from lib_trainer.options_doc import options_markdown, options_text
@@ -82,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--open", action="store_true", help="open a browser")
     serve.set_defaults(run=_serve)
 
+    cli_tag.add_parser(commands)
+    cli_captions.add_parser(commands)
     listing = commands.add_parser("options", help="list every option of a job")
     listing.add_argument("--markdown", action="store_true", help="as docs/options.md has it")
     listing.set_defaults(run=_options)
@@ -192,7 +194,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     host = StandaloneHost(checkpoint, options.root.absolute())
     runner = process_runner(lambda: host)
-    app = build_app(runner, HostGenerator(host), size=options.size)
+    desk = cli_tag.make_desk(options.root.absolute())
+    app = build_app(runner, HostGenerator(host), size=options.size, desk=desk, count_tokens=cli_captions.clip_tokens)
     address = serve(app, options.host, options.port, options.open, block=False)
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     app.block_thread()

@@ -26,6 +26,10 @@ class ModelError(TrainerError):
     """No model is loaded, or it cannot be trained as it is."""
 
 
+class TaggerError(TrainerError):
+    """A tagger's folder, a download or the cache of scores cannot be used."""
+
+
 class SaveError(TrainerError):
     """A file could not be written; the last good file is untouched."""
 

@@ -49,6 +49,10 @@ TOMLI_W = Package("tomli_w", "tomli_w>=1.0,<2", (1, 0), "writes job files")
 TOMLI = Package("tomli", "tomli>=2.0,<3", (1, 1), "reads job files")
 PSUTIL = Package("psutil", "psutil>=5.9", (5, 0), "tells how much memory is in use")
 BITSANDBYTES = Package("bitsandbytes", "bitsandbytes==0.45.5", (0, 41), "the AdamW8bit optimizer", optional=True)
+ONNXRUNTIME = Package("onnxruntime", "onnxruntime>=1.17.1,<1.24", (1, 17), "runs the taggers", optional=True)
+NO_RUNTIMES = ("onnxruntime-extensions", "onnxruntime-genai", "onnxruntime-tools")
+"""Packages whose name begins like the runtime's, but which do not bring it."""
+
 TORCH_OF_BITSANDBYTES = ((2, 1), (2, 5))
 """First and last torch that bitsandbytes 0.45.5 is known to work with."""
 
@@ -56,7 +60,7 @@ TORCH_OF_BITSANDBYTES = ((2, 1), (2, 5))
 def plan(machine: Machine) -> list[Step]:
     """One step for each package, in order."""
     wanted = [MSGSPEC, TOMLI_W, *([TOMLI] if machine.python < (3, 11) else []), PSUTIL]
-    steps = [_step(package, machine) for package in wanted]
+    steps = [*(_step(package, machine) for package in wanted), _onnxruntime_step(machine)]
     reason = _why_no_bitsandbytes(machine)
     if reason and _version_of(BITSANDBYTES, machine) is None:
         return [*steps, Step(BITSANDBYTES, "skip", f"bitsandbytes: left out, because {reason}")]
@@ -90,6 +94,19 @@ def _step(package: Package, machine: Machine) -> Step:
             package, "skip", f"{package.name}: {version} is older than {least}, but the host's packages are left alone"
         )
     return Step(package, "keep", f"{package.name}: {version} is there")
+
+
+def _onnxruntime_step(machine: Machine) -> Step:
+    """All builds (for the CPU, CUDA, DirectML, …) install the same files: a second one would break the first."""
+    builds = [
+        name
+        for name in sorted(machine.installed)
+        if name.startswith(("onnxruntime-", "ort-nightly")) and not name.startswith(NO_RUNTIMES)
+    ]
+    if builds:
+        there = ", ".join(f"{name} {machine.installed[name]}" for name in builds)
+        return Step(ONNXRUNTIME, "keep", f"onnxruntime: {there} is there")
+    return _step(ONNXRUNTIME, machine)
 
 
 def _why_no_bitsandbytes(machine: Machine) -> str:

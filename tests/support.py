@@ -323,3 +323,16 @@ def network_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     assert one.keys() == other.keys()
     names = sorted(one)
     return relative(torch.cat([one[n].flatten() for n in names]), torch.cat([other[n].flatten() for n in names]))
+
+
+def assert_same_training(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], apart: dict[str, torch.Tensor]
+) -> None:
+    """Two runs of one job agree to a tenth of their distance to `apart`, a run that must differ.
+
+    Not bit for bit: some processors' matrix products add in another order each time, and Adam magnifies the last bit of
+    a gradient near zero.
+    """
+    distance = network_difference(one, apart)
+    assert distance > 1e-3
+    assert network_difference(one, other) < 0.1 * distance

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lib_trainer"
-ENTRY_POINTS = {"lib_trainer.__main__", "lib_trainer.cli"}
+ENTRY_POINTS = {"lib_trainer.__main__", "lib_trainer.cli", "lib_trainer.cli_captions"}
 """Put hosts, pages and core together, as scripts/ does in the WebUI."""
 
 CALLS_ALLOWED = {"lib_trainer.ui.standalone_page": ["os.environ.setdefault"]}

@@ -58,7 +58,7 @@ def test_a_run_that_finishes(
             emit(step(number, 4))
         emit(ev.PreviewMade(4, Image.new("RGB", (8, 8)), "a cat"))
         emit(ev.Saved(2, Path("/lora/cat-step00000002.safetensors"), False))
-        emit(ev.Finished(4, Path("/lora/cat.safetensors"), False))
+        emit(ev.Finished(4, FakeHost(tmp_path).lora_folder() / "cat.safetensors", False))
 
     assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.DONE
     out, err = capsys.readouterr()

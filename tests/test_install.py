@@ -24,12 +24,14 @@ def actions(**changes: Any) -> dict[str, str]:
 
 def test_a_plain_webui_gets_what_it_lacks() -> None:
     assert actions() == {
-        "msgspec": "install", "tomli_w": "install", "tomli": "install", "psutil": "keep", "bitsandbytes": "install"
+        "msgspec": "install", "tomli_w": "install", "tomli": "install", "psutil": "keep", "onnxruntime": "install",
+        "bitsandbytes": "install",
     }  # fmt: skip
 
 
 def test_a_second_start_installs_nothing() -> None:
     there = {**WEBUI, "msgspec": "0.19.0", "tomli-w": "1.2.0", "tomli": "2.0.1", "bitsandbytes": "0.45.5"}
+    there["onnxruntime"] = "1.23.2"
     assert set(actions(installed=there).values()) == {"keep"}
 
 
@@ -59,6 +61,26 @@ def test_torch_is_never_asked_for() -> None:
 def test_bitsandbytes_only_beside_a_torch_that_it_fits(torch: str | None, cuda: str | None, action: str) -> None:
     installed = {key: value for key, value in {**WEBUI, "torch": torch}.items() if value is not None}
     assert actions(installed=installed, cuda=cuda)["bitsandbytes"] == action
+
+
+@pytest.mark.parametrize(
+    "build",
+    ["onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-rocm",
+     "onnxruntime-training", "ort-nightly-gpu"],
+)  # fmt: skip
+def test_an_onnxruntime_of_any_build_is_never_installed_over(build: str) -> None:
+    for version in ("1.23.2", "1.8.0", "2.0.0"):
+        assert actions(installed={**WEBUI, build: version})["onnxruntime"] in ("keep", "skip")
+
+
+def test_what_only_sounds_like_onnxruntime_does_not_bring_it() -> None:
+    for name in ("onnx", "onnxruntime-extensions", "onnxruntime-genai-cuda"):
+        assert actions(installed={**WEBUI, name: "1.0"})["onnxruntime"] == "install"
+
+
+def test_the_build_that_is_there_is_named() -> None:
+    steps = plan(Machine({**WEBUI, "onnxruntime-gpu": "1.17.1"}, (3, 10), "12.1"))
+    assert "onnxruntime: onnxruntime-gpu 1.17.1 is there" in [step.line for step in steps]
 
 
 def test_a_bitsandbytes_that_is_there_stays_whatever_torch_is() -> None:
@@ -120,10 +142,10 @@ def test_pip_is_called_under_constraints_of_what_is_there(
 
     installer.install(steps(), WEBUI, pip)
     assert [call[0].split('"')[1] for call in calls] == [
-        "msgspec>=0.18.6,<1", "tomli_w>=1.0,<2", "tomli>=2.0,<3", "bitsandbytes==0.45.5"
+        "msgspec>=0.18.6,<1", "tomli_w>=1.0,<2", "tomli>=2.0,<3", "onnxruntime>=1.17.1,<1.24", "bitsandbytes==0.45.5"
     ]  # fmt: skip
     assert {call[1] for call in calls} == {constraints(WEBUI)}
-    assert len(capsys.readouterr().out.splitlines()) == 5, "one line a package"
+    assert len(capsys.readouterr().out.splitlines()) == 6, "one line a package"
 
 
 def test_a_package_that_cannot_be_had_does_not_stop_the_rest(

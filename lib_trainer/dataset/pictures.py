@@ -11,6 +11,7 @@ import contextlib
 import io
 import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +59,25 @@ def read_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
             image = _open(file)
             return _upright_size(image)
     except Exception as error:  # a plugin of Pillow may raise nearly anything on a damaged file
+        raise PictureError(path, _reason(path, error)) from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture. `size`: (width, height), upright; `turned`: EXIF turns it."""
+
+    size: tuple[int, int]
+    turned: bool
+    transparent: bool
+
+
+def read_header(path: Path, data: bytes | None = None) -> Header:
+    """As `read_size`, with what an owner may not know of the file. Raises `PictureError`."""
+    try:
+        with _source(path, data) as file:
+            image = _open(file)
+            return Header(_upright_size(image), _orientation(image) > 1, _may_be_transparent(image))
+    except Exception as error:
         raise PictureError(path, _reason(path, error)) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lib_trainer.networks.lora import replaced_forward
+from lib_trainer.tiling.attach import banded
 
 
 @contextlib.contextmanager
@@ -82,7 +84,13 @@ def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
 def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    try:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    except BaseException as error:
+        # torch leaves its hooks on saved tensors in a generator that the traceback keeps alive, and takes them off
+        # whenever that is collected, in whichever thread: the next run's, say. Out of memory is such an error.
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 @contextlib.contextmanager
@@ -105,10 +113,12 @@ def encode_moments(
 ) -> torch.Tensor:
     """Posterior moments in the VAE's own precision; where half precision overflows, once more in fp32.
 
-    The stock SDXL VAE gives NaN in fp16, and the WebUI's own fallback covers decoding only.
+    The stock SDXL VAE gives NaN in fp16, and the WebUI's own fallback covers decoding only. A picture whose maps would
+    not fit the free memory is encoded over row bands (docs/tiled-vae.md).
     """
-    parameter = next(vae.parameters())
-    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+    parameter, encoder = next(vae.parameters()), getattr(vae, "encoder", None)
+    in_bands = banded(encoder) if isinstance(encoder, nn.Module) else contextlib.nullcontext()
+    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False), in_bands:
         moments = encode(pixels.to(parameter.device, parameter.dtype)).float()
         if parameter.dtype is torch.float16 and not bool(torch.isfinite(moments).all()):
             with _in_fp32(vae):

@@ -1,8 +1,9 @@
-"""The page without a WebUI: the tabs Train and Generate over any host, served to this machine only."""
+"""The page without a WebUI: the tabs Train, Tagger and Generate over any host, served to this machine only."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it when it is imported
@@ -12,7 +13,11 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib_trainer.jobs import JobRunner
+from lib_trainer.tagging.desk import TaggerDesk
+from lib_trainer.tagging.known import known_tags
+from lib_trainer.ui.dataset_page import build_dataset_page
 from lib_trainer.ui.generate_page import INSERT_JS, Generator, build_generate_page
+from lib_trainer.ui.tagger_page import TaggerOptions, build_tagger_page
 from lib_trainer.ui.train_page import PageOptions, build_train_page
 
 __all__ = ["Generator", "build_app", "serve"]
@@ -23,12 +28,25 @@ MONO_FONTS = ["ui-monospace", "Consolas", "monospace"]
 STICKY = ".gradio-container { overflow: clip !important; }"
 """gradio's own `hidden` makes the container a scroller of its own, in which nothing can stay in view."""
 
+TRAIN_JS = "(folder) => { window.trainerDataset.train(folder); window.trainerPage.openTab('Train'); }"
+
 CONTENT_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:"
 """gradio's page asks for a script and fonts from elsewhere: the browser is told to stay on this server."""
 
 
-def build_app(runner: JobRunner, generator: Generator, *, headless_fields: bool = False, size: int = 512) -> gr.Blocks:
-    """The page. `size` is the width and height that the Generate tab starts with."""
+def build_app(
+    runner: JobRunner,
+    generator: Generator,
+    *,
+    headless_fields: bool = False,
+    size: int = 512,
+    desk: TaggerDesk | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+) -> gr.Blocks:
+    """The page. `size` is the width and height that the Generate tab starts with.
+
+    The Tagger tab is there where a `desk` is given, the Dataset tab where `count_tokens` gives the tokens of a word.
+    """
     samplers = tuple(runner.host.samplers())
     options = PageOptions(
         job_folder=runner.host.cache_folder() / "jobs",
@@ -46,10 +64,16 @@ def build_app(runner: JobRunner, generator: Generator, *, headless_fields: bool 
         with gr.Tabs():
             with gr.Tab("Train", elem_id="trainer_tab_train"):
                 build_train_page(runner, options)
+            if desk is not None:
+                with gr.Tab("Tagger", elem_id="trainer_tab_tagger"):
+                    build_tagger_page(desk, TaggerOptions(INSERT_JS, send_label="Send to Generate"))
+            if count_tokens is not None:
+                with gr.Tab("Dataset", elem_id="trainer_tab_dataset"):
+                    build_dataset_page(count_tokens, known_tags, train_js=TRAIN_JS)
             with gr.Tab("Generate", elem_id="trainer_tab_generate"):
                 build_generate_page(generator, samplers, size)
-        script = (ROOT / "javascript" / "trainer.js").read_text("utf-8")
-        app.load(None, None, None, _js=f"() => {{ {script}\nreturn []; }}")
+        for path in sorted((ROOT / "javascript").glob("*.js")):
+            app.load(None, None, None, _js=f"() => {{ {path.read_text('utf-8')}\nreturn []; }}")
     return app
 
 

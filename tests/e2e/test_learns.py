@@ -19,7 +19,7 @@ from miniature.judge import Judge
 from miniature.shapes import ALL_SHAPES
 from miniature.world import write_concept, write_known
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # two busy cores may take a while
 SEEDS = range(100, 125)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -292,3 +292,34 @@ def test_a_fingerprint_follows_every_bit() -> None:
         block.norm.weight[0] += 1e-6
     assert fingerprint(block) != first
     assert fingerprint(Block(torch.float16)) != first
+
+
+def test_an_error_in_a_checkpointed_block_leaves_no_hooks_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.1's own would stay until the error is collected, and then be taken off whichever thread's stack."""
+
+    def hooked() -> Iterator[None]:
+        def recompute(packed: object) -> torch.Tensor:
+            raise AssertionError("the hook of the failed block is still there")
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, recompute):
+            yield
+
+    def checkpoint_of_torch_2_1(forward: Any, *args: Any, use_reentrant: bool) -> Any:
+        generator = hooked()
+        next(generator)
+        out = forward(*args)
+        next(generator, None)
+        return out
+
+    class Failing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise MemoryError("no room")
+
+    monkeypatch.setattr("lib_trainer.host.holding.checkpoint", checkpoint_of_torch_2_1)
+    block = Failing()
+    with checkpointed([block]), pytest.raises(MemoryError) as kept:
+        block(torch.ones(2, requires_grad=True))
+    x = torch.full((2,), 3.0, requires_grad=True)
+    (x * x).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [6, 6]
+    del kept

@@ -60,11 +60,11 @@ def raising(kind: type, error: Exception) -> Callable[[ev.Event], None]:
     return react
 
 
-def weights_after(host: StandaloneHost, pictures: Path, steps: int) -> dict[str, torch.Tensor]:
+def weights_after(host: StandaloneHost, pictures: Path, steps: int, **changes: Any) -> dict[str, torch.Tensor]:
     """The same job ended after fewer steps (its learning rate is constant)."""
-    other = Watched(StandaloneHost(host.checkpoint, host.root / "other", torch.device("cpu")))
+    other = Watched(StandaloneHost(host.checkpoint, host.root / f"after-{steps}", torch.device("cpu")))
     other.host._model = host._model
-    assert other.run(pictures, training__max_steps=steps).state == "finished"
+    assert other.run(pictures, training__max_steps=steps, **changes).state == "finished"
     return other.tensors()
 
 

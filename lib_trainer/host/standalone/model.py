@@ -29,6 +29,7 @@ from lib_trainer.ports import (
     TokenTable,
     TrainingState,
 )
+from lib_trainer.tiling.attach import banded
 
 BLOCK_CLASSES = ("ResnetBlock2D", "Transformer2DModel")
 CONVOLUTION_CLASSES = ("ResnetBlock2D", "Upsample2D", "Downsample2D")
@@ -82,8 +83,11 @@ class DiffusersModel:
         return encode_moments(self.vae, lambda x: self.vae.encode(x).latent_dist.parameters, pixels)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, 4, H, W) → pixels (B, 3, 8H, 8W) in [-1, 1], fp32."""
-        with torch.no_grad():
+        """Scaled latents (B, 4, H, W) → pixels (B, 3, 8H, 8W) in [-1, 1], fp32.
+
+        A picture whose maps would not fit the free memory is decoded over row bands.
+        """
+        with torch.no_grad(), banded(self.vae.decoder):
             decoded: torch.Tensor = self.vae.decode(latents / self.latent_scale, return_dict=False)[0]
         return decoded.float().clamp(-1, 1)
 

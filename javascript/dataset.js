@@ -1,0 +1,310 @@
+// The Dataset tab. Panels are HTML from the server; whatever is pressed, typed or dragged there becomes a command, sent
+// through one hidden gradio box. Commands wait for each other, so that none overwrites another.
+// Loaded by the WebUI from this folder, and by the standalone page; both may run it more than once.
+
+(function () {
+    "use strict";
+
+    if (window.trainerDataset) return;
+
+    const PATIENCE_MS = 60000; // a command without an answer for so long is taken for lost
+    const TYPING_MS = 300;
+    const POLL_MS = 700;
+
+    const queue = [];
+    let busySince = 0;
+    let typing = 0;
+    let typedIn = null; // where a hint for what is being typed belongs
+    let dragged = null;
+
+    const find = (name) => document.getElementById("dataset_" + name);
+    const page = () => find("page");
+    const isVisible = () => page() && page().offsetParent !== null;
+
+    function value(id) {
+        const element = document.getElementById(id);
+        if (!element) return undefined;
+        return element.type === "checkbox" ? element.checked : element.value;
+    }
+
+    function formValues(form) {
+        const values = {};
+        if (!form) return values;
+        form.querySelectorAll("[name]").forEach((entry) => {
+            values[entry.name] = entry.type === "checkbox" ? entry.checked : entry.value;
+        });
+        return values;
+    }
+
+    const visibleForm = () => page().querySelector("form.dataset-edit:not([hidden])");
+
+    // What stands in the page's own fields goes along with every command.
+    function complete(command) {
+        const full = {
+            scope: value("dataset_scope"), trigger: value("dataset_trigger"), share: value("dataset_share"),
+            protected: value("dataset_protected"), width: value("dataset_width"), height: value("dataset_height"),
+            mirrored: value("dataset_mirrored"), ...command,
+        };
+        if (command.field) full.text = value(command.field);
+        if (command.do === "preview") full.values = formValues(visibleForm());
+        if (command.do.endsWith("-preview")) {
+            full.chosen = [...page().querySelectorAll("[data-choice]:checked")].map((box) => box.value);
+        }
+        if (command.do === "chip") {
+            const chips = page().querySelector(".dataset-chips");
+            full.seen = chips ? chips.dataset.seen : "";
+        }
+        return full;
+    }
+
+    function send(command) {
+        if (command.do === "check-typed" || command.do === "poll") {
+            const same = queue.findIndex((waiting) => waiting.do === command.do);
+            if (same >= 0) queue.splice(same, 1);
+        }
+        queue.push(complete(command));
+        next();
+    }
+
+    function next() {
+        if (!queue.length) return;
+        if (busySince && Date.now() - busySince < PATIENCE_MS) return;
+        const box = find("command") && find("command").querySelector("textarea, input");
+        if (!box) return;
+        busySince = Date.now();
+        page().classList.add("dataset-waiting");
+        const command = queue.shift();
+        command.nonce = busySince; // the same command twice is a new value for gradio
+        box.value = JSON.stringify(command);
+        box.dispatchEvent(new Event("input", {bubbles: true}));
+        setTimeout(() => find("send").click(), 0);
+    }
+
+    const marks = () => {
+        const element = page().querySelector(".dataset-marks");
+        return element ? JSON.parse(element.dataset.marks) : {selected: [], current: "", hint: "", focus: ""};
+    };
+
+    // gradio puts the new panels in place a moment after it has the answer
+    function answered() {
+        busySince = 0;
+        page().classList.remove("dataset-waiting");
+        requestAnimationFrame(() => setTimeout(settle, 0));
+        next();
+    }
+
+    function settle() {
+        const told = marks();
+        const selected = new Set(told.selected);
+        page().querySelectorAll(".dataset-cell").forEach((cell) => {
+            cell.classList.toggle("dataset-selected", selected.has(cell.dataset.key));
+            cell.classList.toggle("dataset-current", cell.dataset.key === told.current);
+        });
+        showHint(told.hint);
+        if (told.focus) {
+            const target = page().querySelector(told.focus) || document.getElementById(told.focus);
+            if (target && document.activeElement !== target) target.focus();
+        }
+    }
+
+    function showHint(text) {
+        const place = typedIn && (typedIn.id === "dataset_filter"
+            ? find("filter_hint") : (typedIn.closest("form") || page()).querySelector(".dataset-hint"));
+        if (place) place.textContent = text || "";
+    }
+
+    // the panels are replaced under the user's hands: what has the focus, and where its cursor stands, is put back
+    function keepFocus(panel) {
+        let held = null;
+        panel.addEventListener("focusin", (event) => { held = {id: event.target.id, at: null}; });
+        panel.addEventListener("keyup", (event) => {
+            if (held && event.target.id === held.id) held.at = event.target.selectionStart;
+        });
+        panel.addEventListener("focusout", (event) => { if (event.target.isConnected) held = null; });
+        new MutationObserver(() => {
+            if (!held || !held.id || document.activeElement !== document.body) return;
+            const again = document.getElementById(held.id);
+            if (!again) return;
+            again.focus();
+            if (held.at !== null && again.setSelectionRange) again.setSelectionRange(held.at, held.at);
+        }).observe(panel, {childList: true, subtree: true});
+    }
+
+    function rewrite(chip) {
+        const label = chip.querySelector("span");
+        const box = document.createElement("input");
+        box.className = "dataset-input";
+        box.value = label.textContent;
+        box.dataset.rewrite = chip.dataset.index;
+        label.replaceWith(box);
+        box.focus();
+        box.select();
+    }
+
+    function chipCommand(chip, op, more) {
+        send({do: "chip", op, index: Number(chip.dataset.index), ...more});
+    }
+
+    function onClick(event) {
+        const target = event.target;
+        const button = target.closest("[data-do]");
+        if (button) {
+            event.preventDefault();
+            send(JSON.parse(button.dataset.do));
+            return;
+        }
+        const cell = target.closest(".dataset-cell");
+        if (cell) {
+            const mode = event.shiftKey ? "range" : event.ctrlKey || event.metaKey ? "toggle" : "one";
+            send({do: "click", key: cell.dataset.key, mode});
+        }
+    }
+
+    function onKey(event) {
+        if (!isVisible()) return;
+        const target = event.target;
+        const inside = page().contains(target);
+        const writes = target.matches && target.matches("input:not([type=checkbox]), textarea, select");
+        if (inside && writes) {
+            onKeyInBox(event, target);
+            return;
+        }
+        if (writes) return;
+        const chip = target.closest && target.closest(".dataset-chip");
+        if (chip && onKeyOnChip(event, chip)) return;
+        const key = event.key;
+        const command = event.ctrlKey || event.metaKey
+            ? {z: {do: event.shiftKey ? "redo" : "undo"}, Z: {do: "redo"}, y: {do: "redo"}, a: {do: "select", what: "all"}}[key]
+            : {ArrowLeft: {do: "move", by: -1}, ArrowRight: {do: "move", by: 1}, Escape: {do: "select", what: "none"},
+                " ": {do: "click", key: marks().current, mode: "toggle"}}[key];
+        if (command && !event.altKey) send(command);
+        else if (key === "PageUp" || key === "PageDown") {
+            const buttons = page().querySelectorAll(".dataset-pager button");
+            const wanted = buttons[key === "PageUp" ? 0 : 1];
+            if (!wanted) return;
+            wanted.click();
+        } else if (key === "/" && find("filter")) find("filter").focus();
+        else if (key === "a" && find("new_tag")) find("new_tag").focus();
+        else return;
+        event.preventDefault();
+    }
+
+    function onKeyInBox(event, box) {
+        if (event.key === "Escape") {
+            box.blur();
+            return;
+        }
+        if (event.key !== "Enter") return;
+        event.preventDefault();
+        if (box.dataset.newTag) {
+            if (box.value.trim()) send({do: "chip", op: "add", text: box.value, focus: "dataset_new_tag"});
+            box.value = "";
+        } else if (box.dataset.rewrite !== undefined) {
+            send({do: "chip", op: "rename", index: Number(box.dataset.rewrite), text: box.value});
+        } else if (box.dataset.enter) send({do: box.dataset.enter, text: box.value});
+        else {
+            const form = box.closest("form.dataset-edit");
+            if (form) form.querySelector("[data-do]").click();
+        }
+    }
+
+    function onKeyOnChip(event, chip) {
+        const index = Number(chip.dataset.index);
+        const at = (place) => `.dataset-chip[data-index="${place}"]`;
+        const near = (step) => {
+            const other = page().querySelector(at(index + step));
+            if (other) other.focus();
+        };
+        if (event.altKey && event.key === "ArrowLeft") chipCommand(chip, "move", {to: index - 1, focus: at(Math.max(index - 1, 0))});
+        else if (event.altKey && event.key === "ArrowRight") chipCommand(chip, "move", {to: index + 1, focus: at(index + 1)});
+        else if (event.key === "ArrowLeft") near(-1);
+        else if (event.key === "ArrowRight") near(1);
+        else if (event.key === "Delete" || event.key === "Backspace") chipCommand(chip, "remove", {focus: at(index)});
+        else if (event.key === "Enter") rewrite(chip);
+        else return false;
+        event.preventDefault();
+        return true;
+    }
+
+    function onInput(event) {
+        const box = event.target;
+        if (box.dataset.shows) {
+            page().querySelectorAll("form." + box.dataset.shows).forEach((form) => {
+                form.hidden = form.dataset.name !== box.value;
+            });
+            return;
+        }
+        clearTimeout(typing);
+        typing = setTimeout(() => {
+            if (box.dataset.typed) send({do: box.dataset.typed, text: box.value});
+            const form = box.closest("form.dataset-edit");
+            typedIn = box;
+            if (box.dataset.check === "filter") send({do: "check-typed", what: "filter", text: box.value});
+            else if (form) send({do: "check-typed", what: "edit", edit: form.dataset.name, values: formValues(form)});
+        }, TYPING_MS);
+    }
+
+    function onDrag(event) {
+        const chip = event.target.closest && event.target.closest(".dataset-chip");
+        if (event.type === "dragstart") dragged = chip;
+        else if (event.type === "dragover" && dragged && chip) event.preventDefault();
+        else if (event.type === "drop" && dragged && chip && chip !== dragged) {
+            event.preventDefault();
+            chipCommand(dragged, "move", {to: Number(chip.dataset.index)});
+        }
+    }
+
+    function attach() {
+        const root = page();
+        if (!root || root.dataset.attached) return;
+        root.dataset.attached = "1";
+        root.addEventListener("click", onClick);
+        root.addEventListener("dblclick", (event) => {
+            const chip = event.target.closest(".dataset-chip");
+            if (chip) rewrite(chip);
+        });
+        root.addEventListener("submit", (event) => event.preventDefault());
+        root.addEventListener("input", onInput);
+        ["dragstart", "dragover", "drop"].forEach((name) => root.addEventListener(name, onDrag));
+        keepFocus(root);
+    }
+
+    // payload: JSON of {name, text}; empty if there is nothing to save
+    function download(payload) {
+        if (!payload) return;
+        const file = JSON.parse(payload);
+        const link = document.createElement("a");
+        link.href = URL.createObjectURL(new Blob([file.text], {type: "text/html"}));
+        link.download = file.name;
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    }
+
+    // Puts the set's folder into the training form.
+    function train(folder) {
+        const box = document.querySelector("#trainer_dataset_folder textarea, #trainer_dataset_folder input");
+        if (!box || !folder) return;
+        box.value = folder;
+        box.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+
+    // The WebUI: the LoRA sub-tab of Train, or the Trainer tab where there is no Train tab.
+    function openTrainer() {
+        const open = (label) => {
+            const buttons = [...document.querySelectorAll(".tab-nav button")];
+            const button = buttons.find((candidate) => candidate.textContent.trim() === label);
+            if (button) button.click();
+            return button;
+        };
+        if (open("Train")) open("LoRA");
+        else open("Trainer");
+    }
+
+    window.trainerDataset = {answered, download, train, openTrainer};
+    document.addEventListener("keydown", onKey);
+    setInterval(attach, 500);
+    setInterval(() => {
+        next();
+        if (isVisible() && page().querySelector("[data-poll]") && !busySince) send({do: "poll"});
+    }, POLL_MS);
+})();

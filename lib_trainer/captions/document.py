@@ -1,0 +1,218 @@
+"""One caption file as tags and what stands between them, so that an edit changes what it names and nothing else.
+
+A file's bytes are split into a byte order mark, tags and gaps: `gap tag gap tag … gap`. Gaps are commas, line breaks,
+white space and the keep-token separator `|||` (sd-scripts' `keep_tokens_separator`: what stands before it is never
+shuffled). Put together again they are the file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from lib_trainer.captions.tags import tag_key
+from lib_trainer.errors import DatasetError
+
+KEEP = "|||"
+"""sd-scripts' usual keep-token separator."""
+
+_PARTS = re.compile(r"(,|\|\|\||\r\n|\r|\n)")
+_UNUSUAL = re.compile(r"[^\S ]|  |\|\|\|")  # what the short way of splitting cannot take
+
+cached_key = lru_cache(maxsize=1 << 17)(tag_key)
+"""`tag_key`, remembered: a set repeats its tags many times over."""
+
+
+class CaptionError(DatasetError):
+    """A caption file is not UTF-8 text. `guess` is an encoding that reads it, or an empty text."""
+
+    def __init__(self, path: Path, guess: str) -> None:
+        remedy = f"it reads as {guess}, and can be converted" if guess else "save it again with that encoding"
+        super().__init__(f"The caption '{path}' is not UTF-8 text: {remedy}.")
+        self.path, self.guess = path, guess
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption file's content. `gaps` has one entry more than `tags`; tags are stripped and never empty."""
+
+    tags: tuple[str, ...] = ()
+    gaps: tuple[str, ...] = ("",)
+    bom: bool = False
+
+    @classmethod
+    def parse(cls, text: str, bom: bool = False) -> Caption:
+        """Split a caption's text at commas, line breaks and `|||`."""
+        body = text.strip()
+        if body and not _UNUSUAL.search(body):
+            tags = body.split(", ")
+            if body.count(",") == len(tags) - 1 and all(tags):
+                start = text.index(body[0])
+                inner = (", ",) * (len(tags) - 1)
+                return cls(tuple(tags), (text[:start], *inner, text[start + len(body) :]), bom)
+        return cls._parse_slowly(text, bom)
+
+    @classmethod
+    def _parse_slowly(cls, text: str, bom: bool) -> Caption:
+        tags: list[str] = []
+        gaps: list[str] = []
+        gap = ""
+        for index, part in enumerate(_PARTS.split(text)):
+            tag = "" if index % 2 else part.strip()
+            if not tag:
+                gap += part
+                continue
+            start = part.index(tag)
+            tags.append(tag)
+            gaps.append(gap + part[:start])
+            gap = part[start + len(tag) :]
+        return cls(tuple(tags), (*gaps, gap), bom)
+
+    @classmethod
+    def read(cls, data: bytes, path: Path = Path("caption.txt")) -> Caption:
+        """Raises `CaptionError` naming `path` where the bytes are not UTF-8."""
+        bom = data.startswith(codecs.BOM_UTF8)
+        try:
+            text = data[3 if bom else 0 :].decode("utf-8")
+        except UnicodeDecodeError:
+            raise CaptionError(path, guess_encoding(data)) from None
+        return cls.parse(text, bom)
+
+    @property
+    def text(self) -> str:
+        """The caption as it stands in the file, without the byte order mark."""
+        parts = [self.gaps[0]]
+        for tag, gap in zip(self.tags, self.gaps[1:], strict=True):
+            parts += (tag, gap)
+        return "".join(parts)
+
+    def encode(self) -> bytes:
+        """The bytes of the file."""
+        return (codecs.BOM_UTF8 if self.bom else b"") + self.text.encode("utf-8")
+
+    @property
+    def keys(self) -> list[str]:
+        """`tag_key` of every tag, in order."""
+        return [cached_key(tag) for tag in self.tags]
+
+    @property
+    def kept(self) -> int:
+        """How many tags stand before the keep-token separator; 0 without one."""
+        return next((index for index, gap in enumerate(self.gaps) if KEEP in gap), 0)
+
+    @property
+    def separator(self) -> str:
+        """What this caption puts between two tags: its most frequent inner gap, a comma and a space by default."""
+        plain = [gap for gap in self.gaps[1:-1] if KEEP not in gap]
+        return Counter(plain).most_common(1)[0][0] if plain else ", "
+
+    def has(self, key: str) -> bool:
+        """Whether a tag with this `tag_key` is there."""
+        return any(cached_key(tag) == key for tag in self.tags)
+
+    def without(self, indexes: Collection[int]) -> Caption:
+        """The caption without the tags at these places. Of the gaps around one the more telling stays."""
+        if not indexes:
+            return self
+        tags: list[str] = []
+        gaps = [self.gaps[0]]
+        for index, tag in enumerate(self.tags):
+            after = self.gaps[index + 1]
+            if index not in indexes:
+                tags.append(tag)
+                gaps.append(after)
+            elif not tags:  # nothing is left before it: the file's beginning stays
+                continue
+            elif index == len(self.tags) - 1 or _weight(after) > _weight(gaps[-1]):
+                gaps[-1] = after
+        if not tags:
+            return Caption((), (self.gaps[0] + self.gaps[-1],), self.bom)
+        gaps[-1] = self.gaps[-1]
+        return Caption(tuple(tags), tuple(gaps), self.bom)
+
+    def remove(self, unwanted: Callable[[str], bool]) -> Caption:
+        """Without the tags of which `unwanted` (asked with the tag as written) says so."""
+        return self.without({index for index, tag in enumerate(self.tags) if unwanted(tag)})
+
+    def insert(self, index: int, added: Iterable[str]) -> Caption:
+        """With tags put before the one at `index` (0 is the front, `len(tags)` and more the back).
+
+        `added` must be single tags: no commas, no line breaks.
+        """
+        new = tuple(added)
+        if not new:
+            return self
+        if not self.tags:
+            return Caption(new, ("", *(", ",) * (len(new) - 1), self.gaps[0]), self.bom)
+        index = min(max(index, 0), len(self.tags))
+        between = (self.separator,) * len(new)
+        tags = self.tags[:index] + new + self.tags[index:]
+        cut = index if index == len(self.tags) else index + 1
+        return Caption(tags, self.gaps[:cut] + between + self.gaps[cut:], self.bom)
+
+    def retag(self, tags: Sequence[str]) -> Caption:
+        """With as many other tags in the same places."""
+        return Caption(tuple(tags), self.gaps, self.bom)
+
+    def keep(self, count: int) -> Caption:
+        """With the keep-token separator after the first `count` tags, or without one for 0."""
+        plain = self.separator
+        gaps = [plain if KEEP in gap and 0 < index < len(self.tags) else gap for index, gap in enumerate(self.gaps)]
+        gaps = [gap.replace(KEEP, "") for gap in gaps]
+        if 0 < count < len(self.tags):
+            gaps[count] = f" {KEEP} "
+        return Caption(self.tags, tuple(gaps), self.bom)
+
+    def change(self, replace: Callable[[str], Sequence[str]]) -> Caption:
+        """Every tag replaced by those that `replace` names: none removes it, several stand in its place."""
+        answers = [tuple(replace(tag)) for tag in self.tags]
+        result = self.retag([answer[0] if answer else tag for tag, answer in zip(self.tags, answers, strict=True)])
+        for index in reversed(range(len(answers))):
+            if len(answers[index]) > 1:
+                result = result.insert(index + 1, answers[index][1:])
+        place, unwanted = 0, set()
+        for answer in answers:
+            if not answer:
+                unwanted.add(place)
+            place += max(len(answer), 1)
+        return result.without(unwanted)
+
+
+def _weight(gap: str) -> int:
+    """How much a gap says: a keep-token separator more than a line break, that more than a comma."""
+    return 2 if KEEP in gap else int("\n" in gap or "\r" in gap)
+
+
+def guess_encoding(data: bytes) -> str:
+    """An encoding other than UTF-8 that these bytes may have; empty where none fits.
+
+    UTF-16 and UTF-32 are known by their marks. The others are tried in turn, those first that refuse most texts which
+    are not theirs; what they give is a guess, and is shown before anything is converted.
+    """
+    for mark, name in (
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if data.startswith(mark):
+            return name if _decodes(data, name) else ""
+    if b"\0" in data:
+        return ""
+    if _decodes(data, "shift_jis") and any("\u3040" <= letter <= "\u30ff" for letter in data.decode("shift_jis")):
+        return "shift_jis"  # hiragana or katakana: chance gives other signs
+    if _decodes(data, "gb2312"):  # stricter than what it is read as afterwards
+        return "gb18030"
+    return "cp1252" if _decodes(data, "cp1252") else ""
+
+
+def _decodes(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeError:
+        return False
+    return True

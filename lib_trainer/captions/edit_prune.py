@@ -1,0 +1,96 @@
+"""Edits that prune by number: on how many pictures a tag stands, or how sure the tagger was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from lib_trainer.captions.document import Caption, cached_key
+from lib_trainer.captions.edit_base import Facts, Plain, option
+from lib_trainer.captions.tags import TagPatterns
+from lib_trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PruneByCount(Plain):
+    """Prune rare tags"""
+
+    fewer_than: int = option("Fewer than", "Tags on fewer pictures than this are removed.", 2)
+    protected: str = option("Protected", "Never removed: tags, wildcards, /expressions/.", "")
+
+    def check(self) -> None:
+        if self.fewer_than < 1:
+            raise ConfigError(f"Fewer than = {self.fewer_than}: it must be 1 or more.")
+
+    def label(self) -> str:
+        return f"Remove tags on fewer than {self.fewer_than} pictures"
+
+    @cached_property
+    def _protected(self) -> TagPatterns:
+        return TagPatterns.parse(self.protected, "Protected")
+
+    def apply(self, caption: Caption, facts: Facts) -> Caption:
+        return caption.remove(
+            lambda tag: facts.counts.get(cached_key(tag), 0) < self.fewer_than and not self._protected.matches(tag)
+        )
+
+
+@dataclass(frozen=True)
+class PruneByShare(Plain):
+    """Prune by share"""
+
+    percent: float = option("Percent", "Share of the chosen pictures on which a tag stands, 0 to 100.", 5.0)
+    side: Literal["below", "above"] = option(
+        "Side", "Remove the tags below this share, or those at it and above.", "below"
+    )
+    protected: str = option("Protected", "Never removed: tags, wildcards, /expressions/.", "")
+
+    def check(self) -> None:
+        if not 0 <= self.percent <= 100:
+            raise ConfigError(f"Percent = {self.percent:g}: it must be from 0 to 100.")
+
+    def label(self) -> str:
+        return f"Remove tags {self.side} {self.percent:g}% of the pictures"
+
+    @cached_property
+    def _protected(self) -> TagPatterns:
+        return TagPatterns.parse(self.protected, "Protected")
+
+    def apply(self, caption: Caption, facts: Facts) -> Caption:
+        limit = self.percent / 100 * facts.total
+
+        def unwanted(tag: str) -> bool:
+            count = facts.counts.get(cached_key(tag), 0)
+            return (count < limit if self.side == "below" else count >= limit) and not self._protected.matches(tag)
+
+        return caption.remove(unwanted)
+
+
+@dataclass(frozen=True)
+class PruneByScore(Plain):
+    """Prune by score"""
+
+    below: float = option("Below", "Tags that the tagger scored below this are removed, 0 to 1.", 0.35)
+    unscored: bool = option(
+        "Without a score too", "Also remove tags of the tagger's vocabulary that it did not keep.", False
+    )
+
+    def check(self) -> None:
+        if not 0 <= self.below <= 1:
+            raise ConfigError(f"Below = {self.below:g}: it must be from 0 to 1.")
+
+    def label(self) -> str:
+        return f"Remove tags scored below {self.below:g}"
+
+    def apply(self, caption: Caption, facts: Facts) -> Caption:
+        """Tags that a person wrote stay; so does every tag of a picture that was never scored."""
+        if not facts.scores:
+            return caption
+
+        def unwanted(tag: str) -> bool:
+            key = cached_key(tag)
+            score = facts.scores.get(key, -1.0 if self.unscored else 1.0)
+            return score < self.below and key not in facts.by_hand
+
+        return caption.remove(unwanted)

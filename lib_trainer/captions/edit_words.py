@@ -1,0 +1,169 @@
+"""Edits that put tags in, take them out, or rewrite them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import regex
+
+from lib_trainer.captions.document import Caption, cached_key
+from lib_trainer.captions.edit_base import Facts, Memory, Plain, option, single_tags
+from lib_trainer.captions.tags import MATCH_SECONDS, TagPatterns, compile_expression, split_tags
+from lib_trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AddTags(Plain):
+    """Add tags"""
+
+    tags: str = option("Tags", "Parted by commas.", "")
+    where: Literal["front", "back", "position"] = option("Where", "Front and back are of the whole caption.", "front")
+    position: int = option("Position", "For 'position': how many tags stand before the new ones.", 1)
+    present: Literal["leave", "move", "repeat"] = option(
+        "If it is there", "Leave it where it is, move it to the new place, or have it twice.", "leave"
+    )
+
+    def check(self) -> None:
+        single_tags(self.tags, "Tags")
+        if self.position < 0:
+            raise ConfigError(f"Position = {self.position}: it must be 0 or more.")
+
+    def label(self) -> str:
+        place = f"position {self.position}" if self.where == "position" else f"the {self.where}"
+        return f"Add {self.tags.strip()} at {place}"
+
+    def apply(self, caption: Caption, facts: Facts) -> Caption:
+        new = single_tags(self.tags, "Tags")
+        if self.present == "leave":
+            new = [tag for tag in new if not caption.has(cached_key(tag))]
+        elif self.present == "move":
+            keys = {cached_key(tag) for tag in new}
+            caption = caption.remove(lambda tag: cached_key(tag) in keys)
+        index = {"front": 0, "back": len(caption.tags), "position": self.position}[self.where]
+        return caption.insert(index, new)
+
+
+@dataclass(frozen=True)
+class RemoveTags(Plain):
+    """Remove tags"""
+
+    tags: str = option("Tags", "Parted by commas; wildcards (* hair) and /expressions/ too.", "")
+
+    def check(self) -> None:
+        if not self._patterns:
+            raise ConfigError("Tags is empty: write one or more tags, parted by commas.")
+
+    def label(self) -> str:
+        return f"Remove {self.tags.strip()}"
+
+    @cached_property
+    def _patterns(self) -> TagPatterns:
+        return TagPatterns.parse(self.tags, "Tags")
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory(self._patterns.matches)
+
+    def apply(self, caption: Caption, facts: Facts) -> Caption:
+        return caption.remove(self._memory)
+
+
+@dataclass(frozen=True)
+class ReplaceTags(Plain):
+    """Replace tags"""
+
+    tags: str = option("Tags", "What is replaced: parted by commas; wildcards and /expressions/ too.", "")
+    by: str = option("By", "One or more tags. They are not repeated where they stand already.", "")
+
+    def check(self) -> None:
+        if not self._patterns:
+            raise ConfigError("Tags is empty: write one or more tags, parted by commas.")
+        single_tags(self.by, "By")
+
+    def label(self) -> str:
+        return f"Replace {self.tags.strip()} by {self.by.strip()}"
+
+    @cached_property
+    def _patterns(self) -> TagPatterns:
+        return TagPatterns.parse(self.tags, "Tags")
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory(self._patterns.matches)
+
+    def apply(self, caption: Caption, facts: Facts) -> Caption:
+        if not any(map(self._memory, caption.tags)):
+            return caption
+        # what stays as it is is not written a second time
+        seen = {cached_key(tag) for tag in caption.tags if not self._memory(tag)}
+
+        def replace(tag: str) -> list[str]:
+            if not self._memory(tag):
+                return [tag]
+            fresh = [new for new in single_tags(self.by, "By") if cached_key(new) not in seen]
+            seen.update(map(cached_key, fresh))
+            return fresh
+
+        return caption.change(replace)
+
+
+def _substituted(expression: Any, replacement: str, text: str) -> str:
+    try:
+        result: str = expression.sub(replacement, text, timeout=MATCH_SECONDS)
+        return result
+    except TimeoutError:
+        raise ConfigError(f"The expression /{expression.pattern}/ takes too long: simplify it.") from None
+    except (regex.error, IndexError) as error:
+        raise ConfigError(f"Replacement: {replacement} is not one ({error}): groups are written \\1, \\2 …") from None
+
+
+@dataclass(frozen=True)
+class _Expression(Plain):
+    expression: str = option("Expression", "A regular expression; case does not count.", "")
+    replacement: str = option("Replacement", "What matches becomes this; groups are written \\1, \\2 …", "")
+
+    def check(self) -> None:
+        if not self.expression:
+            raise ConfigError("Expression is empty: write a regular expression.")
+        _substituted(self._compiled, self.replacement, "")
+        groups = self._compiled.groups
+        wanted = [int(found) for found in regex.findall(r"(?<!\\)(?:\\\\)*\\(\d+)", self.replacement)]
+        if any(number > groups for number in wanted):
+            raise ConfigError(f"Replacement: there is no group {max(wanted)} in /{self.expression}/.")
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return compile_expression(self.expression, "Expression")
+
+
+@dataclass(frozen=True)
+class ExpressionOnTags(_Expression):
+    """Regular expression on tags"""
+
+    def label(self) -> str:
+        return f"Tags: /{self.expression}/ → {self.replacement or 'nothing'}"
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory(lambda tag: split_tags(_substituted(self._compiled, self.replacement, tag)))
+
+    def apply(self, caption: Caption, facts: Facts) -> Caption:
+        """A tag that becomes empty is removed; a comma in the replacement makes two of it."""
+        return caption.change(self._memory)
+
+
+@dataclass(frozen=True)
+class ExpressionOnCaption(_Expression):
+    """Regular expression on whole captions"""
+
+    def label(self) -> str:
+        return f"Captions: /{self.expression}/ → {self.replacement or 'nothing'}"
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory(lambda text: _substituted(self._compiled, self.replacement, text))
+
+    def apply(self, caption: Caption, facts: Facts) -> Caption:
+        return Caption.parse(self._memory(caption.text), caption.bom)

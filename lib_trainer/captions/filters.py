@@ -1,0 +1,246 @@
+"""The filter language: which pictures are meant.
+
+    long hair AND (smile OR open mouth) AND NOT *boy*
+    folder:10_cat tokens>75            names with a value, and numbers that are compared
+    "saber (fate)", /^(red|blue) eyes$/   quotes keep brackets and commas, slashes hold an expression
+
+Words up to the next operator are one tag. `AND`, `,` and `&` are the same, so are `OR` and `|`, and `NOT`, `!` and a
+leading `-`. NOT binds tighter than AND, AND tighter than OR.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import operator
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from lib_trainer.captions.document import Caption, cached_key
+from lib_trainer.captions.edit_base import Memory
+from lib_trainer.captions.tags import TagPatterns, compile_expression, searched
+from lib_trainer.errors import ConfigError
+
+NUMBERS = ("tokens", "tags", "width", "height", "pixels", "aspect", "score")
+TEXTS = ("folder", "name", "origin", "trouble", "caption", "tag", "group")
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq,
+}  # fmt: skip
+_TOKEN = re.compile(
+    r'\s*(?:(?P<quote>"(?:\\.|[^"\\])*")'
+    r"|(?P<slash>(?:[a-z]+:)?/(?:\\.|[^/\\])+/)"
+    rf"|(?P<number>(?:{'|'.join(NUMBERS)})(?:\([^()]*\))?\s*(?:>=|<=|>|<|=)\s*[\d.]+)"
+    rf'|(?P<text>(?:{"|".join(TEXTS)}):(?:"(?:\\.|[^"\\])*"|[^\s,()|&]*))'
+    r"|(?P<open>\()|(?P<close>\))|(?P<and>AND\b|&+|,)|(?P<or>OR\b|\|(?!_\||\|_)\|?)|(?P<not>NOT\b|!(?=[\w\"(/*])|-(?=[\w\"(/*]))"
+    r"|(?P<word>(?!\")(?:\\.|_\([^()]*\)|[^\s,()|&])+|\|_\||\|\|_\|\|))"
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a filter sees of a picture. What is not known is None, and no comparison with it holds.
+
+    `size`: (width, height) in pixels; `origins`: {tag_key: 'hand' or a model's name}; `troubles`: names of findings.
+    """
+
+    key: str
+    folder: str
+    caption: Caption
+    tokens: int | None = None
+    size: tuple[int, int] | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    troubles: Collection[str] = ()
+
+
+Predicate: TypeAlias = Callable[[Record], bool]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A parsed filter. `needs`: which costly facts of a record it reads: 'tokens', 'size', 'scores', 'troubles'."""
+
+    text: str
+    matches: Predicate
+    needs: frozenset[str]
+
+
+def parse_filter(text: str, group: Callable[[str], str] = lambda key: "other") -> Filter:
+    """Parse a filter; an empty text lets everything through.
+
+    `group`: the kind of a tag, for `group:hair`. Raises `ConfigError` that says where it stopped understanding.
+    """
+    parser = _Parser(text, group)
+    if not text.strip():
+        return Filter(text, lambda record: True, frozenset())
+    matches = parser.alternatives()
+    if parser.kind != "end":
+        raise parser.trouble("there is a bracket too many" if parser.kind == "close" else "an operator is missing")
+    return Filter(text, matches, frozenset(parser.needs))
+
+
+class _Parser:
+    def __init__(self, text: str, group: Callable[[str], str]) -> None:
+        self._text, self._group = text, group
+        self._place = self._next = 0
+        self.kind, self._value = "end", ""
+        self.needs: set[str] = set()
+        self._depth = 0
+        self._advance()
+
+    def trouble(self, what: str) -> ConfigError:
+        where = f"before '{self._text[self._place :].strip()[:30]}'" if self.kind != "end" else "at its end"
+        return ConfigError(f"Filter: {what} {where}; example: long hair AND NOT (smile OR *boy*).")
+
+    def _advance(self) -> None:
+        self._place = self._next
+        if not self._text[self._place :].strip():
+            self.kind, self._value = "end", ""
+            return
+        match = _TOKEN.match(self._text, self._place)
+        if match is None:
+            self.kind = "bad"
+            raise self.trouble("it cannot be read")
+        self.kind, self._value = str(match.lastgroup), match[match.lastgroup or 0]
+        self._next = match.end()
+
+    def alternatives(self) -> Predicate:
+        parts = [self._all_of()]
+        while self.kind == "or":
+            self._advance()
+            parts.append(self._all_of())
+        return parts[0] if len(parts) == 1 else lambda record: any(part(record) for part in parts)
+
+    def _all_of(self) -> Predicate:
+        parts = [self._one()]
+        while self.kind not in ("or", "close", "end"):
+            if self.kind == "and":
+                self._advance()
+                if self.kind == "end":  # a comma at the end is how people leave off
+                    break
+            parts.append(self._one())
+        return parts[0] if len(parts) == 1 else lambda record: all(part(record) for part in parts)
+
+    def _one(self) -> Predicate:
+        if self.kind == "not":
+            self._advance()
+            inner = self._one()
+            return lambda record: not inner(record)
+        if self.kind == "open":
+            self._depth += 1
+            if self._depth > 50:
+                raise self.trouble("brackets are too deep")
+            self._advance()
+            inside = self.alternatives()
+            if self.kind != "close":
+                raise self.trouble("a closing bracket is missing")
+            self._depth -= 1
+            self._advance()
+            return inside
+        if self.kind in ("and", "or", "close", "end"):
+            raise self.trouble("a tag is missing")
+        kind, value = self.kind, self._value
+        self._advance()
+        if kind == "word":
+            while self.kind == "word":
+                value += " " + self._value
+                self._advance()
+            return _tag(value)
+        if kind == "quote":
+            key = cached_key(_unquoted(value))
+            return lambda record: record.caption.has(key)
+        if kind == "number":
+            return self._number(value)
+        name, _, rest = value.partition(":") if kind == "text" or not value.startswith("/") else ("", "", value)
+        return self._named(name, _unquoted(rest)) if name else _tag(value)
+
+    def _number(self, text: str) -> Predicate:
+        match = re.fullmatch(r"(\w+)(?:\((.*)\))?\s*(>=|<=|>|<|=)\s*([\d.]+)", text)
+        assert match is not None  # the token's pattern is stricter
+        name, tag, sign, digits = match.groups()
+        try:
+            limit = float(digits)
+        except ValueError:
+            raise self.trouble(f"{digits} is not a number") from None
+        if (name == "score") != (tag is not None):
+            raise self.trouble("a score is written score(smile)>0.5 and is missing its tag, or another name has one")
+        compare = _COMPARE[sign]
+        read = self._reader(name, tag or "")
+
+        def holds(record: Record) -> bool:
+            value = read(record)
+            return value is not None and compare(value, limit)
+
+        return holds
+
+    def _reader(self, name: str, tag: str) -> Callable[[Record], float | None]:
+        if name == "tags":
+            return lambda record: len(record.caption.tags)
+        if name == "tokens":
+            self.needs.add("tokens")
+            return lambda record: record.tokens
+        if name == "score":
+            self.needs.add("scores")
+            key = cached_key(tag)
+            return lambda record: record.scores.get(key)
+        self.needs.add("size")
+        of_size: dict[str, Callable[[tuple[int, int]], float]] = {
+            "width": lambda size: size[0],
+            "height": lambda size: size[1],
+            "pixels": lambda size: size[0] * size[1],
+            "aspect": lambda size: size[0] / size[1],
+        }
+        value = of_size[name]
+        return lambda record: None if record.size is None else value(record.size)
+
+    def _named(self, name: str, value: str) -> Predicate:
+        if name not in TEXTS:
+            raise self.trouble(f"there is no '{name}:'; the names are {', '.join(TEXTS)}; it was read")
+        if name == "caption":
+            return _caption(value)
+        if name == "tag":
+            return _tag(value)
+        glob = re.compile(fnmatch.translate(value.casefold().replace("[", "[[]")))
+        if name == "folder":
+            return lambda record: glob.match(record.folder.casefold()) is not None
+        if name == "name":
+            return lambda record: glob.match(record.key.rpartition("/")[2].casefold()) is not None
+        if name == "group":
+            return lambda record: any(glob.match(self._group(key)) for key in record.caption.keys)
+        if name == "origin":
+            self.needs.add("scores")
+            return lambda record: _has_origin(record, glob)
+        self.needs.add("troubles")
+        return lambda record: any(glob.match(trouble) for trouble in record.troubles)
+
+
+def _has_origin(record: Record, glob: re.Pattern[str]) -> bool:
+    origins = [record.origins.get(key, "").casefold() for key in record.caption.keys]
+    # any model is meant by 'model', and what nobody recorded is 'unknown'
+    names = [("unknown",) if not one else (one,) if one == "hand" else (one, "model") for one in origins]
+    return any(glob.match(name) for some in names for name in some)
+
+
+def _tag(text: str) -> Predicate:
+    patterns = TagPatterns.of([text], "Filter")
+    if patterns.keys:
+        key = next(iter(patterns.keys))
+        return lambda record: record.caption.has(key)
+    memory = Memory(patterns.matches)
+    return lambda record: any(memory(cached_key(tag)) for tag in record.caption.tags)
+
+
+def _caption(value: str) -> Predicate:
+    if len(value) > 2 and value.startswith("/") and value.endswith("/"):
+        expression = compile_expression(value[1:-1], "Filter")
+        memory = Memory(lambda text: searched(expression, text) is not None)
+        return lambda record: bool(memory(record.caption.text))
+    folded = value.casefold()
+    return lambda record: folded in record.caption.text.casefold()
+
+
+def _unquoted(text: str) -> str:
+    if len(text) > 1 and text.startswith('"') and text.endswith('"'):
+        return re.sub(r"\\(.)", r"\1", text[1:-1])
+    return text

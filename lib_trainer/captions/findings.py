@@ -1,0 +1,197 @@
+"""What is wrong with the tags of a set: contradictions, entangled and rare tags, leaks, misspellings, one-sided traits.
+
+Every function takes {picture: caption} and answers with findings that name the tags and lead to the pictures. All of
+them are linear in the number of tags written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lib_trainer.captions.document import Caption, cached_key
+from lib_trainer.captions.edit_base import count_tags
+from lib_trainer.captions.knowledge import Knowledge
+
+Captions = Mapping[str, Caption]
+
+
+@dataclass(frozen=True)
+class TagFinding:
+    """`kind`: a word for filters; `tags`: keys; `text`: one sentence; `pictures`: where it shows."""
+
+    kind: str
+    tags: tuple[str, ...]
+    text: str
+    pictures: tuple[str, ...]
+
+
+def contradictions(captions: Captions, knowledge: Knowledge) -> list[TagFinding]:
+    """Tags of which a picture can have only one: long and short hair, two eye colours with solo, 1girl and 2girls."""
+    found: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
+    for picture, caption in captions.items():
+        keys = list(dict.fromkeys(caption.keys))
+        for rule in knowledge.exclusive:
+            clash = [key for key in keys if key in rule.tags.keys]
+            if len(clash) < 2 or any(rule.unless.matches(key) for key in keys):
+                continue
+            if rule.needs and not any(rule.needs.matches(key) for key in keys):
+                continue
+            found[rule.name, tuple(sorted(clash))].append(picture)
+    return [
+        TagFinding("contradiction", tags, f"{' and '.join(tags)} exclude each other ({name}).", tuple(pictures))
+        for (name, tags), pictures in found.items()
+    ]
+
+
+def entangled(captions: Captions, least: int = 3) -> list[TagFinding]:
+    """Groups of tags that stand on exactly the same pictures, at least `least` but not all of them."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for picture, caption in captions.items():
+        for key in set(caption.keys):
+            places[key].append(picture)
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for key, pictures in places.items():
+        if least <= len(pictures) < len(captions):
+            groups[tuple(pictures)].append(key)
+    return [
+        TagFinding(
+            "entangled",
+            tuple(sorted(keys)),
+            f"{', '.join(sorted(keys))} always stand together, on {len(pictures)} pictures: training cannot tell them "
+            "apart.",
+            pictures,
+        )
+        for pictures, keys in groups.items()
+        if len(keys) > 1
+    ]
+
+
+def singletons(captions: Captions) -> list[TagFinding]:
+    """Tags that stand on one picture only."""
+    where: dict[str, str] = {}
+    for picture, caption in captions.items():
+        where.update(dict.fromkeys(caption.keys, picture))
+    counts = count_tags(captions.values())
+    return [
+        TagFinding("singleton", (key,), f"{key} stands on one picture only.", (where[key],))
+        for key, count in sorted(counts.items())
+        if count == 1
+    ]
+
+
+def leaks(captions: Captions, concepts: Mapping[str, str], knowledge: Knowledge) -> list[TagFinding]:
+    """Names of one concept on pictures of another.
+
+    `concepts`: {picture: concept}, empty for none. A concept's names are what its folder is called and those tags on at
+    least 80% of its pictures that are not of a known kind (a trigger word, not 'smile'). They leak where they stand on
+    less than half of another concept's pictures: where they stand on most, they are meant.
+    """
+    of: dict[str, list[str]] = defaultdict(list)
+    for picture in captions:
+        if concepts.get(picture):
+            of[concepts[picture]].append(picture)
+    counts = {concept: count_tags(captions[one] for one in pictures) for concept, pictures in of.items()}
+    names: dict[str, str] = {}
+    for concept, pictures in of.items():
+        own = {cached_key(concept)}
+        own |= {key for key, n in counts[concept].items() if n >= 0.8 * len(pictures) and not knowledge.knows(key)}
+        for key in own:
+            names.setdefault(key, concept)
+    found = []
+    for key, home in sorted(names.items()):
+        for concept, pictures in of.items():
+            count = counts[concept].get(key, 0)
+            if concept != home and 0 < count < 0.5 * len(pictures):
+                where = tuple(one for one in pictures if captions[one].has(key))
+                text = f"{key} belongs to {home} and stands on {count} of {len(pictures)} pictures of {concept}."
+                found.append(TagFinding("leak", (key,), text, where))
+    return found
+
+
+def misspellings(captions: Captions, knowledge: Knowledge, ratio: int = 5) -> list[TagFinding]:
+    """Rare tags one letter away from one that is at least `ratio` times as frequent.
+
+    A letter too much, missing, wrong, or two in the wrong order. Tags that the tables know, and pairs that differ in a
+    digit (1girl, 2girls), are not meant.
+    """
+    counts = count_tags(captions.values())
+    index: dict[str, list[str]] = defaultdict(list)
+    for key, count in counts.items():
+        if count >= ratio and len(key) > 3:
+            for cut in _cuts(key):
+                index[cut].append(key)
+    found = []
+    for key, count in sorted(counts.items()):
+        if len(key) < 4 or (knowledge.knows(key) and key in _exact(knowledge)):
+            continue
+        near = {other for cut in _cuts(key) for other in index.get(cut, ()) if counts[other] >= ratio * count}
+        near = {other for other in near if other != key and _one_slip(key, other)}
+        if near:
+            right = max(near, key=lambda other: counts[other])
+            pictures = tuple(picture for picture, caption in captions.items() if caption.has(key))
+            text = f"{key} ({count}) may be meant as {right} ({counts[right]})."
+            found.append(TagFinding("misspelt", (key, right), text, pictures))
+    return found
+
+
+def _exact(knowledge: Knowledge) -> frozenset[str]:
+    return frozenset().union(*(patterns.keys for _, patterns in knowledge.groups), knowledge.implications)
+
+
+def _cuts(key: str) -> set[str]:
+    """The text itself and the text without each one of its letters: two texts one slip apart have one in common."""
+    return {key, *(key[:place] + key[place + 1 :] for place in range(len(key)))}
+
+
+def _one_slip(one: str, other: str) -> bool:
+    """Whether one insertion, deletion, substitution or exchange of neighbours makes the one of the other."""
+    start = 0
+    while start < min(len(one), len(other)) and one[start] == other[start]:
+        start += 1
+    end = 0
+    while end < min(len(one), len(other)) - start and one[-1 - end] == other[-1 - end]:
+        end += 1
+    a, b = one[start : len(one) - end], other[start : len(other) - end]
+    if any(letter.isdigit() for letter in a + b):
+        return False
+    if len(a) == len(b) == 2:
+        return a == b[::-1]
+    return max(len(a), len(b)) == 1
+
+
+def one_sided(captions: Captions, knowledge: Knowledge) -> list[TagFinding]:
+    """Features that lie on one side, which mirrored pictures would teach on both."""
+    where: dict[str, list[str]] = defaultdict(list)
+    for picture, caption in captions.items():
+        for key in set(caption.keys):
+            where[key].append(picture)
+    return [
+        TagFinding("one-sided", (key,), f"{key} lies on one side: mirrored pictures teach it on both.", tuple(pictures))
+        for key, pictures in sorted(where.items())
+        if knowledge.asymmetric.matches(key)
+    ]
+
+
+def all_findings(
+    captions: Captions, concepts: Mapping[str, str], knowledge: Knowledge, *, mirrored: bool
+) -> list[TagFinding]:
+    """Everything above; one-sided features only where pictures are mirrored in training."""
+    found = contradictions(captions, knowledge) + leaks(captions, concepts, knowledge)
+    found += misspellings(captions, knowledge) + entangled(captions) + singletons(captions)
+    return found + (one_sided(captions, knowledge) if mirrored else [])
+
+
+def counts_of(findings: Iterable[TagFinding]) -> Counter[str]:
+    """{kind: how many}."""
+    return Counter(finding.kind for finding in findings)
+
+
+def pictures_of(findings: Sequence[TagFinding]) -> dict[str, set[str]]:
+    """{picture: kinds of what was found on it}."""
+    result: dict[str, set[str]] = defaultdict(set)
+    for finding in findings:
+        for picture in finding.pictures:
+            result[picture].add(finding.kind)
+    return dict(result)

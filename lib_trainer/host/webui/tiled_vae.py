@@ -1,0 +1,226 @@
+"""Tiled VAE in the WebUI: ldm's and sgm's Encoder and Decoder run over row bands while a generation has asked for it.
+
+Their classes' `forward` is replaced once, so that a checkpoint loaded in the middle of a job is covered and the
+posterior's random numbers stay the same; what it does is decided at each call by the settings of the generation that
+is running. Approximate decoders (TAESD and the like) are other classes and are passed by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from modules import shared
+
+from lib_trainer.errors import MemoryExhausted
+from lib_trainer.tiling.adapters import describe
+from lib_trainer.tiling.attach import coarse, worth_it
+from lib_trainer.tiling.engine import Options, run
+from lib_trainer.tiling.memory import is_out_of_memory, release_cached
+from lib_trainer.tiling.network import Network, UnsupportedVae
+from lib_trainer.tiling.plan import Plan
+
+HOMES = ("ldm.modules.diffusionmodules.model", "sgm.modules.diffusionmodules.model")
+CLASSES = ("Encoder", "Decoder")
+ORIGINAL = "_trainer_tiled_vae_original"
+LEFT_OUT = "left out"
+TEXT_SECONDS = 0.2
+"""Between two updates of the progress text."""
+WINDOW_ROWS = 128
+"""Latent rows that windowed attention sees on each side: 1024 pixels of the picture."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`always` also where the untiled VAE would fit; `budget` bytes of the device, None = what is free."""
+
+    always: bool = False
+    budget: int | None = None
+    windowed: bool = False
+
+
+def settings(always: bool, budget_gib: float, windowed: bool) -> Settings:
+    """As the page says it; a budget of 0 GiB is all that is free."""
+    return Settings(always, int(budget_gib * 2**30) or None, windowed)
+
+
+@dataclass
+class Job:
+    """The settings of one generation. It ends with the next one, or with `state.begin` of anything else."""
+
+    settings: Settings
+    started: Any
+    thread: int
+    processing: Any = None
+    key: str = ""
+    """Of the mode in the picture's parameters."""
+    plans: list[str] = field(default_factory=list)
+    """What was run in bands, for the tests and the log."""
+
+    def is_current(self) -> bool:
+        """A job that failed never says so: the WebUI's own start time tells that another one has begun."""
+        return bool(self.started == getattr(shared.state, "time_start", None))
+
+    def comment(self, text: str, note: str) -> None:
+        """Tell the user, and leave `note` in the picture's parameters in place of the mode."""
+        processing = self.processing() if self.processing is not None else None
+        say(processing, text)
+        if self.key and processing is not None:
+            processing.extra_generation_params[self.key] = note
+
+
+class Switch:
+    """What is to be done now. One per process."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+
+    def begin(self, processing: Any, settings: Settings | None, key: str = "") -> None:
+        """A generation begins; None turns off what the last one may have left."""
+        self.job = None
+        if settings is not None:
+            started = getattr(shared.state, "time_start", None)
+            self.job = Job(settings, started, threading.get_ident(), weakref.ref(processing), key)
+
+    def end(self) -> None:
+        self.job = None
+
+    def current(self) -> Job | None:
+        return self.job if self.job is not None and self.job.is_current() else None
+
+
+switch = Switch()
+
+
+def say(processing: Any, text: str) -> None:
+    """In the console and under the picture."""
+    log.warning(text)
+    if processing is not None and hasattr(processing, "comment"):
+        processing.comment(text)
+
+
+class Interrupted(Exception):
+    """Interrupt was pressed while the VAE was at work."""
+
+
+def install() -> list[str]:
+    """Replace `forward` of the classes that are there; which of them. Does nothing where it was done before."""
+    done = []
+    for kind in _classes():
+        if not hasattr(kind.forward, ORIGINAL):
+            kind.forward = _replacement(kind.forward)
+            done.append(f"{kind.__module__}.{kind.__name__}")
+    return done
+
+
+def uninstall() -> None:
+    """Put `forward` back, unless somebody has replaced it after us; then ours passes everything on."""
+    switch.end()
+    for kind in _classes():
+        original = getattr(kind.forward, ORIGINAL, None)
+        if original is not None:
+            kind.forward = original
+
+
+def _classes() -> Iterator[Any]:
+    for home in HOMES:
+        try:
+            module = importlib.import_module(home)
+        except ImportError:
+            continue
+        yield from (getattr(module, name) for name in CLASSES if hasattr(module, name))
+
+
+def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
+        job = switch.current()
+        plain = (
+            args or kwargs or not isinstance(given, torch.Tensor) or (torch.is_grad_enabled() and given.requires_grad)
+        )
+        if job is None or plain:
+            return original(self, given, *args, **kwargs)
+        return banded(job, self, original, given)
+
+    setattr(forward, ORIGINAL, original)
+    return forward
+
+
+def banded(job: Job, module: Any, original: Callable[..., Any], given: torch.Tensor) -> Any:
+    """The module's output, over bands if the job's settings say so; whatever cannot be banded goes the host's way."""
+    try:
+        network = describe(module)
+    except UnsupportedVae as error:
+        job.comment(f"Tiled VAE passes this VAE by: {error}", LEFT_OUT)
+        return original(module, given)
+    chosen = job.settings
+    if not chosen.always and not worth_it(network, given, chosen.budget):
+        try:
+            return original(module, given)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        release_cached(given.device)
+    try:
+        with _shown(job, network) as progress:
+            return run(network, given, _options(job, chosen, progress))
+    except Interrupted:
+        told = "Interrupted while the VAE was at work: this picture is a coarse one, made from a small copy."
+        job.comment(told, "interrupted")
+        return coarse(lambda x: original(module, x), network, given)
+    except MemoryExhausted as error:
+        if chosen.budget is None:
+            raise
+        job.comment(f"Tiled VAE is left out. {error}", LEFT_OUT)
+        return original(module, given)
+    except ValueError as error:  # a shape that is none of this VAE's: the host's own error says the rest
+        job.comment(f"Tiled VAE is left out. {error}", LEFT_OUT)
+        return original(module, given)
+
+
+def _options(job: Job, settings: Settings, progress: Callable[[float], None]) -> Options:
+    def chosen(plan: Plan) -> None:
+        job.plans.append(plan.describe())
+        log.info("Tiled VAE: %s", plan.describe())
+
+    return Options(
+        budget=settings.budget,
+        window=WINDOW_ROWS if settings.windowed else None,
+        upcast_attention=bool(getattr(shared.opts, "upcast_attn", False)),
+        progress=progress,
+        chosen=chosen,
+    )
+
+
+@contextlib.contextmanager
+def _shown(job: Job, network: Network) -> Iterator[Callable[[float], None]]:
+    """A callback that writes the progress bar's text and looks for an Interrupt pressed since now.
+
+    A live preview decodes in another thread: it neither writes nor stops.
+    """
+    state = shared.state
+    if threading.get_ident() != job.thread:
+        yield lambda fraction: None
+        return
+    before, text, last = bool(state.interrupted), state.textinfo, 0.0
+    verb = "encoding" if network.kind == "encoder" else "decoding"
+
+    def progress(fraction: float) -> None:
+        nonlocal last
+        if state.interrupted and not before:
+            raise Interrupted
+        if (now := time.monotonic()) - last >= TEXT_SECONDS:
+            state.textinfo, last = f"VAE {verb}: {fraction:.0%}", now
+
+    try:
+        yield progress
+    finally:
+        state.textinfo = text

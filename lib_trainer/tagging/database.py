@@ -1,0 +1,39 @@
+"""The file behind the score store: its tables, and SQLite's complaints as sentences."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+VERSION = 1
+"""`PRAGMA user_version` of the file."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS models (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL, name TEXT NOT NULL,
+    labels TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS scores (model INTEGER NOT NULL, content TEXT NOT NULL, outputs BLOB NOT NULL,
+    scores BLOB NOT NULL, PRIMARY KEY (model, content)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER NOT NULL, changed INTEGER NOT NULL,
+    content TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS origins (path TEXT NOT NULL, tag TEXT NOT NULL, origin TEXT NOT NULL,
+    PRIMARY KEY (path, tag)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS verdicts (content TEXT NOT NULL, tag TEXT NOT NULL, accepted INTEGER NOT NULL,
+    PRIMARY KEY (content, tag)) WITHOUT ROWID;
+"""
+
+
+def content_of(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sentence(path: Path, error: Exception) -> str:
+    """What went wrong with the file at `path`, and the remedy."""
+    reason = str(getattr(error, "strerror", None) or error)
+    if "malformed" in reason or "not a database" in reason:
+        return f"'{path}' is damaged: move it away (scores are made again; tags then count as written by hand)."
+    if "full" in reason or "No space" in reason:
+        return f"The disk is full, so '{path}' cannot be written: make room and tag again, what was done is kept."
+    if "locked" in reason:
+        return f"'{path}' is in use by another program: close it and try again."
+    return f"'{path}' cannot be used ({reason}): check the folder's permissions."

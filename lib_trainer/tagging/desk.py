@@ -1,0 +1,286 @@
+"""What the pages and the Extras step hold: one open model, one job at a time, and the folder that was opened last.
+
+Jobs run in a thread of their own, so that a closed page or a reloaded UI does not end one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lib_trainer.dataset.scan import Skipped
+from lib_trainer.errors import TaggerError, TrainerError
+from lib_trainer.tagging.choices import How
+from lib_trainer.tagging.database import content_of
+from lib_trainer.tagging.download import Stopped, download
+from lib_trainer.tagging.ensemble import combine
+from lib_trainer.tagging.events import Progress
+from lib_trainer.tagging.folders import find_taggers, pick
+from lib_trainer.tagging.pictures import list_pictures
+from lib_trainer.tagging.pipeline import score_pictures
+from lib_trainer.tagging.plan import Opened
+from lib_trainer.tagging.registry import Found, Tagger, known_model
+from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.tagging.style import Style
+from lib_trainer.tagging.table import ScoreTable, Thresholds, sparse
+from lib_trainer.tagging.views import JobView, Places, Selection, State
+from lib_trainer.tagging.writing import write_captions
+
+logger = logging.getLogger(__name__)
+KEPT_SINGLES = 4
+
+
+@dataclass
+class _Open:
+    key: object
+    opened: Opened
+
+
+class TaggerDesk:
+    """Everything that a page does with taggers. Any number of pages may use one desk."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self._lock = threading.RLock()
+        self._found: list[Found] | None = None
+        self._tagger: tuple[Path, str, Tagger] | None = None
+        self._view: JobView | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._open: _Open | None = None
+        self._changes = 0
+        self._pictures: OrderedDict[str, bytes] = OrderedDict()
+        self._singles: OrderedDict[tuple[str, str], ScoreTable] = OrderedDict()
+
+    # -- models --------------------------------------------------------------------------------------------------
+
+    def found(self, *, again: bool = False) -> list[Found]:
+        """The taggers on disk; looked for once, and when asked again."""
+        if self._found is None or again:
+            self._found = find_taggers(self.places.roots())
+        return self._found
+
+    def tagger(self, name: str, device: str = "auto") -> Tagger:
+        """The model of that name, opened; the last one stays open. Raises `TaggerError`."""
+        if not name:
+            raise TaggerError("No tagger is chosen: choose one, or download one.")
+        found = pick(self.found(), name)
+        with self._lock:
+            if self._tagger is None or self._tagger[:2] != (found.folder, device):
+                self._tagger = None  # two at once would need twice the memory
+                self._tagger = (found.folder, device, found.open(device=device))
+            return self._tagger[2]
+
+    def unload(self) -> None:
+        """Give the model's memory back."""
+        with self._lock:
+            self._tagger = None
+
+    def device(self) -> str:
+        """What runs the open model, for the page; empty while none is open."""
+        tagger = self._tagger[2] if self._tagger else None
+        return " ".join([f"{tagger.name} runs on {tagger.device}.", *tagger.notes]) if tagger else ""
+
+    # -- jobs ----------------------------------------------------------------------------------------------------
+
+    def view(self) -> JobView | None:
+        return self._view
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def wait(self, timeout: float | None = None) -> JobView | None:
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._view
+
+    def start_scoring(self, chosen: Selection, device: str = "auto") -> None:
+        """Score a folder with every chosen model, in the background. Raises `TaggerError` for what is wrong before."""
+        folder = list_pictures(Path(chosen.folder), recursive=chosen.recursive)
+        if not chosen.models:
+            raise TaggerError("No tagger is chosen: choose one, or download one.")
+        for name in chosen.models:
+            problem = pick(self.found(), name).problem
+            if problem:
+                raise TaggerError(f"The tagger '{name}' cannot be used: {problem}")
+
+        def work() -> JobView:
+            told, notes, left_out, stopped = [], [], list(folder.skipped), False
+            with ScoreStore(folder.root) as store:
+                for name in chosen.models:
+                    tagger = self.tagger(name, device)
+                    notes += [f"{tagger.name} runs on {tagger.device}.", *tagger.notes]
+                    with self._leased(tagger, "Tagging"):
+                        report = score_pictures(
+                            tagger, store, folder.pictures, stop=self._stop.is_set, listener=self._listen
+                        )
+                    told.append(
+                        f"{report.scored} pictures scored in {report.seconds:.{0 if report.seconds > 9 else 1}f} s"
+                        + (f", {report.cached} known before" if report.cached else "")
+                    )
+                    left_out += [item for item in report.skipped if item not in left_out]
+                    stopped = report.stopped
+                    if stopped:
+                        break
+            sentence = "; ".join(told) + (". Stopped: press Tag to go on from there." if stopped else ".")
+            return self._ended(stopped, sentence, tuple(notes), tuple(left_out))
+
+        self._start(f"Tagging {folder.root.name}", work)
+
+    def start_writing(self, chosen: Selection, thresholds: Thresholds, style: Style) -> None:
+        """Write the captions of a folder that was scored, in the background."""
+        opened = self.opened(chosen, style)
+
+        def work() -> JobView:
+            report = write_captions(opened, thresholds, style, stop=self._stop.is_set, listener=self._listen)
+            sentence = f"{report.written} captions written, {report.unchanged} were right already."
+            if report.stopped:
+                sentence += " Stopped: the rest is as it was."
+            return self._ended(report.stopped, sentence, (), report.failed)
+
+        self._start("Writing captions", work)
+
+    def start_download(self, name: str) -> None:
+        """Fetch a known model in the background."""
+        model = known_model(name)
+        if model is None:
+            raise TaggerError(f"'{name}' is not a model that can be downloaded: choose one of the list.")
+
+        def work() -> JobView:
+            try:
+                folder = download(model, self.places.download_folder(), stop=self._stop.is_set, listener=self._listen)
+            except Stopped as stopped:
+                return self._ended(True, str(stopped))
+            self.found(again=True)
+            return self._ended(False, f"{model.name} is in {folder}.")
+
+        self._start(f"Downloading {model.name}", work)
+
+    def _start(self, title: str, work: Callable[[], JobView]) -> None:
+        with self._lock:
+            if self.running:
+                raise TaggerError("The tagger is busy: wait for it or press Stop first.")
+            self._stop.clear()
+            self._view = JobView((self._view.number if self._view else 0) + 1, title)
+            self._thread = threading.Thread(target=self._run, args=(work,), name="tagger", daemon=True)
+            self._thread.start()
+
+    def _run(self, work: Callable[[], JobView]) -> None:
+        try:
+            ended = work()
+        except TrainerError as error:
+            logger.warning("%s", error, exc_info=error.__cause__)
+            ended = self._ended(False, str(error), failed=True)
+        except Exception as error:  # the thread's last line of defence: a bug must reach the page
+            logger.exception("The tagger met an unexpected error")
+            ended = self._ended(
+                False, f"Unexpected error, see the console: {type(error).__name__}: {error}", failed=True
+            )
+        self._changes += 1
+        self._view = ended
+
+    def _ended(
+        self,
+        stopped: bool,
+        told: str,
+        notes: tuple[str, ...] = (),
+        left_out: tuple[Skipped, ...] = (),
+        failed: bool = False,
+    ) -> JobView:
+        assert self._view is not None  # a job is under way
+        state: State = "failed" if failed else "stopped" if stopped else "done"
+        return replace(self._view, state=state, told=told, notes=notes, left_out=left_out)
+
+    def _listen(self, progress: Progress) -> None:
+        assert self._view is not None  # a job is under way
+        self._view = replace(self._view, progress=progress, left_out=progress.skipped)
+
+    @contextlib.contextmanager
+    def _leased(self, tagger: Tagger, title: str) -> Iterator[None]:
+        """The host's turn, if the model needs the graphics card that it draws with; afterwards the card is free."""
+        if tagger.device == "CPU":
+            yield
+            return
+        with self.places.lease(title):
+            try:
+                yield
+            finally:
+                self.unload()
+
+    # -- what was scored -----------------------------------------------------------------------------------------
+
+    def opened(self, chosen: Selection, style: Style, *, again: bool = False) -> Opened:
+        """The folder's scores and captions in memory, read anew after every job. Raises `TaggerError`."""
+        key = (chosen, style.template, style.foreign, self._changes)
+        with self._lock:
+            if self._open is None or self._open.key != key or again:
+                folder = list_pictures(Path(chosen.folder), recursive=chosen.recursive)
+                store = ScoreStore(folder.root)  # closed with the last one who holds it: a job may go on with it
+                models = self._fingerprints(chosen.models, store)
+                self._open = _Open(key, Opened.read(store, folder.pictures, models, style, chosen.how))
+            return self._open.opened
+
+    def _fingerprints(self, names: Sequence[str], store: ScoreStore) -> list[str]:
+        """The chosen models' fingerprints, without opening one: by the files, or by name where the files are gone."""
+        from lib_trainer.tagging.wd import fingerprint
+
+        known, models = store.models(), []
+        for name in names:
+            try:
+                models.append(fingerprint(pick(self.found(), name).folder))
+            except (OSError, TaggerError):
+                models += [mark for mark, called in known.items() if called == name][-1:]
+        if not models or any(model not in known for model in models):
+            raise TaggerError("This folder has not been scored by the chosen tagger yet: press Tag.")
+        return models
+
+    def remember(self, data: bytes) -> str:
+        """Keep one picture (a file's bytes) for `single`, and return the key it is found by; a few are kept."""
+        key = content_of(data)
+        with self._lock:
+            self._pictures[key] = data
+            self._pictures.move_to_end(key)
+            while len(self._pictures) > KEPT_SINGLES:
+                self._pictures.popitem(last=False)
+        return key
+
+    def single(self, key: str, models: Sequence[str], how: How = "mean", device: str = "auto") -> ScoreTable:
+        """The scores of a remembered picture; what was scored lately is not scored again. Raises `TrainerError`."""
+        if not models:
+            raise TaggerError("No tagger is chosen: choose one, or download one.")
+        tables = []
+        for name in models:
+            with self._lock:
+                known, data = self._singles.get((key, name)), self._pictures.get(key)
+            if known is None:
+                if data is None:
+                    raise TaggerError("The picture is no longer in memory: drop it again.")
+                tagger = self.tagger(name, device)
+                with self._leased(tagger, "Tagging"):
+                    row = tagger.scores(tagger.batch([tagger.load(Path("the picture"), data)]))[0]
+                known = ScoreTable.of(tagger.labels, [sparse(row)])
+                with self._lock:
+                    self._singles[key, name] = known
+                    while len(self._singles) > 4 * KEPT_SINGLES:
+                        self._singles.popitem(last=False)
+            tables.append(known)
+        return combine(tables, how)
+
+
+_process_desk: list[TaggerDesk] = []
+
+
+def process_desk(make_places: Callable[[], Places]) -> TaggerDesk:
+    """The one desk of this process, made at its first use: "Reload UI" must find a running job again."""
+    if not _process_desk:
+        _process_desk.append(TaggerDesk(make_places()))
+    return _process_desk[0]

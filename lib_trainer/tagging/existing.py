@@ -1,0 +1,49 @@
+"""Pictures with the captions that they have: read here, written in `writing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib_trainer.dataset.scan import Skipped, read_caption
+from lib_trainer.errors import DatasetError
+from lib_trainer.tagging.pictures import caption_path
+from lib_trainer.tagging.style import Existing
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture with the hash of its content and the caption that it has."""
+
+    path: Path
+    content: str
+    existing: Existing | None
+
+
+def read_captions(
+    pictures: Sequence[tuple[Path, str]],
+    template: str,
+    key: Callable[[Path], str],
+    origins: Mapping[str, Mapping[str, str]],
+) -> tuple[list[Captioned], list[Skipped]]:
+    """(picture, content hash) with their captions, and those whose caption cannot be read: it is never written over."""
+    found, unreadable = [], []
+    for path, content in pictures:
+        try:
+            found.append(Captioned(path, content, read_existing(path, template, origins.get(key(path), {}))))
+        except DatasetError as error:
+            unreadable.append(Skipped(path, str(error)))
+    return found, unreadable
+
+
+def shares(picture: Path, first: Path) -> Skipped:
+    return Skipped(picture, f"its caption file belongs to {first.name}")
+
+
+def read_existing(picture: Path, template: str, origins: Mapping[str, str]) -> Existing | None:
+    """The caption beside a picture, None where there is none. Raises `DatasetError` where it cannot be read."""
+    path = caption_path(picture, template)
+    if not path.exists():
+        return None
+    return Existing.parse(read_caption(path), origins)

@@ -1,0 +1,91 @@
+"""Finding taggers on disk: folders with `model.onnx` and `selected_tags.csv`, whole or not. Nothing is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lib_trainer.errors import TaggerError
+from lib_trainer.tagging.registry import KINDS, Found, Kind
+
+DEPTH = 4
+"""How many folders below a root are looked into; the hub's own cache keeps its files three below."""
+
+POINTER = b"version https://git-lfs"
+
+
+def find_taggers(roots: Iterable[Path]) -> list[Found]:
+    """Every tagger below the roots, the usable ones first, each folder once, in the order of names.
+
+    A folder that holds one of the two files and not the other, or an empty one, is reported with its `problem`.
+    """
+    found: dict[Path, Found] = {}
+    for root in roots:
+        for folder, files in _walk(Path(root), DEPTH):
+            for kind in KINDS.values():
+                if kind.files[0] in files or kind.files[1] in files:
+                    found.setdefault(folder.resolve(), Found(_name(folder), folder, kind.name, problem_of(folder)))
+    return sorted(found.values(), key=lambda item: (bool(item.problem), item.name.casefold(), str(item.folder)))
+
+
+def at(folder: Path) -> Found:
+    """The tagger of this very folder. Raises `TaggerError` where there is none."""
+    if not folder.is_dir():
+        raise TaggerError(f"There is no folder '{folder}' with a tagger: check the path.")
+    kind = next(iter(KINDS.values()))
+    return Found(_name(folder), folder, kind.name, problem_of(folder))
+
+
+def pick(found: Iterable[Found], name: str) -> Found:
+    """The found tagger of that name, or the one at that path. Raises `TaggerError`."""
+    known = list(found)
+    for item in known:
+        if name in (item.name, str(item.folder)):
+            return item
+    if Path(name).expanduser().is_dir():
+        return at(Path(name).expanduser())
+    there = ", ".join(item.name for item in known if not item.problem) or "none"
+    raise TaggerError(f"There is no tagger called '{name}' (found: {there}): download it, or give its folder.")
+
+
+def problem_of(folder: Path) -> str:
+    """Why a folder cannot be used, as the end of a sentence; empty if nothing is seen to be wrong."""
+    return next((problem for kind in KINDS.values() for problem in _problems(folder, kind)), "")
+
+
+def _problems(folder: Path, kind: Kind) -> Iterator[str]:
+    for name in kind.files:
+        path = folder / name
+        try:
+            with path.open("rb") as file:
+                start = file.read(len(POINTER))
+        except FileNotFoundError:
+            yield f"{name} is missing: download the model again, or put the file there."
+        except OSError as error:
+            yield f"{name} cannot be read ({error.strerror or error}): check its permissions."
+        else:
+            if not start:
+                yield f"{name} is empty: download the model again."
+            elif start == POINTER:
+                yield f"{name} is a Git LFS pointer and not the file itself: download the model again."
+
+
+def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:
+    try:
+        with os.scandir(folder) as entries:
+            listed = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return
+    yield folder, {name for name, is_folder in listed if not is_folder}
+    if depth > 0:
+        for name, is_folder in sorted(listed):
+            if is_folder and name not in ("blobs", "refs"):
+                yield from _walk(folder / name, depth - 1)
+
+
+def _name(folder: Path) -> str:
+    """The folder's name; in the hub's cache (`models--owner--name/snapshots/commit`) the model's."""
+    match = re.search(r"models--[^/\\]+?--([^/\\]+)[/\\]snapshots[/\\][^/\\]+$", str(folder))
+    return match.group(1) if match else folder.name

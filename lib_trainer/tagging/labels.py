@@ -1,0 +1,96 @@
+"""What a tagger's outputs mean: `selected_tags.csv`, columns `tag_id,name,category,count`, one row an output."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lib_trainer.captions.tags import tag_key, with_spaces
+from lib_trainer.errors import TaggerError
+
+GENERAL, CHARACTER, RATING = 0, 4, 9
+"""Danbooru's numbers of categories, and WD's for ratings. Any other number counts as general."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels in the order of the outputs. `names` are spelt as in the file, with underscores."""
+
+    names: tuple[str, ...]
+    categories: tuple[int, ...]
+    counts: tuple[int, ...] = field(default=(), compare=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def spaced(self) -> tuple[str, ...]:
+        """The names with spaces, kaomoji kept."""
+        return tuple(with_spaces(name) for name in self.names)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(tag_key(name) for name in self.names)
+
+    @cached_property
+    def category_array(self) -> NDArray[np.int16]:
+        """(L,) with 0, 4 or 9."""
+        known = [category if category in (CHARACTER, RATING) else GENERAL for category in self.categories]
+        return np.array(known, dtype=np.int16)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """{tag_key: output}; of two labels with one key the first."""
+        found: dict[str, int] = {}
+        for number, key in enumerate(self.keys):
+            found.setdefault(key, number)
+        return found
+
+
+def read_labels(path: Path) -> Labels:
+    """Read a `selected_tags.csv`.
+
+    Blank rows are passed by, numbers may be written as floats (`9999999.0`), names may be quoted. Raises `TaggerError`
+    where the file cannot be read or is not such a list.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise TaggerError(f"The list of tags '{path}' cannot be read ({error.strerror or error}).") from error
+    except UnicodeDecodeError:
+        raise TaggerError(f"The list of tags '{path}' is not UTF-8 text: download it again.") from None
+    rows = list(_rows(text, path))
+    if not rows:
+        raise TaggerError(f"The list of tags '{path}' holds no tags: download it again.")
+    names, categories, counts = zip(*rows)
+    return Labels(names, categories, counts)
+
+
+def _rows(text: str, path: Path) -> Iterator[tuple[str, int, int]]:
+    reader = csv.reader(text.splitlines())
+    header = [cell.strip() for cell in next(reader, [])]
+    if not {"name", "category"} <= set(header):
+        raise TaggerError(
+            f"'{path}' is not a list of tags (its first line must be tag_id,name,category,count): download it again."
+        )
+    name, category = header.index("name"), header.index("category")
+    count = header.index("count") if "count" in header else None
+    for line, row in enumerate(reader, 2):
+        if not any(cell.strip() for cell in row):
+            continue
+        try:
+            yield row[name].strip(), _number(row, category), 0 if count is None else _number(row, count)
+        except (IndexError, ValueError, OverflowError):
+            raise TaggerError(
+                f"Line {line} of '{path}' is not a tag: the file is damaged, download it again."
+            ) from None
+
+
+def _number(row: Sequence[str], column: int) -> int:
+    return int(float(row[column])) if column < len(row) and row[column].strip() else 0

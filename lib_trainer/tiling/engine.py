@@ -1,0 +1,130 @@
+"""The way in: one input through one network, in as much memory as there is."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lib_trainer.errors import MemoryExhausted
+from lib_trainer.tiling.choose import candidates, fitting
+from lib_trainer.tiling.executor import Execution, Progress
+from lib_trainer.tiling.host_memory import in_host_memory
+from lib_trainer.tiling.maps import OnDevice
+from lib_trainer.tiling.memory import SHARE, free_bytes, host_free_bytes, is_out_of_memory, release_cached
+from lib_trainer.tiling.network import Network
+from lib_trainer.tiling.plan import Plan, Tier
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run. The defaults give the untiled result in the memory that is free.
+
+    `budget` bytes on the device, None = 90% of what is free. `tiers` in the order they are tried. `window` latent rows
+    of attention on each side: an approximation; None is exact. `upcast_attention` computes attention in fp32.
+    """
+
+    budget: int | None = None
+    tiers: tuple[Tier, ...] = tuple(Tier)
+    window: int | None = None
+    upcast_attention: bool = False
+    progress: Progress | None = None
+    chosen: Callable[[Plan], None] | None = None
+    """Told of each plan before it is run."""
+
+
+def run(network: Network, given: torch.Tensor, options: Options = Options()) -> torch.Tensor:
+    """(B, C, H, W) → the network's output, as its own module would give it.
+
+    Where memory runs out, bands are halved and then the next tier is taken; nothing is ever blended or left out.
+    Raises `MemoryExhausted` where even the smallest plan does not fit, ValueError for a shape that is none of this
+    network's.
+    """
+    check_input(network, given)
+    dtype, late = computed_in(network, given.device)
+    network = network.to(dtype)
+    plans = plans_for(network, given, options)
+    with torch.no_grad(), without_autocast(given.device):
+        for number, plan in enumerate(plans):
+            if options.chosen is not None:
+                options.chosen(plan)
+            try:
+                return attempt(network, plan, given, options, late)
+            except Exception as error:
+                if number + 1 == len(plans) or not is_out_of_memory(error):
+                    if is_out_of_memory(error):
+                        raise exhausted(network, given) from None
+                    raise
+            gc.collect()
+            release_cached(given.device)
+    raise AssertionError("there is at least one plan")
+
+
+def attempt(network: Network, plan: Plan, given: torch.Tensor, options: Options, late: bool = False) -> torch.Tensor:
+    """Run exactly this plan."""
+    execution = Execution(
+        network,
+        plan,
+        norms_in_fp32=late,
+        upcast_attention=options.upcast_attention,
+        progress=options.progress,
+        store=in_host_memory(given.device) if plan.tier is Tier.HOST else OnDevice,
+    )
+    return execution.run(given)
+
+
+def plans_for(network: Network, given: torch.Tensor, options: Options) -> list[Plan]:
+    """What may be tried, in order. Raises `MemoryExhausted` if nothing fits a budget that was set."""
+    tiers = options.tiers
+    if given.device.type == "cpu":  # its own memory is the host's: keeping maps there would only copy them
+        tiers = tuple(tier for tier in tiers if tier is not Tier.HOST) or tiers
+    every = candidates(network, given.shape, network.dtype.itemsize, tiers=tiers, window=options.window)
+    free = free_bytes(given.device) * SHARE
+    budget = free if options.budget is None else min(options.budget, free)
+    found = fitting(every, budget, host_free_bytes() * SHARE)
+    if not found and options.budget is not None and options.budget < every[-1].device_bytes:
+        needed = every[-1].device_bytes / 2**30
+        raise MemoryExhausted(
+            f"The memory budget of {options.budget / 2**30:.2f} GiB is too small for this picture: at least "
+            f"{needed:.2f} GiB are needed even in the smallest bands. Raise it, or set it to 0 for all that is free."
+        )
+    return found or every[-1:]
+
+
+def check_input(network: Network, given: torch.Tensor) -> None:
+    """Raise ValueError with a sentence unless `given` is (B, C, H, W) of this network's channels."""
+    what = "Latents" if network.kind == "decoder" else "Pictures"
+    if given.dim() != 4 or given.shape[1] != network.channels:
+        raise ValueError(
+            f"{what} of shape {tuple(given.shape)} do not fit this VAE's {network.kind}, which takes "
+            f"(batch, {network.channels}, height, width): check that the VAE belongs to the checkpoint."
+        )
+    if 0 in network.output_shape(tuple(given.shape)):
+        raise ValueError(f"{what} of shape {tuple(given.shape)} are too small to be halved by this {network.kind}.")
+
+
+def computed_in(network: Network, device: torch.device) -> tuple[torch.dtype, bool]:
+    """The dtype of convolutions, and whether norms stay in fp32: what autocast does where it is on."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
+        on = torch.is_autocast_enabled(device.type)
+        return (torch.get_autocast_dtype(device.type), True) if on else (network.dtype, False)
+    if device.type == "cpu":
+        return (torch.get_autocast_cpu_dtype(), True) if torch.is_autocast_cpu_enabled() else (network.dtype, False)
+    return (torch.get_autocast_gpu_dtype(), True) if torch.is_autocast_enabled() else (network.dtype, False)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Everything is in the right dtype already; devices that autocast does not know have none to turn off."""
+    if device.type in ("cpu", "cuda", "xpu"):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def exhausted(network: Network, given: torch.Tensor) -> MemoryExhausted:
+    return MemoryExhausted(
+        f"There is not enough memory to {network.kind[:-2]}e a picture of this size "
+        f"({tuple(given.shape)}) even in the smallest bands: close other programs or choose a smaller size."
+    )

@@ -1,0 +1,117 @@
+"""What the Dataset tab does: one command in, changed panels out. Knows no gradio, so that tests may drive it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from lib_trainer.dataset.file_moves import ConflictError
+from lib_trainer.errors import DatasetError, TrainerError
+from lib_trainer.ui import dataset_checking, dataset_editing, dataset_looking
+from lib_trainer.ui import dataset_html as html
+from lib_trainer.ui.dataset_common import Answer, Values
+from lib_trainer.ui.dataset_view import SetPool, View
+from lib_trainer.ui.dataset_work import conflict_html, preview_html, work_html
+from lib_trainer.ui.status import notice_html
+
+PANELS = ("notice", "bar", "tags", "gallery", "picture", "preview", "work", "marks", "known", "download")
+
+COMMANDS: dict[str, Callable[[View, Values], Answer]] = {
+    "filter": dataset_looking.filter,
+    "clear": dataset_looking.clear,
+    "check-typed": dataset_looking.check_typed,
+    "tags": dataset_looking.tags,
+    "tag": dataset_looking.tag,
+    "page": dataset_looking.page,
+    "click": dataset_looking.click,
+    "move": dataset_looking.move,
+    "select": dataset_looking.select,
+    "tab": dataset_looking.tab,
+    "chip": dataset_editing.chip,
+    "preview": dataset_editing.preview,
+    "apply": dataset_editing.apply,
+    "cancel": dataset_editing.cancel,
+    "undo": dataset_editing.undo,
+    "redo": dataset_editing.redo,
+    "trash": dataset_editing.trash,
+    "convert": dataset_editing.convert,
+    "reload": dataset_editing.reload,
+    "keep-mine": dataset_editing.keep_mine,
+    "plan": dataset_editing.plan,
+    "plan-preview": dataset_editing.plan_preview,
+    "implied": dataset_editing.implied,
+    "implied-preview": dataset_editing.implied_preview,
+    "snapshot": dataset_editing.snapshot,
+    "compare": dataset_editing.compare,
+    "outside": dataset_editing.outside,
+    "check": dataset_checking.start_check,
+    "check-stop": dataset_checking.check_stop,
+    "poll": dataset_checking.poll,
+    "show": dataset_checking.show,
+    "remedy": dataset_checking.remedy,
+    "export": dataset_checking.export,
+}
+"""Every command by the name that the page sends."""
+
+
+class DatasetActions:
+    """Carries out commands on a tab's view."""
+
+    def __init__(self, pool: SetPool) -> None:
+        self.pool = pool
+        self._number = 0
+
+    def run(self, view: View, command: Values) -> dict[str, str]:
+        """Carry out a command and render. A mistake is a sentence in the notice, and nothing has changed."""
+        notice, error = "", False
+        extra = {"hint": "", "focus": str(command.get("focus", "")), "download": ""}
+        try:
+            answer = self._carried_out(view, command)
+            if isinstance(answer, dict):
+                extra |= answer
+            else:
+                notice = answer or ""
+        except ConflictError as conflict:
+            notice, error = str(conflict), True
+            view.conflicts = conflict.conflicts
+        except TrainerError as problem:
+            notice, error = str(problem), True
+        if command.get("do") == "check-typed" and view.shown and not notice:  # at every key: nothing else has changed
+            return view.shown | {"marks": html.marks_html(view, extra["hint"], extra["focus"])}
+        self._number += 1
+        panels = self.render(view, extra)
+        panels["notice"] = notice_html(notice, error=error, number=self._number)
+        return panels
+
+    def _carried_out(self, view: View, command: Values) -> Answer:
+        name = str(command.get("do", ""))
+        if name == "open":
+            return self._open(view, command)
+        if view.open is None or name not in COMMANDS:
+            raise DatasetError("No set is open: give its folder and press Open.")
+        view.open.editor.follow()
+        return COMMANDS[name](view, command)
+
+    def _open(self, view: View, values: Values) -> str:
+        opened = self.pool.open(str(values.get("folder", "")))
+        view.__dict__.update(View(open=opened, trigger=str(values.get("trigger", ""))).__dict__)
+        told = opened.editor.history.recovered
+        opened.editor.history.recovered = ""
+        return told or f"{len(opened.editor.items):,} pictures are open."
+
+    def render(self, view: View, extra: Mapping[str, str]) -> dict[str, str]:
+        """All panels."""
+        view.settle()
+        spellings = view.open.editor.spellings() if view.open else {}
+        most = [spellings.get(key, key) for key, _ in view.counts().most_common(500)] if view.open else []
+        return {
+            "notice": "",
+            "bar": html.bar_html(view),
+            "tags": html.tags_html(view),
+            "gallery": html.gallery_html(view),
+            "picture": html.picture_html(view),
+            "preview": conflict_html(view) + preview_html(view),
+            "work": work_html(view),
+            "marks": html.marks_html(view, extra["hint"], extra["focus"]),
+            "known": html.known_tags_html(most),
+            "download": extra["download"],
+        }

@@ -1,0 +1,48 @@
+"""Entry point of the WebUI: the accordion "Tiled VAE" in txt2img and img2img."""
+
+import gradio as gr
+from modules import script_callbacks, scripts, shared
+from modules.ui_components import InputAccordion
+
+from lib_trainer.host.webui import tiled_vae
+from lib_trainer.ui import tiled_vae as page
+
+DEFAULT = "trainer_tiled_vae_default"
+
+
+def add_settings():
+    choices = gr.Radio, {"choices": [page.OFF, page.AUTOMATIC, page.ALWAYS]}
+    told = shared.OptionInfo(page.OFF, "Tiled VAE when the page opens", *choices, section=("trainer", "Trainer"))
+    shared.opts.add_option(DEFAULT, told.needs_reload_ui())
+
+
+class TiledVae(scripts.Script):
+    def title(self):
+        return page.TITLE
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        default = getattr(shared.opts, DEFAULT, page.OFF)
+        components, self.infotext_fields = page.build(InputAccordion, default, self.elem_id)
+        self.paste_field_names = [page.MODE, page.BUDGET, page.ATTENTION]
+        return components
+
+    def before_process(self, p, *values):
+        tiled_vae.switch.end()
+        try:
+            choice = page.read(values)
+        except ValueError as error:
+            return tiled_vae.say(p, str(error))
+        p.extra_generation_params.update(page.parameters(choice))
+        settings = tiled_vae.settings(choice.mode == page.ALWAYS, choice.budget_gib, choice.windowed_attention)
+        return tiled_vae.switch.begin(p, settings if choice.enabled else None, page.MODE)
+
+    def postprocess(self, p, processed, *values):
+        tiled_vae.switch.end()
+
+
+tiled_vae.install()
+script_callbacks.on_ui_settings(add_settings)
+script_callbacks.on_script_unloaded(tiled_vae.uninstall)

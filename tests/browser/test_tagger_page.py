@@ -1,0 +1,120 @@
+"""The Tagger of the standalone page in a real browser, with the miniature tagger: tag, slide, judge, write."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lib_trainer.captions.tags import split_tags
+from lib_trainer.jobs import JobRunner
+from lib_trainer.tagging.desk import TaggerDesk
+from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.tagging.views import Places
+from tests.browser.test_page import ARGUMENTS, CHROMIUM, SLOW
+from tests.tagging.conftest import MINI, draw_scenes
+from tests.ui.fakes import FakeGenerator, FakeHost
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)"),
+]
+expect = playwright.expect
+expect.set_options(timeout=SLOW)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    from lib_trainer.ui.standalone_page import build_app, serve
+
+    shutil.copytree(MINI, tmp_path / "models" / "wd" / "wd-mini")
+    desk = TaggerDesk(Places(lambda: [tmp_path / "models"], lambda: tmp_path / "models"))
+    app = build_app(JobRunner(FakeHost(tmp_path)), FakeGenerator(), desk=desk)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    yield serve(app, port=port, block=False)
+    desk.stop()
+    desk.wait(20)
+    app.close()
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[playwright.Page]:
+    errors: list[str] = []
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS, timeout=SLOW)
+        page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(SLOW)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        open_tab(page, "Tagger")
+        yield page
+        chromium.close()
+    assert errors == []
+
+
+def open_tab(page: playwright.Page, label: str) -> None:
+    page.locator(".tab-nav button:visible").filter(has_text=re.compile(rf"^\s*{label}\s*$")).first.click()
+
+
+def fill(page: playwright.Page, name: str, value: object) -> None:
+    box = page.locator(f"#tagger_{name}").locator("textarea, input:not([type=range])").first
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def test_tag_slide_judge_and_write(page: playwright.Page, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    draw_scenes(folder, 30)
+    fill(page, "folder", folder)
+    expect(page.locator("#tagger_summary").first).to_contain_text("press Tag")
+    page.locator("#tagger_tag_folder").click()
+    expect(page.locator(".tagger-job")).to_contain_text("30 pictures scored")
+    large = page.locator('.tagger-table tr[data-tag="large"]')
+    expect(large).to_be_visible()
+    before = large.locator("td").nth(3).inner_text()
+    slider = page.locator("#tagger_general input[type=range]")
+    slider.evaluate("(one) => { one.value = 0.97; one.dispatchEvent(new Event('input', {bubbles: true})); }")
+    expect(large.locator("td").nth(3)).not_to_have_text(before)
+    judge_the_first(page, folder)
+    page.locator("#tagger_write").click()
+    expect(page.locator(".tagger-job")).to_contain_text("30 captions written")
+    with ScoreStore(folder) as store:
+        origins = [origin for n in range(30) for origin in store.origins(folder / f"{n:03}.png").values()]
+        assert "hand" in origins and any(origin.startswith("wd-mini ") for origin in origins)
+    assert all(split_tags(path.read_text("utf-8")) for path in folder.glob("*.txt"))
+
+
+def judge_the_first(page: playwright.Page, folder: Path) -> None:
+    """With the keyboard alone: accept the first picture that is near the line of a tag."""
+    page.locator('.tagger-table tr[data-tag="large"]').click()
+    open_tab(page, "Near the line")
+    card = page.locator(".tagger-card").first
+    expect(card).to_be_visible()
+    content = card.get_attribute("data-content")
+    card.focus()
+    page.keyboard.press("a")
+    expect(page.locator(f'.tagger-card[data-content="{content}"]')).to_have_class(re.compile("tagger-accepted"))
+    expect(page.locator(".tagger-summary")).to_be_visible()
+    with ScoreStore(folder) as store:
+        for _ in range(200):
+            if store.verdicts():
+                break
+            page.wait_for_timeout(50)
+        assert store.verdicts() == {(content, "large"): True}
+
+
+def test_nothing_overflows(page: playwright.Page) -> None:
+    for box in page.locator("#tagger_page .trainer-more .label-wrap").all():
+        box.click()
+    for width in (1024, 420):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0

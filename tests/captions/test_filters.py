@@ -1,0 +1,78 @@
+"""The filter language against pictures whose answers are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib_trainer.captions.document import Caption
+from lib_trainer.captions.filters import Record, parse_filter
+from lib_trainer.errors import ConfigError
+
+SMILE, HAND, RED = {"smile": 0.9}, {"smile": "hand"}, {"red hair": "wd"}
+RECORDS = [
+    Record("10_cat/a.png", "10_cat", Caption.parse("long_hair, smile, 1girl"), 10, (512, 768), SMILE, HAND),
+    Record("10_cat/b.png", "10_cat", Caption.parse("short hair, 1boy, saber (fate)"), 80, (300, 300), {"smile": 0.1}),
+    Record("c.png", "", Caption.parse(""), 0, None, {}, {}, ("empty",)),
+    Record("5_dog/d1.png", "5_dog", Caption.parse("red hair, blue eyes, >_<, |_|"), None, (1000, 400), {}, RED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "abcd"),
+        ("long hair", "a"),
+        ("LONG_HAIR", "a"),
+        ("* hair", "abd"),
+        ("* hair AND NOT 1boy", "ad"),
+        ("* hair, smile", "a"),
+        ("smile OR 1boy AND red hair", "a"),
+        ("(smile OR 1boy) AND 1girl", "a"),
+        ("NOT (smile OR 1boy)", "cd"),
+        ("smile | 1boy", "ab"),
+        ("!smile & !1boy", "cd"),
+        ("-smile", "bcd"),
+        ('"saber (fate)"', "b"),
+        ("saber_(fate)", "b"),
+        (r"saber \(fate\)", "b"),
+        ("/^(red|long) hair$/", "ad"),
+        (">_<", "d"),
+        ("|_|", "d"),
+        ("folder:10_*", "ab"),
+        ('folder:""', "c"),
+        ("name:d*", "d"),
+        ("tokens>75", "b"),
+        ("tokens <= 10", "ac"),
+        ("width<512", "b"),
+        ("aspect>2", "d"),
+        ("tags=0", "c"),
+        ("score(smile)>0.5", "a"),
+        ("score(smile)<0.5", "b"),
+        ("origin:hand", "a"),
+        ("origin:model", "d"),
+        ("trouble:empty", "c"),
+        ('caption:"1boy, saber"', "b"),
+        ("caption:/^long/", "a"),
+        ("smile,", "a"),
+        ("group:hair", "ad"),
+    ],
+)
+def test_filter(text: str, found: str) -> None:
+    one = parse_filter(text, lambda key: "hair" if key in ("long hair", "red hair") else "other")
+    names = ["a", "b", "c", "d"]
+    assert "".join(name for name, record in zip(names, RECORDS, strict=True) if one.matches(record)) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(smile", "smile)", "AND smile", "smile OR", "NOT", "foo:bar/(/", "/(/", "score>1", "()", '"open', "(" * 80],
+)
+def test_what_is_no_filter_is_a_sentence(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^Filter: "):
+        parse_filter(text)
+
+
+def test_a_filter_says_what_it_needs() -> None:
+    assert parse_filter("smile").needs == frozenset()
+    assert parse_filter("tokens>1 OR (width>1 AND score(a)>0)").needs == {"tokens", "size", "scores"}
+    assert parse_filter("trouble:*").needs == {"troubles"}

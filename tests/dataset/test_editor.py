@@ -1,0 +1,419 @@
+"""Edits of a set as transactions: undone byte for byte, all or nothing whatever kills them, nothing overwritten."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lib_trainer.captions.document import Caption
+from lib_trainer.captions.edits import make_edit
+from lib_trainer.dataset import file_moves
+from lib_trainer.dataset.editor import Editor
+from lib_trainer.dataset.file_moves import Change, ConflictError, Move
+from lib_trainer.dataset.history import History
+from lib_trainer.errors import ConfigError, DatasetError
+
+CONTENTS = {
+    "a.txt": b"\xef\xbb\xbfzorb, long_hair,smile\r\n",
+    "5_dog/b.txt": b"zorb\nshort hair\nsmile\n",
+    "5_dog/c.txt": b"zorb ||| smile, smile, 1girl",
+    "5_dog/d.txt": b"",
+}
+PICTURES = ("a.png", "5_dog/b.jpg", "5_dog/c.webp", "5_dog/d.png", "5_dog/e.png")
+
+
+def make_set(root: Path) -> Path:
+    shutil.rmtree(root, ignore_errors=True)
+    for name, data in {**dict.fromkeys(PICTURES, b"picture"), **CONTENTS}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Everything in the set but the hidden folder."""
+    found = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found if ".trainer" not in path.parts}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_set(tmp_path / "set")
+
+
+EDITS = st.sampled_from(
+    [
+        ("add", {"tags": "new, tag", "where": "back"}),
+        ("add", {"tags": "front"}),
+        ("remove", {"tags": "smile"}),
+        ("remove", {"tags": "*"}),
+        ("replace", {"tags": "* hair", "by": "hair"}),
+        ("regex-captions", {"expression": r"[\r\n]+", "replacement": ", "}),
+        ("dedupe", {}),
+        ("sort", {"by": "alphabet"}),
+        ("trigger", {"word": "other", "replaces": "zorb", "separator": True}),
+        ("keep-tokens", {"count": 1}),
+        ("prune-count", {"fewer_than": 2}),
+        ("spelling", {"to": "underscores"}),
+    ]
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(EDITS, st.sampled_from(["undo", "redo", "reopen", "trash"])), min_size=1, max_size=7))
+def test_any_sequence_undone_and_redone_gives_the_bytes_back(tmp_path: Path, actions: list[object]) -> None:
+    root = make_set(tmp_path / "set")
+    editor = Editor(root)
+    past, future = [files(root)], []
+    for action in actions:
+        if action == "undo" and len(past) > 1:
+            editor.undo()
+            future.append(past.pop())
+        elif action == "redo" and future:
+            editor.redo()
+            past.append(future.pop())
+        elif action == "reopen":
+            editor.history.close()
+            editor = Editor(root)
+        elif action == "trash":
+            keys = [key for key in editor.keys if key.endswith(("b.jpg", "e.png"))]
+            if keys:
+                editor.to_trash(keys)
+                past, future = [*past, files(root)], []
+        elif isinstance(action, tuple):
+            preview = editor.preview(make_edit(*action))
+            if preview.altered:
+                editor.apply(preview)
+                past, future = [*past, files(root)], []
+        assert files(root) == past[-1]
+    last = past[-1]
+    editor.history.close()
+    editor = Editor(root)
+    for state in reversed(past[:-1]):
+        editor.undo()
+        assert files(root) == state
+    for state in past[1:]:
+        editor.redo()
+        assert files(root) == state
+    assert files(root) == last
+    editor.history.close()
+
+
+def killed_at(number: int, root: Path, action: Callable[[Editor], object]) -> bool:
+    """Do something in a process that is killed with -9 before its `number`-th call of the file system.
+
+    Says whether it was killed; the process that gets to its end exits by itself.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            editor = Editor(root)
+            count = 0
+
+            def count_down(event: str, arguments: tuple[object, ...]) -> None:
+                nonlocal count
+                if event in (
+                    "open",
+                    "os.rename",
+                    "os.remove",
+                    "os.chmod",
+                    "os.mkdir",
+                    "os.rmdir",
+                    "shutil.move",
+                    "kill",
+                ):
+                    count += 1
+                    if count == number:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(count_down)
+            action(editor)
+            for _ in range(3):  # also before what comes after the last write: sqlite's own calls are not heard
+                sys.audit("kill")
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("what", ["edit", "undo", "redo", "trash"])
+def test_killed_between_any_two_writes_all_or_nothing_is_left(root: Path, what: str) -> None:
+    edit = make_edit("trigger", {"word": "other", "replaces": "zorb"})
+    actions: dict[str, Callable[[Editor], object]] = {
+        "edit": lambda editor: editor.apply(editor.preview(edit)),
+        "undo": lambda editor: editor.undo(),
+        "redo": lambda editor: editor.redo(),
+        "trash": lambda editor: editor.to_trash(editor.keys[:2]),
+    }
+    action = actions[what]
+    for name in ("5_dog/c.webp", "5_dog/c.txt", "5_dog/d.png", "5_dog/d.txt", "5_dog/e.png"):
+        (root / name).unlink()
+    editor = Editor(root)
+    editor.apply(editor.preview(make_edit("add", {"tags": "early"})))
+    if what in ("undo", "redo"):
+        editor.apply(editor.preview(edit))
+    if what == "redo":
+        editor.undo()
+    editor.history.close()
+    template = root.with_name("template")
+    shutil.copytree(root, template)
+    before = files(root)
+    editor = Editor(root)
+    action(editor)
+    editor.history.close()
+    after, seen, half = files(root), set(), 0
+    assert before != after
+    for number in range(1, 500):
+        shutil.rmtree(root)
+        shutil.copytree(template, root)
+        killed = killed_at(number, root, action)
+        half += files(root) not in (before, after)
+        editor = Editor(root)  # recovers
+        found = files(root)
+        assert found in (before, after), f"killed before call {number}"
+        assert not (root / ".trainer" / "staging").exists()
+        if found == before and what == "edit":
+            assert [entry.label for entry in editor.history.entries()] == ["Add early at the front"]
+        seen.add(found == after)
+        editor.history.close()
+        if not killed:
+            break
+    assert not killed and number > 8
+    assert seen == {True, False}
+    assert half, "the kill never came between two writes"
+
+
+def test_a_full_disk_leaves_everything_as_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = Editor(root)
+    before = files(root)
+    edit, count = make_edit("add", {"tags": "new"}), 0
+    real_stage, real_rename = file_moves._stage, file_moves._rename_over
+
+    def full(path: Path, data: bytes, old: tuple[int, ...] | None) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_stage(path, data, old)
+
+    monkeypatch.setattr(file_moves, "_stage", full)
+    with pytest.raises(DatasetError, match=r"No space left on device.*nothing has been changed"):
+        editor.apply(editor.preview(edit))
+    assert files(root) == before
+    monkeypatch.setattr(file_moves, "_stage", real_stage)
+
+    def refused(source: Path, target: Path) -> None:
+        if target.name == "c.txt" and b"new" in source.read_bytes():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real_rename(source, target)
+
+    monkeypatch.setattr(file_moves, "_rename_over", refused)
+    with pytest.raises(DatasetError, match="Permission denied"):
+        editor.apply(editor.preview(edit))
+    assert files(root) == before
+    monkeypatch.undo()
+    editor.apply(editor.preview(edit))
+    assert len(editor.history.entries()) == 1
+
+
+def test_a_caption_that_changed_outside_is_a_conflict_with_both_versions(root: Path) -> None:
+    editor = Editor(root)
+    preview = editor.preview(make_edit("add", {"tags": "new"}))
+    (root / "a.txt").write_bytes(b"by another program")
+    before = files(root)
+    with pytest.raises(
+        ConflictError, match=r"^a\.txt changed outside of this editor.*nothing has been written\.$"
+    ) as told:
+        editor.apply(preview)
+    assert [(one.path, one.expected, one.found) for one in told.value.conflicts] == [
+        ("a.txt", CONTENTS["a.txt"], b"by another program")
+    ]
+    assert files(root) == before
+    assert [one.path for one in editor.outside_changes()] == ["a.txt"]
+    editor.reload()
+    assert editor.outside_changes() == []
+    editor.apply(editor.preview(make_edit("add", {"tags": "new"})))
+    (root / "a.txt").write_bytes(b"again")
+    with pytest.raises(ConflictError):
+        editor.undo()
+    assert (root / "a.txt").read_bytes() == b"again"
+
+
+def test_one_caption_written_over_anothers_only_when_both_were_seen(root: Path) -> None:
+    editor = Editor(root)
+    seen = editor.caption("a.png")
+    (root / "a.txt").write_bytes(b"theirs")
+    with pytest.raises(ConflictError):
+        editor.write("a.png", Caption.parse("mine"), seen)
+    assert (root / "a.txt").read_bytes() == b"theirs"
+    editor.write("a.png", Caption.parse("mine"), seen, force=True)
+    assert (root / "a.txt").read_bytes() == b"mine"
+    editor.undo()
+    assert (root / "a.txt").read_bytes() == b"theirs"
+
+
+def test_two_editors_of_one_set(root: Path) -> None:
+    one, other = Editor(root), Editor(root)
+    stale = other.preview(make_edit("add", {"tags": "second"}))
+    one.apply(one.preview(make_edit("add", {"tags": "first"})))
+    with pytest.raises(ConflictError):
+        other.apply(stale)
+    assert other.follow() and not other.follow()
+    with pytest.raises(DatasetError, match="have changed since this preview"):
+        other.apply(stale)
+    assert other.caption("a.png").tags[0] == "first"
+    other.undo()
+    assert one.follow()
+    assert one.caption("a.png").encode() == CONTENTS["a.txt"]
+
+
+def test_redo_survives_a_refused_edit_and_ends_with_a_new_one(root: Path) -> None:
+    editor = Editor(root)
+    editor.apply(editor.preview(make_edit("add", {"tags": "first"})))
+    editor.undo()
+    preview = editor.preview(make_edit("add", {"tags": "x"}))
+    (root / "a.txt").write_bytes(b"outside")
+    with pytest.raises(ConflictError):
+        editor.apply(preview)
+    (root / "a.txt").write_bytes(CONTENTS["a.txt"])
+    editor.redo()
+    editor.undo()
+    editor.apply(editor.preview(make_edit("add", {"tags": "x"})))
+    with pytest.raises(DatasetError, match="nothing to redo"):
+        editor.redo()
+
+
+def test_a_preview_writes_nothing_and_counts(root: Path) -> None:
+    editor = Editor(root)
+    before = files(root)
+    preview = editor.preview(make_edit("remove", {"tags": "smile"}))
+    assert (len(preview.altered), preview.total) == (3, 5)
+    assert preview.gone() == {"smile": 3} and preview.added() == {}
+    assert files(root) == before and not (root / ".trainer").exists()
+    only = editor.preview(make_edit("remove", {"tags": "smile"}), ["a.png"])
+    assert [one.path for one in only.altered] == ["a.txt"]
+
+
+def test_a_bad_expression_is_refused_before_anything(root: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a regular expression"):
+        make_edit("regex-tags", {"expression": "("})
+
+
+def test_the_trash_takes_picture_and_caption_together_and_gives_them_back(root: Path) -> None:
+    editor = Editor(root)
+    before = files(root)
+    editor.to_trash(["5_dog/b.jpg"])
+    assert "5_dog/b.jpg" not in editor.items
+    assert not (root / "5_dog" / "b.txt").exists()
+    assert (root / ".trainer/trash/1/5_dog/b.txt").read_bytes() == CONTENTS["5_dog/b.txt"]
+    editor.undo()
+    assert files(root) == before and "5_dog/b.jpg" in editor.items
+    (root / "orphan.txt").write_bytes(b"alone")
+    editor.reload()
+    assert editor.library.orphans == ("orphan.txt",)
+    editor.to_trash([], ["orphan.txt"])
+    assert files(root) == before
+
+
+def test_pictures_that_share_a_caption(root: Path) -> None:
+    (root / "a.jpg").write_bytes(b"picture")
+    editor = Editor(root)
+    preview = editor.preview(make_edit("add", {"tags": "new"}), ["a.jpg"])
+    assert [(one.path, set(one.keys)) for one in preview.altered] == [("a.txt", {"a.jpg", "a.png"})]
+    editor.to_trash(["a.jpg"])
+    assert (root / "a.txt").exists()
+
+
+def test_other_encodings_are_listed_and_converted_on_demand(root: Path) -> None:
+    (root / "5_dog" / "d.txt").write_bytes("grüne Augen".encode("cp1252"))
+    editor = Editor(root)
+    before = files(root)
+    assert list(editor.unreadable) == ["5_dog/d.txt"]
+    editor.apply(editor.preview(make_edit("add", {"tags": "new"})))
+    assert (root / "5_dog" / "d.txt").read_bytes() == before["5_dog/d.txt"]
+    editor.convert_all()
+    assert editor.caption("5_dog/d.png").text == "grüne Augen"
+    editor.undo()
+    editor.undo()
+    assert files(root) == before
+    with pytest.raises(DatasetError, match="does not read as utf-16"):
+        editor.convert("5_dog/d.txt", "utf-16")
+
+
+def test_a_snapshot_is_compared_and_restored(root: Path) -> None:
+    editor = Editor(root)
+    before = files(root)
+    editor.take_snapshot("as  it was")
+    with pytest.raises(DatasetError, match="a snapshot called 'as it was' already"):
+        editor.take_snapshot("as it was")
+    editor.apply(editor.preview(make_edit("remove", {"tags": "smile"})))
+    editor.apply(editor.preview(make_edit("add", {"tags": "x"})))
+    compared = editor.compare_snapshot("as it was")
+    assert {one.path for one in compared.altered} == {*CONTENTS, "5_dog/e.txt"}
+    editor.apply(compared)
+    after = {name: data for name, data in files(root).items() if name != "5_dog/e.txt"}
+    assert after == before  # a caption that did not exist then is an empty one now
+    editor.undo()
+    assert files(root) != before
+    with pytest.raises(DatasetError, match="no snapshot called 'other'"):
+        editor.compare_snapshot("other")
+
+
+def test_a_journal_that_cannot_be_read_is_named(root: Path) -> None:
+    (root / ".trainer").mkdir()
+    (root / ".trainer" / "history.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(DatasetError, match=r"The history '.*history\.sqlite' cannot be used"):
+        Editor(root)
+
+
+def test_a_newer_journal_is_left_alone(root: Path) -> None:
+    history = History(root)
+    history.commit("x", [Change("new.txt", None, b"1")])
+    history._db().execute("PRAGMA user_version = 99")
+    history.close()
+    with pytest.raises(DatasetError, match="newer version of the trainer"):
+        Editor(root)
+
+
+def test_a_move_never_overwrites(root: Path) -> None:
+    history = History(root)
+    before = files(root)
+    with pytest.raises(ConflictError):
+        history.commit("x", [Move("a.txt", "5_dog/b.txt")])
+    assert files(root) == before
+    history.close()
+
+
+def test_files_keep_their_permissions_and_links_their_place(root: Path) -> None:
+    os.chmod(root / "a.txt", 0o640)
+    (root / "real").mkdir()
+    shutil.move(root / "5_dog" / "b.txt", root / "real" / "b.txt")
+    (root / "5_dog" / "b.txt").symlink_to(root / "real" / "b.txt")
+    editor = Editor(root)
+    editor.apply(editor.preview(make_edit("add", {"tags": "new"})))
+    assert (root / "a.txt").stat().st_mode & 0o777 == 0o640
+    assert (root / "5_dog" / "b.txt").is_symlink()
+    assert (root / "real" / "b.txt").read_bytes().startswith(b"new")
+
+
+def test_nothing_to_do_is_a_sentence(root: Path) -> None:
+    editor = Editor(root)
+    for action, sentence in ((editor.undo, "nothing to undo"), (editor.redo, "nothing to redo")):
+        with pytest.raises(DatasetError, match=sentence):
+            action()
+    with pytest.raises(DatasetError, match="Nothing would change"):
+        editor.apply(editor.preview(make_edit("remove", {"tags": "absent"})))
+    for folder, sentence in (("", "No folder"), (root / "no", "There is no folder")):
+        with pytest.raises(DatasetError, match=sentence):
+            Editor(folder)

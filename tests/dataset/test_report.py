@@ -1,0 +1,176 @@
+"""What is found on a set whose faults were made by hand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib_trainer.captions.document import Caption
+from lib_trainer.captions.knowledge import built_in
+from lib_trainer.captions.tokens import TokenCounter
+from lib_trainer.dataset import facts as facts_module
+from lib_trainer.dataset.editor import Editor
+from lib_trainer.dataset.facts import FactsCache, duplicates, near_duplicates
+from lib_trainer.dataset.library import open_library
+from lib_trainer.dataset.report import Report, bucket_of, make_report
+from miniature.world import combos, draw, random_scene
+
+
+def word_length(word: str) -> int:
+    return len(word)
+
+
+def scene(seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
+    return draw(random_scene(np.random.default_rng(seed), combos()), size)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two concepts with one fault of every kind."""
+    root = tmp_path / "set"
+    for folder in ("10_alba", "2_bruno", "notes"):
+        (root / folder).mkdir(parents=True)
+    for index in range(6):
+        scene(index).save(root / "10_alba" / f"{index}.png")
+        (root / "10_alba" / f"{index}.txt").write_text("alba, 1girl, solo", encoding="utf-8")
+    scene(20).save(root / "2_bruno" / "0.png")
+    (root / "2_bruno" / "0.txt").write_text("bruno, eyepatch", encoding="utf-8")
+    alba = root / "10_alba"
+    scene(7, (256, 512)).save(alba / "small.png")
+    scene(8, (1600, 600)).save(alba / "wide.png")
+    shutil.copyfile(alba / "0.png", alba / "same.png")
+    Image.open(alba / "1.png").save(alba / "near.jpg", quality=90)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    scene(9).save(alba / "turned.jpg", exif=turned)
+    scene(10).convert("RGBA").save(alba / "alpha.png")
+    (alba / "broken.png").write_bytes((alba / "2.png").read_bytes()[:200])
+    (alba / "small.txt").write_text("", encoding="utf-8")
+    (alba / "wide.txt").write_text("alba, " + "x" * 230, encoding="utf-8")
+    (alba / "alpha.txt").write_bytes("grün".encode("cp1252"))
+    (root / "orphan.txt").write_text("alone", encoding="utf-8")
+    scene(11).save(root / "notes" / "n.png")
+    return root
+
+
+def reported(root: Path, **options: bool) -> Report:
+    editor, cache = Editor(root), FactsCache(root)
+    report = make_report(editor, cache.get(editor.keys), TokenCounter(word_length), built_in(), **options)  # type: ignore[arg-type]
+    cache.close()
+    return report
+
+
+def test_every_fault_is_found_and_leads_to_its_pictures(root: Path) -> None:
+    report = reported(root, mirrored=True)
+    found = {one.kind: set(one.pictures) for one in report.findings}
+    a = "10_alba/"
+    assert found["corrupt"] == {a + "broken.png"}
+    assert found["small"] == {a + "small.png"}
+    assert found["aspect"] == {a + "wide.png"}  # 1 : 2 is not over twice
+    assert found["duplicate"] == {a + "0.png", a + "same.png"}
+    assert found["near-duplicate"] == {a + "1.png", a + "near.jpg"}
+    assert found["rotated"] == {a + "turned.jpg"}
+    assert found["alpha"] == {a + "alpha.png"}
+    assert found["unreadable"] == {a + "alpha.png"}
+    assert found["empty"] == {a + "small.png"}
+    assert found["no-caption"] == {a + n for n in ("same.png", "near.jpg", "turned.jpg", "broken.png")} | {
+        "notes/n.png"
+    }
+    assert found["untrained"] == {"notes/n.png"}
+    assert found["long225"] == {a + "wide.png"}
+    assert found["one-sided"] == {"2_bruno/0.png"}
+    assert next(one for one in report.findings if one.kind == "orphan").paths == ("orphan.txt",)
+    balance = next(one for one in report.findings if one.kind == "balance")
+    assert "10_alba 130 times and 2_bruno 2 times" in balance.text
+    assert report.total == report.checked == 15
+    assert sum(report.sizes.values()) == 14
+    assert report.troubles()["2_bruno/0.png"] >= {"one-sided"}
+
+
+def test_one_sided_features_are_fine_without_mirroring(root: Path) -> None:
+    assert "one-sided" not in {one.kind for one in reported(root).findings}
+
+
+def test_pictures_are_decoded_once_and_again_when_they_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = facts_module.look_at
+    monkeypatch.setattr(facts_module, "look_at", lambda path: asked.append(path.name) or real(path))
+    keys = ["10_alba/0.png", "10_alba/1.png"]
+    FactsCache(root).get(keys)
+    cache = FactsCache(root)
+    assert cache.get(keys)[keys[0]].size == (512, 512)
+    assert asked == ["0.png", "1.png"]
+    scene(30, (640, 512)).save(root / keys[0])
+    assert cache.get(keys)[keys[0]].size == (640, 512)
+    assert asked == ["0.png", "1.png", "0.png"]
+    assert cache.size(keys[0]) == (640, 512)
+
+
+def test_a_check_can_be_stopped_and_keeps_what_it_has(root: Path) -> None:
+    cache = FactsCache(root)
+    keys = Editor(root).keys
+    assert cache.get(keys, stopping=lambda: True) == {}
+    told: list[tuple[int, int]] = []
+    assert len(cache.get(keys, lambda done, total: told.append((done, total)))) == len(keys)
+    assert told[-1] == (len(keys), len(keys))
+
+
+def test_a_broken_cache_is_no_cache(root: Path) -> None:
+    place = root / ".trainer" / "thumbnails"
+    place.mkdir(parents=True)
+    (place / "cache.sqlite").write_bytes(b"no database" * 100)
+    assert FactsCache(root).get(["10_alba/0.png"])["10_alba/0.png"].size == (512, 512)
+
+
+def test_different_scenes_are_no_duplicates(tmp_path: Path) -> None:
+    for index in range(40):
+        scene(index, (96, 96)).save(tmp_path / f"{index}.png")
+    found = FactsCache(tmp_path).get([f"{index}.png" for index in range(40)])
+    assert duplicates(found) == []
+    for group in near_duplicates(found):
+        shapes = {random_scene(np.random.default_rng(int(key[:-4])), combos()).combo for key in group}
+        assert len(shapes) == 1, group
+
+
+def test_buckets_as_sd_scripts_makes_them() -> None:
+    """Its rule: 512², and for every side in steps of 64 the longest other side within the area; the nearest aspect."""
+    area, sides = 512 * 512, range(256, 1025, 64)
+    allowed = {(512, 512)}
+    for side in sides:
+        other = max(one for one in sides if one * side <= area)
+        allowed |= {(side, other), (other, side)}
+    for size in ((512, 512), (3000, 2000), (2000, 3000), (640, 480), (1, 4), (1000, 999), (10000, 100)):
+        wanted = min(abs(w / h - size[0] / size[1]) for w, h in allowed)
+        chosen = bucket_of(size, area)
+        assert chosen in allowed
+        assert abs(chosen[0] / chosen[1] - size[0] / size[1]) == pytest.approx(wanted)
+
+
+def test_tokens_are_counted_by_words() -> None:
+    counter = TokenCounter(word_length)
+    assert counter(Caption.parse("ab, c ||| d\ne")) == len("ab,c,d,e")
+
+
+def test_clip_counts_words_as_it_counts_the_whole() -> None:
+    from lib_trainer.cli_captions import clip_tokens
+    from lib_trainer.host.standalone.tokenizer import load_tokenizer
+
+    for text in (
+        "1girl, long hair, saber (fate), :d, don't look",
+        "A photo of a woman, she's 20; 長い髪, café!",
+        "a,b,c",
+    ):
+        whole = len(load_tokenizer()(text, add_special_tokens=False).input_ids)
+        assert TokenCounter(clip_tokens)(Caption.parse(text)) == whole
+
+
+def test_a_library_lists_what_the_trainer_reads_and_what_it_does_not(root: Path) -> None:
+    library = open_library(f' "{root}" ')
+    assert library.folders == ["2_bruno", "10_alba", "notes"]
+    assert {item.folder: (item.repeats, item.concept) for item in library.items} == {
+        "2_bruno": (2, "bruno"), "10_alba": (10, "alba"), "notes": (0, ""),
+    }  # fmt: skip

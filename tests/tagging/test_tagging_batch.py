@@ -1,0 +1,314 @@
+"""A folder through the pipeline: order, cache, stop, corrupt pictures, errors of every stage, and kill -9."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib_trainer.captions.tags import split_tags
+from lib_trainer.errors import TaggerError
+from lib_trainer.tagging import pipeline
+from lib_trainer.tagging.events import Progress
+from lib_trainer.tagging.labels import Labels
+from lib_trainer.tagging.pictures import list_pictures, sharing
+from lib_trainer.tagging.pipeline import PixelBudget, score_pictures
+from lib_trainer.tagging.plan import Opened
+from lib_trainer.tagging.registry import Tagger
+from lib_trainer.tagging.run import tag_folder
+from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.tagging.style import Style
+from lib_trainer.tagging.table import Thresholds, select
+from miniature.world import Scene
+from tests.tagging.conftest import draw_scenes
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Watched:
+    """A tagger of one label whose score is the picture's brightness. It can be held, and counts what is in flight."""
+
+    name: str = "watched"
+    fingerprint: str = "f"
+    labels: Labels = field(default_factory=lambda: Labels(("bright", "sure"), (0, 0)))
+    side: int = 4
+    max_batch: int = 4
+    device: str = "CPU"
+    notes: Sequence[str] = ()
+    gate: threading.Event = field(default_factory=threading.Event)
+    loaded: int = 0
+    most: int = 0
+    scored: int = 0
+    batches: list[int] = field(default_factory=list)
+    fail_at: int = -1
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def load(self, path: Path, data: bytes | None = None) -> Any:
+        from lib_trainer.tagging.preprocess import load
+
+        self.loaded += 1
+        self.most = max(self.most, self.loaded - self.scored)
+        return load(path, self.side, data)
+
+    def fit(self, image: Image.Image) -> Any:
+        raise NotImplementedError
+
+    def batch(self, pictures: Sequence[Any]) -> Any:
+        return np.stack(pictures)
+
+    def scores(self, batch: Any) -> Any:
+        self.gate.wait(30)
+        if len(self.batches) == self.fail_at:
+            raise TaggerError("The device gave up.")
+        self.batches.append(len(batch))
+        self.scored += len(batch)
+        brightness = batch.mean(axis=(1, 2, 3)) / 255
+        return np.stack([brightness, np.ones(len(batch))], 1).astype(np.float32)
+
+
+def grey(folder: Path, count: int) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (6, 5), (number * 5,) * 3).save(folder / f"{number:02}.png")
+    return list(list_pictures(folder).pictures)
+
+
+def test_every_picture_gets_its_own_scores(tmp_path: Path) -> None:
+    pictures, tagger = grey(tmp_path / "set", 23), Watched()
+    seen: list[Progress] = []
+    with ScoreStore(tmp_path / "set") as store:
+        report = score_pictures(tagger, store, pictures, listener=seen.append, workers=3)
+        assert (report.total, report.scored, report.cached, report.skipped, report.stopped) == (23, 23, 0, (), False)
+        values = [store.best_scores(path).get("bright", 0.0) for path in pictures]
+    assert values == sorted(values) and values[20] > 2 * values[2] > 0, "in the order of their brightness"
+    assert tagger.batches == [4, 4, 4, 4, 4, 3]
+    done = [progress.done for progress in seen]
+    assert done == sorted(done) and done[-1] == 23 and seen[-1].rate > 0
+
+
+def test_a_second_run_opens_nothing(tmp_path: Path) -> None:
+    pictures, tagger = grey(tmp_path / "set", 9), Watched()
+    with ScoreStore(tmp_path / "set") as store:
+        score_pictures(tagger, store, pictures)
+        again = Watched()
+        report = score_pictures(again, store, pictures)
+        assert (report.scored, report.cached, again.loaded) == (0, 9, 0)
+        other = Watched(fingerprint="another model")
+        assert score_pictures(other, store, pictures).scored == 9
+
+
+def test_memory_is_bounded_while_the_model_is_slow(tmp_path: Path) -> None:
+    pictures, tagger = grey(tmp_path / "set", 60), Watched()
+    tagger.gate.clear()
+    threading.Timer(0.5, tagger.gate.set).start()
+    with ScoreStore(tmp_path / "set") as store:
+        score_pictures(tagger, store, pictures, workers=2)
+    held = (pipeline.AHEAD + 4) * 4 + 2
+    assert 4 < tagger.most <= held < 60
+
+
+def test_stop_keeps_what_is_done_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    pictures, tagger = grey(tmp_path / "set", 40), Watched()
+    with ScoreStore(tmp_path / "set") as store:
+        report = score_pictures(tagger, store, pictures, stop=lambda: tagger.scored >= 8)
+        assert report.stopped and 8 <= report.scored < 40
+        assert len(store.scored("f")) == report.scored
+        rest = score_pictures(Watched(), store, pictures)
+        assert rest.scored == 40 - report.scored and not rest.stopped
+
+
+def test_a_corrupt_picture_is_skipped_and_listed(tmp_path: Path) -> None:
+    """One kills K."""
+    pictures = grey(tmp_path / "set", 7)
+    pictures[2].write_bytes(pictures[2].read_bytes()[:40])
+    pictures[4].write_bytes(b"")
+    Image.new("1", (70_000, 1)).save(pictures[5])
+    with ScoreStore(tmp_path / "set") as store:
+        report = score_pictures(Watched(), store, pictures)
+    assert report.scored == 4 and not report.stopped
+    assert [item.path for item in report.skipped] == [pictures[2], pictures[4], pictures[5]]
+    assert [item.reason.split(":")[0] for item in report.skipped][1:] == ["the file is empty", "70000 × 1 pixels"]
+
+
+@pytest.mark.parametrize("fail_at", [0, 2])
+def test_a_model_that_fails_ends_the_run_and_keeps_what_was(tmp_path: Path, fail_at: int) -> None:
+    pictures = grey(tmp_path / "set", 30)
+    with ScoreStore(tmp_path / "set") as store:
+        with pytest.raises(TaggerError, match="gave up"):
+            score_pictures(Watched(fail_at=fail_at), store, pictures)
+        assert len(store.scored("f")) == 4 * fail_at
+    assert not [thread for thread in threading.enumerate() if "tagger" in thread.name]
+
+
+@pytest.mark.parametrize("stage", ["put", "listener", "on_scored"])
+def test_an_error_behind_the_model_ends_the_run(tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, calls = grey(tmp_path / "set", 50), []
+
+    def broken(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) > 1 or stage != "listener":
+            raise TaggerError("The disk is full.")
+
+    with ScoreStore(tmp_path / "set") as store:
+        if stage == "put":
+            monkeypatch.setattr(store, "put", broken)
+        options = {stage: broken} if stage != "put" else {}
+        with pytest.raises(TaggerError, match="disk is full"):
+            score_pictures(Watched(), store, pictures, **options)
+
+
+def test_a_bug_in_decoding_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, tagger = grey(tmp_path / "set", 12), Watched()
+
+    def load(path: Path, data: bytes | None = None) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(tagger, "load", load)
+    with ScoreStore(tmp_path / "set") as store, pytest.raises(RuntimeError, match="a bug"):
+        score_pictures(tagger, store, pictures)
+
+
+def test_the_pixel_budget_lets_large_pictures_through_alone() -> None:
+    budget, order = PixelBudget(10), []
+
+    def work(size: int) -> None:
+        with budget.taken(size):
+            order.append(size)
+
+    with budget.taken(6):
+        threads = [threading.Thread(target=work, args=(size,)) for size in (50, 3)]
+        threads[0].start()
+        time.sleep(0.05)
+        threads[1].start()
+        threads[1].join(5)
+        assert order == [3]
+    threads[0].join(5)
+    assert order == [3, 50]
+
+
+def test_folders_as_they_are(tmp_path: Path) -> None:
+    for name in ("b10.png", "b2.PNG", "sub/c.jpg", ".trainer/thumbnails/t.png", "notes.txt", "sub/.hidden.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    names = [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path).pictures]
+    assert names == ["b2.PNG", "b10.png", "sub/c.jpg"]
+    assert len(list_pictures(tmp_path, recursive=False).pictures) == 2
+    for folder, sentence in (
+        (Path(), "No folder of pictures is given"), (tmp_path / "no", "does not exist"),
+        (tmp_path / "notes.txt", "is not a folder"), (tmp_path / "sub" / "..", ""),
+    ):  # fmt: skip
+        if sentence:
+            with pytest.raises(TaggerError, match=sentence):
+                list_pictures(folder)
+    (tmp_path / "empty" / "deep").mkdir(parents=True)
+    with pytest.raises(TaggerError, match="holds no pictures, and its subfolders are not looked into"):
+        list_pictures(tmp_path / "empty", recursive=False)
+
+
+def test_pictures_that_share_a_caption_file() -> None:
+    names = [Path("a.jpg"), Path("a.png"), Path("b.png")]
+    assert sharing(names, "{name}.txt") == {Path("a.png"): Path("a.jpg")}
+    assert sharing(names, "{name}.{extension}.txt") == {}
+
+
+def truth_of(path: Path, store: ScoreStore, mini: Tagger, thresholds: Thresholds) -> set[str]:
+    """A fresh run: the picture alone, through the session, by the plain definition."""
+    scores = mini.scores(mini.batch([mini.load(path)]))[0]
+    lines = thresholds.lines(mini.labels)
+    return {mini.labels.spaced[n] for n in np.flatnonzero(scores > lines)}
+
+
+def test_the_cached_rethreshold_equals_a_fresh_run(
+    tmp_path: Path, drawn: tuple[Path, list[Scene]], mini: Tagger
+) -> None:
+    folder = shutil.copytree(drawn[0], tmp_path / "set")
+    pictures = list_pictures(folder).pictures
+    with ScoreStore(folder) as store:
+        score_pictures(mini, store, pictures)
+        opened = Opened.read(store, pictures, [mini.fingerprint], Style())
+        kinds = set()
+        for line in (0.05, 0.2, 0.35, 0.6, 0.95):
+            thresholds = Thresholds(line, line)
+            chosen = select(opened.table, thresholds)
+            for row, path in enumerate(opened.paths):
+                found = {guess.name.replace("_", " ") for guess in opened.guesses(row, chosen)}
+                assert found == truth_of(path, store, mini, thresholds), (path.name, line)
+                kinds.add(len(found))
+        assert len(kinds) > 3, "the line does move something"
+
+
+def test_captions_land_while_the_batch_runs(tmp_path: Path, mini: Tagger) -> None:
+    """P writes them only at the very end."""
+    folder = tmp_path / "set"
+    draw_scenes(folder, 12)
+    seen: list[tuple[int, int]] = []
+
+    def listener(progress: Progress) -> None:
+        seen.append((progress.done, len(list(folder.glob("*.txt")))))
+
+    with ScoreStore(folder) as store:
+        report = tag_folder(mini, store, list_pictures(folder), Thresholds(), Style(trigger="zork"), listener=listener)
+        again = tag_folder(mini, store, list_pictures(folder), Thresholds(), Style(trigger="zork"))
+    assert all(captions == done for done, captions in seen) and len(seen) >= 4
+    assert report.written is not None and report.written.written == 12
+    assert again.written is not None and (again.written.written, again.written.unchanged) == (0, 12)
+    assert (folder / "000.txt").read_text("utf-8").startswith("zork, ")
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from lib_trainer.tagging.folders import at
+from lib_trainer.tagging.pictures import list_pictures
+from lib_trainer.tagging.run import tag_folder
+from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.tagging.style import Style
+from lib_trainer.tagging.table import Thresholds
+folder = list_pictures(Path(sys.argv[1]))
+tagger = at(Path(sys.argv[2])).open(threads=1, device="cpu")
+with ScoreStore(folder.root) as store:
+    slowly = lambda progress: (print(progress.done, flush=True), time.sleep(0.02))
+    tag_folder(tagger, store, folder, Thresholds(), Style(trigger="zork"), listener=slowly)
+"""
+
+
+def test_kill_in_the_middle_of_a_batch(tmp_path: Path, mini: Tagger) -> None:
+    from tests.tagging.conftest import MINI
+
+    folder = tmp_path / "set"
+    draw_scenes(folder, 60)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", KILLED, str(folder), str(MINI)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= 20:
+                process.send_signal(signal.SIGKILL)
+                break
+    captions = sorted(folder.glob("*.txt"))
+    assert 16 <= len(captions) < 60, "it was in the middle"
+    assert all(len(split_tags(path.read_text("utf-8"))) >= 4 for path in captions), "none is broken"
+    with ScoreStore(folder) as store:
+        done = len(store.scored(mini.fingerprint))
+        report = tag_folder(mini, store, list_pictures(folder), Thresholds(), Style(trigger="zork"))
+        assert report.scored.cached == done >= 16 and report.scored.scored == 60 - done
+        assert report.written is not None and report.written.failed == ()
+        for path in folder.glob("*.png"):
+            tags = split_tags(path.with_suffix(".txt").read_text("utf-8"))
+            assert set(tags[1:]) == set(store.origins(path)), "every tag is known to be the tagger's"
+    assert len(list(folder.glob("*.txt"))) == 60

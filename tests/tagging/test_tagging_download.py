@@ -1,0 +1,221 @@
+"""Downloads from a server on this machine that answers as the hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lib_trainer.errors import TaggerError
+from lib_trainer.tagging import download as module
+from lib_trainer.tagging.download import Stopped, download
+from lib_trainer.tagging.events import Progress
+from lib_trainer.tagging.folders import at
+from lib_trainer.tagging.registry import KnownModel
+
+MODEL = KnownModel("wd-vit-tagger-v3", "SmilingWolf/wd-vit-tagger-v3", "v2.0", None, 3, "")
+LARGE = bytes(range(256)) * 20_000
+SMALL = b"tag_id,name,category,count\n1,long_hair,0,5\n"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Large files redirect to a storage path; `cut` ends a connection after so many bytes, `spoil` changes one."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files = {"model.onnx": LARGE, "selected_tags.csv": SMALL}
+        self.cut = self.spoil = 0
+        self.ranges = True
+        self.hashes = True
+        self.asked: list[tuple[str, str, str]] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.0"
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        hub = self.server
+        hub.asked.append((self.command, self.path, self.headers.get("Range", "")))
+        name = self.path.rsplit("/", 1)[-1]
+        place = f"/{MODEL.repo}/resolve/v2.0/{name}"
+        data = hub.files.get(name)
+        if data is None or self.path not in (place, f"/storage/{name}", f"/renamed/{name}"):
+            self.send_error(404)
+            return
+        if self.path == place and name == "model.onnx":
+            self.send_response(302)
+            self.send_header("Location", f"{hub.address}/storage/{name}")
+            self.send_header("X-Linked-Size", str(len(data)))
+            if hub.hashes:
+                self.send_header("X-Linked-Etag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.path == place and name == "selected_tags.csv":
+            self.send_response(307)
+            self.send_header("Location", f"/renamed/{name}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_file(name, data, body)
+
+    def send_file(self, name: str, data: bytes, body: bool) -> None:
+        hub = self.server
+        start = 0
+        given = self.headers.get("Range", "")
+        if given and hub.ranges:
+            start = int(given.removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        if hub.hashes:
+            self.send_header("ETag", f'"{hashlib.sha1(b"blob %d" % len(data) + bytes(1) + data).hexdigest()}"')
+        self.end_headers()
+        if not body:
+            return
+        sent = bytearray(data[start:])
+        if hub.spoil:
+            sent[hub.spoil] ^= 1
+        self.wfile.write(sent[: hub.cut] if hub.cut and name == "model.onnx" else sent)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.address + "/")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(module, "BLOCK", 1 << 18)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def gets(hub: Hub) -> list[tuple[str, str]]:
+    return [
+        (path.rsplit("/", 1)[-1], asked) for verb, path, asked in hub.asked if verb == "GET" and "storage" not in path
+    ]
+
+
+def test_both_files_arrive_whole_with_progress(hub: Hub, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    folder = download(MODEL, tmp_path, listener=seen.append)
+    assert folder == tmp_path / MODEL.name
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files, "and no remains"
+    total = len(LARGE) + len(SMALL)
+    done = [progress.done for progress in seen]
+    assert done == sorted(done) and done[-1] == total == seen[0].total and len(done) > 10
+    assert seen[-1].what == "Downloading model.onnx", "the large one last: until then the folder is not taken for whole"
+    assert at(folder).problem == ""
+
+
+def test_what_is_there_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    download(MODEL, tmp_path)
+    hub.asked.clear()
+    download(MODEL, tmp_path)
+    assert gets(hub) == []
+    (tmp_path / MODEL.name / "selected_tags.csv").write_bytes(SMALL.replace(b"hair", b"hare"))
+    download(MODEL, tmp_path)
+    assert [name for name, _ in gets(hub)] == ["selected_tags.csv"], "of the same size, and damaged"
+    assert (tmp_path / MODEL.name / "selected_tags.csv").read_bytes() == SMALL
+
+
+def test_an_interrupted_download_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    hub.cut = 3_000_000
+    with pytest.raises(TaggerError, match=r"127.0.0.1:\d+ cannot be reached .* What was fetched is kept"):
+        download(MODEL, tmp_path)
+    assert not (tmp_path / MODEL.name / "model.onnx").exists()
+    assert at(tmp_path / MODEL.name).problem.startswith("model.onnx is missing")
+    hub.cut = 0
+    hub.asked.clear()
+    folder = download(MODEL, tmp_path)
+    assert gets(hub) == [("model.onnx", "bytes=3000000-")]
+    assert (folder / "model.onnx").read_bytes() == LARGE
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "selected_tags.csv"]
+
+
+def test_stop_keeps_what_was_fetched(hub: Hub, tmp_path: Path) -> None:
+    seen: list[int] = []
+    with pytest.raises(Stopped, match="goes on from there the next time"):
+        download(MODEL, tmp_path, stop=lambda: len(seen) > 4, listener=lambda progress: seen.append(progress.done))
+    hub.asked.clear()
+    folder = download(MODEL, tmp_path)
+    assert gets(hub)[0][1].startswith("bytes=") and (folder / "model.onnx").read_bytes() == LARGE
+
+
+def test_a_server_without_ranges_sends_all_of_it_again(hub: Hub, tmp_path: Path) -> None:
+    hub.cut, hub.ranges = 3_000_000, False
+    with pytest.raises(TaggerError):
+        download(MODEL, tmp_path)
+    hub.cut = 0
+    assert (download(MODEL, tmp_path) / "model.onnx").read_bytes() == LARGE
+
+
+def test_the_rest_of_another_version_is_not_glued_on(hub: Hub, tmp_path: Path) -> None:
+    hub.cut = 3_000_000
+    with pytest.raises(TaggerError):
+        download(MODEL, tmp_path)
+    hub.cut = 0
+    hub.files["model.onnx"] = bytes(reversed(LARGE))
+    assert (download(MODEL, tmp_path) / "model.onnx").read_bytes() == bytes(reversed(LARGE))
+
+
+def test_damage_on_the_way_is_noticed(hub: Hub, tmp_path: Path) -> None:
+    hub.spoil = 20
+    with pytest.raises(TaggerError, match="was damaged on the way"):
+        download(MODEL, tmp_path)
+    assert [path.name for path in (tmp_path / MODEL.name).iterdir() if not path.name.endswith(".json")] == []
+    hub.spoil = 0
+    assert (download(MODEL, tmp_path) / "model.onnx").read_bytes() == LARGE
+
+
+def test_a_mirror_without_hashes_is_checked_by_size(hub: Hub, tmp_path: Path) -> None:
+    hub.hashes = False
+    assert (download(MODEL, tmp_path) / "model.onnx").read_bytes() == LARGE
+
+
+def test_what_does_not_exist_is_a_sentence(hub: Hub, tmp_path: Path) -> None:
+    del hub.files["model.onnx"]
+    with pytest.raises(TaggerError, match=r"resolve/v2.0/model.onnx does not exist \(404\)"):
+        download(MODEL, tmp_path)
+    assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+def test_no_connection_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(TaggerError, match=r"127.0.0.1:9 cannot be reached .* set HF_ENDPOINT to a mirror"):
+        download(MODEL, tmp_path)
+
+
+def test_a_disk_without_room_is_told_before(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(TaggerError, match=r"needs 5 MiB in .* MiB are free: make room"):
+        download(MODEL, tmp_path)
+    assert gets(hub) == []
+
+
+def test_the_hub_is_asked_where_no_mirror_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    assert module.endpoint() == "https://huggingface.co"

@@ -1,0 +1,41 @@
+"""What the editor is told of a data set that is tagged while it is open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib_trainer.tagging.known import known_tags
+from lib_trainer.tagging.labels import Labels
+from lib_trainer.tagging.store import FILE, FOLDER, ScoreStore
+from lib_trainer.tagging.table import Rows
+
+LABELS = Labels(("general", "long_hair", "smile"), (9, 0, 0), (1, 2, 3))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"a picture")
+    return path
+
+
+def scored(store: ScoreStore, model: str, picture: Path, score: float) -> None:
+    rows: Rows = (np.array([1], np.uint16), np.array([score], np.float32))
+    store.put(model, model, LABELS, [(picture, picture.stat(), store.content_hash(picture), rows)])
+
+
+def test_a_set_that_is_tagged_while_it_is_open(picture: Path) -> None:
+    known = known_tags(picture.parent)
+    assert known.scores(picture) == {} and known.origins(picture) == {}
+    assert not (picture.parent / FOLDER / FILE).exists()
+    with ScoreStore(picture.parent) as store:
+        scored(store, "one", picture, 0.5)
+        scored(store, "two", picture, 0.75)
+        store.record_origins([(picture, {"long_hair": "one 0.50"})])
+    assert known.scores(picture) == {"long hair": 0.75}
+    assert known.origins(picture) == {"long hair": "one 0.50"}
+    picture.write_bytes(b"another picture")
+    assert known.scores(picture) == {}

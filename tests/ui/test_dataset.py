@@ -1,0 +1,266 @@
+"""The Dataset tab's commands, from what is pressed to what is shown, without a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lib_trainer.ui.dataset_actions import COMMANDS, PANELS, DatasetActions
+from lib_trainer.ui.dataset_page import shown
+from lib_trainer.ui.dataset_view import SetPool, View
+
+ROOT = Path(__file__).parents[2]
+
+
+class Scores:
+    def scores(self, picture: Path) -> dict[str, float]:
+        return {"long_hair": 0.9, "smile": 0.2} if picture.stem == "0" else {}
+
+    def origins(self, picture: Path) -> dict[str, str]:
+        return {"long_hair": "wd-mini", "alba": "hand"} if picture.stem == "0" else {}
+
+
+class Tab:
+    """A browser tab's view and its commands."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.actions = DatasetActions(SetPool(len, lambda folder: Scores()))
+        self.view = View()
+        self.panels: dict[str, str] = {}
+
+    def __call__(self, do: str, **values: Any) -> str:
+        """Send a command; answers with the notice, without its markup."""
+        self.panels = self.actions.run(self.view, {"do": do, "scope": "everything", **values})
+        assert set(self.panels) == set(PANELS)
+        return re.sub(r"<[^>]+>", "", self.panels["notice"]).replace("&#x27;", "'").replace("&quot;", '"')
+
+    def text(self, name: str) -> str:
+        return (self.root / "3_alba" / name).read_text("utf-8")
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Tab:
+    folder = tmp_path / "set" / "3_alba"
+    folder.mkdir(parents=True)
+    for index in range(70):
+        Image.new("RGB", (64 + index, 64), (index * 3, 100, 200 - index)).save(folder / f"{index}.png")
+        tags = ["alba", "1girl", "long hair", "weapon", "sword"] + (["smile"] if index % 2 else [])
+        (folder / f"{index}.txt").write_text(", ".join(tags), encoding="utf-8")
+    tab = Tab(tmp_path / "set")
+    assert tab("open", folder=str(tab.root)) == "70 pictures are open."
+    return tab
+
+
+def test_a_folder_that_is_none_is_a_sentence(tmp_path: Path) -> None:
+    tab = Tab(tmp_path)
+    assert tab(
+        "open", folder=str(tmp_path / "no<b>")
+    ) == f"There is no folder &#x27;{tmp_path}/no&lt;b&gt;&#x27;: check its path.".replace("&#x27;", "'")
+    assert tab("undo") == "No set is open: give its folder and press Open."
+
+
+def test_open_shows_pictures_tags_and_the_first_caption(tab: Tab) -> None:
+    assert tab.panels["gallery"].count("<figure") == 60
+    assert "page <input" in tab.panels["gallery"]
+    assert "6 tags" in tab.panels["tags"]
+    assert tab.panels["picture"].count('class="dataset-chip ') == 5
+    assert "score 0.90, by wd-mini" in tab.panels["picture"]
+    assert "70 of 70 pictures" in tab.panels["bar"]
+    tab("page", to=1)
+    assert tab.panels["gallery"].count("<figure") == 10
+    tab("page", text="x")
+    assert "Page: it must be a whole number." in tab.panels["notice"]
+
+
+def test_filter_select_and_what_is_typed(tab: Tab) -> None:
+    tab("filter", text="smile AND NOT 2girls")
+    assert "35 of 70 pictures" in tab.panels["bar"]
+    tab("select", what="all")
+    assert "35 selected" in tab.panels["bar"]
+    tab("clear")
+    tab("select", what="invert")
+    assert "35 selected" in tab.panels["bar"]
+    tab("click", key="3_alba/3.png")
+    tab("click", key="3_alba/6.png", mode="range")
+    assert json.loads(re.search(r'data-marks="([^"]*)"', tab.panels["marks"])[1].replace("&quot;", '"'))[
+        "selected"
+    ] == [f"3_alba/{index}.png" for index in (3, 4, 5, 6)]
+    tab("click", key="3_alba/5.png", mode="toggle")
+    assert len(tab.view.selected) == 3
+    assert "Filter: " in tab("filter", text="(smile")
+    assert tab.view.text == ""
+    tab("check-typed", what="filter", text="(smile")
+    assert "a closing bracket is missing" in tab.panels["marks"]
+    tab("check-typed", what="edit", edit="regex-tags", values={"expression": "["})
+    assert "is not a regular expression" in tab.panels["marks"]
+    tab("tag", tag="smile")
+    tab("tag", tag="sword", without=True)
+    assert tab.view.text == "smile, NOT sword"
+    tab("clear")
+    tab("filter", text="origin:hand")
+    assert "1 of 70" in tab.panels["bar"]
+    tab("tags", text="swo")
+    assert tab.panels["tags"].count("<tr>") == 1 and ">sword<" in tab.panels["tags"]
+
+
+def test_chips(tab: Tab) -> None:
+    seen = tab.text("0.txt")
+    tab("chip", op="add", text="hat, alba", seen=seen)
+    assert tab.text("0.txt") == "alba, 1girl, long hair, weapon, sword, hat"
+    tab("chip", op="remove", index=1, seen=tab.text("0.txt"))
+    tab("chip", op="move", index=4, to=0, seen=tab.text("0.txt"))
+    tab("chip", op="rename", index=3, text="axe, halberd", seen=tab.text("0.txt"))
+    assert tab.text("0.txt") == "hat, alba, long hair, axe, halberd, sword"
+    assert "has changed meanwhile" in tab("chip", op="remove", index=0, seen="something else")
+    for _ in range(4):
+        tab("undo")
+    assert tab.text("0.txt") == seen
+    assert tab("undo") == "There is nothing to undo."
+    tab("redo")
+    assert tab.text("0.txt").endswith("hat")
+
+
+def test_a_caption_changed_outside_shows_both_and_mine_can_be_kept(tab: Tab) -> None:
+    seen = tab.text("0.txt")
+    (tab.root / "3_alba" / "0.txt").write_text("theirs", encoding="utf-8")
+    assert "changed outside of this editor" in tab("chip", op="add", text="mine", seen=seen)
+    assert "theirs" in tab.panels["preview"] and "sword, mine" in tab.panels["preview"]
+    assert tab.text("0.txt") == "theirs"
+    tab("keep-mine")
+    assert tab.text("0.txt").endswith("sword, mine")
+    assert "theirs" not in tab.panels["preview"]
+    tab("undo")
+    assert tab.text("0.txt") == "theirs"
+    (tab.root / "3_alba" / "1.txt").write_text("outside", encoding="utf-8")
+    assert tab("outside") == "1 captions have changed on the disk."
+    tab("reload")
+    assert tab("outside") == "Nothing has changed."
+
+
+def test_an_edit_is_previewed_applied_and_undone(tab: Tab) -> None:
+    before = tab.text("1.txt")
+    tab("preview", edit="remove", values={"tags": "smile"})
+    assert "35 of 70 captions would change." in tab.panels["preview"]
+    assert "Removed: smile (35)" in tab.panels["preview"]
+    assert "<del>smile</del>" in tab.panels["preview"]
+    assert tab.text("1.txt") == before
+    assert "35 captions changed" in tab("apply")
+    assert "smile" not in tab.text("1.txt") and tab.panels["preview"] == ""
+    assert "Undone: Remove smile." in tab("undo")
+    assert tab.text("1.txt") == before
+    assert "Tags is empty" in tab("preview", edit="remove", values={"tags": ""})
+    tab("preview", edit="remove", values={"tags": "absent"})
+    assert "none of 70 captions would change" in tab.panels["preview"]
+    assert "No picture is chosen" in tab("preview", edit="dedupe", scope="selection")
+
+
+def test_plans_propose_preview_and_apply(tab: Tab) -> None:
+    tab("tab", tab="prune")
+    for school in ("delete-all", "delete-some", "keep-all", "style"):
+        tab("plan", plan=school, trigger="alba", share="50", protected="")
+        assert "dataset-proposal" in tab.panels["work"] and len(tab.view.proposal) == 5
+    tab("plan", plan="delete-all", trigger="alba", share="50", protected="")
+    assert 'value="long hair" checked' in tab.panels["work"] and 'value="1girl">' in tab.panels["work"]
+    assert "Trigger word is empty" in tab("plan-preview", trigger="", chosen=["long hair"])
+    tab("plan-preview", trigger="alba", chosen=["long hair"])
+    tab("apply")
+    assert tab.text("0.txt") == "alba, 1girl, weapon, sword"
+    tab("implied")
+    assert 'value="sword\tweapon" checked' in tab.panels["work"]
+    tab("implied-preview", chosen=["sword\tweapon"])
+    tab("apply")
+    assert tab.text("0.txt") == "alba, 1girl, sword"
+    assert "Share = 'x': it must be a number." in tab("plan", plan="delete-all", trigger="a", share="x")
+
+
+def test_snapshots_and_history(tab: Tab) -> None:
+    tab("tab", tab="history")
+    assert tab("snapshot", text="first") == "The snapshot was taken."
+    tab("preview", edit="add", values={"tags": "new"})
+    tab("apply")
+    tab("compare", name="first")
+    assert "70 of 70 captions would change." in tab.panels["preview"]
+    tab("apply")
+    assert "new" not in tab.text("0.txt")
+    assert tab.panels["work"].count("70 files") == 2
+
+
+def check(tab: Tab) -> None:
+    tab("tab", tab="check")
+    tab("check", width="64", height="64", mirrored=False)
+    until = time.monotonic() + 60
+    while "data-poll" in tab.panels["work"] and time.monotonic() < until:
+        time.sleep(0.05)
+        tab("poll")
+
+
+def test_check_finds_shows_and_mends(tab: Tab) -> None:
+    folder = tab.root / "3_alba"
+    (folder / "copy.png").write_bytes((folder / "5.png").read_bytes())
+    (folder / "1.txt").write_text("alba, lnog hair, long hair", encoding="utf-8")
+    (folder / "2.txt").write_text("", encoding="utf-8")
+    tab("open", folder=str(tab.root))
+    check(tab)
+    report = tab.view.open.report
+    assert report is not None and report.checked == 71
+    kinds = [one.kind for one in report.findings]
+    assert {"duplicate", "misspelt", "empty", "no-caption"} <= set(kinds)
+    tab("show", number=kinds.index("empty"))
+    assert "1 of 71 pictures" in tab.panels["bar"] and "With an empty caption" in tab.panels["bar"]
+    tab("remedy", number=kinds.index("empty"), trigger="alba")
+    assert "1 of 1 captions would change." in tab.panels["preview"]
+    tab("remedy", number=kinds.index("misspelt"))
+    tab("apply")
+    assert tab.text("1.txt").count("long hair") == 2 and "lnog" not in tab.text("1.txt")
+    assert "Move 1 pictures to the trash" in tab("remedy", number=kinds.index("duplicate"))
+    assert not ((folder / "copy.png").exists() and (folder / "5.png").exists())
+    tab("undo")
+    assert (folder / "copy.png").exists() and (folder / "5.png").exists()
+    tab("clear")
+    tab("filter", text="trouble:duplicate")
+    assert "2 of 71" in tab.panels["bar"]
+    tab("export")
+    file = json.loads(tab.panels["download"])
+    assert file["name"] == "set-report.html" and "<svg" in file["text"] and "data:image/jpeg" in file["text"]
+    assert "<script" not in file["text"] and "http" not in file["text"]
+    tab("trash", keys=["3_alba/0.png"])
+    assert not (folder / "0.png").exists() and not (folder / "0.txt").exists()
+
+
+def test_names_and_tags_are_escaped(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    Image.new("RGB", (64, 64)).save(root / "a&'b.png")
+    (root / "a&'b.txt").write_text('<script>x</script>, "quoted"', encoding="utf-8")
+    tab = Tab(root)
+    tab("open", folder=str(root))
+    check(tab)
+    tab("tab", tab="history")
+    tab("preview", edit="remove", values={"tags": "<script>x</script>"})
+    assert not any("<script" in panel for panel in tab.panels.values())
+
+
+def test_only_what_changed_is_sent(tab: Tab) -> None:
+    first = shown(tab.view, tab.panels)
+    tab("click", key="3_alba/4.png")
+    sent = dict(zip(PANELS, shown(tab.view, tab.panels)[1:], strict=True))
+    assert all("value" in update for update in first[1:])
+    assert "value" not in sent["gallery"] and "value" not in sent["tags"] and "value" in sent["marks"]
+
+
+def test_every_command_that_the_script_and_the_panels_send_is_known() -> None:
+    script = (ROOT / "javascript" / "dataset.js").read_text("utf-8")
+    named = set(re.findall(r'do: "([a-z-]+)"', script))
+    for path in (ROOT / "lib_trainer" / "ui").glob("dataset*.py"):
+        source = path.read_text("utf-8")
+        named |= set(re.findall(r"""(?:button\([^()]*?, |command\()["']([a-z-]+)["']""", source))
+        named |= set(re.findall(r'data-(?:enter|typed)="([a-z-]+)"', source))
+    assert len(named) > 20
+    assert named - {"open"} <= set(COMMANDS)
