@@ -48,6 +48,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     """Check a job against its host and read its folder of pictures. Raises a `TrainerError`; touches no model."""
     check_job(job, host)
     host.check()
+    TRAINING_KINDS[job.network.kind].check(job, host)  # may ask the host for tokens and sizes of its model
     output = output_path(job, host)
     data = job.dataset
     captions = caption_maker(job, host)
@@ -217,7 +218,7 @@ class Run:
         """A preview that fails is a warning: hours of training are worth more than a picture."""
         preview, data = self.job.preview, self.job.dataset
         request = PreviewRequest(
-            prompt=preview.prompt or data.trigger_word,
+            prompt=preview.prompt or data.trigger_word or " ".join(word_names(self.job)),
             negative_prompt=preview.negative_prompt,
             width=preview.width or data.width,
             height=preview.height or data.height,
