@@ -165,6 +165,10 @@ def check_checkpoint(job: JobConfig, host: Host) -> None:
             raise ConfigError(f"{CONTINUE} = {job.network.continue_from!r} is of another family: choose one of SD 1.x.")
         if not any(name.startswith("model.diffusion_model.") for name in names):
             raise ModelError(f"{job.network.continue_from} holds no UNet: choose a whole checkpoint.")
+    if not host.parameter_counts():
+        raise ModelError(
+            "A whole checkpoint is fine-tuned from a single .safetensors file, which this one is not: choose another."
+        )
     needed, free = memory_estimate(job, host), host.free_memory()
     if needed > free:
         raise MemoryExhausted(
