@@ -82,6 +82,11 @@ def check_words(job: JobConfig, host: Host) -> None:
                 f"embedding.names: {name!r} is a word of the model's vocabulary and would change its meaning in every "
                 "prompt: choose one that is not, as in 'zrk-style'."
             )
+        if not (name[0].isalnum() and name[-1].isalnum()):
+            raise ConfigError(
+                f"embedding.names: {name!r} begins or ends with a sign, which would melt together with those beside it "
+                "in a prompt: let it begin and end with letters or digits."
+            )
         taken = existing_embedding(host.embedding_folder(), name)
         if taken is not None:
             raise ConfigError(f"embedding.names: {name!r} exists already ({taken}): choose another name or move it.")

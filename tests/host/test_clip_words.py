@@ -83,3 +83,12 @@ def test_captions_without_the_word_are_untouched(text: Any) -> None:
         with text.extended({"zrk-thing": rows(4)}):
             after = [text.encode([caption], 1, 3).context for caption in captions]
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(before, after, strict=True))
+
+
+def test_a_caption_without_the_word_gives_gradients_of_zero(text: Any) -> None:
+    learned = rows(2).requires_grad_()
+    with text.extended({"zrk-thing": learned}):
+        text.encode(["a red circle"], 1, 1).context.square().mean().backward()
+    assert learned.grad is not None and not bool(learned.grad.any())
+    for parameter in text.transformer.parameters():
+        parameter.grad = None
