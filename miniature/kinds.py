@@ -144,7 +144,7 @@ def table(results: dict[str, dict[str, Any]], seeds: int, steps: int) -> str:
 
 PRIOR: dict[str, dict[str, Any]] = {
     "without class pictures": {},
-    "with class pictures": {"prior.class_prompt": "circle", "prior.class_pictures": 60, "preview.cfg_scale": CFG_SCALE},
+    "with class pictures": {"prior.class_prompt": "circle", "prior.class_pictures": 30, "preview.cfg_scale": CFG_SCALE},
 }
 
 

@@ -76,6 +76,7 @@ def built_in(kind: str, name: str, data: str, template: str, logs: str, steps: i
         peak = max(peak, psutil.Process().memory_info().rss)
 
     if kind == "embedding":
+        Path(shared.cmd_opts.embeddings_dir).mkdir(parents=True, exist_ok=True)
         path = textual_inversion.create_embedding(name, 2, False, "*")
         sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
         function: Any = textual_inversion.train_embedding
