@@ -102,6 +102,12 @@ def bench(rest: list[str]) -> int:
     return run("-m", "bench.train_step", *rest)
 
 
+def bench_vae(rest: list[str]) -> int:
+    """Time and peak memory of the VAE over row bands against the untiled one and diffusers' tiling."""
+    set_up("test", TEST)
+    return run("-m", "bench.tiled_vae", *rest)
+
+
 def build_miniature(rest: list[str]) -> int:
     """Train the miniature checkpoint and tagger anew."""
     set_up("test", TEST)
@@ -113,6 +119,7 @@ COMMANDS = {
     "test": (test, "lint, format and type checks, then all tests; further arguments go to pytest"),
     "serve": (serve, "open the page without a WebUI; arguments as `python -m lib_trainer serve --help` lists them"),
     "bench": (bench, "time a training step against its floor and against diffusers + peft"),
+    "bench-vae": (bench_vae, "time and peak memory of Tiled VAE against the untiled VAE and diffusers' tiling"),
     "build-miniature": (build_miniature, "train the miniature checkpoint and tagger anew (about an hour)"),
 }
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -38,6 +39,12 @@ from lib_trainer.tagging.registry import Tagger
 from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.style import Existing, Style
 from lib_trainer.tagging.table import ScoreTable, Thresholds
+
+
+class Cost(NamedTuple):
+    clock: float
+    worked: float
+
 
 SIDE, OUTPUTS = 448, 10_861
 SIZES = ((512, 768), (1024, 1024), (832, 1216), (1600, 1200), (640, 480), (1920, 1080), (2480, 3508), (4000, 3000))
@@ -107,29 +114,39 @@ def draw_pictures(folder: Path, count: int) -> None:
         (folder / f"{number:05}.{name}").write_bytes(content + number.to_bytes(4, "little"))
 
 
-def bare(tagger: Tagger, count: int) -> float:
+class Stopwatch:
+    """Seconds by the clock and of the processor, for each of `count` pictures."""
+
+    def __init__(self) -> None:
+        self._clock, self._worked = time.perf_counter(), time.process_time()
+
+    def per(self, count: int) -> Cost:
+        return Cost((time.perf_counter() - self._clock) / count, (time.process_time() - self._worked) / count)
+
+
+def bare(tagger: Tagger, count: int) -> Cost:
     rng = np.random.default_rng(1)
     ready = [rng.random((tagger.max_batch, SIDE, SIDE, 3), dtype=np.float32) * 255 for _ in range(4)]
-    started = time.perf_counter()
+    watch = Stopwatch()
     for number in range(count // tagger.max_batch):
         tagger.scores(ready[number % 4])
-    return (time.perf_counter() - started) / (count // tagger.max_batch * tagger.max_batch)
+    return watch.per(count // tagger.max_batch * tagger.max_batch)
 
 
-def ours(tagger: Tagger, folder: Path, memory: list[float]) -> float:
+def ours(tagger: Tagger, folder: Path, memory: list[float]) -> Cost:
     pictures = list_pictures(folder).pictures
     shutil.rmtree(folder / ".trainer", ignore_errors=True)
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(memory, stop))
     watcher.start()
-    started = time.perf_counter()
+    watch = Stopwatch()
     with ScoreStore(folder) as store:
         report = score_pictures(tagger, store, pictures)
-    seconds = time.perf_counter() - started
+    cost = watch.per(len(pictures))
     stop.set()
     watcher.join()
     assert report.scored == len(pictures)
-    return seconds / len(pictures)
+    return cost
 
 
 def _watch(memory: list[float], stop: threading.Event) -> None:
@@ -138,9 +155,9 @@ def _watch(memory: list[float], stop: threading.Event) -> None:
         memory.append(process.memory_info().rss / 2**20)
 
 
-def serial(tagger: Tagger, folder: Path, count: int) -> float:
+def serial(tagger: Tagger, folder: Path, count: int) -> Cost:
     pictures = list_pictures(folder).pictures[:count]
-    started = time.perf_counter()
+    watch = Stopwatch()
     for path in pictures:
         with Image.open(path) as image:
             rgb = image.convert("RGB")
@@ -149,11 +166,12 @@ def serial(tagger: Tagger, folder: Path, count: int) -> float:
         square.paste(rgb, ((longest - rgb.width) // 2, (longest - rgb.height) // 2))
         pixels = np.asarray(square.resize((SIDE, SIDE), Image.BICUBIC), np.float32)[None, :, :, ::-1]
         tagger.scores(np.ascontiguousarray(pixels))
-    return (time.perf_counter() - started) / len(pictures)
+    return watch.per(len(pictures))
 
 
 def measure_batches(count: int, rounds: int, threads: int, blocks: int) -> None:
-    seconds: dict[str, list[float]] = {"bare": [], "ours": [], "serial": []}
+    """Ours sees every picture; bare is timed before and after it, serial on a share, which is enough for a rate."""
+    costs: dict[str, list[Cost]] = {"bare": [], "ours": [], "serial": []}
     memory: list[list[float]] = []
     with tempfile.TemporaryDirectory() as place:
         build_model(Path(place) / "model", blocks)
@@ -161,20 +179,30 @@ def measure_batches(count: int, rounds: int, threads: int, blocks: int) -> None:
         each = count // rounds
         draw_pictures(Path(place) / "pictures", each)
         bare(tagger, 8)
-        for _ in range(rounds):
+        for number in range(rounds):
             memory.append([])
-            seconds["bare"].append(bare(tagger, each))
-            seconds["ours"].append(ours(tagger, Path(place) / "pictures", memory[-1]))
-            seconds["serial"].append(serial(tagger, Path(place) / "pictures", max(20, each // 4)))
-    print(f"\n{count} pictures in {rounds} rounds, {threads or 'all'} threads in the session, batch {tagger.max_batch}")
+            before = bare(tagger, each // 5)
+            costs["ours"].append(ours(tagger, Path(place) / "pictures", memory[-1]))
+            after = bare(tagger, each // 5)
+            costs["bare"].append(Cost((before.clock + after.clock) / 2, (before.worked + after.worked) / 2))
+            costs["serial"].append(serial(tagger, Path(place) / "pictures", each // 5))
+            told = ", ".join(f"{name} {own[-1].clock:.3f} s" for name, own in costs.items())
+            print(f"round {number + 1}: {told} a picture", file=sys.stderr, flush=True)
+    tell_batches(f"{count} pictures in {rounds} rounds, {threads or 'all'} threads in the session", costs, memory)
+
+
+def tell_batches(what: str, costs: dict[str, list[Cost]], memory: list[list[float]]) -> None:
+    print(f"\n{what}")
     print(
-        "| contender | pictures/s (median) | throughput to bare (median of rounds) | min | max |\n|---|---|---|---|---|"
+        "| contender | pictures/s (median) | throughput to bare (median of rounds) | min | max | processor s/picture |"
     )
-    for name, own in seconds.items():
-        ratios = [b / a for a, b in zip(own, seconds["bare"])]
-        speed = 1 / statistics.median(own)
-        print(f"| {name} | {speed:.2f} | {statistics.median(ratios):.3f} | {min(ratios):.3f} | {max(ratios):.3f} |")
-    gain = statistics.median([a / b for a, b in zip(seconds["serial"], seconds["ours"])])
+    print("|---|---|---|---|---|---|")
+    for name, own in costs.items():
+        ratios = [b.clock / a.clock for a, b in zip(own, costs["bare"])]
+        speed, worked = 1 / statistics.median(c.clock for c in own), statistics.median(c.worked for c in own)
+        ratio = f"{statistics.median(ratios):.3f} | {min(ratios):.3f} | {max(ratios):.3f}"
+        print(f"| {name} | {speed:.2f} | {ratio} | {worked:.3f} |")
+    gain = statistics.median([a.clock / b.clock for a, b in zip(costs["serial"], costs["ours"])])
     peaks = ", ".join(f"{max(samples):.0f}" for samples in memory)
     print(f"ours is {gain:.2f} times as fast as serial; peak memory of each round, MiB: {peaks}")
     whole = memory[-1]

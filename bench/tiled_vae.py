@@ -3,16 +3,18 @@
     python -m bench.tiled_vae --sizes 512 768 1024
     python -m bench.tiled_vae --what encode --sizes 1024 --tiers resident recompute
 
-Each contender runs in a process of its own. Time is that of one run after a small one. Memory is the peak resident size
-less what was resident before, in elements per pixel of the picture, so that sizes can be compared; "predicted" is the
-cost model's. Errors are against the untiled result, in its standard deviations. Contenders of one size are timed one
-after the other, `--rounds` times over, and the ratio is the median over the rounds.
+Each contender runs in a process of its own. Time is that of one run after a small one; processor time is less disturbed
+by whatever else the machine does. Memory is the peak resident size less what was resident before, in elements per pixel
+of the picture, so that sizes can be compared; "predicted" is the cost model's. Errors are against the untiled result,
+in its standard deviations. Contenders of one size run one after the other, `--rounds` times over, and each ratio is the
+median over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -91,12 +93,12 @@ def alone(what: str, contender: str, side: int, result: str) -> None:
             conv.weight.copy_(torch.eye(conv.weight.shape[0])[:, :, None, None])
             conv.bias.zero_()
     run_one(what, contender, inputs(what, 64), vae)
-    before, started = resident_now(), time.perf_counter()
+    before, started, worked = resident_now(), time.perf_counter(), time.process_time()
     out = run_one(what, contender, given, vae)
-    seconds = time.perf_counter() - started
+    seconds, work = time.perf_counter() - started, time.process_time() - worked
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     torch.save(out, result)
-    print(json.dumps({"seconds": seconds, "peak": peak - before}))
+    print(json.dumps({"seconds": seconds, "work": work, "peak": peak - before}))
 
 
 def resident_now() -> int:
@@ -108,13 +110,14 @@ def resident_now() -> int:
 def measure(what: str, side: int, contenders: list[str], rounds: int) -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     results: dict[str, torch.Tensor] = {}
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}  # waiting threads would count as work
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             for name in contenders:
                 path = str(Path(folder) / f"{name}.pt")
                 command = [sys.executable, "-m", "bench.tiled_vae", "--alone", name, "--what", what]
                 command += ["--sizes", str(side), "--result", path, "--threads", str(torch.get_num_threads())]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
                 if done.returncode:
                     print(f"{name}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
                     continue
@@ -125,8 +128,11 @@ def measure(what: str, side: int, contenders: list[str], rounds: int) -> None:
 
 def report(what: str, side: int, found: dict[str, list[dict[str, float]]], results: dict[str, Any]) -> None:
     print(f"\n{what} {side}², fp32, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("| | s | × untiled | peak /HW | predicted /HW | × untiled | max err/std | mean err/std |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| | s | × untiled | processor s | × untiled "
+        "| peak /HW | predicted /HW | × untiled | max err/std | mean err/std |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     network, given = predicted_network(what), inputs(what, side)
     base = found.get("untiled") or []
     for name, runs in found.items():
@@ -135,10 +141,14 @@ def report(what: str, side: int, found: dict[str, list[dict[str, float]]], resul
         seconds = statistics.median(one["seconds"] for one in runs)
         peak = statistics.median(one["peak"] for one in runs) / 4 / side**2
         row = [name, f"{seconds:.1f}"]
+        work = statistics.median(one["work"] for one in runs)
+        worked = statistics.median(a["work"] / b["work"] for a, b in zip(runs, base)) if base else float("nan")
         ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(runs, base)) if base else float("nan")
         share = statistics.median(a["peak"] / b["peak"] for a, b in zip(runs, base)) if base else float("nan")
         row += [
             f"{ratio:.2f}",
+            f"{work:.1f}",
+            f"{worked:.2f}",
             f"{peak:.0f}",
             f"{predicted(network, given.shape, name) / 4 / side**2:.0f}",
             f"{share:.2f}",

@@ -10,6 +10,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import regex
@@ -52,6 +53,7 @@ def unescape(tag: str) -> str:
     return re.sub(r"\\([\\()\[\]])", r"\1", tag)
 
 
+@lru_cache(maxsize=1 << 16)  # a large set asks for the same few thousand tags a million times
 def tag_key(tag: str) -> str:
     """What two spellings of one tag have in common: case, underscores, escapes and runs of spaces do not count."""
     return " ".join(with_spaces(unescape(tag.strip())).split()).casefold()

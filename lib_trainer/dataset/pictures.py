@@ -211,7 +211,7 @@ def _to_srgb(image: Any) -> Image.Image:
     if image.mode == "CMYK":
         return _convert_profile(image, profile) or image.convert("RGB")
     coloured = image.mode not in ("1", "L", "LA", "La")
-    flat = _on_white(image) if _may_be_transparent(image) else image.convert("RGB")
+    flat = _on_white(image) if _may_be_transparent(image) else image if image.mode == "RGB" else image.convert("RGB")
     return (_convert_profile(flat, profile) if coloured else None) or flat
 
 

@@ -253,8 +253,13 @@ class TaggerDesk:
                 self._pictures.popitem(last=False)
         return key
 
-    def single(self, key: str, models: Sequence[str], how: How = "mean", device: str = "auto") -> ScoreTable:
-        """The scores of a remembered picture; what was scored lately is not scored again. Raises `TrainerError`."""
+    def single(
+        self, key: str, models: Sequence[str], how: How = "mean", device: str = "auto", *, waits: bool = True
+    ) -> ScoreTable:
+        """The scores of a remembered picture; what was scored lately is not scored again. Raises `TrainerError`.
+
+        `waits=False` where the caller has the host's turn already, and would wait for itself.
+        """
         if not models:
             raise TaggerError("No tagger is chosen: choose one, or download one.")
         tables = []
@@ -265,7 +270,7 @@ class TaggerDesk:
                 if data is None:
                     raise TaggerError("The picture is no longer in memory: drop it again.")
                 tagger = self.tagger(name, device)
-                with self._leased(tagger, "Tagging"):
+                with self._leased(tagger, "Tagging") if waits else contextlib.nullcontext():
                     row = tagger.scores(tagger.batch([tagger.load(Path("the picture"), data)]))[0]
                 known = ScoreTable.of(tagger.labels, [sparse(row)])
                 with self._lock:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lib_trainer.captions.tags import tag_key, with_spaces
+from lib_trainer.captions.tags import TagPatterns, tag_key, with_spaces
 from lib_trainer.errors import TaggerError
 
 GENERAL, CHARACTER, RATING = 0, 4, 9
@@ -51,6 +51,21 @@ class Labels:
         for number, key in enumerate(self.keys):
             found.setdefault(key, number)
         return found
+
+    @cached_property
+    def _matched(self) -> dict[TagPatterns, NDArray[np.bool_]]:
+        return {}
+
+    def matching(self, patterns: TagPatterns) -> NDArray[np.bool_]:
+        """(L,) which labels a list of patterns means; the last few lists are remembered, for a slider that moves.
+
+        Raises `ConfigError` for an expression that takes too long.
+        """
+        if patterns not in self._matched:
+            while len(self._matched) >= 4:
+                self._matched.pop(next(iter(self._matched)))
+            self._matched[patterns] = np.array([patterns.matches(name) for name in self.names], dtype=bool)
+        return self._matched[patterns]
 
 
 def read_labels(path: Path) -> Labels:

@@ -299,4 +299,4 @@ def _keep(run: _Run, results: queue.Queue[tuple[_Batch, NDArray[np.float32]] | N
 def default_workers(device: str) -> int:
     """A GPU waits for the decoders; on a CPU the model needs the cores itself."""
     cores = os.cpu_count() or 1
-    return max(2, min(8, cores)) if device != "CPU" else max(1, min(4, cores // 2))
+    return max(2, min(8, cores if device != "CPU" else cores // 2))

@@ -22,7 +22,7 @@ from lib_trainer.tagging.labels import RATING
 from lib_trainer.tagging.pictures import sharing
 from lib_trainer.tagging.store import HAND, ScoreStore
 from lib_trainer.tagging.style import Composed, Guess, Style, compose
-from lib_trainer.tagging.table import ScoreTable, Thresholds, select
+from lib_trainer.tagging.table import ScoreTable, Thresholds, lines_of, select
 
 BORDER = 0.05
 """How near to its line a score is that deserves a look."""
@@ -103,6 +103,7 @@ class Opened:
         self.skipped = list(skipped)
         self._number_tags()
         self._read_verdicts(store.verdicts())
+        self._held_codes()
 
     @classmethod
     def read(
@@ -259,7 +260,7 @@ class Opened:
 
     def borderline(self, thresholds: Thresholds, tag: str = "", width: float = BORDER) -> list[Border]:
         """Pictures whose score for `tag` (empty: any) is within `width` of its line, the nearest first."""
-        lines = thresholds.lines(self.table.labels)[self.table.columns]
+        lines = lines_of(self.table, thresholds)
         near = np.abs(self.table.values - lines) <= width
         near &= self.table.categories != RATING
         if tag:

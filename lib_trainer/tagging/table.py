@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,30 +138,30 @@ def parse_overrides(text: str) -> dict[str, float]:
     return found
 
 
+def lines_of(table: ScoreTable, thresholds: Thresholds) -> NDArray[np.float64]:
+    """(entries,) the line that each entry has to pass: of its tag, of its category, or of its picture by MCut."""
+    labels = table.labels
+    lines: NDArray[np.float64] = thresholds.lines(labels).astype(np.float64)[table.columns]
+    own = np.zeros(len(labels), dtype=bool)
+    own[[labels.index[key] for key in map(tag_key, thresholds.overrides) if key in labels.index]] = True
+    for category, wanted, floor in (
+        (GENERAL, thresholds.mcut_general, 0.0),
+        (CHARACTER, thresholds.mcut_character, MCUT_CHARACTER_FLOOR),
+    ):
+        if wanted:
+            part = np.flatnonzero((table.categories == category) & ~own[table.columns])
+            lines[part] = np.maximum(table.mcut_lines[category], floor)[table.rows[part]]
+    return lines
+
+
 def select(table: ScoreTable, thresholds: Thresholds, excluded: TagPatterns | None = None) -> NDArray[np.bool_]:
     """(entries,) which entries become tags."""
-    values, categories = table.values, table.categories
-    chosen: NDArray[np.bool_] = values > thresholds.lines(table.labels)[table.columns]
-    overridden = {table.labels.index.get(tag_key(tag)) for tag in thresholds.overrides} - {None}
-    cuts: list[tuple[int, Literal[0, 1]]] = []
-    if thresholds.mcut_general:
-        cuts.append((GENERAL, 0))
-    if thresholds.mcut_character:
-        cuts.append((CHARACTER, 1))
-    for category, floored in cuts:
-        part = np.flatnonzero(categories == category)
-        lines = table.mcut_lines[category]
-        if floored:
-            lines = np.maximum(lines, MCUT_CHARACTER_FLOOR)
-        cut = values[part] > lines[table.rows[part]]
-        keeps_own = np.isin(table.columns[part], [number for number in overridden if number is not None])
-        chosen[part] = np.where(keeps_own, chosen[part], cut)
+    chosen: NDArray[np.bool_] = table.values > lines_of(table, thresholds)
     if thresholds.ratings:
-        part = np.flatnonzero(categories == RATING)
-        chosen[part[_first_of_highest(table.rows[part], values[part])]] = True
+        part = np.flatnonzero(table.categories == RATING)
+        chosen[part[_first_of_highest(table.rows[part], table.values[part])]] = True
     if excluded:
-        banned = np.array([excluded.matches(name) for name in table.labels.names], dtype=bool)
-        chosen &= ~banned[table.columns]
+        chosen &= ~table.labels.matching(excluded)[table.columns]
     return chosen
 
 
@@ -177,7 +176,7 @@ def _mcut_lines(rows: NDArray[np.int64], values: NDArray[np.float32], count: int
     lines = np.full(count, np.inf)
     if not len(rows):
         return lines
-    order = np.lexsort((-values, rows))
+    order = np.argsort(rows + (1.0 - values.astype(np.float64)))  # by picture, then the highest score first
     rows, ordered = rows[order], values[order].astype(np.float64)
     following = np.append(ordered[1:], 0.0)
     following[np.append(rows[1:] != rows[:-1], True)] = 0.0

@@ -29,28 +29,11 @@ class _Fetched:
     arrived: Any = None
 
 
-class Pool:
-    """Pinned buffers by size: pinning is slow, and the bands of one map after another are of few sizes."""
-
-    def __init__(self, pinned: bool) -> None:
-        self._pinned, self._free = pinned, dict[int, list[torch.Tensor]]()
-
-    def take(self, like: torch.Tensor) -> torch.Tensor:
-        size = like.numel() * like.element_size()
-        waiting = self._free.get(size)
-        raw = waiting.pop() if waiting else torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
-        return raw.view(like.dtype).view(like.shape)
-
-    def give(self, tensor: torch.Tensor) -> None:
-        raw = tensor.view(-1).view(torch.uint8)
-        self._free.setdefault(raw.numel(), []).append(raw)
-
-
 class InHostMemory:
     """One map's bands. At most the bands around the current one are on the device."""
 
-    def __init__(self, device: torch.device, pool: Pool, streams: tuple[Any, Any] | None) -> None:
-        self._device, self._pool = device, pool
+    def __init__(self, device: torch.device, streams: tuple[Any, Any] | None) -> None:
+        self._device = device
         self._up: Any
         self._down: Any
         self._up, self._down = streams if streams is not None else (None, None)
@@ -59,7 +42,8 @@ class InHostMemory:
         self._count = 0
 
     def keep(self, band: torch.Tensor) -> int:
-        kept = _Kept(self._pool.take(band))
+        # torch keeps freed pinned memory for the next band, and gives it out when its copies are done
+        kept = _Kept(torch.empty(band.shape, dtype=band.dtype, pin_memory=self._down is not None))
         if self._down is None:
             kept.tensor.copy_(band)
         else:
@@ -100,19 +84,11 @@ class InHostMemory:
 
     def forget(self, number: int) -> None:
         self._fetched.pop(number, None)
-        kept = self._kept.pop(number, None)
-        if kept is None:
-            return
-        if self._up is not None:  # a fetch may still read it
-            self._up.synchronize()
-            if kept.written is not None:
-                kept.written.synchronize()
-        self._pool.give(kept.tensor)
+        self._kept.pop(number, None)
 
 
 def in_host_memory(device: torch.device) -> Callable[[], Store]:
-    """A maker of stores that share their pinned buffers and their two streams."""
+    """A maker of stores that share two streams."""
     cuda = device.type == "cuda"
-    pool = Pool(pinned=cuda)
     streams = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if cuda else None
-    return lambda: InHostMemory(device, pool, streams)
+    return lambda: InHostMemory(device, streams)

@@ -83,6 +83,8 @@ class _Walk:
     kept: int = 0
     work: int = 0
     moved: int = 0
+    tokens: int = 0
+    """Elements of attention's keys and values, which are on the device in every tier."""
     pending: int = 0
     """Elements of the map under an upsampling that is not kept."""
 
@@ -117,10 +119,11 @@ def predict(network: Network, shape: Sequence[int], plan: Plan, itemsize: int) -
     b, c, h, w = network.output_shape(tuple(shape))
     ends = b * c * h * w + batch * channels * height * width
     on_host = plan.tier is Tier.HOST
+    resident = walk.tokens + 2 * walk.work if on_host else max(walk.kept, 2 * walk.tokens) + walk.work
     return replace(
         plan,
         macs=walk.macs,
-        device_bytes=itemsize * ((0 if on_host else walk.kept) + (2 if on_host else 1) * walk.work + ends),
+        device_bytes=itemsize * (resident + ends),
         host_bytes=itemsize * walk.kept if on_host else 0,
         traffic_bytes=itemsize * walk.moved if on_host else 0,
     )
@@ -171,7 +174,8 @@ def _attention(walk: _Walk, step: Attention, after: Step | None) -> None:
         first, last = walk.plan.bands(walk.batch * channels * walk.width, walk.height)[0]
         seen = min(walk.height, 2 * walk.plan.window + last - first) * walk.width
     walk.macs += walk.batch * (4 * tokens * channels**2 + 2 * tokens * seen * channels)
-    walk.hold(4 * walk.map)
+    walk.hold(2 * walk.map)
+    walk.tokens = max(walk.tokens, 2 * walk.map)
     walk.band(channels, channels)
     walk.move(3 * walk.map)
 

@@ -76,8 +76,8 @@ class TaggerActions:
         self.desk.unload()
         return self._notice("The tagger is closed and its memory free.")
 
-    def poll(self, seen: str) -> tuple[Any, Any, Any, Any, str]:
-        """The panel, Tag, Stop and Write as they are now, and what has been seen."""
+    def poll(self, seen: str, models: Sequence[str]) -> tuple[Any, Any, Any, Any, Any, str]:
+        """The panel, Tag, Stop, Write and the list of taggers as they are now, and what has been seen."""
         view = self.desk.view()
         now = json.dumps([view.number, view.state] if view else [0, ""])
         active = bool(view and view.active)
@@ -86,15 +86,18 @@ class TaggerActions:
         idle, busy = (
             (gr.update(interactive=not active), gr.update(interactive=active)) if turned else (gr.update(),) * 2
         )
-        return panel, idle, busy, idle, now
+        return panel, idle, busy, idle, self._listed(models) if turned else gr.update(), now
 
     # -- models --------------------------------------------------------------------------------------------------
 
     def refresh_models(self, settings: Settings) -> Any:
         """The list of taggers, looked for again; what is chosen stays if it is there."""
-        names = names_of(self.desk.found(again=True))
-        kept = [name for name in settings.models if name in names] or names[:1]
-        return gr.update(choices=names, value=kept)
+        self.desk.found(again=True)
+        return self._listed(settings.models)
+
+    def _listed(self, chosen: Sequence[str]) -> Any:
+        names = names_of(self.desk.found())
+        return gr.update(choices=names, value=[name for name in chosen if name in names] or names[:1])
 
     def preset(self, settings: Settings) -> float:
         """The general line where precision equals recall; of several taggers the mean."""

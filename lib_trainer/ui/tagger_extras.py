@@ -50,12 +50,15 @@ def caption_picture(
     exclude: str,
     trigger: str,
 ) -> str:
-    """The picture's tags as a caption for training. Raises `TrainerError`, which the WebUI shows as its sentence."""
+    """The picture's tags as a caption for training. Raises `TrainerError`, which the WebUI shows as its sentence.
+
+    The WebUI calls its Extras while it holds its queue: the tagger must not wait for a turn there.
+    """
     thresholds = Thresholds(general=general, character=character)
     style = Style(excluded=TagPatterns.parse(exclude or "", "Tags that the tagger leaves out"), trigger=trigger or "")
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=0)
-    table = desk.single(desk.remember(buffer.getvalue()), [model] if model else [])
+    table = desk.single(desk.remember(buffer.getvalue()), [model] if model else [], waits=False)
     chosen = select(table, thresholds, style.excluded)
     found = zip(table.columns[chosen], table.values[chosen])
     return caption_of([Guess(table.labels.names[column], float(score), "") for column, score in found], style, False)

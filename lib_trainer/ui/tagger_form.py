@@ -24,7 +24,7 @@ from lib_trainer.tagging.views import Selection
 from lib_trainer.ui.form import keep_out_of_ui_config
 
 POLICY_LABELS = {
-    "Merge: refresh the tagger's own tags, keep the rest in order": "merge",
+    "Merge: refresh the tagger's tags, keep the rest": "merge",
     "Replace: write anew, keep what was typed by hand": "replace",
     "Append: new tags behind what is there": "append",
     "Prepend: new tags before what is there": "prepend",

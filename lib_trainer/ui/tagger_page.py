@@ -69,7 +69,7 @@ def _lay_out(desk: TaggerDesk, options: TaggerOptions) -> _Page:
             with gr.Column(elem_classes="trainer-section"):
                 title("Tagger")
                 lay_out_models(make, names)
-                _lay_out_download(make, parts)
+                _lay_out_download(make, parts, opened=not names)
             with gr.Column(elem_classes="trainer-section"):
                 parts["preset"], _ = lay_out_thresholds(make, threshold_of(names[0] if names else ""))
             with gr.Column(elem_classes="trainer-section"):
@@ -88,11 +88,11 @@ def _lay_out(desk: TaggerDesk, options: TaggerOptions) -> _Page:
     return _Page(TaggerForm(dict(make.settings)), parts)
 
 
-def _lay_out_download(make: Maker, parts: dict[str, Any]) -> None:
+def _lay_out_download(make: Maker, parts: dict[str, Any], *, opened: bool) -> None:
     with gr.Row():
         parts["rescan"] = make(gr.Button, "rescan", value="Look for taggers again", size="sm", min_width=120)
         parts["unload"] = make(gr.Button, "unload", value="Close the tagger", size="sm", min_width=120)
-    with keep_out_of_ui_config(gr.Accordion("Download a tagger", open=False, elem_classes="trainer-more")):
+    with keep_out_of_ui_config(gr.Accordion("Download a tagger", open=opened, elem_classes="trainer-more")):
         choices = [f"{model.name} ({model.about})" if model.about else model.name for model in KNOWN_MODELS]
         parts["known"] = make(
             gr.Dropdown,
@@ -158,8 +158,9 @@ def _connect_jobs(page: _Page, actions: TaggerActions) -> None:
     page.download.click(actions.download, [page.known], [page.notice], **QUIET).then(None, None, None, _js=hurry)
     page.stop.click(lambda: actions.stop(), None, [page.notice], **QUIET)
     page.unload.click(lambda: actions.unload(), None, [page.notice], **QUIET)
-    outputs = [page.job, page.tag_folder, page.stop, page.write, page.seen]
-    polled = page.poll.click(actions.poll, [page.seen], outputs, **QUIET)
+    models = page.form.parts["models"]
+    outputs = [page.job, page.tag_folder, page.stop, page.write, models, page.seen]
+    polled = page.poll.click(actions.poll, [page.seen, models], outputs, **QUIET)
     polled.success(None, None, None, _js=_script(f"polled({actions.options.prefix!r})"))
 
 

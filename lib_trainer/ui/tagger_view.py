@@ -11,10 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from lib_trainer.captions.tags import split_tags, tag_key
 from lib_trainer.dataset.pictures import PictureError, load_picture
 from lib_trainer.tagging.labels import CHARACTER, GENERAL, RATING
 from lib_trainer.tagging.plan import Border, Opened, Preview, TagCount
-from lib_trainer.tagging.table import ScoreTable, Thresholds
+from lib_trainer.tagging.table import ScoreTable, Thresholds, lines_of
 from lib_trainer.tagging.views import JobView
 from lib_trainer.ui.status import clock
 
@@ -82,7 +83,7 @@ def summary_html(opened: Opened, preview: Preview) -> str:
     total = len(opened.paths)
     facts = [
         ("Pictures", f"{total:,}"),
-        ("Captions that change", f"{preview.changed:,}"),
+        ("Captions changed", f"{preview.changed:,}"),
         ("Tags added", f"{preview.added:,}"),
         ("Tags removed", f"{preview.removed:,}"),
         ("Without a tag", f"{preview.untagged:,}"),
@@ -139,12 +140,22 @@ def captions_html(items: Sequence[tuple[Path, str, str]]) -> str:
         return '<div class="tagger-empty">No caption changes.</div>'
     cards = []
     for path, before, after in items:
-        now = f'<div class="tagger-old">{escape(before)}</div>' if before else '<div class="tagger-old">(none)</div>'
+        now = f'<div class="tagger-old">{_marked(before, after, "del")}</div>' if before else _NONE
         cards.append(
             f'<div class="tagger-caption">{_picture(path)}<div><b>{escape(path.name)}</b>{now}'
-            f'<div class="tagger-new">{escape(after)}</div></div></div>'
+            f'<div class="tagger-new">{_marked(after, before, "ins")}</div></div></div>'
         )
     return f'<div class="tagger-captions">{"".join(cards)}</div>'
+
+
+_NONE = '<div class="tagger-old">(none)</div>'
+
+
+def _marked(text: str, other: str, mark: str) -> str:
+    """A caption in which the tags that the other one lacks stand between marks."""
+    known = {tag_key(tag) for tag in split_tags(other)}
+    tags = [(escape(tag), tag_key(tag) in known) for tag in split_tags(text)]
+    return ", ".join(tag if same else f"<{mark}>{tag}</{mark}>" for tag, same in tags)
 
 
 def examples_html(opened: Opened, line: TagCount | None, tag: str, preview: Preview) -> str:
@@ -190,20 +201,20 @@ def border_html(opened: Opened, border: Sequence[Border], tag: str, most: int = 
 def scores_html(table: ScoreTable, thresholds: Thresholds, chosen: Sequence[bool]) -> str:
     """One picture's scores as bars: rating, characters, general."""
     groups = []
-    lines = thresholds.lines(table.labels)
+    names, lines = table.labels.spaced, lines_of(table, thresholds)
     for name, category in (("Rating", RATING), ("Characters", CHARACTER), ("General", GENERAL)):
         entries = [
-            (float(table.values[n]), int(table.columns[n]), bool(chosen[n]))
+            (float(table.values[n]), n, bool(chosen[n]))
             for n in range(len(table.values))
             if table.categories[n] == category and (category == RATING or table.values[n] >= 0.05)
         ]
         entries.sort(reverse=True)
         bars = "".join(
-            f'<div class="tagger-bar {"tagger-on" if on else ""}"><span>{escape(table.labels.spaced[column])}</span>'
+            f'<div class="tagger-bar {"tagger-on" if on else ""}"><span>{escape(names[table.columns[n]])}</span>'
             f'<i><u style="width: {100 * score:.1f}%"></u>'
-            + (f'<s style="left: {100 * lines[column]:.1f}%"></s>' if category != RATING else "")
+            + (f'<s style="left: {100 * lines[n]:.1f}%"></s>' if category != RATING else "")
             + f"</i><b>{score:.3f}</b></div>"
-            for score, column, on in entries[:BARS]
+            for score, n, on in entries[:BARS]
         )
         groups.append(f"<div><h4>{name}</h4>{bars or '<p>none</p>'}</div>")
     return f'<div class="tagger-scores">{"".join(groups)}</div>'

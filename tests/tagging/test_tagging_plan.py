@@ -21,7 +21,7 @@ from lib_trainer.tagging.pictures import list_pictures
 from lib_trainer.tagging.plan import Opened
 from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.style import Style
-from lib_trainer.tagging.table import Thresholds, sparse
+from lib_trainer.tagging.table import Thresholds, mcut, sparse
 from lib_trainer.tagging.writing import write_captions
 
 LABELS = Labels(("safe", "lewd", "long_hair", "sword", "hat", "saber_(fate)"), (9, 9, 0, 0, 0, 4))
@@ -114,6 +114,18 @@ def test_the_border_is_where_it_is_said_to_be_and_verdicts_hold(tmp_path: Path) 
     higher = open_all(store)
     assert write_captions(higher, Thresholds(0.99, 0.99), Style()).failed == ()
     assert "long hair" in keys_of(tmp_path, opened.paths[below.row]), "accepted by hand: it survives"
+
+
+def test_the_border_of_a_line_by_mcut_is_each_pictures_own(tmp_path: Path) -> None:
+    opened = open_all(scored(tmp_path, 60))
+    thresholds = Thresholds(mcut_general=True)
+    near = opened.borderline(thresholds, "sword", width=0.2)
+    lines = {item.row: item.line for item in near}
+    assert len({round(line, 4) for line in lines.values()}) > 3
+    for row, line in lines.items():
+        span = slice(int(opened.table.starts[row]), int(opened.table.starts[row + 1]))
+        general = opened.table.categories[span] == 0
+        assert line == pytest.approx(mcut(opened.table.values[span][general]))
 
 
 def test_captions_that_cannot_be_read_are_listed_and_stay(tmp_path: Path) -> None:

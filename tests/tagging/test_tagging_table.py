@@ -101,6 +101,14 @@ def test_every_spelling_of_an_exclusion_counts(excluded: str) -> None:
     assert chosen_names(table_of([row]), Thresholds(), excluded) == [{">_<"}]
 
 
+def test_lists_are_remembered_and_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = Labels(LABELS.names, LABELS.categories)
+    lists = [TagPatterns.parse(text) for text in ("hat", "sword", "* hair", "/rin/", "rin, hat", "hat")]
+    found = [labels.matching(patterns).sum() for patterns in lists]
+    assert found == [1, 1, 1, 1, 2, 1]
+    assert labels.matching(lists[0]) is labels.matching(TagPatterns.parse("hat"))
+
+
 def test_an_excluded_tag_that_is_absent_is_no_error() -> None:
     """L raises KeyError."""
     assert chosen_names(table_of([[0.9] * 8]), Thresholds(0.95, 0.95), "nonsense, hat") == [set()]

@@ -49,7 +49,7 @@ def test_bands_of_any_height(modules: dict[str, Any], name: str, rows: int) -> N
         check(modules[name], input_for(name, 1, 4, 3), tier, rows)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(MODULES),
     batch=st.integers(1, 3),

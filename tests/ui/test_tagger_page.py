@@ -70,7 +70,7 @@ def test_from_the_folder_to_captions(actions: TaggerActions, folder: Path) -> No
     notice, summary, table, captions = actions.look(given, "")
     assert notice == "" and "<dd>10</dd>" in summary
     assert 'data-tag="zork"' in table and "simple background" not in table
-    assert "my own &lt;words&gt;" in captions and "zork, my own &lt;words&gt;, " in captions
+    assert "my own &lt;words&gt;" in captions and "<ins>zork</ins>, my own &lt;words&gt;, <ins>" in captions
     assert not (folder / "000.txt").exists()
     assert actions.write(given) == ""
     view = actions.desk.wait(60)
@@ -143,12 +143,13 @@ def test_transparency_of_a_dropped_picture_is_white(actions: TaggerActions) -> N
 
 
 def test_polls_send_what_has_changed(actions: TaggerActions, folder: Path) -> None:
-    panel, tag, stop, write, seen = actions.poll("")
+    panel, tag, stop, write, models, seen = actions.poll("", [])
+    assert models["value"] == ["wd-mini"]
     assert "Nothing is written before" in panel and 'data-tagger-active="0"' in panel
     assert tag["interactive"] is True and stop["interactive"] is False and write["interactive"] is True
-    assert all(part == SKIP for part in actions.poll(seen)[:4])
+    assert all(part == SKIP for part in actions.poll(seen, ["wd-mini"])[:-1])
     tagged(actions, settings(folder))
-    panel, *_, after = actions.poll(seen)
+    panel, *_, after = actions.poll(seen, ["wd-mini"])
     assert "10 pictures scored" in panel and "wd-mini runs on CPU" in panel and after != seen
 
 
@@ -167,7 +168,7 @@ def test_a_second_job_is_refused_and_stop_keeps_what_is_done(
     monkeypatch.setattr(tagger, "scores", held)
     assert actions.tag(settings(folder)) == ""
     assert "The tagger is busy" in actions.tag(settings(folder))
-    assert actions.poll("")[2]["interactive"] is True
+    assert actions.poll("", ["wd-mini"])[2]["interactive"] is True
     assert "Stopping" in actions.stop()
     gate.set()
     view = actions.desk.wait(30)
@@ -179,7 +180,10 @@ def test_a_model_that_fails_is_told_in_the_panel(actions: TaggerActions, folder:
     (tmp_path / "models" / "wd" / "wd-mini" / "model.onnx").write_bytes(b"torn")
     actions.tag(settings(folder))
     actions.desk.wait(30)
-    assert "tagger-failed" in (panel := actions.poll("")[0]) and "is not an ONNX model or is cut short" in panel
+    assert (
+        "tagger-failed" in (panel := actions.poll("", ["wd-mini"])[0])
+        and "is not an ONNX model or is cut short" in panel
+    )
 
 
 def test_two_taggers_together(actions: TaggerActions, folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The budget of a few MiB, far below what the miniature's VAE takes, makes "Automa
 from __future__ import annotations
 
 import base64
+import json
 import threading
 from collections.abc import Iterator
 from io import BytesIO
@@ -86,10 +87,9 @@ def test_the_picture_is_the_same(webui: Webui, name: str) -> None:
     assert set(webui.probe("vae_last")) == parts
     assert banded.shape == plain.shape
     again, _ = draw(webui, path, **body)
-    print(
-        name, "of itself", np.abs(again.astype(int) - plain).max(), "in bands", np.abs(banded.astype(int) - plain).max()
-    )
-    assert np.abs(banded.astype(int) - plain).max() <= 1
+    own = int(np.abs(again.astype(int) - plain).max())
+    assert own == 0 or name == "SD upscale", "only that script draws differently each time"
+    assert np.abs(banded.astype(int) - plain).max() <= 1 + 2 * own
     assert "VAE bands: Always" in answer["info"]
     other, _ = draw(webui, path, **body, seed=8)
     assert np.abs(other.astype(int) - plain).max() > 8, "any picture would have passed"
@@ -179,6 +179,36 @@ def test_a_vae_that_gives_nan_is_the_hosts_affair(webui: Webui, on: bool) -> Non
     assert webui.probe("vae_last") == (["decoder"] if on else [])
 
 
+def test_the_hosts_second_try_in_bf16(webui: Webui) -> None:
+    """A VAE that gives NaN in the first precision: the WebUI converts it and decodes again, in bands both times."""
+    webui.post("/sdapi/v1/options", {"auto_vae_precision_bfloat16": True})
+    plain, _ = draw(webui)
+    webui.probe("vae_break", kind="nan in fp32")
+    try:
+        picture, _ = draw(webui, **ON)
+        assert webui.probe("vae_last") == ["decoder", "decoder"]
+        assert webui.probe("vae_mend") == "torch.bfloat16"
+    finally:
+        webui.probe("vae_mend")
+        webui.post("/sdapi/v1/options", {"auto_vae_precision_bfloat16": False})
+    difference = np.abs(picture.astype(int) - plain)
+    assert 0 < difference.mean() < 5, "bf16 is close to fp32 and not the same"
+    assert np.array_equal(draw(webui)[0], plain)
+
+
+def test_parameters_are_pasted_back(webui: Webui) -> None:
+    """The API reads a picture's parameters as the page's paste button does."""
+    _, answer = draw(webui, alwayson_scripts={TITLE: {"args": [True, "Always", 0.5, True]}})
+    text = json.loads(answer["info"])["infotexts"][0]
+    assert "VAE bands: Always, VAE bands budget: 0.5, VAE bands attention: windowed" in text
+    webui.probe("vae_last")
+    _, answer = draw(webui, infotext=text)
+    assert webui.probe("vae_last") == ["decoder"]
+    assert json.loads(answer["info"])["infotexts"][0] == text
+    draw(webui, infotext=draw(webui)[1]["info"])
+    assert webui.probe("vae_last") == []
+
+
 def test_interrupt_gives_a_coarse_picture_at_once(webui: Webui) -> None:
     plain, _ = draw(webui)
     before = webui.log.stat().st_size
@@ -227,6 +257,37 @@ def test_live_previews_decode_in_bands_too(webui: Webui) -> None:
     assert len(seen) > 1 and set(seen) == {"decoder"}
     with Image.open(BytesIO(base64.b64decode(answers[0]["images"][0]))) as image:
         assert np.abs(np.asarray(image.convert("RGB")).astype(int) - plain).max() <= 1
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_the_classes_of_sdxl(webui: Webui, circular: bool) -> None:
+    differences = webui.probe("vae_sgm", circular=circular)
+    assert set(differences) == {"Encoder", "Decoder"}
+    assert all(0 <= one <= 1e-4 for one in differences.values())
+
+
+def test_beside_the_other_extension_of_that_name(webui: Webui) -> None:
+    """The API finds each script by its own title."""
+    titles = webui.probe("vae_api")
+    assert {"Tiled VAE", TITLE} <= set(titles)
+    _, answer = draw(webui, alwayson_scripts={"Tiled VAE": {"args": [True]}, **ON["alwayson_scripts"]})
+    assert "The other one: on" in answer["info"] and "VAE bands: Always" in answer["info"]
+    webui.probe("vae_last")
+    _, answer = draw(webui, alwayson_scripts={"Tiled VAE": {"args": [True]}})
+    assert "The other one: on" in answer["info"] and "VAE bands" not in answer["info"]
+    assert webui.probe("vae_last") == []
+
+
+def test_unloading_puts_the_classes_back(webui: Webui) -> None:
+    assert webui.probe("vae_unload") == [[False] * 4, [True] * 4, [True] * 4]
+    assert webui.probe("vae_trace")["nested"] == [False] * 4
+
+
+def test_the_setting_is_the_pages_default(webui: Webui) -> None:
+    assert webui.get("/sdapi/v1/options")["trainer_tiled_vae_default"] == "Off"
+    assert webui.probe("vae_default", setting="Off") == [False, "Automatic", 0, False]
+    assert webui.probe("vae_default", setting="Automatic") == [True, "Automatic", 0, False]
+    assert webui.probe("vae_default", setting="Always") == [True, "Always", 0, False]
 
 
 def test_reload_ui_replaces_nothing_twice(webui: Webui) -> None:

@@ -7,11 +7,13 @@ import importlib
 import time
 from typing import Any
 
+import gradio as gr
 import torch
 from modules import devices, processing, scripts, shared
 
 CHECKS = (
-    "vae_trace", "vae_last", "vae_break", "vae_mend", "vae_slow", "vae_state_now", "vae_api", "vae_refined",
+    "vae_trace", "vae_last", "vae_break", "vae_mend", "vae_slow", "vae_state_now", "vae_api", "vae_unload",
+    "vae_default", "vae_sgm",
 )  # fmt: skip
 _broken = contextlib.ExitStack()
 
@@ -66,13 +68,23 @@ def vae_api() -> list[str]:
 
 
 def vae_break(kind: str) -> None:
-    """nan: the decoder's last layer gives NaN until it is in fp32; error: decoding raises."""
+    """nan: the decoder's last layer gives NaN; nan in fp32: what goes into it is NaN there; error: decoding raises."""
     decoder = shared.sd_model.first_stage_model.decoder
     if kind == "nan":
         weight = decoder.conv_out.weight
         kept = weight.data
         weight.data = torch.full_like(kept, float("nan"))
         _broken.callback(lambda: setattr(weight, "data", kept))
+        return
+    if kind == "nan in fp32":
+        vae = shared.sd_model.first_stage_model
+        weights = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+        hook = vae.post_quant_conv.register_forward_hook(
+            lambda module, given, out: out * float("nan") if out.dtype is torch.float32 else out
+        )
+        _broken.callback(lambda: (vae.to(torch.float32), vae.load_state_dict(weights)))
+        _broken.callback(lambda: setattr(devices, "dtype_vae", torch.float32))
+        _broken.callback(hook.remove)
         return
     own = processing.decode_latent_batch
 
@@ -84,8 +96,9 @@ def vae_break(kind: str) -> None:
 
 
 def vae_mend() -> str:
+    before = str(devices.dtype_vae)
     _broken.close()
-    return str(devices.dtype_vae)
+    return before
 
 
 def vae_slow(interrupt: bool) -> None:
@@ -115,5 +128,53 @@ def vae_state_now() -> list[str | None]:
     return TEXTS
 
 
-def vae_refined() -> str:
-    return str(shared.sd_model.sd_checkpoint_info.name_for_extra)
+def vae_unload() -> list[list[bool]]:
+    """Which classes are replaced after the extension was unloaded, and after it was loaded again."""
+    ours, found = _ours(), []
+    for change in (ours.uninstall, ours.install, ours.install):
+        change()
+        found.append([hasattr(kind.forward, ours.ORIGINAL) for kind in ours._classes()])
+    return found
+
+
+def vae_sgm(circular: bool) -> dict[str, float]:
+    """SDXL's classes on their own: the largest difference between bands and untiled, in standard deviations."""
+    from sgm.modules.diffusionmodules.model import Decoder, Encoder
+
+    ours, found = _ours(), {}
+    settings = {
+        "ch": 32, "out_ch": 3, "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "attn_resolutions": [], "in_channels": 3,
+        "resolution": 64, "z_channels": 4, "attn_type": "vanilla",
+    }  # fmt: skip
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for kind, shape in ((Encoder, (1, 3, 104, 72)), (Decoder, (1, 4, 13, 9))):
+            module = kind(**settings).eval()
+            for one in module.modules():
+                if isinstance(one, torch.nn.Conv2d):
+                    one.padding_mode = "circular" if circular else "zeros"
+            given = torch.randn(shape)
+            expected = module(given)
+            ours.switch.begin(processing.StableDiffusionProcessingTxt2Img(), ours.settings(True, 0, False))
+            try:
+                banded = module(given)
+                plans = list(ours.switch.job.plans)
+            finally:
+                ours.switch.end()
+            assert plans, "it did not run in bands"
+            found[kind.__name__] = float((banded - expected).abs().max() / expected.std())
+    return found
+
+
+def vae_default(setting: str) -> list[Any]:
+    """What the accordion's components hold when a page is built under that setting."""
+    script = next(one for one in scripts.scripts_txt2img.alwayson_scripts if one.title() == "Tiled VAE (row bands)")
+    before = shared.opts.data["trainer_tiled_vae_default"]
+    shared.opts.data["trainer_tiled_vae_default"] = setting
+    kept = script.infotext_fields
+    try:
+        with gr.Blocks():
+            return [component.value for component in script.ui(False)]
+    finally:
+        shared.opts.data["trainer_tiled_vae_default"] = before
+        script.infotext_fields = kept

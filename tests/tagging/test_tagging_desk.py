@@ -1,0 +1,118 @@
+"""The desk: whose turn it is on the graphics card, downloads in the background, and the command line's download."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_trainer.cli import main
+from lib_trainer.tagging.desk import TaggerDesk
+from lib_trainer.tagging.views import Places, Selection
+from tests.tagging.conftest import MINI, draw_scenes
+from tests.tagging.hub import Hub
+from tests.tagging.hub import hub as hub
+
+
+class Turns:
+    """A host's queue that notes who waited, and cannot be entered twice, like the WebUI's."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.held = False
+
+    @contextlib.contextmanager
+    def lease(self, title: str) -> Iterator[None]:
+        assert not self.held, "it would wait for itself"
+        self.held = True
+        self.taken.append(title)
+        try:
+            yield
+        finally:
+            self.held = False
+
+
+@pytest.fixture
+def turns() -> Turns:
+    return Turns()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, turns: Turns) -> TaggerDesk:
+    return TaggerDesk(Places(lambda: [MINI.parent, tmp_path / "new"], lambda: tmp_path / "new", turns.lease))
+
+
+def on_a_card(desk: TaggerDesk) -> Any:
+    """The miniature, as if it ran on a graphics card."""
+    tagger: Any = desk.tagger("wd-mini")
+    tagger.device = "CUDA"
+    return tagger
+
+
+def test_a_graphics_card_is_waited_for_and_given_back(desk: TaggerDesk, turns: Turns, tmp_path: Path) -> None:
+    draw_scenes(tmp_path / "pictures", 5)
+    on_a_card(desk)
+    desk.start_scoring(Selection(str(tmp_path / "pictures"), True, ("wd-mini",)))
+    view = desk.wait(60)
+    assert view is not None and view.state == "done" and "runs on CUDA" in view.notes[0]
+    assert turns.taken == ["Tagging"] and not turns.held
+    assert desk.device() == "", "its memory is free for the next generation"
+
+
+def test_the_processor_waits_for_nobody(desk: TaggerDesk, turns: Turns, tmp_path: Path) -> None:
+    draw_scenes(tmp_path / "pictures", 5)
+    desk.start_scoring(Selection(str(tmp_path / "pictures"), True, ("wd-mini",)), "cpu")
+    desk.wait(60)
+    assert turns.taken == [] and "wd-mini runs on CPU" in desk.device()
+    desk.unload()
+    assert desk.device() == ""
+
+
+def test_who_has_the_turn_does_not_wait_for_itself(desk: TaggerDesk, turns: Turns, tmp_path: Path) -> None:
+    draw_scenes(tmp_path / "pictures", 1)
+    on_a_card(desk)
+    key = desk.remember((tmp_path / "pictures" / "000.png").read_bytes())
+    with turns.lease("Extras"):
+        assert len(desk.single(key, ["wd-mini"], waits=False)) == 1
+    assert turns.taken == ["Extras"] and desk.device(), "and the model stays for the next picture"
+
+
+@pytest.fixture
+def mini_hub(hub: Hub) -> Hub:
+    hub.revision = "main"
+    hub.files = {path.name: path.read_bytes() for path in MINI.iterdir()}
+    return hub
+
+
+def test_a_download_in_the_background_is_found_at_once(desk: TaggerDesk, mini_hub: Hub) -> None:
+    assert [item.name for item in desk.found()] == ["wd-mini"]
+    desk.start_download("wd-vit-tagger-v3")
+    view = desk.wait(60)
+    assert view is not None and view.state == "done" and "wd-vit-tagger-v3 is in" in view.told
+    assert [item.name for item in desk.found()] == ["wd-mini", "wd-vit-tagger-v3"]
+    assert desk.tagger("wd-vit-tagger-v3", "cpu").side == 64
+
+
+def test_a_download_that_fails_is_told(desk: TaggerDesk, mini_hub: Hub) -> None:
+    del mini_hub.files["model.onnx"]
+    desk.start_download("wd-vit-tagger-v3")
+    view = desk.wait(60)
+    assert view is not None and view.state == "failed" and "does not exist (404)" in view.told
+
+
+def test_the_command_line_fetches_only_when_told_to(
+    mini_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_scenes(tmp_path / "pictures", 3)
+    command = ["tag", str(tmp_path / "pictures"), "--models", str(tmp_path / "models"), "--device", "cpu"]
+    command += ["--model", "wd-vit-tagger-v3"]
+    assert main(command) == 2 and mini_hub.asked == []
+    assert "There is no tagger called 'wd-vit-tagger-v3'" in capsys.readouterr().err
+    assert main([*command, "--download"]) == 0
+    assert (tmp_path / "models" / "wd-tagger" / "wd-vit-tagger-v3" / "model.onnx").is_file()
+    assert len(list((tmp_path / "pictures").glob("*.txt"))) == 3
+    mini_hub.asked.clear()
+    assert main([*command, "--download"]) == 0 and mini_hub.asked == []
