@@ -116,6 +116,9 @@ def resolve_paths(job: JobConfig, folder: Path) -> JobConfig:
         if value:
             absolute = str(folder.absolute() / Path(value).expanduser())
             job = msgspec.structs.replace(job, **{section: msgspec.structs.replace(part, **{name: absolute})})
+    template = folder.absolute() / job.dataset.template  # which may also be a name in the host's folder of templates
+    if job.dataset.template and template.is_file():
+        job = msgspec.structs.replace(job, dataset=msgspec.structs.replace(job.dataset, template=str(template)))
     return job
 
 

@@ -1,7 +1,7 @@
 """Every kind of training on the miniature, on the same held-out concept: what each learns, keeps, weighs and costs.
 
     python -m miniature.kinds                     # 50 seeds a kind, as in docs/kinds.md
-    python -m miniature.kinds --seeds 10 --only lora embedding
+    python -m miniature.kinds --seeds 10 --only LoRA Embedding
     python -m miniature.kinds --prior             # prior preservation: the class's variety with and without
 
 Each kind is trained in a process of its own, one after the other, so that its peak memory is its own. The tagger that
@@ -144,7 +144,7 @@ def table(results: dict[str, dict[str, Any]], seeds: int, steps: int) -> str:
 
 PRIOR: dict[str, dict[str, Any]] = {
     "without class pictures": {},
-    "with class pictures": {"prior.class_prompt": "circle", "prior.class_pictures": 60, "preview.cfg_scale": CFG_SCALE},
+    "with class pictures": {"prior.class_prompt": "circle", "prior.class_pictures": 30, "preview.cfg_scale": CFG_SCALE},
 }
 
 

@@ -233,3 +233,12 @@ def test_the_module_runs() -> None:
     command = [sys.executable, "-m", "lib_trainer", "--version"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == __version__
+
+
+def test_a_template_is_a_path_beside_the_job_file_or_a_name(tmp_path: Path) -> None:
+    from lib_trainer.config import from_values
+
+    job = from_values({"dataset.template": "subject.txt"})
+    assert cli.resolve_paths(job, tmp_path).dataset.template == "subject.txt"
+    (tmp_path / "subject.txt").write_text("[name]")
+    assert cli.resolve_paths(job, tmp_path).dataset.template == str(tmp_path / "subject.txt")

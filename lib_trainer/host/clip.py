@@ -113,8 +113,8 @@ class ClipText:
         def forward(input_ids: torch.Tensor) -> torch.Tensor:
             own = (input_ids >= first) & (input_ids < free)
             found: torch.Tensor = inner(torch.where(own, 0, input_ids))
-            if not bool(own.any()):
-                return found
+            if not torch.is_grad_enabled() and not bool(own.any()):
+                return found  # with gradients, captions without the word (it may be cut off) give zeros and no error
             rows = torch.cat(list(words.values())).to(found.device)
             looked_up = F.embedding(torch.where(own, input_ids - first, 0), rows).to(found.dtype)
             return torch.where(own.unsqueeze(-1), looked_up, found)

@@ -38,7 +38,6 @@ def check_job(job: JobConfig, host: Host) -> None:
                 f"{max(UNET_STRIDE, preview // 8 * 8)}."
             )
     check_prior(job)
-    TRAINING_KINDS[job.network.kind].check(job, host)
     resolve_precision(job.training.precision, host.device())
     check_optimizer(job.optimizer.name, host.device())
     if job.preview.sampler and job.preview.sampler not in host.samplers():

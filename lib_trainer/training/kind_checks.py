@@ -82,6 +82,11 @@ def check_words(job: JobConfig, host: Host) -> None:
                 f"embedding.names: {name!r} is a word of the model's vocabulary and would change its meaning in every "
                 "prompt: choose one that is not, as in 'zrk-style'."
             )
+        if not (name[0].isalnum() and name[-1].isalnum()):
+            raise ConfigError(
+                f"embedding.names: {name!r} begins or ends with a sign, which would melt together with those beside it "
+                "in a prompt: let it begin and end with letters or digits."
+            )
         taken = existing_embedding(host.embedding_folder(), name)
         if taken is not None:
             raise ConfigError(f"embedding.names: {name!r} exists already ({taken}): choose another name or move it.")
@@ -165,6 +170,10 @@ def check_checkpoint(job: JobConfig, host: Host) -> None:
             raise ConfigError(f"{CONTINUE} = {job.network.continue_from!r} is of another family: choose one of SD 1.x.")
         if not any(name.startswith("model.diffusion_model.") for name in names):
             raise ModelError(f"{job.network.continue_from} holds no UNet: choose a whole checkpoint.")
+    if not host.parameter_counts():
+        raise ModelError(
+            "A whole checkpoint is fine-tuned from a single .safetensors file, which this one is not: choose another."
+        )
     needed, free = memory_estimate(job, host), host.free_memory()
     if needed > free:
         raise MemoryExhausted(

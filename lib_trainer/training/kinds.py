@@ -27,13 +27,17 @@ from lib_trainer.training.recipes.words import EmbeddingRecipe, PivotalRecipe
 
 @dataclass(frozen=True)
 class TrainingKind:
-    """`check` raises a `TrainerError` before any model is touched; `call` is what a prompt says of a file's name."""
+    """`check` raises a `TrainerError` before any model is touched; `call` is what a prompt says of a file's name.
+
+    `rates` are the options that hold its learning rates.
+    """
 
     make: Callable[[JobConfig, Host, LoadedModel], Recipe]
     check: Callable[[JobConfig, Host], None]
     folder: Callable[[Host], Path]
     call: str = "<lora:{}:1>"
     ending: Callable[[JobConfig], str] = lambda job: ".safetensors"
+    rates: str = "optimizer.unet_lr, optimizer.text_encoder_lr"
 
 
 def _adapters(job: JobConfig, host: Host, model: LoadedModel) -> Recipe:
@@ -57,6 +61,7 @@ TRAINING_KINDS: dict[str, TrainingKind] = {
         lambda host: host.embedding_folder(),
         call="{}",
         ending=lambda job: f".{job.embedding.format}",
+        rates="embedding.learning_rate",
     ),
     "hypernetwork": TrainingKind(
         lambda job, host, model: HypernetworkRecipe(job, model),
@@ -64,12 +69,14 @@ TRAINING_KINDS: dict[str, TrainingKind] = {
         lambda host: host.hypernetwork_folder(),
         call="<hypernet:{}:1>",
         ending=lambda job: ".pt",
+        rates="hypernetwork.learning_rate",
     ),
     "checkpoint": TrainingKind(
         lambda job, host, model: CheckpointRecipe(job, model, difference_path(job, host)),
         check_checkpoint,
         lambda host: host.checkpoint_folder(),
         call="",
+        rates="finetune.unet_lr, finetune.text_encoder_lr",
     ),
 }
 

@@ -47,6 +47,8 @@ class LoopOptions:
     dtype: torch.dtype
     max_gradient_norm: float
     seed: int
+    rate_fields: str = "optimizer.unet_lr, optimizer.text_encoder_lr"
+    """The options that a sentence names where a rate is too high."""
 
 
 def train(
@@ -86,7 +88,7 @@ def train(
         scaler.unscale_(optimizer)
         norm = _clip(trained, options.max_gradient_norm)
         mean_loss = torch.stack(losses).mean().item()
-        _check_finite(step, mean_loss, norm.item(), scaled=scaler.is_enabled())
+        _check_finite(step, mean_loss, norm.item(), options.rate_fields, scaled=scaler.is_enabled())
         scaler.step(optimizer)
         scaler.update()
         after_step(
@@ -108,7 +110,7 @@ def _clip(trained: list[nn.Parameter], largest: float) -> torch.Tensor:
     return nn.utils.clip_grad_norm_(trained, largest if largest > 0 else float("inf"))
 
 
-def _check_finite(step: int, loss: float, norm: float, *, scaled: bool) -> None:
+def _check_finite(step: int, loss: float, norm: float, rate_fields: str, *, scaled: bool) -> None:
     """Loss scaling skips a step whose gradients overflow and tries a smaller scale, so only its loss is judged."""
     if not _finite(loss):
         what = f"The loss is {loss}"
@@ -118,7 +120,7 @@ def _check_finite(step: int, loss: float, norm: float, *, scaled: bool) -> None:
         return
     raise NumericalError(
         f"{what} at step {step}, so the run was ended with the weights of step {step - 1}: lower the learning rate "
-        "(optimizer.unet_lr, optimizer.text_encoder_lr) or take training.precision = 'fp32'."
+        f"({rate_fields}) or take training.precision = 'fp32'."
     )
 
 

@@ -19,6 +19,7 @@ from lib_trainer.errors import MemoryExhausted, SaveError, TrainerError
 from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.checks import check_job, output_path, result_path, step_path
+from lib_trainer.training.failures import UnexpectedError, is_out_of_memory, what_to_lower
 from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.metadata import RunFacts, run_metadata
@@ -48,6 +49,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     """Check a job against its host and read its folder of pictures. Raises a `TrainerError`; touches no model."""
     check_job(job, host)
     host.check()
+    TRAINING_KINDS[job.network.kind].check(job, host)  # may ask the host for tokens and sizes of its model
     output = output_path(job, host)
     data = job.dataset
     captions = caption_maker(job, host)
@@ -164,6 +166,7 @@ class Run:
 
     def _train(self, source: PictureSource, captions: CaptionSource, session: Session) -> None:
         job, total = self.job, source.total_steps()
+        kind = TRAINING_KINDS[job.network.kind]
         precision = str(self.dtype).removeprefix("torch.")
         self.facts = RunFacts(
             job,
@@ -187,7 +190,7 @@ class Run:
                 source.steps(self.recipe),
                 optimizer,
                 LearningRates(optimizer, job.optimizer, total, source.base_steps()),
-                LoopOptions(total, self.dtype, job.optimizer.max_gradient_norm, job.training.seed + 1),
+                LoopOptions(total, self.dtype, job.optimizer.max_gradient_norm, job.training.seed + 1, kind.rates),
                 lambda done: self._after_step(done, session),
                 self.stopping,
             )
@@ -217,7 +220,7 @@ class Run:
         """A preview that fails is a warning: hours of training are worth more than a picture."""
         preview, data = self.job.preview, self.job.dataset
         request = PreviewRequest(
-            prompt=preview.prompt or data.trigger_word,
+            prompt=preview.prompt or data.trigger_word or " ".join(word_names(self.job)),
             negative_prompt=preview.negative_prompt,
             width=preview.width or data.width,
             height=preview.height or data.height,
@@ -240,8 +243,9 @@ class Run:
     def _save(self, path: Path, *, final: bool) -> None:
         facts = run_metadata(self.facts, step=self.step, epoch=self.epoch, cover=self.cover)
         self.recipe.save(path, facts, overwrite=False)
-        self.last_saved = (self.step, path)
-        self.emit(ev.Saved(self.step, path, final))
+        result = result_path(path, self.job)
+        self.last_saved = (self.step, result)
+        self.emit(ev.Saved(self.step, result, final))
 
     def _keep(self) -> Path | None:
         """After a failure: the file with the newest good weights, written now if there is none of this step.
@@ -260,28 +264,18 @@ class Run:
         except Exception:
             logger.warning("The weights of step %d could not be kept", self.step, exc_info=True)
             return written
-        return path
+        return result_path(path, self.job)
 
     def _explain(self, error: Exception) -> TrainerError:
         if not is_out_of_memory(error):
             return error if isinstance(error, TrainerError) else UnexpectedError(f"{type(error).__name__}: {error}")
-        training, data = self.job.training, self.job.dataset
-        lower = []
-        if training.batch_size > 1:
-            lower.append(f"training.batch_size (now {training.batch_size})")
-        if not training.gradient_checkpointing:
-            lower.append("turn on training.gradient_checkpointing")
-        lower.append(f"dataset.width and dataset.height (now {data.width}×{data.height})")
-        lower.append(f"network.rank (now {self.job.network.rank})")
         where = f"at step {self.step + 1}" if self.step else "before the first step was done"
-        return MemoryExhausted(f"The {self.model.device.type} ran out of memory {where}: lower {', '.join(lower)}.")
+        return MemoryExhausted(
+            f"The {self.model.device.type} ran out of memory {where}: lower {what_to_lower(self.job)}."
+        )
 
     def _phase(self, name: str) -> _PhaseProgress:
         return _PhaseProgress(self, name)
-
-
-class UnexpectedError(TrainerError):
-    """A defect of ours or of the host's, carried to the user with what was kept."""
 
 
 @dataclass(frozen=True)
@@ -292,14 +286,6 @@ class _PhaseProgress:
     def __call__(self, done: int, total: int) -> None:
         self.run.emit(ev.Phase(self.name, done, total))
         self.run.lease.progress(0, 0, f"{self.name} {done}/{total}")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch raises its own class on a GPU, a plain RuntimeError on the CPU, and numpy or Pillow a MemoryError."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def _all_finite(recipe: Recipe) -> bool:

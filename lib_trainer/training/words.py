@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,12 @@ def caption_maker(job: JobConfig, host: Host) -> CaptionMaker:
         return CaptionMaker((), tuple(word_names(job)))
     path = _template_path(job.dataset.template, host)
     lines = read_template(path)
-    if word_names(job) and not any("[name]" in line for line in lines):
-        raise ConfigError(f"dataset.template: no line of {path} has [name], so nothing would be learned: add it.")
+    bad = next((line for line in lines if not re.search(r"(?<!\w)\[name\](?!\w)", line)), None)
+    if word_names(job) and bad is not None:
+        raise ConfigError(
+            f"dataset.template: the line {bad!r} of {path} has no [name] that stands alone, so it would teach nothing: "
+            "correct it."
+        )
     return CaptionMaker(tuple(lines), tuple(names))
 
 

@@ -221,7 +221,7 @@ def test_export_and_import(page: Page, site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [1600, 1024, 420])
 def test_nothing_overflows(page: Page, width: int) -> None:
     page.raw.set_viewport_size({"width": width, "height": 900})
-    for box in page.raw.locator(".trainer-more .label-wrap").all():
+    for box in page.raw.locator(".trainer-more .label-wrap:visible").all():
         box.click()
     assert page.raw.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
     outside = page.raw.evaluate(
@@ -260,3 +260,15 @@ def test_the_hosts_own_progress_bar_is_asked_for_once_per_task(page: Page) -> No
     page.raw.wait_for_function("window.asked.length > 0")
     page.raw.wait_for_timeout(700)
     assert page.raw.evaluate("window.asked") == [["task(a)", "trainer-anchor", None]]
+
+
+def test_the_kind_of_training_decides_what_is_shown(page: Page) -> None:
+    rank, layers = page.raw.locator("#trainer_network_rank"), page.raw.locator("#trainer_hypernetwork_layer_structure")
+    expect(rank).to_be_visible()
+    expect(layers).to_be_hidden()
+    page.raw.click("#trainer_network_kind input")
+    page.raw.locator("#trainer_network_kind ul.options li", has_text="Hypernetwork").first.click()
+    expect(layers).to_be_visible()
+    expect(rank).to_be_hidden()
+    expect(page.raw.locator("#trainer_section_prior")).to_be_hidden()
+    expect(page.raw.locator("#trainer_section_dataset")).to_be_visible()

@@ -18,6 +18,7 @@ HYPERNETWORK = {"network__kind": "hypernetwork"}
 CHECKPOINT = {"network__kind": "checkpoint"}
 FIELDS: list[tuple[dict[str, Any], type[TrainerError], str]] = [
     (EMBEDDING | {"output__name": "cat"}, ConfigError, "'cat' is a word of the model's vocabulary"),
+    (EMBEDDING | {"output__name": "zrk-style!"}, ConfigError, "'zrk-style!' begins or ends with a sign"),
     (EMBEDDING | {"embedding__vectors": 76}, ConfigError, "embedding.vectors = 76"),
     (
         EMBEDDING | {"embedding__initial_text": "a very long text here"},
@@ -72,7 +73,10 @@ def test_a_template_without_the_name_teaches_nothing(watched: Watched, pictures:
     path = tmp_path / "t.txt"
     path.write_text("a photo of [filewords]")
     said = refused(watched, pictures, ConfigError, **EMBEDDING, dataset__template=str(path))
-    assert "no line of" in said and "[name]" in said
+    assert "has no [name] that stands alone" in said
+    path.write_text("a photo of [name]\ntwo [name]s")
+    said = refused(watched, pictures, ConfigError, **EMBEDDING, dataset__template=str(path))
+    assert "'two [name]s'" in said
     path.write_text(" \n\n")
     assert "is empty" in refused(watched, pictures, ConfigError, **EMBEDDING, dataset__template=str(path))
 

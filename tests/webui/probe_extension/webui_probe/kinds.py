@@ -15,7 +15,11 @@ from modules import sd_hijack, shared
 from modules.hypernetworks import hypernetwork
 from modules.textual_inversion import textual_inversion
 
-CHECKS = ("remove_files", "known", "built_in")
+from lib_trainer import events
+from lib_trainer.config import from_values
+from webui_probe import runs
+
+CHECKS = ("remove_files", "known", "built_in", "timed_run")
 
 
 def known() -> dict[str, list[str]]:
@@ -41,13 +45,29 @@ def remove_files(paths: list[str]) -> dict[str, list[str]]:
     return known()
 
 
+def timed_run(values: dict[str, Any]) -> dict[str, Any]:
+    """A run of ours, with what `built_in` says of its own."""
+    before = peak = psutil.Process().memory_info().rss
+    seconds: list[float] = []
+
+    def heard(event: events.Event) -> None:
+        nonlocal peak
+        if isinstance(event, events.StepDone):
+            seconds.append(event.seconds)
+            peak = max(peak, psutil.Process().memory_info().rss)
+
+    runs.runner().start(from_values(values), heard)
+    runs.runner().wait()
+    return runs.view() | {"seconds": sorted(seconds)[len(seconds) // 2], "peak": peak, "before": before}
+
+
 def built_in(kind: str, name: str, data: str, template: str, logs: str, steps: int, rate: float) -> dict[str, Any]:
     """Train an embedding of two vectors or a hypernetwork with the WebUI's own code; its file, losses and step time."""
     templates = textual_inversion.textual_inversion_templates
     templates["probe.txt"] = textual_inversion.TextualInversionTemplate("probe.txt", template)
     losses: list[float] = []
     stamps: list[float] = []
-    peak = 0
+    before = peak = psutil.Process().memory_info().rss
 
     def heard(directory: str, file: str, step: int, length: int, values: dict[str, Any]) -> None:
         nonlocal peak
@@ -56,6 +76,7 @@ def built_in(kind: str, name: str, data: str, template: str, logs: str, steps: i
         peak = max(peak, psutil.Process().memory_info().rss)
 
     if kind == "embedding":
+        Path(shared.cmd_opts.embeddings_dir).mkdir(parents=True, exist_ok=True)
         path = textual_inversion.create_embedding(name, 2, False, "*")
         sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
         function: Any = textual_inversion.train_embedding
@@ -91,4 +112,10 @@ def built_in(kind: str, name: str, data: str, template: str, logs: str, steps: i
     sd_hijack.model_hijack.fixes = None
     templates.pop("probe.txt")
     gaps = sorted(later - earlier for earlier, later in itertools.pairwise(stamps))
-    return {"path": path, "losses": losses, "seconds": gaps[len(gaps) // 2] if gaps else 0.0, "peak": peak}
+    return {
+        "path": path,
+        "losses": losses,
+        "seconds": gaps[len(gaps) // 2] if gaps else 0.0,
+        "peak": peak,
+        "before": before,
+    }

@@ -1,0 +1,110 @@
+"""Which pictures a step sees, what they weigh, and the running average of a whole checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lib_trainer.config import from_values
+from lib_trainer.dataset.scan import Sample
+from lib_trainer.training.objective import loss_of
+from lib_trainer.training.pictures import PictureSource
+from lib_trainer.training.words import CaptionMaker
+
+
+def source(learn: int, others: int, role: str = "class", **values: Any) -> PictureSource:
+    samples = [Sample(Path(f"{n}.png"), f"zork {n}", 2, "", (64, 64)) for n in range(learn)]
+    samples += [Sample(Path(f"o{n}.png"), f"other {n}", 1, "", (64, 64), role) for n in range(others)]  # type: ignore[arg-type]
+    encoded = SimpleNamespace(
+        samples=samples,
+        targets=[(64, 64)] * len(samples),
+        sizes=[None] * len(samples),
+        moments=lambda index: torch.zeros(8, 8, 8),
+    )
+    job = from_values({"training.batch_size": 2, **values})
+    return PictureSource(job, encoded, CaptionMaker((), ()), 1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("others", [1, 3, 10, 25])
+def test_an_epoch_shows_as_many_class_pictures_as_others(others: int) -> None:
+    pictures = source(5, others)
+    seen: set[int] = set()
+    for seed in range(12):
+        repeats = pictures._repeats(torch.Generator().manual_seed(seed), before=False)
+        assert repeats[:5] == [2] * 5 and sum(repeats[5:]) == 10
+        assert max(repeats[5:]) - min(repeats[5:]) <= 1
+        seen |= {index for index, count in enumerate(repeats[5:]) if count}
+    assert len(seen) == others, "in time all of them are shown"
+    assert pictures.batches_per_epoch() == 10
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, bool]] = []
+
+    def before_step(self, step: int, *, base: bool) -> None:
+        self.steps.append((step, base))
+
+
+def test_class_pictures_carry_their_weight_and_keep_their_captions() -> None:
+    pictures = source(4, 4, **{"prior.weight": 0.25})
+    steps = pictures.steps(Heard())  # type: ignore[arg-type]
+    batches = [batch for _ in range(8) for batch in next(steps).batches]
+    captions = [caption for batch in batches for caption in batch.captions]
+    assert any(caption.startswith("other") for caption in captions)
+    for batch in batches:
+        expected = [0.25 if caption.startswith("other") else 1.0 for caption in batch.captions]
+        assert (batch.weights is None and set(expected) == {1.0}) or batch.weights.tolist() == expected
+
+
+def test_the_pictures_before_come_first_and_alone() -> None:
+    values = {"network.kind": "difference", "training.max_steps": 9, "difference.base_steps": 5}
+    pictures, heard = source(3, 3, role="before", **values), Heard()
+    steps = pictures.steps(heard)  # type: ignore[arg-type]
+    captions = [[c for batch in next(steps).batches for c in batch.captions] for _ in range(9)]
+    assert [all(c.startswith("other") for c in own) for own in captions] == [True] * 5 + [False] * 4
+    assert not any(c.startswith("other") for own in captions[5:] for c in own)
+    assert heard.steps == [(step, step <= 5) for step in range(1, 10)]
+    assert source(3, 3, role="before", **values | {"difference.base_steps": 0}).base_steps() == 4
+
+
+def test_weights_are_factors_on_each_pictures_own_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
+    weights = torch.tensor([1.0, 0.5, 0.0])
+    own = torch.stack([F.mse_loss(p, t) for p, t in zip(prediction, target, strict=True)])
+    torch.testing.assert_close(loss_of(prediction, target, weights), (own * weights).mean())
+    torch.testing.assert_close(loss_of(prediction, target, torch.ones(3)), loss_of(prediction, target))
+
+
+def test_the_average_follows_the_weights_and_forgets_the_first_steps_soon(diffusers_model: Any) -> None:
+    from lib_trainer.training.recipes.checkpoint import CheckpointRecipe
+
+    job = from_values({"network.kind": "checkpoint", "finetune.ema": True, "finetune.ema_decay": 0.5})
+    recipe = CheckpointRecipe(job, diffusers_model)
+    key, parameter = next(iter(recipe.learned.items()))
+    expected = parameter.detach().clone()
+    for step in range(1, 6):
+        with torch.no_grad():
+            parameter.add_(step)
+        recipe.after_step()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    torch.testing.assert_close(recipe._result()[key], expected)
+
+
+def test_swapped_weights_come_back_as_the_same_objects_also_after_an_error(diffusers_model: Any) -> None:
+    from lib_trainer.training.recipes.checkpoint import CheckpointRecipe
+
+    recipe = CheckpointRecipe(from_values({"network.kind": "checkpoint"}), diffusers_model)
+    before = {name: id(parameter) for name, parameter in diffusers_model.unet.named_parameters()}
+    with pytest.raises(RuntimeError), recipe.applied():
+        inside = {name: id(parameter) for name, parameter in diffusers_model.unet.named_parameters()}
+        assert not set(inside.values()) & set(before.values())
+        raise RuntimeError
+    assert {name: id(parameter) for name, parameter in diffusers_model.unet.named_parameters()} == before
