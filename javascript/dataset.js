@@ -290,7 +290,7 @@
         box.dispatchEvent(new Event("input", {bubbles: true}));
     }
 
-    // The WebUI: the LoRA sub-tab of Train, or the Trainer tab where there is no Train tab.
+    // The WebUI: our sub-tab of Train, or the Trainer tab where there is no Train tab.
     function openTrainer() {
         const open = (label) => {
             const buttons = [...document.querySelectorAll(".tab-nav button")];
@@ -298,7 +298,7 @@
             if (button) button.click();
             return button;
         };
-        if (open("Train")) open("LoRA");
+        if (open("Train")) open("LoRA & more");
         else open("Trainer");
     }
 

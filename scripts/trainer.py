@@ -19,7 +19,7 @@ def build():
 
 
 def in_train_tab(params):
-    with gr.Tab("LoRA", elem_id="trainer_tab"):
+    with gr.Tab("LoRA & more", elem_id="trainer_tab"):
         build()
     shown.append(True)
 

@@ -48,7 +48,7 @@ class Page:
 
     def open_trainer(self) -> None:
         self.tab("Train")
-        self.tab("LoRA", "train_tabs")
+        self.tab("LoRA & more", "train_tabs")
         self.sees(".trainer-host", "mini-sd1")
 
     def find(self, name: str) -> Any:

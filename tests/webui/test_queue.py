@@ -110,13 +110,13 @@ def test_reload_ui_leaves_the_run_alone(webui: Webui, values: Values) -> None:
     try:
         webui.reload()
         tabs = webui.probe("tabs")
-        assert "Trainer" in tabs and "LoRA" not in tabs
+        assert "Trainer" in tabs and "LoRA & more" not in tabs
         after = wait_for_step(webui, webui.probe("view")["step"] + 2)
         assert (after["run"], after["state"]) == (before["run"], "running")
     finally:
         webui.post("/sdapi/v1/options", {"hidden_tabs": []})
         webui.reload()
-    assert "LoRA" in webui.probe("tabs")
+    assert "LoRA & more" in webui.probe("tabs")
     webui.probe("command", name="stop")
     ended = wait_until_ended(webui)
     assert (ended["state"], ended["run"], ended["error"]) == ("stopped", before["run"], "")

@@ -39,5 +39,5 @@ def test_a_host_without_a_train_tab_gets_a_tab_of_its_own(webui: Webui) -> None:
 
 def test_in_the_webui_the_page_stands_once_in_the_train_tab(webui: Webui) -> None:
     tabs = webui.probe("tabs")
-    assert tabs.count("LoRA") == 1
+    assert tabs.count("LoRA & more") == 1
     assert "Trainer" not in tabs
