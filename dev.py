@@ -60,7 +60,7 @@ def check_python() -> None:
 def demo(rest: list[str]) -> int:
     """Train a LoRA on the miniature checkpoint and draw with and without it."""
     set_up("runtime", RUNTIME)
-    return run("-m", "miniature.demo", *rest)
+    return run("-m", "miniature.demo", *rest, miniature=True)
 
 
 def serve(rest: list[str]) -> int:
@@ -88,7 +88,7 @@ def test(rest: list[str]) -> int:
     for name, command in checks:
         print(f"== {name}: {' '.join(command)}", flush=True)
         started = time.monotonic()
-        if run("-m", *command):
+        if run("-m", *command, miniature=True):
             failed.append(name)
         print(f"== {name}: {'FAILED' if name in failed else 'ok'} in {time.monotonic() - started:.0f} s", flush=True)
     if failed:
@@ -186,18 +186,22 @@ def last_line(text: str) -> str:
     return (errors or lines or [""])[-1]
 
 
-def run(*arguments: str) -> int:
-    """The venv's Python in the clone, with nothing fetched or reported by the libraries."""
+def run(*arguments: str, miniature: bool = False) -> int:
+    """The venv's Python in the clone, with nothing fetched or reported by the libraries.
+
+    The miniature's tensors are too small to be shared among threads: one is as fast, and many times faster where other
+    work has one of the cores.
+    """
     environment = {
         **os.environ,
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUTF8": "1",
-        # threads that wait for each other sleep: where other work has a core, spinning takes several times as long
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     environment.pop("PYTHONHOME", None)
+    if miniature:
+        environment.setdefault("OMP_NUM_THREADS", "1")
     code = subprocess.run([str(PYTHON), *arguments], cwd=ROOT, env=environment, check=False).returncode
     if code < 0:  # it had no chance to say so itself
         raise StepFailed(f"`python {' '.join(arguments)}` was ended by signal {-code}.")
