@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.webui.server import Picture, Values, Webui
+from tests.webui.server import PROMPT, Picture, Values, Webui
 
 HARD: dict[str, Any] = {
     "training__max_steps": 4,
@@ -102,3 +102,15 @@ def test_a_preview_leaves_the_users_last_parameters(webui: Webui, values: Values
     webui.probe("run", values=values(preview__prompt="of the run", preview__every=2, training__max_steps=2))
     assert webui.probe("last_prompt") == "the user's own prompt"
     assert webui.probe("facts")["latent"] is False, "the progress bar would decode the preview at every look"
+
+
+def test_a_preview_encodes_its_prompt_for_itself(
+    webui: Webui, values: Values, pristine: Picture, unharmed: None
+) -> None:
+    """The WebUI keeps the last prompt's encoding; here the text encoder alone learns, so it is all that changes."""
+    webui.txt2img("blue star")
+    rates = {"optimizer__unet_lr": 0, "optimizer__text_encoder_lr": 0.02, "training__max_steps": 4}
+    drawn = {"preview__prompt": PROMPT, "preview__every": 2, "preview__steps": 4, "preview__sampler": "DDIM"}
+    ended = webui.probe("run", values=values(**rates, **drawn))
+    assert len(set(ended["previews"])) == 2, "the second preview shows the first one's words"
+    assert np.array_equal(webui.txt2img(), pristine), "the user's picture shows the preview's words"

@@ -26,6 +26,10 @@ STATE_FIELDS = (
 """What a preview changes of the WebUI's state, and the run's progress bar reads."""
 
 
+PROMPT_CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
+"""Where the WebUI keeps the last prompt's encoding for the next picture of the same parameters, across jobs."""
+
+
 class WebuiHost:
     """One per process; holds nothing of the model between runs."""
 
@@ -90,6 +94,9 @@ class WebuiHost:
                 {"scheduler": "Automatic"} if hasattr(kind, "scheduler") else {}
             ),  # WebUI 1.9 has parted it from samplers
         )
+        for name in PROMPT_CACHES:  # the encoding of an earlier step's words, or the user's, would be taken for ours
+            if hasattr(parameters, name):
+                setattr(parameters, name, [None, None])
         with contextlib.ExitStack() as stack:
             stack.enter_context(closing(parameters))
             stack.enter_context(_state_kept())
@@ -154,6 +161,7 @@ class WebuiHost:
 
     def added(self, path: Path) -> None:
         """Embeddings are read, hypernetworks and checkpoints appear in their lists; LoRAs are found by themselves."""
+        _forget_prompts()
         folders = path.resolve().parents
         if self.embedding_folder().resolve() in folders:
             sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
@@ -195,6 +203,14 @@ def _state_kept() -> Iterator[None]:
             setattr(shared.state, name, value)
         if hasattr(shared, "total_tqdm"):
             shared.total_tqdm.clear()
+
+
+def _forget_prompts() -> None:
+    """A prompt that was encoded before what it names was there is encoded anew."""
+    for kind in (processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img):
+        for name in PROMPT_CACHES:
+            if isinstance(cache := vars(kind).get(name), list):
+                cache[:] = [None, None]
 
 
 def _keep_the_model(*_: Any, **__: Any) -> Any:
