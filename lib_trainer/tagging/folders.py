@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lib_trainer.errors import TaggerError
-from lib_trainer.tagging.registry import KINDS, Found, Kind
+from lib_trainer.tagging.model_files import problem_of_files
+from lib_trainer.tagging.registry import KINDS, Found
 
 DEPTH = 4
 """How many folders below a root are looked into; the hub's own cache keeps its files three below."""
-
-POINTER = b"version https://git-lfs"
 
 
 def find_taggers(roots: Iterable[Path]) -> list[Found]:
@@ -52,24 +51,7 @@ def pick(found: Iterable[Found], name: str) -> Found:
 
 def problem_of(folder: Path) -> str:
     """Why a folder cannot be used, as the end of a sentence; empty if nothing is seen to be wrong."""
-    return next((problem for kind in KINDS.values() for problem in _problems(folder, kind)), "")
-
-
-def _problems(folder: Path, kind: Kind) -> Iterator[str]:
-    for name in kind.files:
-        path = folder / name
-        try:
-            with path.open("rb") as file:
-                start = file.read(len(POINTER))
-        except FileNotFoundError:
-            yield f"{name} is missing: download the model again, or put the file there."
-        except OSError as error:
-            yield f"{name} cannot be read ({error.strerror or error}): check its permissions."
-        else:
-            if not start:
-                yield f"{name} is empty: download the model again."
-            elif start == POINTER:
-                yield f"{name} is a Git LFS pointer and not the file itself: download the model again."
+    return next((problem for kind in KINDS.values() if (problem := problem_of_files(folder, kind.files))), "")
 
 
 def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:

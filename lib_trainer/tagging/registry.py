@@ -19,6 +19,7 @@ from PIL import Image
 from lib_trainer.errors import TaggerError
 from lib_trainer.tagging.choices import DEFAULT_THRESHOLD
 from lib_trainer.tagging.labels import Labels
+from lib_trainer.tagging.model_files import WD_FILES
 
 
 class Tagger(Protocol):
@@ -76,7 +77,7 @@ def _open_wd(folder: Path, **options: Any) -> Tagger:
     return WdTagger(folder, **options)
 
 
-KINDS: Mapping[str, Kind] = {"wd": Kind("wd", ("model.onnx", "selected_tags.csv"), _open_wd)}
+KINDS: Mapping[str, Kind] = {"wd": Kind("wd", WD_FILES, _open_wd)}
 
 KNOWN_MODELS: tuple[KnownModel, ...] = (
     KnownModel("wd-vit-tagger-v3", "SmilingWolf/wd-vit-tagger-v3", "main", 0.2614, 3, "small and quick"),

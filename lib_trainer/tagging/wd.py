@@ -14,8 +14,8 @@ from PIL import Image
 
 from lib_trainer.errors import TaggerError
 from lib_trainer.tagging import preprocess
-from lib_trainer.tagging.folders import problem_of
 from lib_trainer.tagging.labels import read_labels
+from lib_trainer.tagging.model_files import WD_FILES, problem_of_files
 
 PROVIDERS = {
     "CUDAExecutionProvider": "CUDA",
@@ -45,7 +45,7 @@ class WdTagger:
     notes: Sequence[str]
 
     def __init__(self, folder: Path, threads: int = 0, device: str = "auto") -> None:
-        problem = problem_of(folder)
+        problem = problem_of_files(folder, WD_FILES)
         if problem:
             raise TaggerError(f"The tagger '{folder}' cannot be used: {problem}")
         self.name = folder.name
