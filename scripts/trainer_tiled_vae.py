@@ -12,7 +12,7 @@ DEFAULT = "trainer_tiled_vae_default"
 
 def add_settings():
     choices = gr.Radio, {"choices": [page.OFF, page.AUTOMATIC, page.ALWAYS]}
-    told = shared.OptionInfo(page.OFF, "Tiled VAE when the page opens", *choices, section=("trainer", "Trainer"))
+    told = shared.OptionInfo(page.OFF, "Tiled VAE when the page opens", *choices, section=("trainer", "WebUI Trainer"))
     shared.opts.add_option(DEFAULT, told.needs_reload_ui())
 
 
