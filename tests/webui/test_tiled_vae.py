@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.webui.server import PROMPT, Picture, ProbeError, Webui
+from tests.webui.server import PROMPT, Picture, ProbeError, Webui, take_pristine
 
 TITLE = "Tiled VAE (row bands)"
 ON: dict[str, Any] = {"alwayson_scripts": {TITLE: {"args": [True, "Always"]}}}
@@ -24,6 +24,14 @@ BASE: dict[str, Any] = {
     "prompt": PROMPT, "seed": 7, "steps": 4, "width": 96, "height": 136, "sampler_name": "DDIM",
     "scheduler": "Automatic", "cfg_scale": 7, "denoising_strength": 0.6,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known_to_later_tests(started: Webui, pristine: Picture) -> Iterator[None]:
+    """These tests switch checkpoints and reload the page: the WebUI has built its model anew."""
+    yield
+    assert np.array_equal(started.txt2img(), pristine)
+    take_pristine(started)
 
 
 @pytest.fixture(autouse=True)
