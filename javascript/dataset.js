@@ -16,6 +16,7 @@
     let typing = 0;
     let typedIn = null; // where a hint for what is being typed belongs
     let dragged = null;
+    let focused = 0; // number of the answer whose wish for the focus was met
 
     const find = (name) => document.getElementById("dataset_" + name);
     const page = () => find("page");
@@ -82,17 +83,17 @@
 
     const marks = () => {
         const element = page().querySelector(".dataset-marks");
-        return element ? JSON.parse(element.dataset.marks) : {selected: [], current: "", hint: "", focus: ""};
+        return element ? JSON.parse(element.dataset.marks) : {selected: [], current: "", hint: "", focus: "", number: 0};
     };
 
-    // gradio puts the new panels in place a moment after it has the answer
     function answered() {
         busySince = 0;
         page().classList.remove("dataset-waiting");
-        requestAnimationFrame(() => setTimeout(settle, 0));
         next();
     }
 
+    // Runs whenever panels were replaced, however long after the answer gradio does that, and before any further key:
+    // what is typed ahead must find its place.
     function settle() {
         const told = marks();
         const selected = new Set(told.selected);
@@ -101,16 +102,17 @@
             cell.classList.toggle("dataset-current", cell.dataset.key === told.current);
         });
         showHint(told.hint);
-        if (told.focus) {
-            const target = page().querySelector(told.focus) || document.getElementById(told.focus);
-            if (target && document.activeElement !== target) target.focus();
-        }
+        if (!told.focus || (told.number === focused && document.activeElement !== document.body)) return;
+        const target = page().querySelector(told.focus) || document.getElementById(told.focus);
+        if (!target) return;
+        focused = told.number;
+        if (document.activeElement !== target) target.focus();
     }
 
     function showHint(text) {
         const place = typedIn && (typedIn.id === "dataset_filter"
             ? find("filter_hint") : (typedIn.closest("form") || page()).querySelector(".dataset-hint"));
-        if (place) place.textContent = text || "";
+        if (place && place.textContent !== (text || "")) place.textContent = text || "";
     }
 
     // the panels are replaced under the user's hands: what has the focus, and where its cursor stands, is put back
@@ -256,19 +258,26 @@
         }
     }
 
+    function onDoubleClick(event) {
+        const chip = event.target.closest(".dataset-chip");
+        if (chip) rewrite(chip);
+    }
+
     function attach() {
         const root = page();
         if (!root || root.dataset.attached) return;
         root.dataset.attached = "1";
-        root.addEventListener("click", onClick);
-        root.addEventListener("dblclick", (event) => {
-            const chip = event.target.closest(".dataset-chip");
-            if (chip) rewrite(chip);
-        });
-        root.addEventListener("submit", (event) => event.preventDefault());
-        root.addEventListener("input", onInput);
-        ["dragstart", "dragover", "drop"].forEach((name) => root.addEventListener(name, onDrag));
         keepFocus(root);
+        new MutationObserver(settle).observe(root, {childList: true, subtree: true});
+    }
+
+    // On the document, as the page may come, and be used, at any moment after this script.
+    function listen(name, handler) {
+        document.addEventListener(name, (event) => {
+            if (!page() || !page().contains(event.target)) return;
+            attach();
+            handler(event);
+        });
     }
 
     // payload: JSON of {name, text}; empty if there is nothing to save
@@ -304,8 +313,13 @@
 
     window.trainerDataset = {answered, download, train, openTrainer};
     document.addEventListener("keydown", onKey);
-    setInterval(attach, 500);
+    listen("click", onClick);
+    listen("dblclick", onDoubleClick);
+    listen("submit", (event) => event.preventDefault());
+    listen("input", onInput);
+    ["dragstart", "dragover", "drop"].forEach((name) => listen(name, onDrag));
     setInterval(() => {
+        attach();
         next();
         if (isVisible() && page().querySelector("[data-poll]") && !busySince) send({do: "poll"});
     }, POLL_MS);

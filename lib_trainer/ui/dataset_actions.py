@@ -76,9 +76,9 @@ class DatasetActions:
             view.conflicts, view.undoing = conflict.conflicts, command.get("do") == "undo"
         except TrainerError as problem:
             notice, error = str(problem), True
-        if command.get("do") == "check-typed" and view.shown and not notice:  # at every key: nothing else has changed
-            return view.shown | {"marks": html.marks_html(view, extra["hint"], extra["focus"])}
         self._number += 1
+        if command.get("do") == "check-typed" and view.shown and not notice:  # at every key: nothing else has changed
+            return view.shown | {"marks": html.marks_html(view, extra["hint"], extra["focus"], self._number)}
         panels = self.render(view, extra)
         if view.open is not None:
             view.open.look_ahead(view.keys()[(view.page + 1) * PAGE : (view.page + 2) * PAGE])
@@ -118,7 +118,7 @@ class DatasetActions:
             "picture": html.picture_html(view),
             "preview": conflict_html(view) + preview_html(view),
             "work": work_html(view),
-            "marks": html.marks_html(view, extra["hint"], extra["focus"]),
+            "marks": html.marks_html(view, extra["hint"], extra["focus"], self._number),
             "known": html.known_tags_html(most),
             "download": extra["download"],
         }

@@ -207,15 +207,19 @@ def _uri(jpeg: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
-def marks_html(view: View, hint: str = "", focus: str = "") -> str:
-    """What the script needs to know: which pictures are selected, a hint for what is being typed, where to type on."""
+def marks_html(view: View, hint: str = "", focus: str = "", number: int = 0) -> str:
+    """What the script needs to know: which pictures are selected, a hint for what is being typed, where to type on.
+
+    Args:
+        number: Of the answer: no two answers are the same text, so the browser always sees that there is a new one.
+    """
     keys = view.keys()[view.page * PAGE : (view.page + 1) * PAGE]
     marks = {
         "selected": [key for key in keys if key in view.selected],
         "current": view.current,
         "hint": hint,
         "focus": focus,
-        "busy": bool(view.open and view.open.job and not view.open.job.finished.is_set()),
+        "number": number,
     }
     return f'<div class="dataset-marks" data-marks="{escape(json.dumps(marks))}"></div>'
 

@@ -55,6 +55,8 @@ def page(tmp_path: Path) -> Iterator[Any]:
         raw.set_default_timeout(SLOW)
         expect.set_options(timeout=SLOW)
         raw.on("pageerror", lambda error: errors.append(str(error)))
+        # as on a slow machine: what is pressed before an answer is on the page must find its place all the same
+        raw.context.new_cdp_session(raw).send("Emulation.setCPUThrottlingRate", {"rate": 3})
         raw.goto(address)
         raw.locator(".tab-nav button", has_text="Dataset").click()
         yield raw
