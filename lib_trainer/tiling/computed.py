@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lib_trainer.tiling.maps import Shape, Source, Windows, rows
 from lib_trainer.tiling.network import Conv
+from lib_trainer.tiling.plan import taps
 from lib_trainer.tiling.statistics import Affine, Moments
 
 
@@ -61,11 +62,13 @@ class Pointwise:
 
 
 class Upsampled:
-    """Nearest neighbour ×2 and a 3×3 convolution, as four 2×2 convolutions of the map before it.
+    """Nearest neighbour ×2 and a 3×3 convolution.
 
-    Every second row and column of the doubled map repeats its neighbour, so for each of the four positions of an
-    output pixel two of the three taps in each direction fall on the same input and are added beforehand (the
-    polyphase form, Vaidyanathan 1993): 16 instead of 36 products for four output pixels.
+    In fp32 as four 2×2 convolutions of the map before it: every second row and column of the doubled map repeats its
+    neighbour, so for each of the four positions of an output pixel two of the three taps in each direction fall on the
+    same input and are added beforehand (the polyphase form, Vaidyanathan 1993): 16 instead of 36 products for four
+    output pixels. In half precision the sums of taps would be rounded once more, which takes the result 2 to 4% further
+    from the truth than the untiled one is; there each window is doubled and convolved as it stands.
     """
 
     def __init__(self, context: Context, source: Source, conv: Conv) -> None:
@@ -73,20 +76,30 @@ class Upsampled:
         self.shape = Shape(below.batch, conv.out, 2 * below.height, 2 * below.width)
         self.moments: Moments | None = None
         self.source, self.conv, self._context = source, conv, context
-        self._phases = polyphase(conv.weight)
+        self._phases = polyphase(conv.weight) if taps(context.dtype.itemsize) == 4 else None
         self._windows = Windows(source, circular=conv.circular, affine=None, dtype=context.dtype, late=False)
 
     def pieces(self, first: int, last: int) -> list[torch.Tensor]:
         top, bottom = first // 2, -(-last // 2)
-        window, width = self._windows.get(top, bottom), self.source.shape.width
-        size = (self.shape.batch, self.shape.channels, bottom - top, 2, width, 2)
-        out = window.new_empty(size)
-        for (down, right), weight in self._phases.items():
+        window = self._windows.get(top, bottom)
+        height, width = 2 * (bottom - top), 2 * self.source.shape.width
+        if self._phases is None:
+            doubled = F.interpolate(window, scale_factor=2.0, mode="nearest")[:, :, 1:-1, 1:-1]
+            whole = F.conv2d(doubled, self.conv.weight, self.conv.bias)
+            self._context.count(whole[:, 0].numel() * self.conv.macs)
+        else:
+            whole = self._by_phase(window, self._phases, height, width)
+        return [whole[:, :, first - 2 * top : last - 2 * top]]
+
+    def _by_phase(
+        self, window: torch.Tensor, phases: dict[tuple[int, int], torch.Tensor], height: int, width: int
+    ) -> torch.Tensor:
+        out = window.new_empty((self.shape.batch, self.shape.channels, height // 2, 2, width // 2, 2))
+        for (down, right), weight in phases.items():
             one = F.conv2d(window, weight, self.conv.bias)
             self._context.count(one[:, 0].numel() * weight.numel())
-            out[:, :, :, down, :, right] = one[:, :, down : down + bottom - top, right : right + width]
-        whole = out.view(self.shape.batch, self.shape.channels, 2 * (bottom - top), 2 * width)
-        return [whole[:, :, first - 2 * top : last - 2 * top]]
+            out[:, :, :, down, :, right] = one[:, :, down : down + height // 2, right : right + width // 2]
+        return out.view(self.shape.batch, self.shape.channels, height, width)
 
     def release(self, row: int) -> None:
         self.source.release(row // 2 - 1)

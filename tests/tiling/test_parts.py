@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lib_trainer.tiling.attention import attend, chunked
-from lib_trainer.tiling.computed import composed, polyphase
+from lib_trainer.tiling.computed import Upsampled, composed, polyphase
 from lib_trainer.tiling.host_memory import in_host_memory
 from lib_trainer.tiling.maps import Given, Map, OnDevice, Shape, Windows, rows
 from lib_trainer.tiling.network import Conv, Norm
@@ -59,6 +59,43 @@ def test_polyphase_is_the_convolution_of_the_doubled_map(circular: bool) -> None
     for (down, right), phase in polyphase(weight).items():
         found = F.conv2d(padded, phase)[:, :, down : down + 6, right : right + 7]
         torch.testing.assert_close(found.double(), expected[:, :, down::2, right::2], rtol=1e-5, atol=1e-5)
+
+
+class Told:
+    """What `Upsampled` needs to know of a run."""
+
+    late = False
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.counted = dtype, 0
+
+    def count(self, macs: int) -> None:
+        self.counted += macs
+
+
+@pytest.mark.parametrize(
+    ("dtype", "products"),
+    # per band of three rows, of which one is computed with its pair: four 2×2 with an edge, or one 3×3
+    [(torch.float32, 4 * 3 * 8 * 4), (torch.bfloat16, 4 * 14 * 9)],
+    ids=["fp32", "bf16"],
+)
+def test_upsampling_rounds_no_more_than_the_convolution_itself(dtype: torch.dtype, products: int) -> None:
+    """The sums of taps are not rounded to half precision."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 32, 6, 7).to(dtype), (torch.randn(16, 32, 3, 3) / 17).to(dtype)
+    told = Told(dtype)
+    upsampled = Upsampled(told, Given(x), Conv(weight, None))
+    found = torch.cat([rows(upsampled, first, first + 3) for first in range(0, 12, 3)], dim=2)
+    truth = F.conv2d(F.interpolate(x.double(), scale_factor=2.0), weight.double(), padding=1)
+    plain = F.conv2d(F.interpolate(x, scale_factor=2.0), weight, padding=1)
+    error, own = ((one.double() - truth).abs().mean() for one in (found, plain))
+    assert found.shape == truth.shape
+    assert error <= 1.05 * own + 1e-6
+    assert told.counted == 4 * products * 16 * 32
+    phases = polyphase(weight)
+    window = F.pad(x, (1, 1, 1, 1))
+    merged = F.conv2d(window, phases[0, 0])[:, :, :6, :7].double()
+    assert dtype is torch.float32 or (merged - truth[:, :, ::2, ::2]).abs().mean() > 1.1 * own
 
 
 def test_a_pointwise_convolution_after_another_is_one() -> None:
