@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,27 @@ from .export import export_webui
 from .judge import Judge
 from .shapes import ALL_SHAPES
 from .world import COLOURS as ALL_COLOURS
+from .world import combos, random_scene, tags_of, write_concept, write_known
 from .world import draw as draw_scene
-from .world import random_scene, write_concept, write_known
 
 UNRELATED = (("red circle, white background", "circle"), ("blue star, white background", "star"))
-SLOW, FAST = {"optimizer.unet_lr": 3e-3, "optimizer.text_encoder_lr": 2e-3}, {"optimizer.unet_lr": 3e-3}
+INSTEAD_OF = "circle"
+"""The shape that the difference's pairs lead away from."""
+
+RATES = {"optimizer.unet_lr": 3e-3, "optimizer.text_encoder_lr": 2e-3}
 KINDS: dict[str, dict[str, Any]] = {
-    "LoRA": SLOW,
-    "LoCon": SLOW | {"network.kind": "locon"},
-    "LoHa": SLOW | {"network.kind": "loha", "network.rank": 8, "network.alpha": 8.0},
-    "LoKr": SLOW | {"network.kind": "lokr", "network.rank": 64, "network.factor": 4},
-    "DoRA": SLOW | {"network.dora": True},
-    "rs-LoRA": SLOW | {"network.rank_stabilised": True, "network.alpha": 5.6},
-    "LoRA + embedding": SLOW | {"network.kind": "pivotal", "embedding.learning_rate": 1e-2, "embedding.vectors": 2},
+    "LoRA": RATES,
+    "LoCon": RATES | {"network.kind": "locon"},
+    "LoHa": RATES | {"network.kind": "loha", "network.rank": 8, "network.alpha": 8.0},
+    "LoKr": RATES | {"network.kind": "lokr", "network.rank": 64, "network.factor": 4},
+    "DoRA": RATES | {"network.dora": True},
+    "rs-LoRA": RATES | {"network.rank_stabilised": True, "network.alpha": 5.6},
+    "LoRA + embedding": RATES | {"network.kind": "pivotal", "embedding.learning_rate": 1e-2, "embedding.vectors": 2},
+    "Difference": RATES | {"network.kind": "difference"},
     "Embedding": {"network.kind": "embedding", "embedding.learning_rate": 3e-2, "embedding.vectors": 8},
     "Hypernetwork": {
         "network.kind": "hypernetwork",
-        "hypernetwork.learning_rate": 2e-3,
+        "hypernetwork.learning_rate": 1e-2,
         "hypernetwork.layer_structure": "1, 2, 1",
     },
     "Checkpoint": {"network.kind": "checkpoint", "finetune.unet_lr": 3e-4, "finetune.text_encoder_lr": 3e-4},
@@ -101,29 +106,51 @@ def share(judge: Judge, drawn: Sequence[Image.Image], shape: str) -> float:
     return float(np.mean([judge.best(scores, ALL_SHAPES)[0] == shape for scores in judge.scores(drawn)]))
 
 
+def write_pairs(before: Path, after: Path, count: int = 18) -> None:
+    """Circles, and the same scenes with the new shape in the circle's place, under the circle's caption."""
+    rng = np.random.default_rng(0)
+    circles = [one for one in combos((INSTEAD_OF,)) if one[1] in COLOURS]
+    for index in range(count):
+        scene = random_scene(rng, circles, 0.0)
+        for folder, shape in ((before, INSTEAD_OF), (after, SHAPE)):
+            folder.mkdir(parents=True, exist_ok=True)
+            draw_scene(replace(scene, shape=shape), (SIDE, SIDE)).save(folder / f"{index:03}.png")
+            (folder / f"{index:03}.txt").write_text(", ".join(tags_of(scene)), encoding="utf-8")
+
+
+def write_set(folder: Path, kind: str) -> dict[str, str]:
+    """What this kind trains on; the fields of the job that say where it is."""
+    if kind == "difference":
+        write_pairs(folder / "before", folder / "after")
+        return {"dataset.folder": str(folder / "after"), "difference.before": str(folder / "before")}
+    target = write_concept(folder, shape=SHAPE, trigger=TRIGGER, colours=COLOURS)
+    write_known(folder)
+    # a new word only: what is known has nothing to teach it
+    return {"dataset.folder": str(target if kind == "embedding" else folder)}
+
+
 def one_kind(name: str, work: Path, seeds: int, steps: int) -> dict[str, Any]:
     """Train a kind and look at what it draws."""
     folder = work / name.replace(" ", "-")
     host = make_host(folder)
-    write_concept(folder / "pictures", shape=SHAPE, trigger=TRIGGER, colours=COLOURS)
-    write_known(folder / "pictures")
-    values = COMMON | {"dataset.folder": str(folder / "pictures"), "training.max_steps": steps} | KINDS[name]
-    if values.get("network.kind") == "embedding":  # a new word only: what is known has nothing to teach it
-        values["dataset.folder"] = str(next((folder / "pictures").glob(f"*_{TRIGGER}")))
+    kind = KINDS[name].get("network.kind", "lora")
+    values = COMMON | write_set(folder / "pictures", kind) | {"training.max_steps": steps} | KINDS[name]
     result = train(host, values)
     result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     used, mark = host, prompt_for(host, Path(result["file"]))
-    if values.get("network.kind") == "checkpoint":
+    if kind == "checkpoint":
         used = StandaloneHost(Path(result["file"]), folder)
     mark = "" if mark == TRIGGER else f" {mark}"
     judge, each = Judge(), range(100, 100 + seeds // len(COLOURS))
-    asked = [f"{TRIGGER}, {colour}, white background, large, centered" for colour in COLOURS]
+    word = INSTEAD_OF if kind == "difference" else TRIGGER
+    asked = [f"{word}, {colour}, white background, large, centered" for colour in COLOURS]
+    unrelated = [(prompt, shape) for prompt, shape in UNRELATED if shape != word]
     bare = StandaloneHost(host.checkpoint, folder / "nothing")
     result["with"] = float(np.mean([share(judge, pictures(used, one + mark, each), SHAPE) for one in asked]))
     result["without"] = float(np.mean([share(judge, pictures(bare, one, each), SHAPE) for one in asked]))
     others = range(200, 200 + seeds // 2)
-    result["kept"] = float(np.mean([share(judge, pictures(used, p + mark, others), s) for p, s in UNRELATED]))
-    result["kept without"] = float(np.mean([share(judge, pictures(bare, p, others), s) for p, s in UNRELATED]))
+    result["kept"] = float(np.mean([share(judge, pictures(used, p + mark, others), s) for p, s in unrelated]))
+    result["kept without"] = float(np.mean([share(judge, pictures(bare, p, others), s) for p, s in unrelated]))
     return result
 
 
@@ -164,7 +191,7 @@ def prior(name: str, work: Path, seeds: int, steps: int) -> dict[str, Any]:
         (target / f"{index}.txt").write_text(f"{TRIGGER} circle", encoding="utf-8")
     values = COMMON | {
         "dataset.folder": str(target), "training.max_steps": steps, "network.kind": "checkpoint",
-        "finetune.unet_lr": 3e-4, "finetune.text_encoder_lr": 3e-4, "preview.sampler": SAMPLER,
+        "finetune.unet_lr": 1e-3, "finetune.text_encoder_lr": 1e-3, "preview.sampler": SAMPLER,
     }  # fmt: skip
     result = train(host, values | PRIOR[name])
     judge = Judge()
