@@ -34,7 +34,7 @@ from lib_trainer.training.kinds import prompt_for
 from .demo import CFG_SCALE, COLOURS, SAMPLER, SHAPE, SIDE, TRIGGER
 from .export import export_webui
 from .judge import Judge
-from .shapes import ALL_SHAPES
+from .shapes import ALL_SHAPES, SHAPES
 from .world import COLOURS as ALL_COLOURS
 from .world import combos, random_scene, tags_of, write_concept, write_known
 from .world import draw as draw_scene
@@ -52,7 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "DoRA": RATES | {"network.dora": True},
     "rs-LoRA": RATES | {"network.rank_stabilised": True, "network.alpha": 5.6},
     "LoRA + embedding": RATES | {"network.kind": "pivotal", "embedding.learning_rate": 1e-2, "embedding.vectors": 2},
-    "Difference": RATES | {"network.kind": "difference"},
+    "Difference": {"network.kind": "difference", "optimizer.unet_lr": 1e-3, "optimizer.text_encoder_lr": 1e-3},
     "Embedding": {"network.kind": "embedding", "embedding.learning_rate": 3e-2, "embedding.vectors": 8},
     "Hypernetwork": {
         "network.kind": "hypernetwork",
@@ -107,12 +107,16 @@ def share(judge: Judge, drawn: Sequence[Image.Image], shape: str) -> float:
 
 
 def write_pairs(before: Path, after: Path, count: int = 18) -> None:
-    """Circles, and the same scenes with the new shape in the circle's place, under the circle's caption."""
+    """Circles, and the same scenes with the new shape in the circle's place, under the circle's caption.
+
+    Between them pairs of other shapes that do not change: what the difference is to leave alone.
+    """
     rng = np.random.default_rng(0)
     circles = [one for one in combos((INSTEAD_OF,)) if one[1] in COLOURS]
-    for index in range(count):
-        scene = random_scene(rng, circles, 0.0)
-        for folder, shape in ((before, INSTEAD_OF), (after, SHAPE)):
+    others = combos(tuple(shape for shape in SHAPES if shape != INSTEAD_OF))
+    for index in range(2 * count):
+        scene = random_scene(rng, others if index % 2 else circles, 0.0)
+        for folder, shape in ((before, scene.shape), (after, scene.shape if index % 2 else SHAPE)):
             folder.mkdir(parents=True, exist_ok=True)
             draw_scene(replace(scene, shape=shape), (SIDE, SIDE)).save(folder / f"{index:03}.png")
             (folder / f"{index:03}.txt").write_text(", ".join(tags_of(scene)), encoding="utf-8")

@@ -3,8 +3,8 @@
     pictures ─► workers (read, hash, decode, fit) ─► assembler (batches) ─► the model ─► keeper (store, listeners)
 
 The model runs in the caller's thread. Pillow and onnxruntime release Python's lock, so threads are enough. In memory
-are at most `AHEAD` batches of fitted pictures (0.6 MB each at 448²), three batches as floats, and as many decoded
-pictures as fit into `PIXEL_BUDGET`.
+are at most `AHEAD` batches of fitted pictures (0.6 MB each at 448²; or as many for each worker, where that is more),
+three batches as floats, and as many decoded pictures as fit into `PIXEL_BUDGET`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.table import Rows, sparse
 
 AHEAD = 2
-"""Batches of fitted pictures that wait for the model."""
+"""Batches of fitted pictures that wait for the model, or pictures for each worker."""
 
 PIXEL_BUDGET = 80_000_000
 """Pixels that may be decoded at the same time (four bytes each); a larger picture is decoded alone."""
@@ -214,7 +214,8 @@ def _drain(batches: queue.Queue[_Batch | None], thread: threading.Thread) -> Non
 def _assemble(run: _Run, fresh: Sequence[Path], workers: int, size: int, batches: queue.Queue[_Batch | None]) -> None:
     """Fitted pictures, in order, into batches."""
     items: list[_Fitted] = []
-    for item in _fitted(run, fresh, workers or default_workers(run.tagger.device), AHEAD * size):
+    workers = workers or default_workers(run.tagger.device)
+    for item in _fitted(run, fresh, workers, AHEAD * max(size, workers)):
         if run.stopping:
             break
         items.append(item)

@@ -27,8 +27,8 @@ PROVIDERS = {
 }
 """In the order of preference. TensorRT is left out: it compiles for minutes at every new shape."""
 
-BATCHES = {"CPU": 4}
-"""Pictures at once: a processor gains nothing from more."""
+BATCHES = {"CPU": 1}
+"""Pictures at once: on a processor one picture's activations stay in its caches, and four at once take 10% longer."""
 
 BATCH_ON_GPU = 16
 SAMPLE, SAMPLES = 1 << 16, 64

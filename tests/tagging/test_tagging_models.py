@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lib_trainer.errors import TaggerError
+from lib_trainer.tagging import wd
 from lib_trainer.tagging.folders import at, find_taggers, pick
 from lib_trainer.tagging.labels import CHARACTER, GENERAL, RATING, read_labels
 from lib_trainer.tagging.registry import KNOWN_MODELS, Tagger, known_model, threshold_of
@@ -64,12 +65,13 @@ def test_our_session_scores_as_the_miniatures_own(mini: Tagger) -> None:
     pictures = [draw(random_scene(rng, combos()), size) for size in ((64, 64), (120, 90), (40, 71), (64, 100))]
     ours = mini.scores(mini.batch([mini.fit(picture) for picture in pictures]))
     np.testing.assert_allclose(ours, Judge().scores(pictures), atol=1e-5)
-    assert mini.max_batch > 1 and mini.side == 64 and mini.device == "CPU"
+    assert mini.max_batch == 1 and mini.side == 64 and mini.device == "CPU"
 
 
-def test_a_fixed_batch_and_half_precision(make_model: MakeModel) -> None:
+def test_a_fixed_batch_and_half_precision(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(wd.BATCHES, "CPU", 8)
     one = at(make_model("one", batch=1)).open()
-    assert one.max_batch == 1
+    assert one.max_batch == 1 and at(make_model("free")).open().max_batch == 8
     half = at(make_model("half", half=True)).open()
     picture = np.full((8, 8, 3), (255, 0, 51), np.uint8)
     for tagger in (one, half):
