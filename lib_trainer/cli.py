@@ -227,8 +227,8 @@ class HostGenerator:
         request = PreviewRequest(prompt, negative_prompt, width, height, steps, cfg_scale, sampler, seed)
         return self._host.generate(request)
 
-    def loras(self) -> Sequence[str]:
-        return self._host.loras()
+    def calls(self) -> Sequence[str]:
+        return self._host.calls()
 
 
 def _absolute(path: Path | None) -> Path | None:

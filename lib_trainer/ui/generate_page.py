@@ -1,4 +1,4 @@
-"""The Generate tab of the standalone page: enough to try a LoRA where there is no WebUI."""
+"""The Generate tab of the standalone page: enough to try what was trained where there is no WebUI."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Generator(Protocol):
     ) -> Image.Image:
         """Draw one picture. The prompt may contain `<lora:name:weight>`; an empty sampler is the host's default."""
 
-    def loras(self) -> Sequence[str]:
-        """Names that a prompt may call."""
+    def calls(self) -> Sequence[str]:
+        """What a prompt can say to use a trained file: `<lora:name:1>`, `<hypernet:name:1>` or an embedding's name."""
 
 
 def build_generate_page(generator: Generator, samplers: Sequence[str], size: int) -> None:
@@ -41,7 +41,7 @@ def build_generate_page(generator: Generator, samplers: Sequence[str], size: int
         with gr.Column(min_width=340):
             prompt = gr.Textbox(label="Prompt", lines=3, elem_id="generate_prompt")
             negative = gr.Textbox(label="Negative prompt", lines=2, elem_id="generate_negative")
-            lora = gr.Dropdown(label="LoRA", choices=list(generator.loras()), elem_id="generate_lora")
+            trained = gr.Dropdown(label="Trained here", choices=list(generator.calls()), elem_id="generate_trained")
             with gr.Row():
                 insert = gr.Button("Put into the prompt", size="sm", elem_id="generate_insert")
                 refresh = gr.Button("Refresh the list", size="sm", elem_id="generate_refresh")
@@ -65,9 +65,9 @@ def build_generate_page(generator: Generator, samplers: Sequence[str], size: int
         return draw(generator, *raw)
 
     run.click(generate, [prompt, negative, width, height, steps, scale, sampler, seed], [image, notice], api_name=False)
-    refresh.click(lambda: gr.update(choices=list(generator.loras())), None, [lora], queue=False, api_name=False)
-    put = "(name) => { if (name) window.trainerPage.insert('generate_prompt', `<lora:${name}:1>`); return []; }"
-    insert.click(None, [lora], None, _js=put)
+    refresh.click(lambda: gr.update(choices=list(generator.calls())), None, [trained], queue=False, api_name=False)
+    put = "(call) => { if (call) window.trainerPage.insert('generate_prompt', call); return []; }"
+    insert.click(None, [trained], None, _js=put)
 
 
 def draw(

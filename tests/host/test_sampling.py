@@ -135,6 +135,14 @@ def test_a_lora_in_the_prompt_is_applied_by_its_weight(host: StandaloneHost, dif
     assert difference.max() <= 1
     assert host.generate(PreviewRequest("a disc", **SMALL)).tobytes() == plain
     assert host.loras() == ["x"]
+    for folder, name in ((host.hypernetwork_folder(), "net.pt"), (host.embedding_folder(), "word.safetensors")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    try:
+        assert host.calls() == ["<lora:x:1>", "<hypernet:net:1>", "word"]
+    finally:
+        (host.hypernetwork_folder() / "net.pt").unlink()
+        (host.embedding_folder() / "word.safetensors").unlink()
 
 
 def test_loras_that_cannot_be_applied(host: StandaloneHost) -> None:

@@ -82,8 +82,8 @@ class FakeGenerator:
             raise TrainerError("There is no LoRA called absent: refresh the list.")
         return picture(prompt, width, height)
 
-    def loras(self) -> Sequence[str]:
-        return ("cat", "dog")
+    def calls(self) -> Sequence[str]:
+        return ("<lora:cat:1>", "<hypernet:dog:1>", "zorb")
 
 
 HOLD_SECONDS = 120

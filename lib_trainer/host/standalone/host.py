@@ -95,6 +95,14 @@ class StandaloneHost:
         """Names that `<lora:name:1>` understands."""
         return sorted(path.stem for path in self.lora_folder().glob("*.safetensors"))
 
+    def calls(self) -> Sequence[str]:
+        """What a prompt can say to use a trained file: LoRAs, then hypernetworks, then embeddings."""
+        nets = sorted(path.stem for path in self.hypernetwork_folder().glob("*.pt"))
+        words = sorted(
+            {path.stem for end in ("pt", "safetensors") for path in self.embedding_folder().glob(f"*.{end}")}
+        )
+        return [*(f"<lora:{name}:1>" for name in self.loras()), *(f"<hypernet:{name}:1>" for name in nets), *words]
+
     def describe(self) -> str:
         return "no checkpoint" if self.checkpoint is None else f"{self.checkpoint.stem} · SD 1.x · {self._device}"
 
