@@ -239,12 +239,13 @@ def prior_table(results: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, help="400, and 700 for --prior")
     parser.add_argument("--only", nargs="*", metavar="KIND")
     parser.add_argument("--prior", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("demo/kinds"))
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.steps = options.steps or (700 if options.prior else 400)
     registry: dict[str, dict[str, Any]] = PRIOR if options.prior else KINDS
     if options.alone:
         measure = prior if options.prior else one_kind
