@@ -1,7 +1,7 @@
 """Set up and run everything from a bare clone: `python dev.py demo`, `python dev.py test`; `--help` lists the rest.
 
-Needs nothing but Python 3.10 or 3.11. Packages go into `.venv` beside this file and are installed again only when the
-pinned requirements change.
+Needs nothing but a Python, of whatever version: the pinned packages run on 3.10 and 3.11, and one of these is looked
+for, or fetched. Packages go into `.venv` beside this file, and again only when the pinned requirements change.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -21,6 +23,15 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 LOG = VENV / "install.log"
 REQUIREMENTS = ROOT / "requirements"
 CHECKED = ["."]
+SUPPORTED = ((3, 11), (3, 10))
+"""Versions of Python that all pinned packages have wheels for, the better one first."""
+
+FETCHED = ROOT / ".python"
+"""Where uv, and the Python that it fetches, go if none is installed."""
+
+UV = "uv==0.13.9"  # fetches a Python where none of SUPPORTED is installed; comes from the package index
+CPU_TORCH = os.environ.get("TRAINER_CPU_TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
+"""torch's own index of builds without CUDA; PyPI's build for Linux brings some gigabytes of it."""
 
 RUNTIME = [["-r", "requirements/runtime.txt"]]
 TEST = [["-r", "requirements/test.txt"], ["--no-deps", "-r", "requirements/test-no-deps.txt"]]
@@ -39,22 +50,12 @@ def main(arguments: list[str]) -> int:
         commands.add_parser(name, help=description, description=description, add_help=False)
     options, rest = parser.parse_known_args(arguments)
     try:
-        check_python()
         return COMMANDS[options.command][0](rest)
     except StepFailed as error:
         print(f"dev.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-
-
-def check_python() -> None:
-    """The pinned packages have wheels for these two versions only."""
-    if sys.version_info[:2] not in ((3, 10), (3, 11)):
-        found = "{}.{}".format(*sys.version_info[:2])
-        raise StepFailed(
-            f"Python 3.10 or 3.11 is needed and this is {found}: run `python3.11 {Path(sys.argv[0]).name}` instead."
-        )
 
 
 def demo(rest: list[str]) -> int:
@@ -76,14 +77,14 @@ def serve(rest: list[str]) -> int:
 
 
 def test(rest: list[str]) -> int:
-    """Lint, format, types, then pytest with `rest`."""
+    """Lint, format, types, then pytest with `rest`, a worker for each core (`-n0` for none)."""
     set_up("test", TEST)
     failed = []
     checks = (
         ("lint", ["ruff", "check", *CHECKED]),
         ("format", ["ruff", "format", "--check", *CHECKED]),
         ("types", ["mypy", "lib_trainer"]),
-        ("tests", ["pytest", *rest]),
+        ("tests", ["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadgroup", *rest]),
     )
     for name, command in checks:
         print(f"== {name}: {' '.join(command)}", flush=True)
@@ -126,44 +127,138 @@ COMMANDS = {
 
 def set_up(name: str, calls: list[list[str]]) -> None:
     """Make `.venv` and install into it, unless a stamp says that these very requirements are installed."""
-    stamp, wanted = VENV / f".installed-{name}", fingerprint()
-    if PYTHON.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+    stamp = VENV / f".installed-{name}"
+    version = version_of([str(PYTHON)], "pip")
+    if version and stamp.is_file() and stamp.read_text(encoding="utf-8") == fingerprint(version):
         return
     started = time.monotonic()
-    if not runs(PYTHON):
-        print("Creating .venv", flush=True)
-        create_venv()
+    if version is None:
+        create_venv(find_python())
+        version = version_of([str(PYTHON)], "pip")
+    if torch := torch_without_cuda():
+        print("No NVIDIA card is here: installing the build of torch for the processor", flush=True)
+        install(torch)
     for call in calls:
         print(f"Installing {call[-1]} (a few minutes; details in {LOG.relative_to(ROOT)})", flush=True)
         install(call)
-    stamp.write_text(wanted, encoding="utf-8")
+    stamp.write_text(fingerprint(version), encoding="utf-8")
     print(f"Installed in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def fingerprint() -> str:
-    """Changes with the requirements, the Python version and the place of the clone (a venv cannot be moved)."""
-    digest = hashlib.sha256("{} {} {}".format(*sys.version_info[:2], VENV).encode())
+def fingerprint(version: tuple[int, int] | None) -> str:
+    """Changes with the requirements, the venv's Python and the place of the clone (a venv cannot be moved)."""
+    digest = hashlib.sha256(f"{version} {VENV}".encode())
     for file in sorted(REQUIREMENTS.glob("*.txt")):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-def runs(python: Path) -> bool:
-    """Whether this venv's Python is there, is ours in version and works."""
-    code = f"import sys, pip; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])!r})"
+def version_of(command: list[str], *modules: str) -> tuple[int, int] | None:
+    """The version of a Python that is one of SUPPORTED, works and has these modules; else None."""
+    code = f"import sys, {', '.join(modules)}; print('%d.%d' % sys.version_info[:2])"
     try:
-        return subprocess.run([str(python), "-c", code], capture_output=True, check=False).returncode == 0
+        done = subprocess.run([*command, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.fullmatch(r"(\d+)\.(\d+)", done.stdout.strip())
+    version = (int(found[1]), int(found[2])) if found and not done.returncode else None
+    return version if version in SUPPORTED else None
+
+
+def find_python() -> list[str]:
+    """The command of a Python that the pins run on: this one, another that is installed, or one that uv fetches."""
+    this = "{}.{}".format(*sys.version_info[:2])
+    for command in [[sys.executable], *installed_pythons()]:
+        version = version_of(command, "venv", "ensurepip")
+        if version is not None:
+            if command != [sys.executable]:
+                print(
+                    f"The pinned packages have no wheels for Python {this}: taking {' '.join(command)} "
+                    f"({version[0]}.{version[1]})",
+                    flush=True,
+                )
+            return command
+    print(
+        f"The pinned packages have no wheels for Python {this} and no other is here: fetching one with uv", flush=True
+    )
+    return fetch_python()
+
+
+def installed_pythons() -> list[list[str]]:
+    """Commands that may start a Python of SUPPORTED: on the PATH, by Windows' launcher, of pyenv and of uv."""
+    home = Path.home()
+    pyenv = Path(os.environ.get("PYENV_ROOT") or home / ".pyenv")
+    managed = [FETCHED, Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or home / ".local/share/uv/python")]
+    found: list[list[str]] = []
+    for major, minor in SUPPORTED:
+        version = f"{major}.{minor}"
+        if on_path := shutil.which(f"python{version}"):
+            found.append([on_path])
+        if launcher := shutil.which("py"):
+            found.append([launcher, f"-{version}"])
+        homes = [*pyenv.glob(f"versions/{version}.*"), *pyenv.glob(f"pyenv-win/versions/{version}.*")]
+        homes += [one for folder in managed for one in folder.glob(f"cpython-{version}*")]
+        for one in sorted(homes, reverse=True):
+            found += [[str(one / name)] for name in ("bin/python3", "python.exe") if (one / name).exists()]
+    return found
+
+
+def fetch_python() -> list[str]:
+    """A Python of its own for this clone, by uv (from the package index where it is not installed)."""
+    version = "{}.{}".format(*SUPPORTED[0])
+    tools = FETCHED / "tools"
+    uv = shutil.which("uv")
+    if uv is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--upgrade", "--target", str(tools)]
+        done = subprocess.run([*command, UV], capture_output=True, text=True, check=False)
+        uv = str(tools / "bin" / ("uv.exe" if os.name == "nt" else "uv"))
+        if done.returncode or not Path(uv).exists():
+            raise StepFailed(
+                f"{no_python()} uv, which would fetch one, could not be installed: {last_line(done.stderr)}"
+            )
+    done = subprocess.run(
+        [uv, "python", "install", version, "--install-dir", str(FETCHED)], capture_output=True, text=True, check=False
+    )
+    for command in installed_pythons():
+        if version_of(command, "venv", "ensurepip"):
+            return command
+    raise StepFailed(f"{no_python()} uv could not fetch one: {last_line(done.stderr)}")
+
+
+def no_python() -> str:
+    return "Python 3.11 or 3.10 is needed and none is here: install one (on Debian and Ubuntu with python3.11-venv)."
+
+
+def torch_without_cuda() -> list[str]:
+    """What pip is called with for the build of torch without CUDA; empty where pip's usual build is right.
+
+    That is so elsewhere than on Linux, beside an NVIDIA card, where an index is chosen by hand, and without a network.
+    """
+    chosen = any(os.environ.get(name) for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"))
+    if not sys.platform.startswith("linux") or has_nvidia_card() or chosen:
+        return []
+    pinned = re.search(r"^torch==[\w.+]+", (REQUIREMENTS / "runtime.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    try:
+        urllib.request.urlopen(f"{CPU_TORCH}/torch/", timeout=20).close()
     except OSError:
-        return False
+        print(f"{CPU_TORCH} cannot be reached: pip takes the torch that it finds, which may bring CUDA", flush=True)
+        return []
+    return ["--no-deps", "--index-url", CPU_TORCH, pinned[0]] if pinned else []
 
 
-def create_venv() -> None:
+def has_nvidia_card() -> bool:
+    driver = Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/nvidia-smi")
+    return bool(shutil.which("nvidia-smi")) or any(path.exists() for path in driver)
+
+
+def create_venv(python: list[str]) -> None:
+    print("Creating .venv", flush=True)
     if VENV.exists():
         shutil.rmtree(VENV)
-    done = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*python, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise StepFailed(
-            f"`{sys.executable} -m venv` failed, so there is no .venv: on Debian and Ubuntu install python3-venv. "
+            f"`{' '.join(python)} -m venv` failed, so there is no .venv: on Debian and Ubuntu install python3-venv. "
             f"{last_line(done.stdout + done.stderr)}"
         )
 

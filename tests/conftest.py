@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from tests.support import Tiny
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay on one worker, and so do all that share one WebUI; what takes long begins first."""
+    webui = Path(__file__).parent / "webui"
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("webui" if webui in item.path.parents else str(item.path)))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Random weights of SD1's topology, as ldm modules and as a checkpoint file."""
