@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,70 @@ import torch
 from lib_trainer.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ROCM_WITH_BF16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
+"""AMD's matrix units that take bf16: CDNA, and RDNA from the third generation on."""
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of `auto`, `bf16`, `fp16` or `fp32` on a device. Raises `ConfigError` if the device cannot."""
     if name == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bf16() else torch.float32
+        return _automatic(device)
     dtype = DTYPES[name]
-    if dtype is torch.float16 and device.type == "cpu":
-        raise ConfigError("training.precision = 'fp16' needs a GPU: take bf16, fp32 or auto on the CPU.")
-    if dtype is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError("training.precision = 'bf16' is not supported by this GPU: take fp16 or auto.")
+    if dtype is torch.float16 and not _has_fp16(device):
+        where = "a GPU or torch 2.4" if device.type == "cpu" else "another device"
+        raise ConfigError(f"training.precision = 'fp16' needs {where}: take bf16, fp32 or auto.")
+    if dtype is torch.bfloat16 and not _has_bf16(device):
+        other = "fp16" if _has_fp16(device) else "fp32"
+        raise ConfigError(f"training.precision = 'bf16' is not supported by this GPU: take {other} or auto.")
     return dtype
+
+
+def _automatic(device: torch.device) -> torch.dtype:
+    if device.type == "cpu":
+        return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+    if _has_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if _has_fp16(device) else torch.float32
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """By compute capability: newer torch's own answer counts emulation, which is slower than fp32."""
+    if device.type != "cuda":
+        return _autocasts(device.type, torch.bfloat16)
+    if torch.version.hip:
+        arch = str(getattr(torch.cuda.get_device_properties(device), "gcnArchName", ""))
+        return arch.startswith(ROCM_WITH_BF16)
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _has_fp16(device: torch.device) -> bool:
+    """fp16 wants loss scaling, which torch has for these devices only."""
+    if device.type == "cuda":
+        return True
+    if device.type not in ("cpu", "xpu") or not hasattr(torch.amp, "GradScaler"):
+        return False
+    return _autocasts(device.type, torch.float16) and (device.type == "xpu" or _cpu_multiplies_fp16())
+
+
+@functools.cache
+def _autocasts(kind: str, dtype: torch.dtype) -> bool:
+    """Whether autocast knows the device and the dtype; where it knows only the device it warns and stays off."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(torch.autocast(kind, dtype)._enabled)
+    except Exception:  # each version of torch and each device's plug-in refuses with an error of its own
+        return False
+
+
+@functools.cache
+def _cpu_multiplies_fp16() -> bool:
+    """torch has fp16 products on the CPU from 2.4 on; slow, but they are what a card computes."""
+    one = torch.ones(1, 1, dtype=torch.float16)
+    try:
+        return bool(torch.isfinite(one @ one)) and bool(torch.nn.functional.conv2d(one[None], one[None, None]).sum())
+    except RuntimeError:
+        return False
 
 
 @functools.cache

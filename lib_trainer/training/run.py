@@ -25,7 +25,7 @@ from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.metadata import RunFacts, run_metadata
 from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
 from lib_trainer.training.pictures import PictureSource
-from lib_trainer.training.precision import resolve_precision
+from lib_trainer.training.precision import autocast, resolve_precision
 from lib_trainer.training.prior import before_samples, class_samples, wants_class_pictures
 from lib_trainer.training.recipes import Recipe, parameters
 from lib_trainer.training.session import Session
@@ -161,7 +161,8 @@ class Run:
         cached, unused = CachedCaptions(live), torch.Generator()
         sizes = source.encoded.sizes
         pairs = [(source.caption_of(index, unused), size) for index, size in enumerate(sizes)]
-        cached.fill(pairs, self._phase("Caching captions"), self.stopping)
+        with autocast(self.model.device, self.dtype):
+            cached.fill(pairs, self._phase("Caching captions"), self.stopping)
         return cached
 
     def _train(self, source: PictureSource, captions: CaptionSource, session: Session) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -118,18 +119,60 @@ def test_auto_on_a_cpu_takes_bf16_where_it_is_native(
         precision._cpu_multiplies_bf16.cache_clear()
 
 
-@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
-    assert resolve_precision("auto", torch.device("cuda")) is expected
-    assert resolve_precision("fp16", torch.device("cuda")) is torch.float16
-    if not supported:
+CUDA = torch.device("cuda", 1)
+CARDS = [
+    ((7, 5), None, torch.float16),  # RTX 20, GTX 16, T4
+    ((6, 1), None, torch.float16),
+    ((8, 0), None, torch.bfloat16),
+    ((8, 9), None, torch.bfloat16),
+    ((10, 3), "gfx1030:sramecc+:xnack-", torch.float16),  # RX 6000
+    ((11, 0), "gfx1100", torch.bfloat16),
+    ((9, 0), "gfx90a:sramecc+:xnack-", torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize(("capability", "arch", "expected"), CARDS, ids=str)
+def test_a_card_is_known_by_its_own_capability(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], arch: str | None, expected: torch.dtype
+) -> None:
+    """Newer torch says yes to bf16 on every card and emulates it; and the card is the one that is trained on."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: asked.append(device) or SimpleNamespace(gcnArchName=arch)
+    )
+    monkeypatch.setattr(torch.version, "hip", arch and "6.0")
+    assert resolve_precision("auto", CUDA) is expected
+    assert resolve_precision("fp16", CUDA) is torch.float16
+    if expected is torch.float16:
         with pytest.raises(ConfigError, match="'bf16' is not supported by this GPU: take fp16 or auto"):
-            resolve_precision("bf16", torch.device("cuda"))
+            resolve_precision("bf16", CUDA)
+    assert set(asked) == {CUDA}
 
 
-def test_fp16_on_a_cpu_is_refused_in_a_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"training\.precision = 'fp16' needs a GPU: take bf16, fp32 or auto"):
+@pytest.mark.parametrize("kind", ["mps", "xpu", "privateuseone"])
+@pytest.mark.parametrize("has", [True, False])
+def test_other_devices_take_what_they_have(monkeypatch: pytest.MonkeyPatch, kind: str, has: bool) -> None:
+    device = SimpleNamespace(type=kind)
+    monkeypatch.setattr(precision, "_autocasts", lambda asked, dtype: has and asked == kind)
+    assert resolve_precision("auto", device) is (torch.bfloat16 if has else torch.float32)  # type: ignore[arg-type]
+    if not has:
+        for name, other in (("bf16", "fp32"), ("fp16", "another device")):
+            with pytest.raises(ConfigError, match=f"precision = '{name}' .*{other}"):
+                resolve_precision(name, device)  # type: ignore[arg-type]
+
+
+def test_a_device_without_autocast_is_no_error() -> None:
+    assert not precision._autocasts("meta", torch.bfloat16)
+    assert precision._autocasts("cpu", torch.bfloat16)
+
+
+def test_fp16_on_a_cpu_wants_a_torch_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_cpu_multiplies_fp16", lambda: True)
+    assert resolve_precision("fp16", CPU) is torch.float16
+    monkeypatch.setattr(precision, "_cpu_multiplies_fp16", lambda: False)
+    with pytest.raises(ConfigError, match=r"training\.precision = 'fp16' needs a GPU or torch 2\.4: take bf16, fp32"):
         resolve_precision("fp16", CPU)
     assert resolve_precision("fp32", CPU) is torch.float32
     assert resolve_precision("bf16", CPU) is torch.bfloat16
@@ -141,3 +184,7 @@ def test_autocast_and_scaling_are_on_only_where_they_are_needed() -> None:
         with autocast(CPU, dtype):
             assert (a @ a).dtype is dtype
         assert not loss_scaler(CPU, dtype).is_enabled()
+    if precision._cpu_multiplies_fp16():
+        with autocast(CPU, torch.float16):
+            assert (a @ a).dtype is torch.float16
+        assert loss_scaler(CPU, torch.float16).is_enabled()

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lib_trainer.errors import ModelError
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.holding import attribute, checkpointed, encode_moments, fingerprint, frozen, held_in
 from lib_trainer.host.ldm.attention import efficient_attention
 from lib_trainer.networks.formats.checkpoint_file import is_weight
+from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.networks.naming import block_of, diffusers_unet_name, unet_key
 from lib_trainer.ports import (
     AdaptableModule,
@@ -35,7 +37,10 @@ BLOCK_CLASSES = ("ResBlock", "SpatialTransformer")
 
 
 class LdmModel:
-    """`unet` is ldm's UNetModel, `vae` its AutoencoderKL (or anything with `encode` giving a posterior)."""
+    """`unet` is ldm's UNetModel, `vae` its AutoencoderKL (or anything with `encode` giving a posterior).
+
+    `devices` is what a host that patches ldm keeps its `dtype_unet` on: the precision of the time embedding.
+    """
 
     family = Family.SD1
 
@@ -49,10 +54,12 @@ class LdmModel:
         name: str = "",
         file: Path | None = None,
         file_hash: str = "",
+        devices: object = None,
     ) -> None:
         self.unet, self.vae, self.text = unet, vae, text
         self.schedule, self._latent_scale = schedule, latent_scale
         self.name, self.file, self.file_hash = name, file, file_hash
+        self._devices = devices
 
     @property
     def device(self) -> torch.device:
@@ -113,10 +120,13 @@ class LdmModel:
         ]
 
     def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
-        """Of the live modules, so that it does not matter what kind of file they came from."""
+        """Of the live modules, so that it does not matter what kind of file they came from.
+
+        A module that is stored in 8 bits has its weights in `fp16_weight`, if the WebUI was told to keep them.
+        """
         roots = ((UNET_PREFIX, self.unet), (VAE_PREFIX, self.vae), (TEXT_PREFIX, self.text.transformer))
         named = {
-            published(prefix + name): tensor for prefix, root in roots for name, tensor in root.state_dict().items()
+            published(prefix + name): tensor for prefix, root in roots for name, tensor in _unrounded(root).items()
         }
         return {name: tensor.detach().cpu() for name, tensor in named.items() if is_weight(name)}
 
@@ -125,15 +135,42 @@ class LdmModel:
         text = [self.text.transformer]
         with contextlib.ExitStack() as stack:
             stack.enter_context(frozen(self.unet, *text))
-            stack.enter_context(held_in(state.dtype, self.unet, *(text if state.text_encoder else ())))
-            if hasattr(self.unet, "dtype"):  # ldm casts its input to this attribute
-                stack.enter_context(attribute(self.unet, "dtype", state.dtype))
+            stack.enter_context(held_in(state.dtype, self.unet, *text))
+            for owner, name in ((self.unet, "dtype"), (self._devices, "dtype_unet")):  # ldm casts to the first
+                if hasattr(owner, name):
+                    stack.enter_context(attribute(owner, name, state.dtype))
+            if isinstance(getattr(self.unet, "time_embed", None), nn.Module):
+                stack.enter_context(_cast_input(self.unet.time_embed))  # type: ignore[arg-type]
             stack.enter_context(efficient_attention(self.unet))
             stack.enter_context(without_own_checkpoints(self.unet))
             if state.checkpointing:
                 blocks = [module for module in self.unet.modules() if type(module).__name__ in BLOCK_CLASSES]
                 stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))
             yield
+
+
+def _unrounded(root: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's tensors in the precision in which they were read. Raises `ModelError` if that is gone."""
+    found: dict[str, torch.Tensor] = root.state_dict()
+    for place, owner in root.named_modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.itemsize > 1 or not parameter.is_floating_point():
+                continue
+            kept = getattr(owner, f"fp16_{name}", None)
+            if not isinstance(kept, torch.Tensor):
+                raise ModelError(
+                    "The loaded checkpoint is held in 8 bits, and a file made from it would be, too: turn off FP8 "
+                    "weight, or turn on Cache FP16 weight for LoRA (Settings, Optimizations), and start once more."
+                )
+            found[f"{place}.{name}" if place else name] = kept
+    return found
+
+
+def _cast_input(layers: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """The time embedding's layers take its sines in whatever precision a host has patched them to."""
+    forward = layers.forward
+    first = next(layers.parameters())
+    return replaced_forward(layers, lambda sines: forward(sines.to(first.dtype)))
 
 
 @contextlib.contextmanager

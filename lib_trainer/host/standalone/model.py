@@ -135,7 +135,7 @@ class DiffusersModel:
         text = self.text.transformer
         with contextlib.ExitStack() as stack:
             stack.enter_context(frozen(self.unet, text))
-            stack.enter_context(held_in(state.dtype, self.unet, *([text] if state.text_encoder else ())))
+            stack.enter_context(held_in(state.dtype, self.unet, text))
             if state.checkpointing:
                 blocks = [module for module in self.unet.modules() if type(module).__name__ in BLOCK_CLASSES]
                 stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))

@@ -16,7 +16,7 @@ from torch import nn
 
 from lib_trainer.errors import ModelError
 from lib_trainer.host.clip import ClipText
-from lib_trainer.host.holding import attribute, held_in
+from lib_trainer.host.holding import attribute
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.ports import NoiseSchedule, TrainingState
@@ -62,6 +62,7 @@ class WebuiModel(LdmModel):
             name=info.name_for_extra,
             file=Path(info.filename),
             file_hash=info.sha256 or "",
+            devices=devices,
         )
         self.sd_model = sd_model
 
@@ -72,8 +73,6 @@ class WebuiModel(LdmModel):
             stack.enter_context(attribute(sd_unet, "current_unet", None))
             stack.enter_context(attribute(sd_hijack.model_hijack, "fixes", None))
             stack.enter_context(without_seams())
-            if not state.text_encoder:
-                stack.enter_context(without_fp8(self.text.transformer))
             stack.enter_context(super().training(state))
             yield
 
@@ -165,11 +164,6 @@ def _own_forward(module: nn.Module, originals: Any) -> Any:
         return None
     kind = next((kind for kind in PATCHED if type(module).forward is kind.forward), None)
     return None if kind is None else getattr(originals, f"{kind.__name__}_forward", None)
-
-
-def without_fp8(encoder: Any) -> contextlib.AbstractContextManager[None]:
-    """Weights that the WebUI stores in 8 bits, in the precision of the encoder's norms; others stay as they are."""
-    return held_in(encoder.text_model.final_layer_norm.weight.dtype, encoder)
 
 
 @contextlib.contextmanager

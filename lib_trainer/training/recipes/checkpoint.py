@@ -43,7 +43,7 @@ class CheckpointRecipe(Recipe):
         missing = sorted({own.key for own in self._owned} - self._whole.keys())
         if missing:
             raise ModelError(f"The checkpoint has no tensor {missing[0]}: load one in a single .safetensors file.")
-        self.learned = {own.key: nn.Parameter(_copied(own, start)) for own in self._owned}
+        self.learned = {own.key: nn.Parameter(_copied(own, start, self._whole)) for own in self._owned}
         self._average: dict[str, torch.Tensor] | None = None
         if tuning.ema:
             self._average = {key: parameter.detach().clone() for key, parameter in self.learned.items()}
@@ -134,7 +134,8 @@ def _parameter(own: OwnParameter) -> nn.Parameter:
     return parameter
 
 
-def _copied(own: OwnParameter, start: dict[str, torch.Tensor]) -> torch.Tensor:
+def _copied(own: OwnParameter, start: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) -> torch.Tensor:
+    """From the file to continue from, or from the checkpoint: the parameter itself may be held in 8 bits."""
     original = _parameter(own)
     found = start.get(own.key)
     if found is not None and found.shape != original.shape:
@@ -142,7 +143,7 @@ def _copied(own: OwnParameter, start: dict[str, torch.Tensor]) -> torch.Tensor:
             f"network.continue_from: {own.key} has the shape {tuple(found.shape)} there and {tuple(original.shape)} in "
             "this checkpoint: choose a file made from it."
         )
-    source = original.detach() if found is None else found
+    source = whole[own.key] if found is None else found
     return source.to(original.device, torch.float32, copy=True)
 
 
