@@ -34,7 +34,10 @@ class Started:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step. `loss` is the mean over its micro-batches, `learning_rates` by part ('unet', 'te1' …)."""
+    """One optimizer step. `loss` is the mean over its micro-batches, `learning_rates` by part ('unet', 'te1' …).
+
+    `applied` is false where the weights are what they were before: loss scaling found gradients that overflow.
+    """
 
     step: int
     total_steps: int
@@ -44,6 +47,7 @@ class StepDone:
     gradient_norm: float
     seconds: float
     memory_bytes: int
+    applied: bool = True
 
 
 @dataclass(frozen=True)

@@ -257,9 +257,6 @@ class Host(Protocol):
     def parameter_counts(self) -> Mapping[Part, int]:
         """Parameters of each part of the model that would be trained; nothing is loaded for it."""
 
-    def free_memory(self) -> int:
-        """Bytes that the device can still give."""
-
     def added(self, path: Path) -> None:
         """Let the host find a file that a run has written to one of its folders. Called when the run has let go."""
 

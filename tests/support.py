@@ -300,9 +300,6 @@ class ModelHost:
     def parameter_counts(self) -> dict[Any, int]:
         return {}
 
-    def free_memory(self) -> int:
-        return 1 << 40
-
     def added(self, path: Path) -> None: ...
 
     def cache_folder(self) -> Path:

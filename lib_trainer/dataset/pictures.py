@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from lib_trainer.errors import DatasetError
+from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import PictureSize
 
 MAX_PIXELS = 200_000_000
@@ -98,6 +99,8 @@ def load_picture(path: Path, data: bytes | None = None) -> Image.Image:
             upright.info, upright.format = image.info, image.format
             return _to_srgb(upright)
     except Exception as error:
+        if is_out_of_memory(error):  # the picture is sound, and must not be left out of the set
+            raise
         raise PictureError(path, _reason(path, error)) from error
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lib_trainer.memory import SHARE, free_bytes, is_out_of_memory, release_cached
 from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.choose import untiled_bytes
 from lib_trainer.tiling.engine import Options, check_input, computed_in, run
-from lib_trainer.tiling.memory import SHARE, free_bytes, is_out_of_memory, release_cached
 from lib_trainer.tiling.network import Network, UnsupportedVae
 
 COARSE_SIDE = 64

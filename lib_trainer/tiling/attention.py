@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from lib_trainer.memory import is_out_of_memory
+
 MATRIX_BYTES = 256 << 20
 """What the rows of the attention matrix of one chunk may take where no fused kernel is at hand."""
 
@@ -27,7 +29,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, upcas
             with fused_kernels_only():
                 return F.scaled_dot_product_attention(query, key, value).squeeze(1).to(dtype)
         except RuntimeError as error:
-            if "out of memory" in str(error).lower():
+            if is_out_of_memory(error):
                 raise
     return chunked(query, key, value).squeeze(1).to(dtype)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from lib_trainer.errors import MemoryExhausted
+from lib_trainer.memory import SHARE, free_bytes, host_free_bytes, is_out_of_memory, release_cached
 from lib_trainer.tiling.choose import candidates, fitting
 from lib_trainer.tiling.executor import Execution, Progress
 from lib_trainer.tiling.host_memory import in_host_memory
 from lib_trainer.tiling.maps import OnDevice
-from lib_trainer.tiling.memory import SHARE, free_bytes, host_free_bytes, is_out_of_memory, release_cached
 from lib_trainer.tiling.network import Network
 from lib_trainer.tiling.plan import Plan, Tier
 

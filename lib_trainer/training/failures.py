@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from lib_trainer.config import JobConfig
 from lib_trainer.config.base import ADAPTERS
 from lib_trainer.errors import TrainerError
@@ -11,14 +9,6 @@ from lib_trainer.errors import TrainerError
 
 class UnexpectedError(TrainerError):
     """A defect of ours or of the host's, carried to the user with what was kept."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch raises its own class on a GPU, a plain RuntimeError on the CPU, and numpy or Pillow a MemoryError."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def what_to_lower(job: JobConfig) -> str:

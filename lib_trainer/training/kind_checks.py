@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ConfigError, MemoryExhausted, ModelError
+from lib_trainer.errors import ConfigError, ModelError
 from lib_trainer.networks.blocks import parse_blocks
 from lib_trainer.networks.formats.checkpoint_file import read_names
 from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.ports import Host
-from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.recipes.hypernetwork import parse_sizes, parse_structure
 from lib_trainer.training.words import caption_maker, initial_texts, word_names
 
 MAX_VECTORS = 75
-GIB = 2**30
 CONTINUE = "network.continue_from"
 
 
@@ -155,7 +151,7 @@ def check_difference(job: JobConfig, host: Host) -> None:
 
 
 def check_checkpoint(job: JobConfig, host: Host) -> None:
-    """Rates, the place of the difference, the file to continue from, and whether memory will do."""
+    """Rates, the place of the difference, and the file to continue from."""
     tuning = job.finetune
     if tuning.unet_lr == 0 and tuning.text_encoder_lr == 0:
         raise ConfigError(
@@ -174,31 +170,8 @@ def check_checkpoint(job: JobConfig, host: Host) -> None:
         raise ModelError(
             "A whole checkpoint is fine-tuned from a single .safetensors file, which this one is not: choose another."
         )
-    needed, free = memory_estimate(job, host), host.free_memory()
-    if needed > free:
-        raise MemoryExhausted(
-            f"Fine-tuning this checkpoint needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free: train "
-            "a LoRA, or leave out the text encoder (finetune.text_encoder_lr = 0) and EMA, take AdamW8bit, a smaller "
-            "training.batch_size and training.gradient_checkpointing."
-        )
 
 
 def difference_path(job: JobConfig, host: Host) -> Path | None:
     """Where the LoRA of the difference goes."""
     return host.lora_folder() / f"{job.output.name}.safetensors" if job.finetune.difference_rank else None
-
-
-ACTIVATIONS = 3.5 * GIB / 860e6 / (512 * 512)
-"""Bytes of activations for each UNet parameter and pixel, as SD 1.5 takes in half precision; fp32 takes twice that."""
-
-
-def memory_estimate(job: JobConfig, host: Host) -> int:
-    """Bytes for each trained parameter's fp32 copy, gradient, optimizer states and average, and for activations."""
-    counts, tuning = host.parameter_counts(), job.finetune
-    trained = (counts.get("unet", 0) if tuning.unet_lr else 0) + (counts.get("te1", 0) if tuning.text_encoder_lr else 0)
-    states = 2 if job.optimizer.name.endswith("8bit") else 8
-    pixels = job.dataset.width * job.dataset.height * job.training.batch_size
-    activations = ACTIVATIONS * counts.get("unet", 0) * pixels * (0.35 if job.training.gradient_checkpointing else 1)
-    if resolve_precision(job.training.precision, host.device()) is torch.float32:
-        activations *= 2
-    return int(trained * (4 + 4 + states + (4 if tuning.ema else 0)) + activations)

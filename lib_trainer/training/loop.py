@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from lib_trainer.errors import NumericalError
 from lib_trainer.events import StepDone
+from lib_trainer.memory import peak_bytes
 from lib_trainer.ports import LoadedModel, PictureSize
 from lib_trainer.training.captions import CaptionSource
 from lib_trainer.training.objective import draw_noised, loss_of
@@ -89,6 +89,7 @@ def train(
         norm = _clip(trained, options.max_gradient_norm)
         mean_loss = torch.stack(losses).mean().item()
         _check_finite(step, mean_loss, norm.item(), options.rate_fields, scaled=scaler.is_enabled())
+        scale = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
         after_step(
@@ -100,7 +101,8 @@ def train(
                 learning_rates=current,
                 gradient_norm=norm.item(),
                 seconds=time.perf_counter() - started,
-                memory_bytes=memory_bytes(device),
+                memory_bytes=peak_bytes(device),
+                applied=scaler.get_scale() >= scale,  # the scaler halves it where gradients overflowed, and only then
             )
         )
 
@@ -126,10 +128,3 @@ def _check_finite(step: int, loss: float, norm: float, rate_fields: str, *, scal
 
 def _finite(value: float) -> bool:
     return value - value == 0
-
-
-def memory_bytes(device: torch.device) -> int:
-    """What is in use: the peak of torch's allocator on a GPU, the process's resident memory on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return int(psutil.Process().memory_info().rss)

@@ -16,12 +16,14 @@ from lib_trainer.dataset.batches import FixedSize
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
 from lib_trainer.errors import MemoryExhausted, SaveError, TrainerError
+from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.checks import check_job, output_path, result_path, step_path
-from lib_trainer.training.failures import UnexpectedError, is_out_of_memory, what_to_lower
+from lib_trainer.training.failures import UnexpectedError, what_to_lower
 from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.loop import LoopOptions, train
+from lib_trainer.training.memory_need import memory_warning
 from lib_trainer.training.metadata import RunFacts, run_metadata
 from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
 from lib_trainer.training.pictures import PictureSource
@@ -43,6 +45,8 @@ class Plan:
     output: Path
     captions: CaptionMaker
     before: tuple[Sample, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Sentences on what may go wrong, told when the run starts: a reckoning is no refusal."""
 
 
 def prepare(job: JobConfig, host: Host) -> Plan:
@@ -56,7 +60,8 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     trigger = data.trigger_word or " ".join(word_names(job))  # a new word is caption enough where there is none
     scan = scan_folder(Path(data.folder).expanduser(), trigger_word=trigger, repeats=data.repeats)
     before = before_samples(job, scan) if job.network.kind == "difference" else []
-    return Plan(job, scan, output, captions, tuple(before))
+    warning = memory_warning(job, host)
+    return Plan(job, scan, output, captions, tuple(before), (warning,) if warning else ())
 
 
 def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
@@ -64,6 +69,8 @@ def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> 
 
     Emits `Finished` at the end. A `TrainerError` carries the file with the last good weights in `kept`.
     """
+    for warning in plan.warnings:
+        emit(ev.Message(warning, "warning"))
     emit(ev.Phase("Waiting for the queue"))
     with host.lease(f"Training {plan.job.output.name}") as lease:
         if control.stopping:
@@ -198,7 +205,8 @@ class Run:
 
     def _after_step(self, done: ev.StepDone, session: Session) -> None:
         self.step, self.epoch = done.step, done.epoch
-        self.recipe.after_step()
+        if done.applied:
+            self.recipe.after_step()
         self.emit(done)
         self.lease.progress(done.step, done.total_steps, f"loss {done.loss:.4f}")
         last = done.step == done.total_steps

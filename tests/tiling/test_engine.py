@@ -11,12 +11,12 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from lib_trainer.errors import MemoryExhausted
+from lib_trainer.memory import free_bytes, is_out_of_memory
 from lib_trainer.tiling import engine
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.choose import candidates, fitting, untiled_bytes
 from lib_trainer.tiling.engine import Options, run
 from lib_trainer.tiling.executor import Execution
-from lib_trainer.tiling.memory import free_bytes, is_out_of_memory
 from lib_trainer.tiling.network import UnsupportedVae
 from lib_trainer.tiling.plan import HALVINGS, Plan, Tier, predict
 from tests.tiling.conftest import MODULES, error, given, padded

@@ -14,7 +14,7 @@ CODE = """
 import resource, sys, torch
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.engine import run
-from lib_trainer.tiling.memory import is_out_of_memory
+from lib_trainer.memory import is_out_of_memory
 from tests.tiling.conftest import build_diffusers, given
 
 torch.set_num_threads(1)

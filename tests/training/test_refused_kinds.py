@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib_trainer.errors import ConfigError, DatasetError, MemoryExhausted, ModelError, TrainerError
+from lib_trainer.errors import ConfigError, DatasetError, ModelError, TrainerError
 from tests.training.test_refused_jobs import refused
 from tests.training.watched import Watched
 
@@ -143,32 +143,6 @@ def test_files_that_hold_something_else(watched: Watched, pictures: Path, tmp_pa
     save_file({"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}, str(xl))
     said = refused(watched, pictures, ModelError, **EMBEDDING, network__continue_from=str(xl))
     assert "is an embedding for SDXL" in said
-
-
-def test_too_little_memory_for_a_whole_checkpoint_is_said_before(
-    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(type(watched.host), "free_memory", lambda self: 10 * 2**20)
-    said = refused(watched, pictures, MemoryExhausted, **CHECKPOINT)
-    assert "needs about" in said and "GiB are free" in said
-    monkeypatch.undo()
-
-
-def test_the_estimate_counts_what_is_trained(watched: Watched, pictures: Path) -> None:
-    from lib_trainer.training.kind_checks import memory_estimate
-    from tests.support import make_job
-
-    host = watched.host
-    counts = host.parameter_counts()
-    unet = sum(parameter.numel() for parameter in host.model().unet.parameters())
-    assert counts["unet"] == unet
-    base = memory_estimate(make_job(pictures, **CHECKPOINT), host)
-    with_ema = memory_estimate(make_job(pictures, **CHECKPOINT, finetune__ema=True), host)
-    with_text = memory_estimate(make_job(pictures, **CHECKPOINT, finetune__text_encoder_lr=1e-6), host)
-    assert with_ema - base == pytest.approx(4 * unet, abs=2)
-    assert with_text - base == pytest.approx(16 * counts["te1"], abs=2)
-    fresh = type(host)(host.checkpoint, host.root)
-    assert fresh.parameter_counts() == counts  # read from the file's header
 
 
 def test_class_pictures_that_cannot_be_made_end_the_run_in_a_sentence(

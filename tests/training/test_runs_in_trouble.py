@@ -114,6 +114,43 @@ def test_out_of_memory_in_the_backward_pass_and_in_the_optimizer(
     assert view.state == "failed" and "ran out of memory" in view.error and watched.files == []
 
 
+def test_a_step_that_loss_scaling_skips_moves_no_average(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler finds an overflow in step 2 of 3: what a recipe does after a step is done twice."""
+    from lib_trainer.training import loop
+    from lib_trainer.training.recipes.checkpoint import CheckpointRecipe
+
+    class Scaler:
+        scale_, steps = 4.0, 0
+
+        def is_enabled(self) -> bool:
+            return True
+
+        def get_scale(self) -> float:
+            return self.scale_
+
+        def scale(self, loss: torch.Tensor) -> torch.Tensor:
+            return loss
+
+        def unscale_(self, optimizer: object) -> None: ...
+
+        def step(self, optimizer: Any) -> None:
+            self.steps += 1
+            if self.steps != 2:
+                optimizer.step()
+
+        def update(self) -> None:
+            self.scale_ /= 2 if self.steps == 2 else 1
+
+    told: list[int] = []
+    monkeypatch.setattr(loop, "loss_scaler", lambda device, dtype: Scaler())
+    monkeypatch.setattr(CheckpointRecipe, "after_step", lambda self: told.append(1))
+    view = watched.run(pictures, network__kind="checkpoint")
+    assert view.state == "finished" and len(told) == 2
+    assert [event.applied for event in watched.of(ev.StepDone)] == [True, False, True]
+
+
 @pytest.mark.parametrize("kind", [ev.Phase, ev.Started, ev.StepDone, ev.PreviewMade, ev.Saved, ev.Finished])
 def test_a_listener_that_raises(watched: Watched, pictures: Path, kind: type) -> None:
     watched.react = raising(kind, ValueError("the page is gone"))

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import torch
 from PIL import Image
 
@@ -138,11 +137,6 @@ class StandaloneHost:
             "unet": sum(parameter.numel() for parameter in self._model.unet.parameters()),
             "te1": sum(parameter.numel() for parameter in self._model.text.transformer.parameters()),
         }
-
-    def free_memory(self) -> int:
-        if self._device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self._device)[0])
-        return int(psutil.virtual_memory().available)
 
     def added(self, path: Path) -> None:
         """Folders are read at every prompt."""

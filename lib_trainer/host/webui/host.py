@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from modules import call_queue, devices, paths, processing, progress, sd_hijack, sd_models, sd_samplers, shared
 from PIL import Image
@@ -150,14 +149,6 @@ class WebuiHost:
             "unet": sum(parameter.numel() for parameter in model.model.diffusion_model.parameters()),
             "te1": sum(parameter.numel() for parameter in model.cond_stage_model.wrapped.transformer.parameters()),
         }
-
-    def free_memory(self) -> int:
-        """What the model now holds stays; torch's cache counts as free."""
-        device = self.device()
-        if device.type == "cuda":
-            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            return int(torch.cuda.mem_get_info(device)[0] + cached)
-        return int(psutil.virtual_memory().available)
 
     def added(self, path: Path) -> None:
         """Embeddings are read, hypernetworks and checkpoints appear in their lists; LoRAs are found by themselves."""

@@ -21,10 +21,10 @@ import torch
 from modules import shared
 
 from lib_trainer.errors import MemoryExhausted
+from lib_trainer.memory import is_out_of_memory, release_cached
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.attach import coarse, worth_it
 from lib_trainer.tiling.engine import Options, run
-from lib_trainer.tiling.memory import is_out_of_memory, release_cached
 from lib_trainer.tiling.network import Network, UnsupportedVae
 from lib_trainer.tiling.plan import Plan
 

@@ -33,7 +33,7 @@ class Recipe(Protocol):
         return
 
     def after_step(self) -> None:
-        """Called after the optimizer's step."""
+        """Called after a step of the optimizer; not after one that loss scaling has skipped."""
         return
 
     def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
