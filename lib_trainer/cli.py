@@ -92,7 +92,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_host_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="a .safetensors file or diffusers folder; overrides the job's"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="a .safetensors or .ckpt file or a diffusers folder; overrides the job's",
     )
     parser.add_argument(
         "--root",

@@ -1,35 +1,63 @@
-"""Files that are whole or absent: written beside their target, flushed, then renamed over it."""
+"""Files that are whole or absent: written beside their target, flushed, then renamed over it; found again by name."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+TRASH = ".trainer-trash"
+"""Folder beside results in which what was replaced is kept; `*.old`, so that no loader takes it for a model."""
+
+OLD = ".old"
+TEMPORARY = ".trainer-"
+"""How files that are being written begin. Their names do not grow with the target's, which may be the longest one."""
 
 
 def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+    """Write `data` to `path`, as `whole_file` does."""
+    with whole_file(path, overwrite=overwrite) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """A file to write into, which becomes `path` on leaving: a reader sees the old file or the new one, never a part.
 
     With `overwrite=False` an existing file is kept and `FileExistsError` is raised, without a gap in between in which
-    another program could have made it. `OSError` (a full disk, say) leaves no temporary file behind.
+    another program could have made it. Otherwise a link is written through. Whatever is raised (`OSError` on a full
+    disk, an interrupt), `path` is what it was and no temporary file is left behind.
     """
+    if overwrite:
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    file = _temporary(path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes the file private; a result is as public as any other
         if overwrite:
-            os.replace(name, path)
+            os.replace(file.name, path)
         else:
-            _rename_without_replacing(name, path)
+            _rename_without_replacing(file.name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+            os.unlink(file.name)
         raise
+
+
+def _temporary(folder: Path) -> BinaryIO:
+    """A new file, as readable for others as any: `tempfile` makes private ones, and the umask cannot be asked for."""
+    while True:
+        name = folder / f"{TEMPORARY}{secrets.token_hex(6)}.tmp"
+        with contextlib.suppress(FileExistsError):
+            return name.open("xb")
 
 
 def _rename_without_replacing(name: str, path: Path) -> None:
@@ -41,14 +69,68 @@ def _rename_without_replacing(name: str, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links (exFAT, some network shares)
-        if path.exists():
+        if os.path.lexists(path):
             raise FileExistsError(path) from None
         os.replace(name, path)
         return
     os.unlink(name)
 
 
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
+def plain(name: str) -> str:
+    """A name as it is compared: composed (NFC) and without the case of its letters, as Windows and macOS compare."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def found(path: Path) -> Path:
+    """`path`, or the file whose name looks the same: "é" is one letter for one program and two for another.
+
+    A path that leads nowhere comes back as it is; nothing is raised.
+    """
+    try:
+        if os.path.lexists(path) or not path.name:
+            return path
+        folder = found(path.parent)
+        wanted = unicodedata.normalize("NFC", path.name)
+        with os.scandir(folder) as entries:
+            alike = sorted(entry.name for entry in entries if unicodedata.normalize("NFC", entry.name) == wanted)
+    except (OSError, ValueError):
+        return path
+    return folder / alike[0] if alike else path
+
+
+def by_stem(folder: Path, endings: Iterable[str]) -> dict[str, Path]:
+    """{name without its ending, in NFC: path} of a folder's files with one of the endings, in any case of letters."""
+    wanted = tuple(ending.lower() for ending in endings)
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in wanted and path.is_file())
+    except OSError:
+        return {}
+    return {unicodedata.normalize("NFC", path.stem): path for path in paths}
+
+
+def to_trash(paths: Iterable[Path]) -> list[Path]:
+    """Move files into a trash folder beside them, all or none, and return where they are now.
+
+    The names get `.old` at their end. Raises `OSError` when one of them cannot be moved; then all are where they were.
+    """
+    moved: list[tuple[Path, Path]] = []
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        for path in paths:
+            folder = _fresh(path.parent / TRASH / stamp, path.name + OLD)
+            folder.mkdir(parents=True, exist_ok=True)
+            os.rename(path, folder / (path.name + OLD))
+            moved.append((path, folder / (path.name + OLD)))
+    except OSError:
+        for path, place in reversed(moved):
+            os.rename(place, path)
+        raise
+    return [place for _, place in moved]
+
+
+def _fresh(folder: Path, name: str) -> Path:
+    number, tried = 1, folder
+    while os.path.lexists(tried / name):
+        number += 1
+        tried = folder.with_name(f"{folder.name}-{number}")
+    return tried

@@ -16,7 +16,7 @@ class ModelConfig(Section):
         str,
         option(
             "Checkpoint file",
-            "Path of a .safetensors checkpoint or a diffusers folder. Only headless runs read it: in the WebUI the "
+            "Path of a .safetensors or .ckpt file or a diffusers folder. Only headless runs read it: in the WebUI the "
             "loaded checkpoint is trained.",
         ),
     ] = ""

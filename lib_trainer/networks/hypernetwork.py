@@ -27,7 +27,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "mish": nn.Mish,
     "softsign": nn.Softsign,
-}
+    **{
+        kind.__name__.lower(): kind
+        for kind in (
+            nn.CELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LogSigmoid, nn.ReLU6,
+            nn.SELU, nn.SiLU, nn.Softplus, nn.Softshrink, nn.Tanhshrink,
+        )
+    },
+}  # fmt: skip
+"""The WebUI calls torch's own activations by their lower-case names; the form offers the first nine."""
+
 INITIALISATIONS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")
 
 

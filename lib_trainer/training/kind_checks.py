@@ -7,7 +7,7 @@ from pathlib import Path
 from lib_trainer.config import JobConfig
 from lib_trainer.errors import ConfigError, ModelError
 from lib_trainer.networks.blocks import parse_blocks
-from lib_trainer.networks.formats.checkpoint_file import read_names
+from lib_trainer.networks.formats.checkpoint_file import read_shapes
 from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
@@ -161,15 +161,13 @@ def check_checkpoint(job: JobConfig, host: Host) -> None:
     if path is not None and path.exists():
         raise ConfigError(f"output.name = {job.output.name!r}: {path} exists already: choose another name or move it.")
     if job.network.continue_from:
-        names = read_names(Path(job.network.continue_from).expanduser())
+        names = read_shapes(Path(job.network.continue_from).expanduser())
         if any(name.startswith(("conditioner.", "cond_stage_model.model.")) for name in names):
             raise ConfigError(f"{CONTINUE} = {job.network.continue_from!r} is of another family: choose one of SD 1.x.")
         if not any(name.startswith("model.diffusion_model.") for name in names):
             raise ModelError(f"{job.network.continue_from} holds no UNet: choose a whole checkpoint.")
     if not host.parameter_counts():
-        raise ModelError(
-            "A whole checkpoint is fine-tuned from a single .safetensors file, which this one is not: choose another."
-        )
+        raise ModelError("A whole checkpoint is fine-tuned from a single file, which this one is not: choose another.")
 
 
 def difference_path(job: JobConfig, host: Host) -> Path | None:

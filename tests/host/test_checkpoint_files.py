@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import unicodedata
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from lib_trainer.errors import ModelError
 from lib_trainer.host.standalone.checkpoint import load_checkpoint
 from lib_trainer.host.standalone.model import DiffusersModel
+from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_checkpoint, read_state_dict
 from tests.support import ldm_config
 
 Tensors = dict[str, torch.Tensor]
@@ -105,7 +109,12 @@ FILES: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "a LoRA": (lambda t: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "holds no UNet"),
     "a VAE": (lambda t: {n: v for n, v in t.items() if n.startswith("first_stage")}, "holds no UNet"),
     "no text encoder": (lambda t: {n: v for n, v in t.items() if not n.startswith(TEXT)}, "text encoder"),
-    "no VAE": (lambda t: {n: v for n, v in t.items() if not n.startswith("first_stage")}, "does not fit"),
+    "no VAE": (
+        lambda t: {n: v for n, v in t.items() if not n.startswith("first_stage")},
+        "holds no VAE (first_stage_model)",
+    ),
+    "an average alone": (lambda t: {"model_ema." + n.replace(".", ""): v for n, v in t.items()}, "running average"),
+    "diffusers' layout": (lambda t: {"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "in diffusers' layout"),
     "half a UNet": (lambda t: {n: v for n, v in t.items() if "output_blocks" not in n}, "does not fit"),
     "no first convolution": (lambda t: {n: v for n, v in t.items() if "input_blocks.0.0" not in n}, "holds no"),
     "another size": (lambda t: t | {UNET + "out.2.weight": torch.zeros(4, 16, 3, 3)}, "does not fit"),
@@ -124,11 +133,101 @@ def test_files_that_cannot_be_trained(
     assert said in refused(written(tmp_path, change(tensors)))
 
 
+def with_old_names(tensors: Tensors) -> Tensors:
+    return {name.replace(f"{TEXT}text_model.", TEXT): tensor for name, tensor in tensors.items()}
+
+
+def junk() -> dict[str, Any]:
+    """What trainers leave beside the weights."""
+    numbers = {"betas": torch.zeros(3), "model_ema.decay": torch.tensor(0.9), "optimizer.step": torch.tensor(1)}
+    return numbers | {f"model_ema.{UNET[6:]}input_blocks00weight".replace(".", ""): torch.zeros(2)}
+
+
+LAYOUTS: dict[str, Callable[[Tensors], Any]] = {
+    "as it is": lambda t: t,
+    "state_dict": lambda t: {"state_dict": t, "epoch": 3, "optimizer_states": [{"lr": 0.1}]},
+    "model in state_dict": lambda t: {"state_dict": {"model": t}},
+    "module": lambda t: {"module": t, "global_step": 7},
+    "prefixed": lambda t: {f"module.{name}": tensor for name, tensor in t.items()},
+    "old text encoder": lambda t: {"state_dict": with_old_names(t)},
+    "mixed precision": lambda t: {n: v.double() if "attn" in n else v.float() for n, v in t.items()},
+    "positions as numbers": lambda t: t | {f"{TEXT}text_model.embeddings.position_ids": torch.arange(77.0)[None] + 0.4},
+    "positions in half": lambda t: t | {f"{TEXT}text_model.embeddings.position_ids": torch.arange(77)[None].half()},
+    "junk": lambda t: t | junk() | {"note": "text", "callbacks": {"best": None}},
+    "an ordered dictionary": lambda t: {"state_dict": OrderedDict(t)},
+    "parameters": lambda t: {n: torch.nn.Parameter(v) if v.is_floating_point() else v for n, v in t.items()},
+}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "before torch 1.6"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_layouts_of_pickled_checkpoints(
+    tmp_path: Path, tensors: Tensors, layout: Callable[[Tensors], Any], tiny: Any, *, old: bool
+) -> None:
+    path = tmp_path / "model.CKPT"
+    torch.save(layout(tensors), path, _use_new_zipfile_serialization=not old)
+    assert_same_weights(path, tiny.path)
+
+
+@pytest.mark.parametrize("name", ["old text encoder", "prefixed", "mixed precision", "positions in half", "junk"])
+def test_layouts_of_safetensors(tmp_path: Path, tensors: Tensors, name: str, tiny: Any) -> None:
+    laid_out = LAYOUTS[name](tensors)
+    laid_out = laid_out.get("state_dict", laid_out)
+    path = written(tmp_path, {n: v for n, v in laid_out.items() if isinstance(v, torch.Tensor)})
+    assert_same_weights(path, tiny.path)
+
+
+def assert_same_weights(path: Path, wanted: Path) -> None:
+    """By name and value; the modules are made of nothing else."""
+    ours, theirs = read_checkpoint(path), read_checkpoint(wanted)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name].float(), theirs[name].float()) for name in ours)
+    counts = count_parameters(path)
+    assert counts == count_parameters(wanted) and counts["unet"] and counts["te1"]
+
+
+def test_a_pickled_checkpoint_is_the_same_model(tmp_path: Path, tensors: Tensors, tiny: Any) -> None:
+    path = tmp_path / "[model] v1.5 (e\u0301).CKPT"
+    laid_out = LAYOUTS["mixed precision"](with_old_names(tensors)) | LAYOUTS["positions as numbers"]({}) | junk()
+    torch.save({"state_dict": laid_out}, path)
+    path.with_suffix(".yaml").write_text(json.dumps(ldm_config()))
+    shutil.copytree(tiny.path.parent / "clip", tmp_path / "clip")
+    ours, theirs = load_checkpoint(path), load_checkpoint(tiny.path)
+    for part in ("unet", "vae", "text_encoder"):
+        one, other = (getattr(parts, part).state_dict() for parts in (ours, theirs))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one if "position_ids" not in name)
+    assert ours.file_names == theirs.file_names
+
+
+NAMES = [
+    "a.b.c.safetensors", "model.SAFETENSORS", "[brackets] (and) {more}.safetensors", "it's \"so\" & so.safetensors",
+    "\u0438\u0306 e\u0301 \u65e5.safetensors", "  spaces  .safetensors", ".hidden.safetensors", "-n.safetensors",
+    "x" * 243 + ".safetensors", "#1 100%.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows forbids some of these")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_legal_name_of_a_checkpoint(tmp_path: Path, tiny: Any, name: str) -> None:
+    for link in (False, True):
+        folder = tmp_path / f"[folder] {link}"
+        folder.mkdir()
+        path = folder / name
+        if link:
+            path.symlink_to(tiny.path)
+        else:
+            os.link(tiny.path, path)
+        composed = folder / unicodedata.normalize("NFC", name)  # what a keyboard gives
+        assert count_parameters(composed) == count_parameters(path) != {}
+        assert read_state_dict(composed).keys() == read_state_dict(path).keys()
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     assert "There is no checkpoint" in refused(tmp_path / "gone.safetensors")
     pickled = tmp_path / "old.ckpt"
     pickled.write_bytes(b"\x80")
-    assert "convert it first" in refused(pickled)
+    assert "is not a file of tensors and plain values" in refused(pickled)
     for content in (b"", b"\0" * 100, b"\xff" * 100):
         broken = tmp_path / "broken.safetensors"
         broken.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint into diffusers' modules: a single .safetensors file in ldm's layout, or a diffusers folder.
+"""Reading a checkpoint into diffusers' modules: a single file in ldm's layout, or a diffusers folder.
 
 A single file is built from the `.yaml` of the same name beside it, if there is one, as the WebUI builds it; without one
 it is taken for SD 1.5. The text encoder of a `.yaml` is described by the folder its `cond_stage_config.params.version`
@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as single_file
@@ -20,7 +18,9 @@ from omegaconf import OmegaConf
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lib_trainer.errors import ModelError
+from lib_trainer.files import found
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.networks.formats.checkpoint_file import read_state_dict
 from lib_trainer.ports import NoiseSchedule
 
 TEXT_PREFIX = "cond_stage_model.transformer."
@@ -75,16 +75,12 @@ class Components:
 
 def load_checkpoint(path: Path) -> Components:
     """Read a checkpoint, in fp32, on the CPU. Raises `ModelError` naming the file and what is wrong with it."""
+    path = found(path)
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
-        raise ModelError(f"There is no checkpoint {path}: give a .safetensors file or a diffusers folder.")
-    if path.suffix != ".safetensors":
-        raise ModelError(f"{path} is not a .safetensors file: convert it first (a pickled .ckpt is never opened here).")
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path} is not a readable .safetensors file ({error}): download it again.") from error
+        raise ModelError(f"There is no checkpoint {path}: give a .safetensors or .ckpt file or a diffusers folder.")
+    tensors = read_state_dict(path)
     _check_family(path, tensors)
     config = _config_beside(path)
     try:
@@ -104,6 +100,12 @@ def _brief(error: Exception) -> str:
 
 def _check_family(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     if not any(name.startswith("model.diffusion_model.") for name in tensors):
+        if any(name.startswith("model_ema.") for name in tensors):
+            raise ModelError(
+                f"{path} holds only the running average of a model (model_ema): choose the whole checkpoint."
+            )
+        if any(name.startswith(("down_blocks.", "unet.down_blocks.")) for name in tensors):
+            raise ModelError(f"{path} is a UNet in diffusers' layout: give the whole diffusers folder that it is from.")
         raise ModelError(f"{path} holds no UNet (model.diffusion_model): choose a whole Stable Diffusion checkpoint.")
     if any(name.startswith("conditioner.embedders.") for name in tensors):
         raise ModelError(f"{path} is an SDXL checkpoint, which is not supported yet: choose one of SD 1.x.")
@@ -114,6 +116,9 @@ def _check_family(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         raise ModelError(f"{path} holds no UNet in Stable Diffusion's layout: choose another checkpoint.")
     if first.shape[1] != 4:
         raise ModelError(f"{path} is an inpainting or editing checkpoint: choose one for txt2img.")
+    for prefix, what in (("first_stage_model.", "VAE"), (TEXT_PREFIX, "text encoder")):
+        if not any(name.startswith(prefix) for name in tensors):
+            raise ModelError(f"{path} holds no {what} ({prefix[:-1]}): choose a checkpoint with it built in.")
 
 
 def _config_beside(path: Path) -> dict[str, Any]:

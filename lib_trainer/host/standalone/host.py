@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +14,19 @@ import torch
 from PIL import Image
 
 from lib_trainer.errors import ConfigError, ModelError
+from lib_trainer.files import by_stem, found
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.networks.formats.checkpoint_file import count_parameters
-from lib_trainer.networks.formats.embedding_file import read_embedding
+from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import Part, PreviewRequest
+
+LORAS = (".safetensors", ".pt", ".ckpt")
+"""Endings of what `<lora:name:1>` finds, as in the WebUI."""
 
 ACCEPTED_SIZES = range(64, 4097)
 
@@ -37,9 +43,9 @@ class StandaloneHost:
     def check(self) -> None:
         if self.checkpoint is None:
             raise ModelError("No checkpoint is given: set model.checkpoint in the job, or pass --checkpoint.")
-        if self._model is None and not self.checkpoint.exists():
+        if self._model is None and not os.path.lexists(found(self.checkpoint)):
             raise ModelError(
-                f"There is no checkpoint {self.checkpoint}: give a .safetensors file or a diffusers folder."
+                f"There is no checkpoint {self.checkpoint}: give a .safetensors or .ckpt file or a diffusers folder."
             )
 
     def device(self) -> torch.device:
@@ -92,14 +98,11 @@ class StandaloneHost:
 
     def loras(self) -> Sequence[str]:
         """Names that `<lora:name:1>` understands."""
-        return sorted(path.stem for path in self.lora_folder().glob("*.safetensors"))
+        return sorted(by_stem(self.lora_folder(), LORAS))
 
     def calls(self) -> Sequence[str]:
         """What a prompt can say to use a trained file: LoRAs, then hypernetworks, then embeddings."""
-        nets = sorted(path.stem for path in self.hypernetwork_folder().glob("*.pt"))
-        words = sorted(
-            {path.stem for end in ("pt", "safetensors") for path in self.embedding_folder().glob(f"*.{end}")}
-        )
+        nets, words = sorted(by_stem(self.hypernetwork_folder(), (".pt",))), sorted(self._words())
         return [*(f"<lora:{name}:1>" for name in self.loras()), *(f"<hypernet:{name}:1>" for name in nets), *words]
 
     def describe(self) -> str:
@@ -132,7 +135,7 @@ class StandaloneHost:
 
     def parameter_counts(self) -> Mapping[Part, int]:
         if self._model is None:
-            return count_parameters(self.checkpoint) if self.checkpoint and self.checkpoint.is_file() else {}
+            return count_parameters(self.checkpoint) if self.checkpoint and found(self.checkpoint).is_file() else {}
         return {
             "unet": sum(parameter.numel() for parameter in self._model.unet.parameters()),
             "te1": sum(parameter.numel() for parameter in self._model.text.transformer.parameters()),
@@ -143,26 +146,31 @@ class StandaloneHost:
 
     def _embeddings(self, model: DiffusersModel, text: str) -> dict[str, torch.Tensor]:
         """Rows of the embeddings whose name occurs in a prompt. Files that are none, or of another width, are not."""
-        found = {}
-        for path in sorted(self.embedding_folder().glob("*")):
-            if path.suffix in (".pt", ".safetensors") and path.stem.lower() in text.lower():
+        wanted, found = unicodedata.normalize("NFC", text).lower(), {}
+        for name, path in self._words().items():
+            if name.lower() in wanted:
                 rows = read_embedding(path)
                 if rows.shape[1] != model.tokens().width:
                     raise ModelError(f"{path} is made for another family of models: choose an embedding for SD 1.x.")
-                found[path.stem] = rows
+                found[name] = rows
         return found
 
+    def _words(self) -> dict[str, Path]:
+        """Embeddings by name. A picture is one only where it carries one."""
+        return by_stem(self.embedding_folder(), ENDINGS)
+
     def _hypernetwork(self, model: DiffusersModel, wanted: PromptNetwork) -> contextlib.AbstractContextManager[None]:
-        path = self.hypernetwork_folder() / f"{wanted.name}.pt"
-        if not path.is_file():
-            raise ConfigError(f"<hypernet:{wanted.name}:…> names no file in {path.parent}: correct the name.")
+        folder = self.hypernetwork_folder()
+        path = by_stem(folder, (".pt",)).get(unicodedata.normalize("NFC", wanted.name))
+        if path is None:
+            raise ConfigError(f"<hypernet:{wanted.name}:…> names no file in {folder}: correct the name.")
         network = read_hypernetwork(path).to(model.device)
         return network.applied(model.adaptable_modules(), wanted.weight)
 
     def _network(self, model: DiffusersModel, wanted: PromptNetwork) -> tuple[LoraFile, LoraNetwork]:
-        if wanted.name not in self.loras():
+        path = by_stem(self.lora_folder(), LORAS).get(unicodedata.normalize("NFC", wanted.name))
+        if path is None:
             raise ConfigError(f"<lora:{wanted.name}:…> names no file in {self.lora_folder()}: correct the name.")
-        path = self.lora_folder() / f"{wanted.name}.safetensors"
         file = read_lora(path)
         try:
             network = LoraNetwork.from_tensors(model.adaptable_modules(), file.tensors)

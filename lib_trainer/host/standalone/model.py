@@ -8,15 +8,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from lib_trainer.errors import ModelError
+from lib_trainer.files import found
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen, held_in
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
-from lib_trainer.networks.formats.checkpoint_file import is_weight
+from lib_trainer.networks.formats.checkpoint_file import read_checkpoint
 from lib_trainer.networks.naming import block_of, unet_key
 from lib_trainer.ports import (
     AdaptableModule,
@@ -48,6 +48,7 @@ class DiffusersModel:
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> DiffusersModel:
+        path = found(path)
         return cls(load_checkpoint(path), device, path.stem, path if path.is_file() else None)
 
     @property
@@ -127,8 +128,7 @@ class DiffusersModel:
             raise ModelError(
                 f"{self.name} is a diffusers folder: a whole checkpoint is written from a single file only."
             )
-        tensors = safetensors.torch.load_file(self.file)
-        return {name: tensor for name, tensor in tensors.items() if is_weight(name)}
+        return read_checkpoint(self.file)
 
     @contextlib.contextmanager
     def training(self, state: TrainingState) -> Iterator[None]:

@@ -1,4 +1,9 @@
-"""Whole checkpoints: one .safetensors file in CompVis' layout, as the WebUI loads it."""
+"""Whole checkpoints: one file in CompVis' layout, as the WebUI loads it, and what it takes for one.
+
+Read is what the WebUI's modules/sd_models.py reads, and a little more: .safetensors and pickles (see `plain_pickle`);
+the model itself or inside `state_dict`, `model` or `module`; a prefix `module.` before all names; the text encoder's
+older names; any precision. Written is .safetensors.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,26 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 
 from lib_trainer.errors import ModelError
+from lib_trainer.files import found
+from lib_trainer.networks.formats import reading
 from lib_trainer.networks.formats.writing import write_new
 from lib_trainer.ports import Part
 
 PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 """Of the tensors that loaders read. What else files hold (`model_ema.`, the schedule, optimizer states) is junk."""
+
+NESTED = ("state_dict", "model", "module", "model_state_dict")
+"""Under which trainers keep the model beside its optimizer."""
+
+TEXT = "cond_stage_model.transformer."
+OLD_TEXT = tuple(f"{TEXT}{part}." for part in ("embeddings", "encoder", "final_layer_norm"))
+"""Names of before transformers 4.3, which lack `text_model.` (NovelAI's first files and what was made of them)."""
 
 PARTS: dict[str, Part] = {"model": "unet", "cond_stage_model": "te1"}
 
@@ -47,36 +61,62 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint file. Raises `ModelError` naming the file."""
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise ModelError(f"There is no file {path}: check the name.") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path} is not a readable .safetensors file ({error}): choose another one.") from error
-    return {name: tensor for name, tensor in tensors.items() if is_weight(name)}
+    """The weights of a checkpoint file, by today's names. Raises `ModelError` naming the file."""
+    return {name: tensor for name, tensor in read_state_dict(path).items() if is_weight(name)}
 
 
-def read_names(path: Path) -> list[str]:
-    """The names of a file's tensors, from its header alone. Raises `ModelError` naming the file."""
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            return list(file.keys())
-    except FileNotFoundError:
-        raise ModelError(f"There is no file {path}: check the name.") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path} is not a readable .safetensors file ({error}): choose another one.") from error
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint file, out of what it is nested in and by today's names.
+
+    Raises `ModelError` naming the file; no code that is in it is run.
+    """
+    held = _unnested(reading.read_file(path))
+    tensors = {name: one for name, one in held.items() if isinstance(name, str) and isinstance(one, torch.Tensor)}
+    names = canonical_names(list(tensors))
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def canonical_names(names: list[str]) -> dict[str, str]:
+    """{a file's name for a tensor: today's name}."""
+    wrapped = bool(names) and all(name.startswith("module.") for name in names)
+    return {name: _renamed(name.removeprefix("module.") if wrapped else name) for name in names}
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """{today's name: shape} of every tensor of a checkpoint file; of a .safetensors file the header alone is read.
+
+    Raises `ModelError` naming the file.
+    """
+    if reading.is_pickle(path):
+        return {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
+    shapes = reading.read_names(path)
+    names = canonical_names(list(shapes))
+    return {names[name]: shape for name, shape in shapes.items()}
 
 
 def count_parameters(path: Path) -> dict[Part, int]:
-    """Parameters of the UNet and the text encoder, from the file's header alone; nothing for a file that is none."""
+    """Parameters of the UNet and the text encoder; nothing for a file that is no checkpoint."""
     counts: dict[Part, int] = {"unet": 0, "te1": 0}
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            for name in filter(is_weight, file.keys()):
-                part = PARTS.get(name.partition(".")[0])
-                if part is not None:
-                    counts[part] += math.prod(file.get_slice(name).get_shape())
-    except (OSError, safetensors.SafetensorError):
+        shapes = read_shapes(found(path))
+    except ModelError:
         return {}
+    for name, shape in shapes.items():
+        part = PARTS.get(name.partition(".")[0])
+        if part is not None and is_weight(name):
+            counts[part] += math.prod(shape)
     return counts
+
+
+def _unnested(data: Any) -> dict[Any, Any]:
+    """Trainers write the model beside its optimizer, sometimes twice over. The first that holds tensors is taken."""
+    for _ in NESTED:
+        inner = next((data[key] for key in NESTED if isinstance(data, dict) and isinstance(data.get(key), dict)), None)
+        if inner is None:
+            break
+        data = inner
+    return data if isinstance(data, dict) else {}
+
+
+def _renamed(name: str) -> str:
+    return f"{TEXT}text_model.{name[len(TEXT) :]}" if name.startswith(OLD_TEXT) else name

@@ -1,31 +1,34 @@
-"""Embeddings (Textual Inversion; Gal et al. 2022, arXiv:2208.01618) in the two layouts that the WebUI reads.
+"""Embeddings (Textual Inversion; Gal et al. 2022, arXiv:2208.01618) in the layouts that the WebUI reads.
 
 `.pt`: `string_to_token {"*": 265}`, `string_to_param {"*": (n, D)}`, `name`, `step`, `sd_checkpoint` and
-`sd_checkpoint_name`. `.safetensors`: exactly one tensor (n, D), which sd-scripts calls `emb_params`.
+`sd_checkpoint_name`. `.safetensors`: exactly one tensor (n, D), which sd-scripts calls `emb_params`. diffusers'
+`learned_embeds.bin`: {"<word>": (D,) or (n, D)}. Pictures that carry an embedding: see `picture_embedding`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 
 from lib_trainer.errors import ModelError
-from lib_trainer.networks.formats.plain_pickle import read_plain, to_pickle
+from lib_trainer.networks.formats.picture_embedding import PICTURES, read_picture
+from lib_trainer.networks.formats.reading import read_file
+from lib_trainer.networks.formats.torch_archive import to_archive
 from lib_trainer.networks.formats.writing import write_new
 
-ENDINGS = (".pt", ".safetensors", ".bin", ".png", ".webp", ".jxl", ".avif")
-"""What the WebUI looks for embeddings in."""
+ENDINGS = (".pt", ".safetensors", ".bin")
+"""What the WebUI looks for embeddings in, besides pictures."""
 
 
 def write_embedding(path: Path, rows: torch.Tensor, facts: Mapping[str, str], *, overwrite: bool) -> None:
     """Write rows (n, D) in the layout of the path's ending. Raises `SaveError` naming the file."""
     vectors = rows.detach().to("cpu", torch.float32, copy=True).contiguous()
     if path.suffix == ".pt":
-        data = to_pickle(
+        data = to_archive(
             {
                 "string_to_token": {"*": 265},
                 "string_to_param": {"*": vectors},
@@ -42,25 +45,18 @@ def write_embedding(path: Path, rows: torch.Tensor, facts: Mapping[str, str], *,
 
 def read_embedding(path: Path) -> torch.Tensor:
     """Rows (n, D) fp32 of an embedding for SD 1.x or 2.x. Raises `ModelError` naming the file."""
-    if path.suffix.lower() == ".safetensors":
-        tensors: dict[str, object] = dict(_read_safetensors(path))
+    if path.suffix.lower() in PICTURES:
+        data: Any = read_picture(path)
+        if data is None:
+            raise ModelError(f"{path} is a picture without an embedding in it: choose another file.")
     else:
-        data = read_plain(path)
-        stored = data.get("string_to_param", data)
-        tensors = dict(stored) if isinstance(stored, dict) else {}
-    rows = [tensor for tensor in tensors.values() if isinstance(tensor, torch.Tensor)]
-    if {"clip_l", "clip_g"} <= tensors.keys():
+        data = read_file(path)
+    stored = data.get("string_to_param", data) if isinstance(data, Mapping) else {"*": data}
+    stored = getattr(stored, "values", stored) if not isinstance(stored, Mapping) else stored  # a ParameterDict
+    tensors = {name: one for name, one in dict(stored).items() if isinstance(one, torch.Tensor)} if stored else {}
+    if {"clip_l", "clip_g"} & tensors.keys():
         raise ModelError(f"{path} is an embedding for SDXL: choose one for SD 1.x.")
-    if len(rows) != 1 or len(rows) != len(tensors) or rows[0].ndim not in (1, 2):
+    rows = [tensor for tensor in tensors.values() if tensor.ndim in (1, 2) and tensor.is_floating_point()]
+    if len(rows) != 1 or len(tensors) != 1 or not rows[0].numel():
         raise ModelError(f"{path} is no embedding (one tensor of vectors was expected): choose another file.")
-    return rows[0].detach().float().reshape(-1, rows[0].shape[-1])
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
-        return tensors
-    except FileNotFoundError:
-        raise ModelError(f"There is no file {path}: check the name.") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path} is not a readable .safetensors file ({error}): choose another one.") from error
+    return rows[0].detach().float().reshape(-1, rows[0].shape[-1]).clone()

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from lib_trainer.errors import ModelError
-from lib_trainer.networks.formats.plain_pickle import read_plain, to_pickle
+from lib_trainer.networks.formats.reading import read_file
+from lib_trainer.networks.formats.torch_archive import to_archive
 from lib_trainer.networks.formats.writing import write_new
 from lib_trainer.networks.hypernetwork import ACTIVATIONS, Hypernetwork, Structure
 
@@ -36,33 +37,54 @@ def write_hypernetwork(path: Path, network: Hypernetwork, facts: Mapping[str, st
         "last_layer_dropout": bool(dropouts[-2]),
         "optional_info": None,
     }
-    write_new(path, to_pickle(data), overwrite=overwrite)
+    write_new(path, to_archive(data), overwrite=overwrite)
 
 
 def read_hypernetwork(path: Path) -> Hypernetwork:
     """A network from a file. Raises `ModelError` naming the file and what is wrong with it."""
-    data = read_plain(path)
-    pairs = {size: pair for size, pair in data.items() if isinstance(size, int) and len(pair) == 2}
+    data = read_file(path)
+    pairs = _pairs(data) if isinstance(data, dict) else {}
     if not pairs:
         raise ModelError(f"{path} is no hypernetwork (it has no layers): choose another file.")
     activation = data.get("activation_func") or "linear"
     if activation not in ACTIVATIONS:
         raise ModelError(f"{path} has the activation {activation!r}, which is not known here: choose another file.")
-    layers = tuple(data.get("layer_structure") or (1, 2, 1))
-    structure = Structure(
-        layers=layers,
-        activation=activation,
-        initialisation=data.get("weight_initialization") or "Normal",
-        layer_norm=bool(data.get("is_layer_norm", False)),
-        activate_output=bool(data.get("activate_output", True)),
-        dropouts=_dropouts(data, len(layers)),
-    )
     try:
+        layers = tuple(float(one) for one in data.get("layer_structure") or (1, 2, 1))
+        _check_widths(layers, pairs)
+        structure = Structure(
+            layers=layers,
+            activation=activation,
+            initialisation=str(data.get("weight_initialization") or "Normal"),
+            layer_norm=bool(data.get("is_layer_norm", False)),
+            activate_output=bool(data.get("activate_output", True)),
+            dropouts=_dropouts(data, len(layers)),
+        )
         network = Hypernetwork(structure, list(pairs))
         network.load({size: (_renamed(keys), _renamed(values)) for size, (keys, values) in pairs.items()})
-    except (ValueError, IndexError, AttributeError, TypeError) as error:
-        raise ModelError(f"{path} is a broken hypernetwork ({error}): choose another file.") from error
+    except (ValueError, IndexError, AttributeError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"{path} is a broken hypernetwork ({reason}): choose another file.") from error
     return network
+
+
+def _pairs(data: Mapping[Any, Any]) -> dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """{width of the input: (layers of the keys, layers of the values)}."""
+    found = {size: pair for size, pair in data.items() if type(size) is int and isinstance(pair, (tuple, list))}
+    return {
+        size: (dict(pair[0]), dict(pair[1]))
+        for size, pair in found.items()
+        if len(pair) == 2 and all(isinstance(one, dict) for one in pair)
+    }
+
+
+def _check_widths(layers: tuple[float, ...], pairs: Mapping[int, tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Raise `ValueError` before a structure that the file does not hold fills the memory."""
+    for size, pair in pairs.items():
+        tensors = [one for state in pair for one in state.values() if isinstance(one, torch.Tensor)]
+        largest = max((length for one in tensors for length in one.shape), default=0)
+        if not layers or not all(0 < factor * size <= largest for factor in layers):
+            raise ValueError(f"the layers of size {size} do not fit their structure")
 
 
 def _dropouts(data: Mapping[Any, Any], count: int) -> tuple[float, ...]:

@@ -8,17 +8,18 @@ that editing the metadata does not change a file's identity.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 
 from lib_trainer.errors import ModelError
+from lib_trainer.files import found
+from lib_trainer.networks.formats.plain_pickle import read_plain
+from lib_trainer.networks.formats.reading import is_pickle, read_safetensors
 from lib_trainer.networks.formats.writing import write_new
 from lib_trainer.networks.lora import module_keys
 
@@ -40,11 +41,11 @@ class LoraFile:
 
     def embeddings(self) -> dict[str, torch.Tensor]:
         """{name: rows (n, D)} of the embeddings that the file brings along, in the WebUI's `bundle_emb` layout."""
-        found = {}
+        rows = {}
         for name, tensor in self.tensors.items():
             if name.startswith(BUNDLED):
-                found[name[len(BUNDLED) :].partition(".")[0]] = tensor.float()
-        return found
+                rows[name[len(BUNDLED) :].partition(".")[0]] = tensor.float()
+        return rows
 
 
 def write_lora(
@@ -60,23 +61,13 @@ def write_lora(
 
 def read_lora(path: Path) -> LoraFile:
     """Read a LoRA file. Raises `ModelError` naming the file if it is not one."""
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError:
-        raise ModelError(f"There is no file {path}: check the name.") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(
-            f"{path} is not a readable .safetensors file ({error}): download or train it again."
-        ) from error
+    if is_pickle(path):
+        tensors = {name: one for name, one in read_plain(found(path)).items() if isinstance(one, torch.Tensor)}
+        metadata: dict[str, str] = {}
+    else:
+        tensors, metadata = read_safetensors(path)
     if not module_keys(tensors):
         raise ModelError(
             f"{path} holds no LoRA in the WebUI's layout (no lora_down, hada or lokr weights): choose another file."
         )
     return LoraFile(tensors, metadata)
-
-
-def json_value(value: object) -> str:
-    """A metadata value; the WebUI parses JSON only where it begins with a brace."""
-    return json.dumps(value, ensure_ascii=False)

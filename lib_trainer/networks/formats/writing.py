@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from lib_trainer.errors import SaveError
-from lib_trainer.files import write_atomically
+from lib_trainer.files import whole_file
 
 
 def write_new(path: Path, data: bytes, *, overwrite: bool) -> None:
     """Write a result whole or not at all. Raises `SaveError` naming the file and the remedy."""
+    with new_file(path, overwrite=overwrite) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """A file to write a result into piece by piece: whole or not there. Raises `SaveError` naming it and the remedy."""
     try:
-        write_atomically(path, data, overwrite=overwrite)
+        with whole_file(path, overwrite=overwrite) as file:
+            yield file
     except FileExistsError:
         raise SaveError(f"{path} exists already: choose another name or move that file away.") from None
     except OSError as error:

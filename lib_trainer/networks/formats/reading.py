@@ -1,0 +1,103 @@
+"""Opening files of tensors: by what they are, whatever their ending says."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from lib_trainer.errors import ModelError
+from lib_trainer.files import found
+from lib_trainer.networks.formats.plain_pickle import read_values
+
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How archives and pickles begin. A .safetensors file begins with its header's length, which is none of these."""
+
+ENDINGS = (".pt", ".pth", ".ckpt", ".bin")
+"""Of such files."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes of a .safetensors header that the format allows."""
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is one of `torch.save`. Raises `ModelError` where it cannot be opened."""
+    try:
+        with found(path).open("rb") as file:
+            begins = file.read(9)
+    except FileNotFoundError:
+        raise ModelError(f"There is no file {path}: check the name.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({_reason(error)}): choose another file.") from error
+    return begins.startswith(PICKLES) or (path.suffix.lower() in ENDINGS and begins[8:] != b"{")
+
+
+def read_file(path: Path) -> Any:
+    """What a file holds: a {name: tensor} of a .safetensors file, or whatever else was given to `torch.save`.
+
+    Raises `ModelError` naming the file. No code that is in it is run.
+    """
+    return read_values(found(path)) if is_pickle(path) else read_safetensors(path)[0]
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a .safetensors file. Raises `ModelError` naming it."""
+    path = found(path)
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise ModelError(f"There is no file {path}: check the name.") from None
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        loose = _with_loose_metadata(path)
+        if loose is not None:
+            return loose
+        raise ModelError(
+            f"{path} is not a readable .safetensors file ({_reason(error)}): take another or get it again."
+        ) from error
+
+
+def read_names(path: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a .safetensors file, from its header alone. Raises `ModelError` naming the file."""
+    path = found(path)
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise ModelError(f"There is no file {path}: check the name.") from None
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError):
+        return {name: tuple(tensor.shape) for name, tensor in read_safetensors(path)[0].items()}
+
+
+def _with_loose_metadata(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    """The format wants texts as metadata; some tools write numbers and lists. None where that is not what is wrong."""
+    try:
+        data = path.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length]) if length < LONGEST_HEADER else {}
+        loose = header.pop("__metadata__", None)
+        if not isinstance(loose, dict):
+            return None
+        strict = json.dumps(header).encode()
+        tensors = safetensors.torch.load(struct.pack("<Q", len(strict)) + strict + data[8 + length :])
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        AttributeError,
+        struct.error,
+        safetensors.SafetensorError,
+        RecursionError,
+    ):
+        return None
+    return tensors, {name: one if isinstance(one, str) else json.dumps(one) for name, one in loose.items()}
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
