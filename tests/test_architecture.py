@@ -154,7 +154,7 @@ def test_the_installer_imports_nothing_that_may_be_missing() -> None:
 
 @pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.name)
 def test_files_and_functions_stay_readable(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 310
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
     for node in ast.walk(tree(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (node.end_lineno or node.lineno) - node.lineno + 1

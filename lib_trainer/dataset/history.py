@@ -1,50 +1,49 @@
 """Edits of a set's files as transactions: all of one or none of it, undone and redone, across restarts.
 
-`<set>/.trainer/history.sqlite` is the journal. A transaction is written there with the bytes before and after, and
-marked as pending, before a file is touched; then the files are written, and the mark is taken away. Who finds a pending
-mark without its writer (which holds a lock of the operating system, so a killed process holds none) puts everything
-back. Files are compared with what is expected of them before anything is changed: what another program has written is a
-conflict, never overwritten.
+`<set>/.trainer/history.sqlite` is the journal. Files are first compared with what is expected of them: what another
+program has written is a conflict, and a transaction that is refused has written nothing. Then the transaction is put
+there with the bytes before and after, and marked as pending; then the files are written, with a record of how far that
+has come (`begun`), and the mark is taken away. Who finds a pending mark without its writer (which holds a lock of the
+operating system, so a killed process holds none) puts back what was begun, and nothing else.
+
+The journal also knows where tags come from: what each transaction says of them counts while it is not undone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import json
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-from lib_trainer.dataset.file_lock import FileLock
+from filelock import FileLock, Timeout
+
+from lib_trainer.dataset.begun import Begun, begun_steps, taken_back
 from lib_trainer.dataset.file_moves import (
     Change,
     ConflictError,
     Move,
+    Signature,
     Step,
     apply_steps,
+    checked,
     put_back,
     reverse,
 )
+from lib_trainer.dataset.journal import digest, forget, mark, open_journal, read_steps, store, write_steps
 from lib_trainer.errors import DatasetError
 
 HIDDEN = ".trainer"
-VERSION = 1
-TABLES = """
-CREATE TABLE content (hash BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE entry (id INTEGER PRIMARY KEY, label TEXT NOT NULL, time REAL NOT NULL, files INTEGER NOT NULL,
-                    undone INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE step (entry INTEGER NOT NULL, place INTEGER NOT NULL, path TEXT NOT NULL, target TEXT,
-                   before BLOB, after BLOB, PRIMARY KEY (entry, place)) WITHOUT ROWID;
-CREATE TABLE pending (entry INTEGER NOT NULL, direction TEXT NOT NULL);
-CREATE TABLE snapshot (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, time REAL NOT NULL);
-CREATE TABLE snapshot_file (snapshot INTEGER NOT NULL, path TEXT NOT NULL, hash BLOB,
-                            PRIMARY KEY (snapshot, path)) WITHOUT ROWID;
-CREATE TABLE revision (number INTEGER NOT NULL);
-INSERT INTO revision VALUES (0);
-"""
+WAIT_SECONDS = 60.0
+"""How long one editor waits for another. A batch edit of ten thousand captions takes a few seconds."""
+
+Origins: TypeAlias = Mapping[str, Mapping[str, str]]
+"""{path of a caption: {tag_key: where it comes from}}; of tags that are not there, why: see `origins`."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,10 @@ class History:
         self.path = self.folder / "history.sqlite"
         self.recovered = ""
         self._threads = threading.RLock()
-        self._lock = FileLock(self.folder / "lock")
+        self._lock = FileLock(self.folder / "lock", timeout=WAIT_SECONDS)
+        self._begun = self.folder / "begun"
         self._database: sqlite3.Connection | None = None
+        self._origins: tuple[int, dict[str, dict[str, str]]] = (-1, {})
         if self.path.exists():
             with self.writing():
                 pass  # puts back what a killed process has left
@@ -101,27 +102,49 @@ class History:
             rows = self._db().execute("SELECT id, label, time, files, undone FROM entry ORDER BY id").fetchall()
         return [Entry(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
 
-    def commit(self, label: str, steps: Sequence[Step]) -> Entry:
+    def commit(
+        self, label: str, steps: Sequence[Step], *, origins: Origins | None = None, onto: Entry | None = None
+    ) -> Entry:
         """Change the files. What was undone before can no longer be redone.
 
+        `origins`: what is to be known of the captions' tags. `onto`: an entry that these steps are to be a part of; it
+        grows where nothing has come after it, else there is a new one.
         Raises `ConflictError` where a file is not what a step expects, and `DatasetError` where the disk refuses; in
         both cases everything is as it was.
         """
         if not steps:
             raise DatasetError("Nothing would change: no transaction was made.")
         with self.writing() as database:
+            seen = checked(self.root, steps)
             with self._naming_trouble(), database:
-                cursor = database.execute(
-                    "INSERT INTO entry (label, time, files) VALUES (?, ?, ?)", (label, time.time(), len(steps))
-                )
-                number = int(cursor.lastrowid or 0)
-                self._write_steps(database, number, steps)
-                database.execute("INSERT INTO pending VALUES (?, 'do')", (number,))
-            self._carry_out(database, number, steps, undone=False)
+                number, first = self._place(database, label, onto)
+                database.execute("UPDATE entry SET files = files + ? WHERE id = ?", (len(steps), number))
+                write_steps(database, number, first, steps)
+                rows = [(path, number, first, json.dumps(tags)) for path, tags in (origins or {}).items() if tags]
+                database.executemany("INSERT INTO origin VALUES (?, ?, ?, ?)", rows)
+                token = mark(database, number, "do", first)
+            self._carry_out(database, number, token, steps, seen, undone=False)
             with self._naming_trouble(), database:
-                database.execute("DELETE FROM step WHERE entry IN (SELECT id FROM entry WHERE undone)")
+                for table in ("step", "origin"):
+                    database.execute(f"DELETE FROM {table} WHERE entry IN (SELECT id FROM entry WHERE undone)")
                 database.execute("DELETE FROM entry WHERE undone")
-        return next(entry for entry in self.entries() if entry.id == number)
+        return self.entry(number)
+
+    def _place(self, database: sqlite3.Connection, label: str, onto: Entry | None) -> tuple[int, int]:
+        """The entry that new steps belong to, and the place of the first of them."""
+        last = database.execute("SELECT id, files FROM entry ORDER BY id DESC LIMIT 1").fetchone()
+        if onto is not None and last is not None and last[0] == onto.id and not self.entry(onto.id).undone:
+            place = database.execute("SELECT max(place) FROM step WHERE entry = ?", (onto.id,)).fetchone()[0]
+            return onto.id, 0 if place is None else place + 1
+        cursor = database.execute("INSERT INTO entry (label, time, files) VALUES (?, ?, 0)", (label, time.time()))
+        return int(cursor.lastrowid or 0), 0
+
+    def entry(self, number: int) -> Entry:
+        """One transaction. Raises `DatasetError` where it is not, or no longer, there."""
+        found = next((entry for entry in self.entries() if entry.id == number), None)
+        if found is None:
+            raise DatasetError("This edit is not in the history any more.")
+        return found
 
     def undo(self, leaving: Collection[str] = ()) -> Entry:
         """Take back the last transaction. Raises as `commit` does, and `DatasetError` where there is none.
@@ -137,7 +160,21 @@ class History:
     def steps(self, number: int) -> list[Step]:
         """What a transaction changed."""
         with self._threads, self._naming_trouble():
-            return self._read_steps(self._db(), number)
+            return read_steps(self._db(), number)
+
+    def origins(self) -> dict[str, dict[str, str]]:
+        """{caption: {tag_key: the last that was said of it}}: 'model-name score' of a tag that a tagger has written,
+        'hand', or 'removed' of one that a person has taken away; '' where a tagger has done so. Not to be changed."""
+        if not self.path.exists():
+            return {}
+        with self._threads, self._naming_trouble():
+            if self._origins[0] != self.revision:
+                query = "SELECT path, tags FROM origin JOIN entry ON id = entry WHERE NOT undone ORDER BY entry, place"
+                found: dict[str, dict[str, str]] = {}
+                for path, tags in self._db().execute(query):
+                    found.setdefault(path, {}).update(json.loads(tags))
+                self._origins = self.revision, found
+            return self._origins[1]
 
     def take_snapshot(self, name: str, files: Mapping[str, bytes | None]) -> None:
         """Keep the captions' contents under a name. None stands for a picture without a caption file."""
@@ -148,9 +185,9 @@ class History:
             raise DatasetError(f"There is a snapshot called '{name}' already: choose another name.")
         with self.writing() as database, self._naming_trouble(), database:
             cursor = database.execute("INSERT INTO snapshot (name, time) VALUES (?, ?)", (name, time.time()))
-            hashed = {path: None if data is None else _hash(data) for path, data in files.items()}
-            _store(database, (data for data in files.values() if data is not None))
-            rows = [(cursor.lastrowid, path, digest) for path, digest in hashed.items()]
+            hashed = {path: None if data is None else digest(data) for path, data in files.items()}
+            store(database, (data for data in files.values() if data is not None))
+            rows = [(cursor.lastrowid, path, key) for path, key in hashed.items()]
             database.executemany("INSERT INTO snapshot_file VALUES (?, ?, ?)", rows)
 
     def snapshots(self) -> list[Snapshot]:
@@ -183,9 +220,20 @@ class History:
         """Hold the set against other editors; what a killed one has left behind is put back first."""
         with self._threads, self._naming_trouble():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._lock:
+            with self._locked():
                 self.recovered = self._recover(self._db()) or self.recovered
                 yield self._db()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise DatasetError(f"Another program is changing '{self.root}': try again later.") from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _turn(self, query: str, word: str, leaving: Collection[str] = ()) -> Entry:
         if not self.path.exists():
@@ -194,21 +242,36 @@ class History:
             number = database.execute(query).fetchone()[0]
             if number is None:
                 raise DatasetError(f"There is nothing to {word}.")
-            left = [step for step in self._read_steps(database, number) if step.path in leaving]
+            everything = read_steps(database, number)
+            steps = [step for step in everything if step.path not in leaving]
+            turned = reverse(steps) if word == "undo" else steps
+            seen = checked(self.root, turned)
             with database:
-                database.executemany(
-                    "DELETE FROM step WHERE entry = ? AND path = ?", [(number, step.path) for step in left]
-                )
+                left = [(number, step.path) for step in everything if step.path in leaving]
+                database.executemany("DELETE FROM step WHERE entry = ? AND path = ?", left)
+                database.executemany("DELETE FROM origin WHERE entry = ? AND path = ?", left)
                 database.execute("UPDATE entry SET files = files - ? WHERE id = ?", (len(left), number))
-                database.execute("INSERT INTO pending VALUES (?, ?)", (number, word))
-            steps = self._read_steps(database, number)
-            self._carry_out(database, number, reverse(steps) if word == "undo" else steps, undone=word == "undo")
-        return next(entry for entry in self.entries() if entry.id == number)
+                token = mark(database, number, word)
+            self._carry_out(database, number, token, turned, seen, undone=word == "undo")
+        return self.entry(number)
 
-    def _carry_out(self, database: sqlite3.Connection, number: int, steps: Sequence[Step], *, undone: bool) -> None:
-        """Change the files and take the pending mark away; or put everything back, mark and all."""
+    def _carry_out(
+        self,
+        database: sqlite3.Connection,
+        number: int,
+        token: str,
+        steps: Sequence[Step],
+        seen: Sequence[Signature],
+        *,
+        undone: bool,
+    ) -> None:
+        """Change the files and take the pending mark away; or put back what was begun, mark and all."""
         try:
-            apply_steps(self.root, steps)
+            record = Begun(self._begun, token)
+            try:
+                apply_steps(self.root, steps, seen, record.one_more)
+            finally:
+                record.close()
             with database:
                 database.execute("UPDATE entry SET undone = ? WHERE id = ?", (undone, number))
                 database.execute("DELETE FROM pending")
@@ -218,16 +281,18 @@ class History:
             raise
 
     def _recover(self, database: sqlite3.Connection) -> str:
-        """Put back what is pending, and say so in a sentence."""
+        """Put back what is pending as far as it was begun, and say so in a sentence."""
         said = ""
-        for number, direction in database.execute("SELECT entry, direction FROM pending").fetchall():
-            steps = self._read_steps(database, number)
-            foreign = put_back(self.root, reverse(steps) if direction == "undo" else steps)
+        for number, direction, first, token in database.execute("SELECT * FROM pending").fetchall():
+            steps = read_steps(database, number, first)
+            ordered = reverse(steps) if direction == "undo" else steps
+            begun = begun_steps(self._begun, token, len(steps)) if token else len(steps)  # an older version kept none
+            kept = (lambda count: taken_back(self._begun, count)) if token else (lambda count: None)
+            foreign = put_back(self.root, ordered[:begun], kept)
             label = database.execute("SELECT label FROM entry WHERE id = ?", (number,)).fetchone()[0]
             with database:
                 if direction == "do":
-                    database.execute("DELETE FROM step WHERE entry = ?", (number,))
-                    database.execute("DELETE FROM entry WHERE id = ?", (number,))
+                    forget(database, number, first)
                 database.execute("DELETE FROM pending")
                 database.execute("UPDATE revision SET number = number + 1")
             said = f"'{label}' was cut short and has been taken back."
@@ -236,37 +301,9 @@ class History:
                 said += ", ".join(foreign[:3]) + "."
         return said
 
-    def _write_steps(self, database: sqlite3.Connection, number: int, steps: Sequence[Step]) -> None:
-        contents = (data for step in steps if isinstance(step, Change) for data in (step.before, step.after))
-        _store(database, (data for data in contents if data is not None))
-        rows = [(number, place, *_row(step)) for place, step in enumerate(steps)]
-        database.executemany("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?)", rows)
-
-    def _read_steps(self, database: sqlite3.Connection, number: int) -> list[Step]:
-        query = (
-            "SELECT path, target, b.data, a.data FROM step LEFT JOIN content b ON b.hash = before "
-            "LEFT JOIN content a ON a.hash = after WHERE entry = ? ORDER BY place"
-        )
-        rows = database.execute(query, (number,)).fetchall()
-        return [
-            Change(path, before, after) if target is None else Move(path, target)
-            for path, target, before, after in rows
-        ]
-
     def _db(self) -> sqlite3.Connection:
         if self._database is None:
-            database = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
-            try:
-                database.execute("PRAGMA synchronous = FULL")
-                version = database.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    database.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-                elif version > VERSION:
-                    raise DatasetError(f"'{self.path}' was written by a newer version of the trainer: update this one.")
-            except BaseException:
-                database.close()
-                raise
-            self._database = database
+            self._database = open_journal(self.path)
         return self._database
 
     @contextlib.contextmanager
@@ -282,21 +319,6 @@ class History:
                 f"The files of '{self.root}' cannot be changed ({error.strerror or error}): free some space or check "
                 "the permissions; nothing has been changed."
             ) from error
-
-
-def _hash(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _store(database: sqlite3.Connection, contents: Iterable[bytes]) -> None:
-    database.executemany("INSERT OR IGNORE INTO content VALUES (?, ?)", ((_hash(data), data) for data in contents))
-
-
-def _row(step: Step) -> tuple[str, str | None, bytes | None, bytes | None]:
-    if isinstance(step, Move):
-        return step.path, step.target, None, None
-    hashes = [None if data is None else _hash(data) for data in (step.before, step.after)]
-    return step.path, None, hashes[0], hashes[1]
 
 
 __all__ = ["Change", "ConflictError", "Entry", "History", "Move", "Snapshot", "Step"]
