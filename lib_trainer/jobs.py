@@ -40,7 +40,7 @@ class JobRunner:
             if self.running:
                 raise ConfigError("A training run is already under way: wait for it or stop it first.")
             plan = prepare(job, self.host)
-            self._monitor = Monitor(job.output.name)
+            self._monitor = Monitor(plan.job.output.name)
             self._control = ev.Control()
             listeners: list[ev.Listener] = [self._monitor] if listener is None else [self._monitor, listener]
             self._thread = threading.Thread(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -32,7 +33,7 @@ JOB = from_values({"output.name": "cat", "dataset.folder": "/pictures"})
 
 def runner(body: Body, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> JobRunner:
     """A runner whose runs are `body`."""
-    monkeypatch.setattr(jobs, "prepare", lambda job, host: None)
+    monkeypatch.setattr(jobs, "prepare", lambda job, host: SimpleNamespace(job=job))
 
     def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
         body(control, emit)

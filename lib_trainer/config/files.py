@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def from_mapping(data: Mapping[str, Any], source: str = "the job") -> JobConfig:
     for step in range(version, CURRENT_VERSION):
         plain = MIGRATIONS[step](plain)
     plain["version"] = CURRENT_VERSION
+    _compose_names(plain)
     for path, value in ((path, _lookup(plain, path)) for path in field_specs()):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path} = {value} in {source} is not allowed: it must be {field_specs()[path].allowed}.")
@@ -80,6 +82,14 @@ def from_mapping(data: Mapping[str, Any], source: str = "the job") -> JobConfig:
         return msgspec.convert(plain, JobConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(_sentence(str(error), plain, source)) from error
+
+
+def _compose_names(data: dict[str, Any]) -> None:
+    """One form of Unicode for names of files: macOS hands out letters and their marks apart, which look the same."""
+    for section, name in (("output", "name"), ("embedding", "names")):
+        table = data.get(section)
+        if isinstance(table, Mapping) and isinstance(table.get(name), str):
+            data[section] = {**table, name: unicodedata.normalize("NFC", table[name])}
 
 
 def _sentence(message: str, data: Mapping[str, Any], source: str) -> str:

@@ -210,9 +210,18 @@ class OutputConfig(Section):
         option(
             "Name of the result",
             "The file's name, by which prompts call it: <lora:name:1>, <hypernet:name:1>, or an embedding's name "
-            "alone. An existing file is kept.",
+            "alone.",
         ),
     ] = ""
+    existing: Annotated[
+        Literal["refuse", "number", "replace"],
+        option(
+            "If the name is taken",
+            "Refuse before the run, take the next free name (name-2), or replace: when the new file is written, the "
+            "old one and those of its steps go into the folder .trainer-trash beside it.",
+            names={"refuse": "refuse", "number": "take the next free name", "replace": "replace, keep in the trash"},
+        ),
+    ] = "refuse"
     folder: Annotated[str, option("Output folder", "Empty: the host's own folder for such files.", advanced=True)] = ""
     save_every: Annotated[
         int,

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
 from lib_trainer.errors import ConfigError
+from lib_trainer.files import plain
 from lib_trainer.ports import Host
 from lib_trainer.training.kinds import TRAINING_KINDS
+from lib_trainer.training.names import check_name
 from lib_trainer.training.optimizers import check_optimizer
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.prior import check_prior
-from lib_trainer.training.words import word_names, word_path
+from lib_trainer.training.words import names_field, word_names, word_path
 
 UNET_STRIDE = 64
 """Pixels per cell of the UNet's coarsest level: the VAE's 8 times three halvings."""
-FORBIDDEN_IN_NAMES = '<>:"/\\|?*'
-"""What file systems forbid, and what would end `<lora:name:1>` early."""
-
-
-LONGEST_NAME = 200
-"""In bytes of UTF-8: file systems take 255, of which a step's number and a temporary file's ending need some."""
 
 
 def check_job(job: JobConfig, host: Host) -> None:
     """Raise `ConfigError` for fields that contradict each other, the host or its device."""
-    check_name(job.output.name)
+    check_names(job)
     for field in ("width", "height"):
         size = getattr(job.dataset, field)
         if size % UNET_STRIDE:
@@ -46,35 +43,31 @@ def check_job(job: JobConfig, host: Host) -> None:
         )
 
 
-def check_name(name: str) -> None:
-    """Raise `ConfigError` unless `name` is a plain file name that a prompt can hold."""
-    if not name.strip():
-        raise ConfigError("output.name is empty: give the result a name.")
-    bad = sorted({character for character in name if character in FORBIDDEN_IN_NAMES or not character.isprintable()})
-    if bad:
-        shown = " ".join(repr(character)[1:-1] for character in bad)
-        raise ConfigError(
-            f"output.name = {name!r} contains {shown}: take letters, digits, '-' and '_'; the folder has its own field."
-        )
-    if len(name.encode("utf-8", errors="surrogatepass")) > LONGEST_NAME:
-        raise ConfigError(f"output.name is longer than a file's name may be ({LONGEST_NAME} bytes): shorten it.")
-    if name != name.strip() or name.startswith(".") or name.endswith("."):
-        raise ConfigError(f"output.name = {name!r} begins or ends with a dot or a space: remove it.")
+def check_names(job: JobConfig) -> None:
+    """Raise `ConfigError` for a result whose name is no file name on every system, or for two that are one."""
+    check_name("output.name", job.output.name)
+    seen: dict[str, str] = {}
+    for name in word_names(job):
+        check_name(names_field(job), name)
+        other = seen.setdefault(plain(name), name)
+        if other is not name:
+            same = "twice" if other == name else f"as {other!r} and {name!r}, which many systems take for the same file"
+            raise ConfigError(f"embedding.names has a name {same}: give each its own.")
 
 
 def output_path(job: JobConfig, host: Host) -> Path:
-    """Where the result goes. Raises `ConfigError` if that file or a step of it exists, or the folder cannot be one."""
+    """Where the result goes. Raises `ConfigError` for a folder that cannot be one."""
     kind = TRAINING_KINDS[job.network.kind]
     folder = Path(job.output.folder).expanduser() if job.output.folder else kind.folder(host)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output.folder = {str(folder)!r} is a file: choose a folder.")
-    path = folder / f"{job.output.name}{kind.ending(job)}"
-    names = word_names(job) if job.network.kind == "embedding" else []
-    paths = [path, *(word_path(path, name, job) for name in names)]
-    taken = next((found for one in paths if (found := one if one.exists() else _existing_step(one))), None)
-    if taken is not None:
-        raise ConfigError(f"output.name = {job.output.name!r}: {taken} exists already: choose another name or move it.")
-    return path
+    shown = str(folder) if len(str(folder)) < 200 else str(folder)[:200] + "…"
+    if "\0" in str(folder) or any(len(os.fsencode(part)) > 255 for part in folder.parts):
+        raise ConfigError(f"output.folder = {shown!r} is no path: choose a folder.")
+    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise ConfigError(f"output.folder = {shown!r} is a file: choose a folder.")
+    if not os.access(nearest, os.W_OK):
+        raise ConfigError(f"output.folder = {shown!r} cannot be written to: choose another folder.")
+    return folder / f"{job.output.name}{kind.ending(job)}"
 
 
 def result_path(path: Path, job: JobConfig) -> Path:
@@ -85,13 +78,3 @@ def result_path(path: Path, job: JobConfig) -> Path:
 def step_path(path: Path, step: int) -> Path:
     """The file of an intermediate step, beside the final one."""
     return path.with_name(f"{path.stem}-step{step:08d}{path.suffix}")
-
-
-def _existing_step(path: Path) -> Path | None:
-    prefix, length = f"{path.stem}-step", len(step_path(path, 0).name)
-    if not path.parent.is_dir():
-        return None
-    for other in sorted(path.parent.iterdir()):
-        if other.name.startswith(prefix) and len(other.name) == length and other.suffix == path.suffix:
-            return other
-    return None

@@ -8,15 +8,17 @@ from lib_trainer.config import JobConfig
 from lib_trainer.errors import ConfigError, ModelError
 from lib_trainer.networks.blocks import parse_blocks
 from lib_trainer.networks.formats.checkpoint_file import read_shapes
-from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
+from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.ports import Host
 from lib_trainer.training.recipes.hypernetwork import parse_sizes, parse_structure
-from lib_trainer.training.words import caption_maker, initial_texts, word_names
+from lib_trainer.training.words import caption_maker, initial_texts, names_field, word_names
 
 MAX_VECTORS = 75
 CONTINUE = "network.continue_from"
+BRACKETS = "()[]\\"
+"""Signs of the WebUI's prompts (modules/prompt_parser.py)."""
 
 
 def check_adapters(job: JobConfig, host: Host) -> None:
@@ -66,26 +68,27 @@ def kind_of(file: LoraFile) -> str:
 
 def check_words(job: JobConfig, host: Host) -> None:
     """Names, vectors, initial texts and the template of embeddings."""
-    names, texts = word_names(job), initial_texts(job)
+    names, texts, field = word_names(job), initial_texts(job), names_field(job)
     if job.embedding.learning_rate == 0:
         raise ConfigError("embedding.learning_rate = 0, so nothing would be learned: the guides' start is 5e-3.")
-    if len(set(names)) < len(names):
-        raise ConfigError("embedding.names has a name twice: give each its own.")
     for name in names:
         count = host.token_count(name)
         if count == 1:
             raise ConfigError(
-                f"embedding.names: {name!r} is a word of the model's vocabulary and would change its meaning in every "
+                f"{field} = {name!r} is a word of the model's vocabulary and would change its meaning in every "
                 "prompt: choose one that is not, as in 'zrk-style'."
             )
         if not (name[0].isalnum() and name[-1].isalnum()):
             raise ConfigError(
-                f"embedding.names: {name!r} begins or ends with a sign, which would melt together with those beside it "
+                f"{field} = {name!r} begins or ends with a sign, which would melt together with those beside it "
                 "in a prompt: let it begin and end with letters or digits."
             )
-        taken = existing_embedding(host.embedding_folder(), name)
-        if taken is not None:
-            raise ConfigError(f"embedding.names: {name!r} exists already ({taken}): choose another name or move it.")
+        brackets = sorted(set(name) & set(BRACKETS))
+        if brackets:
+            raise ConfigError(
+                f"{field} = {name!r} has {' '.join(brackets)}, which a prompt reads as emphasis and not as a part of "
+                "the name: leave it out."
+            )
     for name, text in zip(names, texts, strict=True):
         count = host.token_count(text) if text else 0
         if count > job.embedding.vectors and not job.network.continue_from:
@@ -94,14 +97,6 @@ def check_words(job: JobConfig, host: Host) -> None:
                 "shorten it or raise embedding.vectors."
             )
     caption_maker(job, host)
-
-
-def existing_embedding(folder: Path, name: str) -> Path | None:
-    """The file by which a prompt would find that name already."""
-    if not folder.is_dir():
-        return None
-    known = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS)
-    return next((path for path in known if path.stem.lower() == name.lower()), None)
 
 
 def check_embedding(job: JobConfig, host: Host) -> None:
@@ -119,7 +114,9 @@ def check_pivotal(job: JobConfig, host: Host) -> None:
     check_words(job, host)
     dotted = next((name for name in word_names(job) if "." in name), None)
     if dotted is not None:
-        raise ConfigError(f"embedding.names: {dotted!r} has a dot, which ends a name inside a LoRA file: leave it out.")
+        raise ConfigError(
+            f"{names_field(job)} = {dotted!r} has a dot, which ends a name inside a LoRA file: leave it out."
+        )
     if job.network.continue_from:
         path = Path(job.network.continue_from).expanduser()
         found = read_lora(path).embeddings()
@@ -157,9 +154,6 @@ def check_checkpoint(job: JobConfig, host: Host) -> None:
         raise ConfigError(
             "finetune.unet_lr and finetune.text_encoder_lr are both 0, so nothing would be trained: set at least one."
         )
-    path = difference_path(job, host)
-    if path is not None and path.exists():
-        raise ConfigError(f"output.name = {job.output.name!r}: {path} exists already: choose another name or move it.")
     if job.network.continue_from:
         names = read_shapes(Path(job.network.continue_from).expanduser())
         if any(name.startswith(("conditioner.", "cond_stage_model.model.")) for name in names):

@@ -30,6 +30,7 @@ from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.precision import autocast, resolve_precision
 from lib_trainer.training.prior import before_samples, class_samples, wants_class_pictures
 from lib_trainer.training.recipes import Recipe, parameters
+from lib_trainer.training.results import check_replaced, discard, is_of_step, settle
 from lib_trainer.training.session import Session
 from lib_trainer.training.words import CaptionMaker, caption_maker, word_names
 
@@ -47,12 +48,16 @@ class Plan:
     before: tuple[Sample, ...] = ()
     warnings: tuple[str, ...] = ()
     """Sentences on what may go wrong, told when the run starts: a reckoning is no refusal."""
+    replaced: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def prepare(job: JobConfig, host: Host) -> Plan:
     """Check a job against its host and read its folder of pictures. Raises a `TrainerError`; touches no model."""
     check_job(job, host)
     host.check()
+    settled = settle(job, host)
+    job = settled.job
     TRAINING_KINDS[job.network.kind].check(job, host)  # may ask the host for tokens and sizes of its model
     output = output_path(job, host)
     data = job.dataset
@@ -61,7 +66,8 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     scan = scan_folder(Path(data.folder).expanduser(), trigger_word=trigger, repeats=data.repeats)
     before = before_samples(job, scan) if job.network.kind == "difference" else []
     warning = memory_warning(job, host)
-    return Plan(job, scan, output, captions, tuple(before), (warning,) if warning else ())
+    warnings, notes = ((one,) if one else () for one in (warning, settled.note))
+    return Plan(job, scan, output, captions, tuple(before), warnings, settled.replaced, notes)
 
 
 def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
@@ -90,6 +96,7 @@ class Run:
         self.host, self.model, self.lease, self.control, self.emit = host, model, lease, control, emit
         self.dtype = resolve_precision(self.job.training.precision, model.device)
         self.step = self.epoch = 0
+        self.replaced = list(plan.replaced)
         self.cover: Image.Image | None = None
         self.last_saved: tuple[int, Path] | None = None
         self.recipe: Recipe
@@ -98,6 +105,7 @@ class Run:
     def execute(self) -> ev.Finished:
         """Prepare, train, save. Whatever is raised, the model is its host's again and the weights so far are kept."""
         try:
+            check_replaced(self.plan.replaced, self.model)
             samples = [*self.plan.scan.samples, *self.plan.before, *self._class_pictures()]
             self.recipe = TRAINING_KINDS[self.job.network.kind].make(self.job, self.host, self.model)
             state = TrainingState(self.dtype, self.job.training.gradient_checkpointing, self.recipe.trains_text_encoder)
@@ -144,7 +152,7 @@ class Run:
     def _encode_pictures(self, samples: Sequence[Sample]) -> Encoded:
         for skipped in self.plan.scan.skipped:
             self.emit(ev.Message(f"Skipped {skipped.path}: {skipped.reason}", "warning"))
-        for note in self.plan.scan.notes:
+        for note in (*self.plan.notes, *self.plan.scan.notes):
             self.emit(ev.Message(note))
         data = self.job.dataset
         store: LatentStore = DiskStore(self.host.cache_folder()) if data.cache == "disk" else MemoryStore()
@@ -251,10 +259,17 @@ class Run:
 
     def _save(self, path: Path, *, final: bool) -> None:
         facts = run_metadata(self.facts, step=self.step, epoch=self.epoch, cover=self.cover)
-        self.recipe.save(path, facts, overwrite=False)
+        self._write(path, facts, final=final)
         result = result_path(path, self.job)
         self.last_saved = (self.step, result)
         self.emit(ev.Saved(self.step, result, final))
+
+    def _write(self, path: Path, facts: dict[str, str], *, final: bool) -> None:
+        """What is to be replaced is moved away when its successor is there, and not before."""
+        due = [old for old in self.replaced if final or is_of_step(old, self.step)]
+        discard(due)
+        self.replaced = [old for old in self.replaced if old not in due]
+        self.recipe.save(path, facts, overwrite=False)
 
     def _keep(self) -> Path | None:
         """After a failure: the file with the newest good weights, written now if there is none of this step.
@@ -269,7 +284,7 @@ class Run:
         try:
             path = step_path(self.output, self.step)
             facts = run_metadata(self.facts, step=self.step, epoch=self.epoch, cover=self.cover)
-            self.recipe.save(path, facts, overwrite=False)
+            self._write(path, facts, final=False)
         except Exception:
             logger.warning("The weights of step %d could not be kept", self.step, exc_info=True)
             return written

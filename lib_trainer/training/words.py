@@ -25,6 +25,11 @@ def word_names(job: JobConfig) -> list[str]:
     return [name.strip() for name in job.embedding.names.split(",") if name.strip()] or [job.output.name]
 
 
+def names_field(job: JobConfig) -> str:
+    """The option that names a job's embeddings."""
+    return "embedding.names" if job.embedding.names.strip() else "output.name"
+
+
 def initial_texts(job: JobConfig) -> list[str]:
     """The text that each embedding starts from; empty: random vectors. Raises `ConfigError` for too many."""
     names, text = word_names(job), job.embedding.initial_text

@@ -14,7 +14,6 @@ from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.jobs import JobRunner
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.training import loop, precision
-from lib_trainer.training.checks import check_name
 from tests.support import make_job
 from tests.training.watched import PATIENCE, Watched, at_step, one_sentence
 
@@ -68,44 +67,6 @@ def test_a_second_run_is_refused(watched: Watched, pictures: Path) -> None:
     may_go.set()
     view = watched.runner.wait(PATIENCE)
     assert view is not None and view.state == "finished"
-
-
-BAD_NAMES = [
-    "",
-    "  ",
-    "a/b",
-    "a\\b",
-    "..",
-    "../x",
-    ".hidden",
-    "a:b",
-    "a<b",
-    "a>b",
-    "a|b",
-    'a"b',
-    "a?",
-    "a*",
-    "a\n",
-    "a\0",
-    "end.",
-    " a",
-    "a ",
-    "x" * 300,
-    "ü" * 130,
-]
-
-
-def test_names_that_are_no_file_names(watched: Watched, pictures: Path) -> None:
-    for name in BAD_NAMES:
-        assert "output.name" in refused(watched, pictures, ConfigError, output__name=name), name
-
-
-@pytest.mark.parametrize("name", ["saber (fate) 日本語", "x" * 200])
-def test_names_that_are(watched: Watched, pictures: Path, name: str) -> None:
-    view = watched.run(pictures, output__name=name, training__max_steps=2, output__save_every=1)
-    assert view.state == "finished" and len(watched.files) == 2
-    for also in ("learned_v2", "a.b-c", "1", "ünïcode"):
-        check_name(also)
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [

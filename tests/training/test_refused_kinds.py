@@ -50,7 +50,7 @@ FIELDS: list[tuple[dict[str, Any], type[TrainerError], str]] = [
     (
         {"network__kind": "pivotal", "embedding__names": "zrk.x"},
         ConfigError,
-        "'zrk.x' has a dot, which ends a name inside a LoRA file",
+        "embedding.names = 'zrk.x' has a dot, which ends a name inside a LoRA file",
     ),
 ]
 
@@ -60,13 +60,6 @@ def test_fields_that_cannot_be(
     watched: Watched, pictures: Path, changes: dict[str, Any], kind: type[TrainerError], said: str
 ) -> None:
     assert said in refused(watched, pictures, kind, **changes)
-
-
-def test_an_embedding_of_that_name_exists(watched: Watched, pictures: Path) -> None:
-    folder = watched.host.embedding_folder() / "deeper"
-    folder.mkdir(parents=True)
-    torch.save({}, folder / "Zrk-New.pt")
-    assert "'zrk-new' exists already" in refused(watched, pictures, ConfigError, **EMBEDDING)
 
 
 def test_a_template_without_the_name_teaches_nothing(watched: Watched, pictures: Path, tmp_path: Path) -> None:

@@ -30,14 +30,14 @@ LARGEST = 64 << 20
 """Bytes of JSON: 75 vectors of 2048 numbers take 4 MB."""
 
 
-def read_picture(path: Path) -> dict[str, Any] | None:
+def read_picture(path: Path, *, pixels: bool = True) -> dict[str, Any] | None:
     """What a picture carries; None for one that carries nothing. Raises `ModelError` where it cannot be opened."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on unusual pictures
             with Image.open(path) as picture:
                 text = getattr(picture, "text", {}).get(TEXT)
-                data = _decoded(base64.b64decode(text)) if text else _from_pixels(picture)
+                data = _decoded(base64.b64decode(text)) if text else _from_pixels(picture) if pixels else None
     except FileNotFoundError:
         raise ModelError(f"There is no file {path}: check the name.") from None
     except Exception as error:  # Pillow raises whatever its decoders do
@@ -46,13 +46,13 @@ def read_picture(path: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def carried_name(path: Path) -> str | None:
+def carried_name(path: Path, *, pixels: bool) -> str | None:
     """The name by which a prompt finds the embedding in a picture; None where there is none.
 
-    Pixels are looked at only where the file's own name might be it: a preview is large, and there may be hundreds.
+    A picture's text is read at once; its `pixels` are many, and there may be hundreds of previews in a folder.
     """
     try:
-        data = read_picture(path)
+        data = read_picture(path, pixels=pixels)
     except ModelError:
         return None
     return None if data is None else str(data.get("name", path.stem))

@@ -1,0 +1,165 @@
+"""The files that a job will write, what of them is there already, and what is done then (`output.existing`)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from lib_trainer.config import JobConfig
+from lib_trainer.errors import ConfigError, SaveError
+from lib_trainer.files import plain, to_trash
+from lib_trainer.networks.formats.embedding_file import ENDINGS
+from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
+from lib_trainer.ports import Host, LoadedModel
+from lib_trainer.training.checks import output_path, step_path
+from lib_trainer.training.kind_checks import difference_path
+from lib_trainer.training.names import numbered
+from lib_trainer.training.words import names_field, word_names, word_path
+
+MOST = 10_000
+"""Numbers that are tried for a free name."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A job with names that it may write. `replaced` files go to the trash when their successors are written."""
+
+    job: JobConfig
+    replaced: tuple[Path, ...] = ()
+    note: str = ""
+
+
+def settle(job: JobConfig, host: Host) -> Settled:
+    """Raise `ConfigError` for a name that is taken, or do what `output.existing` says of it. Touches no file."""
+    taken = taken_files(job, host)
+    if not taken:
+        return Settled(job)
+    if job.output.existing == "number":
+        free = with_next_free_name(job, host)
+        note = f"{taken[0]} exists already: this run writes {free.output.name!r}."
+        return Settled(free, note=note)
+    elsewhere = next((path for path in taken if not _written_here(path, job, host)), None)
+    if job.output.existing == "replace" and elsewhere is None:
+        return Settled(job, tuple(taken))
+    path = elsewhere or taken[0]
+    field, name = ("output.name", job.output.name) if elsewhere is None else (names_field(job), elsewhere.stem)
+    raise ConfigError(
+        f"{field} = {name!r}: {path} exists already: choose another name (free is "
+        f"{next_free_name(job, host)!r}), or let output.existing number or replace."
+    )
+
+
+def result_files(job: JobConfig, host: Host) -> list[Path]:
+    """Every file that a finished run of this job leaves; a checkpoint's .yaml too, which some have."""
+    path = output_path(job, host)
+    if job.network.kind == "embedding":
+        return [word_path(path, name, job) for name in word_names(job)]
+    if job.network.kind != "checkpoint":
+        return [path]
+    difference = difference_path(job, host)
+    return [path, path.with_suffix(".yaml"), *([] if difference is None else [difference])]
+
+
+def taken_files(job: JobConfig, host: Host) -> list[Path]:
+    """What is there under these names, or under the names of intermediate steps, in any case of letters.
+
+    Also embeddings anywhere in the host's folder that a prompt would find by the name of one that is to be learned.
+    """
+    found = [there for path in result_files(job, host) for there in _alike(path)]
+    words = (existing_embedding(host.embedding_folder(), name) for name in word_names(job))
+    found += [path for path in words if path is not None]
+    return list(dict.fromkeys(found))
+
+
+def next_free_name(job: JobConfig, host: Host) -> str:
+    """The name with the lowest number under which nothing that this job writes exists."""
+    return with_next_free_name(job, host).output.name
+
+
+def with_next_free_name(job: JobConfig, host: Host) -> JobConfig:
+    """The job under the next free name. The words of embeddings get the number too, except those of a LoRA's file.
+
+    Raises `ConfigError` where none of many numbers is free.
+    """
+    for number in range(2, MOST):
+        numbered_job = _numbered(job, number)
+        if not taken_files(numbered_job, host):
+            return numbered_job
+    raise ConfigError(f"output.name = {job.output.name!r}: every number behind it is taken: choose another name.")
+
+
+def discard(paths: Iterable[Path]) -> None:
+    """Move what is to be replaced into the trash folder beside it. Raises `SaveError`; then all is where it was."""
+    paths = [path for path in paths if os.path.lexists(path)]
+    if not paths:
+        return
+    try:
+        to_trash(paths)
+    except OSError as error:
+        raise SaveError(
+            f"{paths[0]} could not be moved to the trash ({error.strerror or error}): close what holds it open, or "
+            "choose another name; it is untouched."
+        ) from error
+
+
+def is_of_step(path: Path, step: int) -> bool:
+    """Whether a file is the one of an intermediate step."""
+    return path.stem.endswith(f"-step{step:08d}")
+
+
+def check_replaced(replaced: Iterable[Path], model: LoadedModel) -> None:
+    """Raise `ConfigError` if the checkpoint that is loaded would be moved away under the run."""
+    loaded = None if model.file is None else os.path.realpath(model.file)
+    for path in replaced:
+        if loaded is not None and os.path.realpath(path) == loaded:
+            raise ConfigError(f"output.name: {path} is the checkpoint that is being trained: choose another name.")
+
+
+def existing_embedding(folder: Path, name: str) -> Path | None:
+    """The file by which a prompt would find that name already. A picture is one only where it carries an embedding."""
+    if not folder.is_dir():
+        return None
+    wanted = plain(name)
+    for path in sorted(folder.rglob("*")):
+        ending = path.suffix.lower()
+        if ending in ENDINGS and plain(path.stem) == wanted and path.is_file():
+            return path
+        if ending in PICTURES and not path.stem.lower().endswith(".preview"):
+            carried = carried_name(path, pixels=plain(path.stem) == wanted)
+            if carried is not None and plain(carried) == wanted:
+                return path
+    return None
+
+
+def _numbered(job: JobConfig, number: int) -> JobConfig:
+    names = job.embedding.names
+    if job.network.kind == "pivotal" and job.network.continue_from:
+        names = ", ".join(word_names(job))  # the file that is gone on from knows its words by these
+    elif names.strip():
+        names = ", ".join(numbered(name, number) for name in word_names(job))
+    return msgspec.structs.replace(
+        job,
+        output=msgspec.structs.replace(job.output, name=numbered(job.output.name, number)),
+        embedding=msgspec.structs.replace(job.embedding, names=names),
+    )
+
+
+def _alike(path: Path) -> list[Path]:
+    """The file itself and those of its steps, as file systems compare names that fold case and composition."""
+    step = re.escape(plain(step_path(path, 0).name)).replace("0" * 8, r"\d{8}")
+    pattern = re.compile(f"(?:{re.escape(plain(path.name))}|{step})")
+    try:
+        names = sorted(os.listdir(path.parent))
+    except OSError:
+        return []
+    return [path.parent / name for name in names if pattern.fullmatch(plain(name))]
+
+
+def _written_here(path: Path, job: JobConfig, host: Host) -> bool:
+    """Whether a file is one of this job's own results; others are never moved."""
+    return path.is_file() and any(path in _alike(one) for one in result_files(job, host))
