@@ -29,7 +29,6 @@ from lib_trainer.dataset.history import HAND, HIDDEN, REMOVED, History
 from lib_trainer.errors import TaggerError
 from lib_trainer.tagging.database import SCHEMA, VERSION, content_of, sentence
 from lib_trainer.tagging.labels import Labels
-from lib_trainer.tagging.pictures import caption_path
 from lib_trainer.tagging.table import Rows, ScoreTable
 
 FOLDER, FILE = HIDDEN, "scores.sqlite"
@@ -232,6 +231,8 @@ class ScoreStore:
 
         A tag of the caption that is not in here stands there by hand, or came with the data set.
         """
+        from lib_trainer.tagging.pictures import caption_path  # knows picture files, which a plain question need not
+
         said = self.said_of([path], {path: caption_path(path)})
         return {with_spaces(tag): origin for tag, origin in origins_of(said.get(self.key(path), {})).items()}
 
