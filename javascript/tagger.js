@@ -20,7 +20,7 @@
 
     function pageOf(prefix) {
         if (!pages[prefix]) {
-            pages[prefix] = {due: 0, pollSince: 0, dirty: 0, lookSince: 0, active: false};
+            pages[prefix] = {due: 0, pollSince: 0, dirty: 0, lookSince: 0, active: false, mark: "", folder: "", judging: []};
         }
         return pages[prefix];
     }
@@ -47,6 +47,7 @@
             page.pollSince = now;
             click(prefix, "poll");
         }
+        if (page.judging.length && now - page.judgeSince > PATIENCE_MS) judged(prefix); // its answer is lost
         const waiting = page.lookSince && now - page.lookSince < PATIENCE_MS;
         if (page.dirty && now - page.dirty >= REST_MS && !waiting) {
             page.dirty = 0;
@@ -61,8 +62,20 @@
         const active = Boolean(panel && panel.dataset.taggerActive === "1");
         page.pollSince = 0;
         page.due = Date.now() + (active ? ACTIVE_MS : IDLE_MS);
-        if (page.active && !active) changed(prefix); // a job has ended: there is something new to see
+        const mark = find(prefix, "page").querySelector(".tagger-mark")?.dataset.mark || "";
+        // a job has ended, or the set was edited elsewhere: there is something new to see
+        if ((page.active && !active) || (page.mark && mark !== page.mark)) changed(prefix);
         page.active = active;
+        page.mark = mark;
+    }
+
+    // The folder's box was left: a path is read once it is written, and not while it is.
+    function left(prefix) {
+        const page = pageOf(prefix);
+        const box = document.querySelector(`#${prefix}_folder textarea, #${prefix}_folder input`);
+        if (!box || box.value === page.folder) return;
+        page.folder = box.value;
+        changed(prefix);
     }
 
     function hurry(prefix) {
@@ -92,23 +105,56 @@
     }
 
     const WORDS = {a: "accept", r: "reject", u: "undo"};
-    const verdicts = {};
 
-    // Verdicts are sent one after another: the text box holds one at a time.
+    // Verdicts are sent one after another, each after the answer to the one before: the text box holds one at a time.
     function judge(card, word) {
         const prefix = prefixOf(card);
         card.classList.toggle("tagger-accepted", word === "accept");
         card.classList.toggle("tagger-rejected", word === "reject");
-        verdicts[prefix] = (verdicts[prefix] || Promise.resolve()).then(() => {
-            put(prefix, "verdict", JSON.stringify([card.dataset.content, card.dataset.tag, word]));
-            return new Promise((done) => setTimeout(() => {
-                click(prefix, "judge");
-                setTimeout(done, 120);
-            }, 30));
-        });
+        pageOf(prefix).judging.push(JSON.stringify([card.dataset.content, card.dataset.tag, word]));
+        if (pageOf(prefix).judging.length === 1) sendVerdict(prefix);
         const next = card.nextElementSibling;
         if (next && word !== "undo") next.focus();
     }
+
+    function sendVerdict(prefix) {
+        const page = pageOf(prefix);
+        if (!page.judging.length) return;
+        page.judgeSince = Date.now();
+        put(prefix, "verdict", page.judging[0]);
+        setTimeout(() => click(prefix, "judge"), 30); // gradio takes the text first
+    }
+
+    function judged(prefix) {
+        pageOf(prefix).judging.shift();
+        if (pageOf(prefix).judging.length) sendVerdict(prefix);
+        else click(prefix, "show"); // the cards as they are now
+    }
+
+    // The cards were replaced: the one that had the focus has it again.
+    function shown(prefix) {
+        const card = cardAgain();
+        if (card && prefixOf(card) === prefix && document.activeElement === document.body) card.focus();
+    }
+
+    let lastCard = null;
+
+    function cardAgain() {
+        if (!lastCard || lastCard.isConnected) return lastCard;
+        const {content, tag} = lastCard.dataset;
+        lastCard = [...document.querySelectorAll(".tagger-card")]
+            .find((card) => card.dataset.content === content && card.dataset.tag === tag) || null;
+        return lastCard;
+    }
+
+    document.addEventListener("focusin", (event) => {
+        lastCard = event.target.closest(".tagger-card");
+    });
+
+    document.addEventListener("focusout", (event) => {
+        const box = event.target.closest && event.target.closest(".tagger-box-folder");
+        if (box) left(prefixOf(box));
+    });
 
     document.addEventListener("click", (event) => {
         if (!event.target.closest) return;
@@ -121,7 +167,7 @@
     });
 
     document.addEventListener("keydown", (event) => {
-        const focused = document.activeElement;
+        const focused = document.activeElement === document.body && lastCard ? cardAgain() : document.activeElement;
         if (event.ctrlKey || event.altKey || event.metaKey || !focused || !focused.matches) return;
         if (focused.matches(".tagger-table tr[data-tag]") && event.key === "Enter") choose(focused);
         if (!focused.matches(".tagger-card")) return;
@@ -133,6 +179,6 @@
         event.preventDefault();
     });
 
-    window.taggerPage = {polled, hurry, changed, refreshed};
+    window.taggerPage = {polled, hurry, changed, refreshed, shown, judged};
     setInterval(() => document.querySelectorAll(".tagger-job").forEach(tend), TICK_MS);
 })();

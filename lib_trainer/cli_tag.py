@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ def _add_threshold_options(group: Any) -> None:
 def _add_caption_options(group: Any) -> None:
     group.add_argument("--policy", choices=POLICIES, default="merge", help="what becomes of a caption that is there")
     group.add_argument("--foreign", action="store_true", help="tags of unknown origin are another tagger's: may go")
+    group.add_argument("--restore", action="store_true", help="tags that were removed by hand may come back")
     group.add_argument("--sort", choices=SORTS, default="score")
     group.add_argument("--trigger", default="", metavar="WORD", help="put in front")
     group.add_argument("--always", default="", metavar="TAGS", help="tags for every picture")
@@ -103,6 +104,7 @@ def run(options: argparse.Namespace) -> int:
         always=tuple(split_tags(options.always)),
         excluded=TagPatterns.parse(options.exclude, "--exclude"),
         foreign=options.foreign,
+        restore=options.restore,
         template=options.file_name,
     )
     folder = list_pictures(options.folder, recursive=not options.no_recursive)
@@ -131,54 +133,53 @@ def _run(
     stop: threading.Event,
     bar: _Bar,
 ) -> int:
-    from lib_trainer.tagging.pipeline import score_pictures
     from lib_trainer.tagging.plan import Opened
-    from lib_trainer.tagging.run import tag_folder
-    from lib_trainer.tagging.writing import write_captions
+    from lib_trainer.tagging.run import score_folder, write_scored
 
     for tagger in taggers:
         for note in tagger.notes:
             bar.say(note)
-    left_out = list(folder.skipped)
-    if len(taggers) == 1 and not options.dry_run:
-        report = tag_folder(taggers[0], store, folder, thresholds, style, stop=stop.is_set, listener=bar)
-        bar.close()
-        print(f"{report.scored.scored} scored on {taggers[0].device}, {report.scored.cached} known before.")
-        left_out += report.scored.skipped
-        return _tell_end(report.written, left_out, stop.is_set())
-    for tagger in taggers:
-        scored = score_pictures(tagger, store, folder.pictures, stop=stop.is_set, listener=bar)
-        print(f"{tagger.name}: {scored.scored} scored on {tagger.device}, {scored.cached} known before.")
-        left_out += [item for item in scored.skipped if item not in left_out]
-    if stop.is_set():
-        return _tell_end(None, left_out, True)
-    opened = Opened.read(store, folder.pictures, [t.fingerprint for t in taggers], style, options.ensemble)
+    scored = score_folder([_opened(tagger) for tagger in taggers], store, folder, stop=stop.is_set, listener=bar)
     bar.close()
+    for report in scored.reports:
+        print(f"{report.name}: {report.scored} scored on {report.device}, {report.cached} known before.")
+    unknown = {tagger.fingerprint for tagger in taggers} - store.models().keys()
+    if scored.stopped and (options.dry_run or unknown):
+        return _tell_end(None, scored.left_out, True)
+    opened = Opened.read(store, folder.pictures, [t.fingerprint for t in taggers], style, options.ensemble)
     if options.dry_run:
         _show(opened, thresholds, style)
-        return _tell_end(None, left_out, False)
-    written = write_captions(opened, thresholds, style, stop=stop.is_set, listener=bar)
+        return _tell_end(None, scored.left_out, False)
+    # after Ctrl-C, too: what is scored is written, and a second Ctrl-C ends it
+    written, left_out = write_scored(opened, scored, thresholds, style, stop=lambda: False, listener=bar)
     bar.close()
     return _tell_end(written, left_out, stop.is_set())
+
+
+def _opened(tagger: Tagger) -> Callable[[], contextlib.AbstractContextManager[Tagger]]:
+    return lambda: contextlib.nullcontext(tagger)
 
 
 def _show(opened: Any, thresholds: Thresholds, style: Style) -> None:
     preview = opened.preview(thresholds, style)
     print(f"{preview.changed} captions would change: {preview.added} tags added, {preview.removed} removed.")
+    if preview.withheld:
+        print(f"{preview.withheld} tags stay away that were removed by hand; --restore brings them back.")
     print(f"{'tag':40} {'before':>7} {'after':>7} {'added':>7} {'removed':>7}")
     for line in preview.tags:
         print(f"{line.tag[:40]:40} {line.before:7} {line.after:7} {line.added:7} {line.removed:7}")
 
 
 def _tell_end(written: WriteReport | None, left_out: Sequence[Skipped], stopped: bool) -> int:
-    failed = [*left_out, *(written.failed if written else ())]
     if written is not None:
-        print(f"{written.written} captions written, {written.unchanged} were right already.")
+        print(written.sentence)
+        if written.written:
+            print("`captions FOLDER undo` takes it back.")
     if stopped:
         print("Stopped; the same command goes on from here.")
-    for item in failed:
+    for item in left_out:
         print(f"left out: {item.path} ({item.reason})", file=sys.stderr)
-    return FAILED if failed else DONE
+    return FAILED if left_out else DONE
 
 
 def _taggers(options: argparse.Namespace, stop: threading.Event, bar: _Bar) -> list[Tagger]:

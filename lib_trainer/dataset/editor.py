@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lib_trainer.captions.document import Caption, CaptionError, cached_key
 from lib_trainer.captions.edits import Edit, Facts, count_tags
 from lib_trainer.captions.knowledge import NoScores, TagScores
 from lib_trainer.dataset.file_moves import Change, Conflict, ConflictError, Move, Step, read
-from lib_trainer.dataset.history import HIDDEN, Entry, History
+from lib_trainer.dataset.history import HAND, HIDDEN, REMOVED, Entry, History, Origins
 from lib_trainer.dataset.library import Item, Library, open_library
 from lib_trainer.dataset.previews import Altered, Preview
 from lib_trainer.errors import DatasetError
@@ -145,8 +146,9 @@ class Editor:
             def after(key: str, caption: Caption) -> Caption:
                 scores = {cached_key(tag): score for tag, score in self.scores.scores(self.root / key).items()}
                 origins = {cached_key(tag): one for tag, one in self.scores.origins(self.root / key).items()}
-                # where origins are recorded, a tag without one was written by a person, or came with the set
-                by_hand = frozenset(one for one in caption.keys if origins and origins.get(one, "hand") == "hand")
+                # where a tagger was at work, a tag without an origin was written by a person, or came with the set
+                tagged = any(one != HAND for one in origins.values())
+                by_hand = frozenset(one for one in caption.keys if tagged and origins.get(one, HAND) == HAND)
                 return edit.apply(caption, Facts(counts, len(chosen), scores, by_hand))
 
             return self.preview_function(edit.label(), after, chosen)
@@ -176,14 +178,14 @@ class Editor:
                 self._captions.get(one.path, EMPTY) != one.before for one in preview.altered
             ):
                 raise DatasetError("The captions have changed since this preview: make it again.")
-            return self._commit(preview.label, steps)
+            return self._commit(preview.label, steps, _by_hand(preview.altered))
 
     def _change(self, one: Altered) -> Change:
         before = one.before.encode() if one.path in self._captions else None
         return Change(one.path, before, one.after.encode())
 
-    def _commit(self, label: str, steps: Sequence[Step]) -> Entry:
-        entry = self.history.commit(label, steps)
+    def _commit(self, label: str, steps: Sequence[Step], origins: Origins | None = None) -> Entry:
+        entry = self.history.commit(label, steps, origins=origins)
         self._follow_steps(steps)
         return entry
 
@@ -200,7 +202,7 @@ class Editor:
         existing = (self.library.captions | {step.path for step in steps}) & (
             self._captions.keys() | self.unreadable.keys()
         )
-        self.library = Library(self.root, self.library.items, existing, self.library.orphans)
+        self.library = replace(self.library, captions=existing)
 
     def write(self, key: str, caption: Caption, expected: Caption, *, force: bool = False) -> Entry | None:
         """Write one picture's caption. None where it says that already.
@@ -218,7 +220,8 @@ class Editor:
                 raise ConflictError([Conflict(path, expected.encode(), data)])
             if found == caption:
                 return None
-            return self._commit(f"Caption of {key}", [Change(path, data, caption.encode())])
+            origins = _by_hand([Altered(path, (key,), found, caption)])
+            return self._commit(f"Caption of {key}", [Change(path, data, caption.encode())], origins)
 
     def undo(self, leaving: Collection[str] = ()) -> Entry:
         """Take back the last transaction; `leaving`: captions that stay as another program left them."""
@@ -308,3 +311,13 @@ class Editor:
                 if before != after:
                     altered.append(Altered(path, self._owners[path], before, after))
             return Preview(f"Restore the snapshot {name}", tuple(altered), len(kept), self._revision)
+
+
+def _by_hand(altered: Iterable[Altered]) -> dict[str, dict[str, str]]:
+    """What a person's edit says of tags: those that come are by hand, those that go stay away."""
+    said = {}
+    for one in altered:
+        before, after = set(one.before.keys), set(one.after.keys)
+        if before != after:
+            said[one.path] = dict.fromkeys(after - before, HAND) | dict.fromkeys(before - after, REMOVED)
+    return said

@@ -61,6 +61,20 @@ class ConflictError(DatasetError):
         self.conflicts = tuple(conflicts)
 
 
+class RefusedError(DatasetError):
+    """The system does not let a set's files be changed. Nothing was. `path`: the file, relative to the set; empty where
+    the system does not say. `errno`: its reason."""
+
+    def __init__(self, root: Path, error: OSError) -> None:
+        super().__init__(
+            f"The files of '{root}' cannot be changed ({error.strerror or error}): free some space or check the "
+            "permissions; nothing has been changed."
+        )
+        name = str(error.filename or "")
+        self.path = os.path.relpath(name, root).replace(os.sep, "/") if name.startswith(str(root)) else ""
+        self.errno = error.errno
+
+
 def reverse(steps: Sequence[Step]) -> list[Step]:
     """What takes the steps back."""
     return [

@@ -28,6 +28,7 @@ from lib_trainer.dataset.file_moves import (
     Change,
     ConflictError,
     Move,
+    RefusedError,
     Signature,
     Step,
     apply_steps,
@@ -41,6 +42,8 @@ from lib_trainer.errors import DatasetError
 HIDDEN = ".trainer"
 WAIT_SECONDS = 60.0
 """How long one editor waits for another. A batch edit of ten thousand captions takes a few seconds."""
+
+HAND, REMOVED = "hand", "removed"
 
 Origins: TypeAlias = Mapping[str, Mapping[str, str]]
 """{path of a caption: {tag_key: where it comes from}}; of tags that are not there, why: see `origins`."""
@@ -164,7 +167,7 @@ class History:
 
     def origins(self) -> dict[str, dict[str, str]]:
         """{caption: {tag_key: the last that was said of it}}: 'model-name score' of a tag that a tagger has written,
-        'hand', or 'removed' of one that a person has taken away; '' where a tagger has done so. Not to be changed."""
+        `HAND`, or `REMOVED` of one that a person has taken away; '' where a tagger has done so. Not to be changed."""
         if not self.path.exists():
             return {}
         with self._threads, self._naming_trouble():
@@ -315,10 +318,7 @@ class History:
             remedy = "free some space" if "full" in str(error) else "check the disk, or move the file away"
             raise DatasetError(f"The history '{self.path}' cannot be used ({error}): {remedy}.") from error
         except OSError as error:
-            raise DatasetError(
-                f"The files of '{self.root}' cannot be changed ({error.strerror or error}): free some space or check "
-                "the permissions; nothing has been changed."
-            ) from error
+            raise RefusedError(self.root, error) from error
 
 
-__all__ = ["Change", "ConflictError", "Entry", "History", "Move", "Snapshot", "Step"]
+__all__ = ["HAND", "REMOVED", "Change", "ConflictError", "Entry", "History", "Move", "RefusedError", "Snapshot", "Step"]

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lib_trainer.dataset.scan import Skipped
@@ -22,9 +23,9 @@ from lib_trainer.tagging.ensemble import combine
 from lib_trainer.tagging.events import Progress
 from lib_trainer.tagging.folders import find_taggers, pick
 from lib_trainer.tagging.pictures import list_pictures
-from lib_trainer.tagging.pipeline import score_pictures
 from lib_trainer.tagging.plan import Opened
 from lib_trainer.tagging.registry import Found, Tagger, known_model
+from lib_trainer.tagging.run import score_folder
 from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.style import Style
 from lib_trainer.tagging.table import ScoreTable, Thresholds, sparse
@@ -33,12 +34,16 @@ from lib_trainer.tagging.writing import write_captions
 
 logger = logging.getLogger(__name__)
 KEPT_SINGLES = 4
+KEPT_FOLDERS = 3
+"""Several pages may look at folders of their own."""
 
 
-@dataclass
-class _Open:
-    key: object
+@dataclass(frozen=True)
+class _Kept:
+    """A folder in memory, and after how many jobs it was read."""
+
     opened: Opened
+    changes: int
 
 
 class TaggerDesk:
@@ -46,13 +51,15 @@ class TaggerDesk:
 
     def __init__(self, places: Places) -> None:
         self.places = places
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # held for moments: reading folders and opening models have locks of their own
+        self._opening = threading.Lock()
+        self._reading: dict[object, threading.Lock] = {}
         self._found: list[Found] | None = None
         self._tagger: tuple[Path, str, Tagger] | None = None
         self._view: JobView | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._open: _Open | None = None
+        self._open: OrderedDict[object, _Kept] = OrderedDict()
         self._changes = 0
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
         self._singles: OrderedDict[tuple[str, str], ScoreTable] = OrderedDict()
@@ -70,20 +77,23 @@ class TaggerDesk:
         if not name:
             raise TaggerError("No tagger is chosen: choose one, or download one.")
         found = pick(self.found(), name)
-        with self._lock:
-            if self._tagger is None or self._tagger[:2] != (found.folder, device):
-                self._tagger = None  # two at once would need twice the memory
-                self._tagger = (found.folder, device, found.open(device=device))
-            return self._tagger[2]
+        with self._opening:
+            held = self._tagger
+            if held is not None and held[:2] == (found.folder, device):
+                return held[2]
+            self._tagger = held = None  # two at once would need twice the memory
+            opened = found.open(device=device)
+            self._tagger = (found.folder, device, opened)
+            return opened
 
     def unload(self) -> None:
         """Give the model's memory back."""
-        with self._lock:
-            self._tagger = None
+        self._tagger = None
 
     def device(self) -> str:
         """What runs the open model, for the page; empty while none is open."""
-        tagger = self._tagger[2] if self._tagger else None
+        held = self._tagger
+        tagger = held[2] if held else None
         return " ".join([f"{tagger.name} runs on {tagger.device}.", *tagger.notes]) if tagger else ""
 
     # -- jobs ----------------------------------------------------------------------------------------------------
@@ -96,7 +106,11 @@ class TaggerDesk:
         return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
-        self._stop.set()
+        """Tell the job to stop; what is done is kept."""
+        with self._lock:
+            self._stop.set()
+            if self._view is not None and self._view.active:
+                self._view = replace(self._view, stopping=True)
 
     def wait(self, timeout: float | None = None) -> JobView | None:
         if self._thread is not None:
@@ -114,27 +128,26 @@ class TaggerDesk:
                 raise TaggerError(f"The tagger '{name}' cannot be used: {problem}")
 
         def work() -> JobView:
-            told, notes, left_out, stopped = [], [], list(folder.skipped), False
             with ScoreStore(folder.root) as store:
-                for name in chosen.models:
-                    tagger = self.tagger(name, device)
-                    notes += [f"{tagger.name} runs on {tagger.device}.", *tagger.notes]
-                    with self._leased(tagger, "Tagging"):
-                        report = score_pictures(
-                            tagger, store, folder.pictures, stop=self._stop.is_set, listener=self._listen
-                        )
-                    told.append(
-                        f"{report.scored} pictures scored in {report.seconds:.{0 if report.seconds > 9 else 1}f} s"
-                        + (f", {report.cached} known before" if report.cached else "")
-                    )
-                    left_out += [item for item in report.skipped if item not in left_out]
-                    stopped = report.stopped
-                    if stopped:
-                        break
-            sentence = "; ".join(told) + (". Stopped: press Tag to go on from there." if stopped else ".")
-            return self._ended(stopped, sentence, tuple(notes), tuple(left_out))
+                turns = [partial(self._turn, name, device) for name in chosen.models]
+                scored = score_folder(turns, store, folder, stop=self._stop.is_set, listener=self._listen)
+            told, notes = [], []
+            for report in scored.reports:
+                notes += [f"{report.name} runs on {report.device}.", *report.notes]
+                told.append(
+                    f"{report.scored} pictures scored in {report.seconds:.{0 if report.seconds > 9 else 1}f} s"
+                    + (f", {report.cached} known before" if report.cached else "")
+                )
+            sentence = "; ".join(told) + (". Stopped: press Tag to go on from there." if scored.stopped else ".")
+            return self._ended(scored.stopped, sentence, tuple(notes), scored.left_out)
 
         self._start(f"Tagging {folder.root.name}", work)
+
+    @contextlib.contextmanager
+    def _turn(self, name: str, device: str) -> Iterator[Tagger]:
+        tagger = self.tagger(name, device)
+        with self._leased(tagger, "Tagging"):
+            yield tagger
 
     def start_writing(self, chosen: Selection, thresholds: Thresholds, style: Style) -> None:
         """Write the captions of a folder that was scored, in the background."""
@@ -142,7 +155,7 @@ class TaggerDesk:
 
         def work() -> JobView:
             report = write_captions(opened, thresholds, style, stop=self._stop.is_set, listener=self._listen)
-            sentence = f"{report.written} captions written, {report.unchanged} were right already."
+            sentence = report.sentence + (" Undo on the Dataset tab takes it back." if report.written else "")
             if report.stopped:
                 sentence += " Stopped: the rest is as it was."
             return self._ended(report.stopped, sentence, (), report.failed)
@@ -185,8 +198,9 @@ class TaggerDesk:
             ended = self._ended(
                 False, f"Unexpected error, see the console: {type(error).__name__}: {error}", failed=True
             )
-        self._changes += 1
-        self._view = ended
+        with self._lock:
+            self._changes += 1
+            self._view = ended
 
     def _ended(
         self,
@@ -198,11 +212,12 @@ class TaggerDesk:
     ) -> JobView:
         assert self._view is not None  # a job is under way
         state: State = "failed" if failed else "stopped" if stopped else "done"
-        return replace(self._view, state=state, told=told, notes=notes, left_out=left_out)
+        return replace(self._view, state=state, told=told, notes=notes, left_out=left_out, stopping=False)
 
     def _listen(self, progress: Progress) -> None:
-        assert self._view is not None  # a job is under way
-        self._view = replace(self._view, progress=progress, left_out=progress.skipped)
+        with self._lock:
+            assert self._view is not None  # a job is under way
+            self._view = replace(self._view, progress=progress, left_out=progress.skipped)
 
     @contextlib.contextmanager
     def _leased(self, tagger: Tagger, title: str) -> Iterator[None]:
@@ -219,24 +234,50 @@ class TaggerDesk:
     # -- what was scored -----------------------------------------------------------------------------------------
 
     def opened(self, chosen: Selection, style: Style, *, again: bool = False) -> Opened:
-        """The folder's scores and captions in memory, read anew after every job. Raises `TaggerError`."""
-        key = (chosen, style.template, style.foreign, self._changes)
+        """The folder's scores and captions in memory, read anew after every job and every edit of the set. Nothing is
+        written. Raises `TaggerError`."""
+        key = (chosen, style.template, style.foreign)
+        kept = self._fresh(key)
+        if kept is not None and not again:
+            return kept
         with self._lock:
-            if self._open is None or self._open.key != key or again:
-                folder = list_pictures(Path(chosen.folder), recursive=chosen.recursive)
-                store = ScoreStore(folder.root)  # closed with the last one who holds it: a job may go on with it
-                models = self._fingerprints(chosen.models, store)
-                self._open = _Open(key, Opened.read(store, folder.pictures, models, style, chosen.how))
-            return self._open.opened
+            reading = self._reading.setdefault(key, threading.Lock())
+        with reading:
+            kept = self._fresh(key)
+            if kept is None or again:
+                changes, kept = self._changes, self._read(chosen, style)
+                with self._lock:
+                    self._open[key] = _Kept(kept, changes)
+                    self._open.move_to_end(key)
+                    while len(self._open) > KEPT_FOLDERS:
+                        self._reading.pop(self._open.popitem(last=False)[0], None)
+        return kept
+
+    def _fresh(self, key: object) -> Opened | None:
+        with self._lock:
+            kept = self._open.get(key)
+            if kept is None or kept.changes != self._changes:
+                return None
+            self._open.move_to_end(key)
+        return kept.opened if kept.opened.revision == kept.opened.store.history.revision else None
+
+    def mark(self) -> list[int]:
+        """Changes when what a page has seen of a folder is no longer true: after a job, or an edit of a set."""
+        with self._lock:
+            kept = list(self._open.values())
+        return [self._changes, *(one.opened.store.history.revision for one in kept)]
+
+    def _read(self, chosen: Selection, style: Style) -> Opened:
+        folder = list_pictures(Path(chosen.folder), recursive=chosen.recursive)
+        store = ScoreStore(folder.root, create=False)  # closed with the last one who holds it: a job may go on with it
+        return Opened.read(store, folder.pictures, self._fingerprints(chosen.models, store), style, chosen.how)
 
     def _fingerprints(self, names: Sequence[str], store: ScoreStore) -> list[str]:
         """The chosen models' fingerprints, without opening one: by the files, or by name where the files are gone."""
-        from lib_trainer.tagging.wd import fingerprint
-
         known, models = store.models(), []
         for name in names:
             try:
-                models.append(fingerprint(pick(self.found(), name).folder))
+                models.append(pick(self.found(), name).fingerprint())
             except (OSError, TaggerError):
                 models += [mark for mark, called in known.items() if called == name][-1:]
         if not models or any(model not in known for model in models):

@@ -65,16 +65,17 @@ def download(
     *,
     stop: Callable[[], bool] = lambda: False,
     listener: Callable[[Progress], None] = lambda progress: None,
-    files: tuple[str, ...] = KINDS["wd"].files,
+    files: tuple[str, ...] = (),
 ) -> Path:
     """Fetch a model into `folder`/<name> and return that folder. What is there already and whole is not fetched again.
 
-    Files are written as `<file>.part`, checked against size and hash, and then renamed. Raises `TaggerError` in one
-    sentence (no connection, no such file, a full disk, damaged on the way), `Stopped` when `stop` answers yes.
+    `files`: those of the model's kind by default. They are written as `<file>.part`, checked against size and hash, and
+    then renamed. Raises `TaggerError` in one sentence (no connection, no such file, a full disk, damaged on the way),
+    `Stopped` when `stop` answers yes.
     """
     target = folder / model.name
     base = f"{endpoint()}/{model.repo}/resolve/{urllib.parse.quote(model.revision, safe='')}"
-    remotes = {name: _ask(f"{base}/{name}") for name in files}
+    remotes = {name: _ask(f"{base}/{name}") for name in files or KINDS[model.kind].files}
     missing = {n: r for n, r in remotes.items() if not _is_whole(target / n, r)}
     try:
         target.mkdir(parents=True, exist_ok=True)

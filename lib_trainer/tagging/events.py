@@ -36,19 +36,28 @@ class ScoreReport:
     skipped: tuple[Skipped, ...]
     stopped: bool
     seconds: float
+    name: str = ""
     device: str = ""
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class WriteReport:
-    """How writing ended. `written` captions were changed, `unchanged` were not, `failed` could not be."""
+    """How writing ended. `written` captions were changed, `reordered` of them only in order or spelling; `unchanged`
+    were not, `failed` could not be."""
 
     written: int
     unchanged: int
     failed: tuple[Skipped, ...]
     stopped: bool
     first: Path | None = None
+    reordered: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """What was written, for the user."""
+        order = f" ({self.reordered} of them only in order or spelling)" if self.reordered else ""
+        return f"{self.written} captions written{order}, {self.unchanged} were right already."
 
 
 class Meter:

@@ -24,8 +24,9 @@ def find_taggers(roots: Iterable[Path]) -> list[Found]:
     for root in roots:
         for folder, files in _walk(Path(root), DEPTH):
             for kind in KINDS.values():
-                if kind.files[0] in files or kind.files[1] in files:
-                    found.setdefault(folder.resolve(), Found(_name(folder), folder, kind.name, problem_of(folder)))
+                if files.intersection(kind.files):
+                    problem = problem_of_files(folder, kind.files)
+                    found.setdefault(folder.resolve(), Found(_name(folder), folder, kind.name, problem))
     return sorted(found.values(), key=lambda item: (bool(item.problem), item.name.casefold(), str(item.folder)))
 
 
@@ -33,8 +34,9 @@ def at(folder: Path) -> Found:
     """The tagger of this very folder. Raises `TaggerError` where there is none."""
     if not folder.is_dir():
         raise TaggerError(f"There is no folder '{folder}' with a tagger: check the path.")
-    kind = next(iter(KINDS.values()))
-    return Found(_name(folder), folder, kind.name, problem_of(folder))
+    kind = next((kind for kind in KINDS.values() if any((folder / name).exists() for name in kind.files)), None)
+    kind = kind or next(iter(KINDS.values()))  # of none: its problem says what is missing
+    return Found(_name(folder), folder, kind.name, problem_of_files(folder, kind.files))
 
 
 def pick(found: Iterable[Found], name: str) -> Found:
@@ -47,11 +49,6 @@ def pick(found: Iterable[Found], name: str) -> Found:
         return at(Path(name).expanduser())
     there = ", ".join(item.name for item in known if not item.problem) or "none"
     raise TaggerError(f"There is no tagger called '{name}' (found: {there}): download it, or give its folder.")
-
-
-def problem_of(folder: Path) -> str:
-    """Why a folder cannot be used, as the end of a sentence; empty if nothing is seen to be wrong."""
-    return next((problem for kind in KINDS.values() if (problem := problem_of_files(folder, kind.files))), "")
 
 
 def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:

@@ -14,6 +14,7 @@ class KnownTags:
     def __init__(self, dataset: Path) -> None:
         self._dataset = dataset
         self._store: ScoreStore | None = None
+        self._scored = False
 
     def scores(self, picture: Path) -> Mapping[str, float]:
         """{tag with spaces: the highest score of any model}; empty where the picture was never scored."""
@@ -26,8 +27,12 @@ class KnownTags:
         return {} if store is None else store.origins(picture)
 
     def _opened(self) -> ScoreStore | None:
-        if self._store is None and (self._dataset / FOLDER / FILE).exists():
-            self._store = ScoreStore(self._dataset, create=False)
+        """Opened when the tagger has been here, or an edit has; again when there are scores for the first time."""
+        scored = (self._dataset / FOLDER / FILE).exists()
+        if scored != self._scored or (self._store is None and (self._dataset / FOLDER).exists()):
+            if self._store is not None:
+                self._store.close()
+            self._store, self._scored = ScoreStore(self._dataset, create=False), scored
         return self._store
 
 

@@ -161,7 +161,7 @@ def score_pictures(
     run.tell()
     stopped = run.cached + run.scored + len(run.skipped) < run.total
     report = (run.total, run.scored, run.cached, tuple(run.skipped), stopped, run.meter.seconds)
-    return ScoreReport(*report, device=tagger.device, notes=tuple(tagger.notes))
+    return ScoreReport(*report, name=tagger.name, device=tagger.device, notes=tuple(tagger.notes))
 
 
 def _tell_cached(run: _Run, pictures: Sequence[Path], known: dict[Path, str]) -> None:

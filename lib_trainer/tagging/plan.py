@@ -6,6 +6,7 @@ so that it can follow a slider. Tags are compared as numbers: every label and ev
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,19 @@ from lib_trainer.tagging.choices import How
 from lib_trainer.tagging.ensemble import combine
 from lib_trainer.tagging.existing import Captioned, read_captions, shares
 from lib_trainer.tagging.labels import RATING
-from lib_trainer.tagging.pictures import sharing
-from lib_trainer.tagging.store import HAND, ScoreStore
+from lib_trainer.tagging.pictures import caption_path, sharing
+from lib_trainer.tagging.store import HAND, ScoreStore, origins_of, removed_of
 from lib_trainer.tagging.style import Composed, Guess, Style, compose
 from lib_trainer.tagging.table import ScoreTable, Thresholds, lines_of, select
 
 BORDER = 0.05
 """How near to its line a score is that deserves a look."""
+
+UNSCORED = "it has not been scored"
+"""Why a picture has no tags yet."""
+
+KEPT_PREVIEWS = 2
+"""What the last settings of so many pages would do is remembered."""
 
 SPARE = 256
 """Numbers kept free for tags that are typed later, before everything is numbered anew."""
@@ -47,14 +54,16 @@ class TagCount:
 
 @dataclass(frozen=True)
 class Preview:
-    """What writing would do. `changed`: how many captions get or lose a tag. `chosen`: which of the table's entries
-    become tags; `moved`: picture and number of each tag that comes or goes."""
+    """What writing would do. `changed`: how many captions get or lose a tag. `withheld`: tags that pass their lines and
+    stay away, as they were removed by hand. `chosen`: which of the table's entries become tags; `moved`: picture and
+    number of each tag that comes or goes."""
 
     tags: tuple[TagCount, ...]
     changed: int
     added: int
     removed: int
     untagged: int
+    withheld: int
     chosen: NDArray[np.bool_] = field(repr=False, compare=False)
     moved: tuple[NDArray[np.int64], NDArray[np.int64]] = field(repr=False, compare=False)
 
@@ -84,6 +93,7 @@ class Opened:
     """A folder's scores by one model or several, and its captions, as they were when it was opened.
 
     `skipped`: pictures that are not scored, and captions that cannot be read (those are never written over).
+    `revision`: of the set's history when the captions were read. Any thread may use it.
     """
 
     def __init__(
@@ -94,15 +104,23 @@ class Opened:
         name: str,
         style: Style,
         skipped: Sequence[Skipped] = (),
+        said: Mapping[str, Mapping[str, str]] | None = None,
+        revision: int = 0,
     ) -> None:
-        """`table`: the scores of `pictures`, in that order, by the model or models called `name`."""
+        """`table`: the scores of `pictures`, in that order, by the model or models called `name`. `said`: what the
+        store has recorded of their tags (`ScoreStore.said_of`)."""
         self.store, self.table, self.name, self.foreign = store, table, name, style.foreign
+        self.revision = revision
+        self._lock = threading.RLock()
+        self._previews: list[tuple[object, Preview]] = []
+        self._verdicts = 0
         self.paths = [picture.path for picture in pictures]
         self.contents = [picture.content for picture in pictures]
         self.existing = [picture.existing for picture in pictures]
         self.skipped = list(skipped)
         self._number_tags()
         self._read_verdicts(store.verdicts())
+        self._removed = self._entries_of(self._read_removed(said or {}))
         self._held_codes()
 
     @classmethod
@@ -110,18 +128,21 @@ class Opened:
         cls, store: ScoreStore, pictures: Sequence[Path], models: Sequence[str], style: Style, how: How = "mean"
     ) -> Opened:
         """Everything that the store has of these pictures by all of `models` (fingerprints). Raises `TaggerError`."""
+        revision = store.history.revision
         known = store.known_content(pictures)
         scored = set.intersection(*(store.scored(model) for model in models)) if models else set()
         shared = sharing(pictures, style.template)
-        skipped = [Skipped(path, "it has not been scored") for path in pictures if known.get(path) not in scored]
+        skipped = [Skipped(path, UNSCORED) for path in pictures if known.get(path) not in scored]
         skipped += [shares(path, first) for path, first in shared.items()]
         wanted = [(p, known[p]) for p in pictures if known.get(p) in scored and p not in shared]
-        found, unreadable = read_captions(wanted, style.template, store.key, store.all_origins())
+        said = store.said_of(pictures, {path: caption_path(path, style.template) for path in pictures})
+        origins = {key: origins_of(tags) for key, tags in said.items()}
+        found, unreadable = read_captions(wanted, style.template, store.key, origins)
         contents = [picture.content for picture in found]
         names = store.models()
         table = combine([store.table(model, contents) for model in models], how)
         name = " + ".join(names.get(model, model) for model in models)
-        return cls(store, table, found, name, style, [*skipped, *unreadable])
+        return cls(store, table, found, name, style, [*skipped, *unreadable], said, revision)
 
     def _number_tags(self) -> None:
         """A number for every tag: labels first (of one key the same), then what only captions have."""
@@ -152,30 +173,67 @@ class Opened:
                 pairs = {(row, number) for row in rows.get(content, [])}
                 (self.accepted if accepted else self.rejected).update(pairs)
 
+    def _read_removed(self, said: Mapping[str, Mapping[str, str]]) -> list[tuple[int, int]]:
+        """(picture, label) of the tags that a person has taken away."""
+        found = []
+        for row, (path, old) in enumerate(zip(self.paths, self.existing) if said else ()):
+            tags = said.get(self.store.key(path))
+            if tags:
+                there = {tag_key(tag) for tag in [*old.tags, *old.head_tags()]} if old else set()
+                found += [(row, self.numbers[key]) for key in removed_of(tags, there) if key in self.numbers]
+        return [(row, number) for row, number in found if number < len(self.table.labels)]
+
+    def _entries_of(self, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+        """The table's entries of (picture, label)."""
+        width = len(self.names)
+        codes = self.table.rows * width + self._of_label[self.table.columns]
+        wanted = np.array([row * width + number for row, number in pairs], np.int64)
+        return np.flatnonzero(np.isin(codes, wanted)) if len(wanted) else wanted
+
     def decide(self, row: int, tag: str, accepted: bool | None) -> None:
         """Accept or reject a label for a picture, in memory and in the store."""
-        number = self.numbers[tag_key(tag)]
-        self.accepted.discard((row, number))
-        self.rejected.discard((row, number))
-        if accepted is not None:
-            (self.accepted if accepted else self.rejected).add((row, number))
-        self.store.decide(self.contents[row], tag, accepted)
+        with self._lock:
+            number = self.numbers[tag_key(tag)]
+            self.store.decide(self.contents[row], tag, accepted)
+            self.accepted.discard((row, number))
+            self.rejected.discard((row, number))
+            if accepted is not None:
+                (self.accepted if accepted else self.rejected).add((row, number))
+            self._verdicts += 1
 
     # -- the preview ---------------------------------------------------------------------------------------------
 
     def choose(self, thresholds: Thresholds, style: Style) -> NDArray[np.bool_]:
-        """(entries of the table,) what becomes a tag, verdicts included."""
-        chosen = select(self.table, thresholds, style.excluded)
-        for verdict, pairs in ((True, self.accepted), (False, self.rejected)):
-            for row, number in pairs:
-                entry = self.table.entry(row, number)
-                if entry is not None:
-                    chosen[entry] = verdict
-        return chosen
+        """(entries of the table,) what becomes a tag: what passes its line, without what was removed by hand, and the
+        verdicts."""
+        return self._choose(thresholds, style)[0]
+
+    def _choose(self, thresholds: Thresholds, style: Style) -> tuple[NDArray[np.bool_], int]:
+        """As `choose`, and how many tags are withheld."""
+        chosen, withheld = select(self.table, thresholds, style.excluded), 0
+        if not style.restore and len(self._removed):
+            withheld = int(chosen[self._removed].sum())
+            chosen[self._removed] = False
+        with self._lock:
+            verdicts = [(True, pair) for pair in self.accepted] + [(False, pair) for pair in self.rejected]
+        for verdict, (row, number) in verdicts:
+            entry = self.table.entry(row, number)
+            if entry is not None:
+                chosen[entry] = verdict
+        return chosen, withheld
 
     def preview(self, thresholds: Thresholds, style: Style) -> Preview:
         """The frequency table before and after, the commonest tags first."""
-        chosen = self.choose(thresholds, style)
+        with self._lock:
+            key = (thresholds, style, self._verdicts)
+            known = next((preview for settings, preview in self._previews if settings == key), None)
+            if known is None:
+                known = self._preview(thresholds, style)
+                self._previews = [(key, known), *self._previews][:KEPT_PREVIEWS]
+            return known
+
+    def _preview(self, thresholds: Thresholds, style: Style) -> Preview:
+        chosen, withheld = self._choose(thresholds, style)
         front = [self._number(tag) for tag in style.front]
         held = self._held_codes()
         width = held.width
@@ -192,7 +250,7 @@ class Opened:
         tags.sort(key=lambda line: (-line.after, -line.before, line.tag))
         moved = (rows, np.append(added, removed) % width)
         changed, untagged = len(np.unique(rows)), int((each == 0).sum())
-        return Preview(tuple(tags), changed, len(added), len(removed), untagged, chosen, moved)
+        return Preview(tuple(tags), changed, len(added), len(removed), untagged, withheld, chosen, moved)
 
     def examples(self, preview: Preview, tag: str, most: int = 8) -> list[int]:
         """Some pictures whose caption gets or loses a tag."""
@@ -250,7 +308,8 @@ class Opened:
         self, row: int, chosen: NDArray[np.bool_], style: Style, frequency: Mapping[str, int] | None = None
     ) -> Composed | None:
         """The caption that a picture gets; None where it stays."""
-        rejected = frozenset(tag_key(self.names[number]) for at, number in self.rejected if at == row)
+        with self._lock:
+            rejected = frozenset(tag_key(self.names[number]) for at, number in self.rejected if at == row)
         return compose(self.existing[row], self.guesses(row, chosen), style, frequency, rejected)
 
     def frequency(self, chosen: NDArray[np.bool_]) -> dict[str, int]:

@@ -60,15 +60,18 @@ class KnownModel:
     threshold: float | None
     generation: int
     about: str
+    kind: str = "wd"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a folder is recognised and opened. `files` must all be there."""
+    """How a folder is recognised and opened. `files` must all be there; `fingerprint` tells them from another model's
+    without opening it (`Tagger.fingerprint`)."""
 
     name: str
     files: tuple[str, ...]
     open: Callable[..., Tagger]
+    fingerprint: Callable[[Path], str]
 
 
 def _open_wd(folder: Path, **options: Any) -> Tagger:
@@ -77,7 +80,13 @@ def _open_wd(folder: Path, **options: Any) -> Tagger:
     return WdTagger(folder, **options)
 
 
-KINDS: Mapping[str, Kind] = {"wd": Kind("wd", WD_FILES, _open_wd)}
+def _fingerprint_wd(folder: Path) -> str:
+    from lib_trainer.tagging.wd import fingerprint
+
+    return fingerprint(folder)
+
+
+KINDS: Mapping[str, Kind] = {"wd": Kind("wd", WD_FILES, _open_wd, _fingerprint_wd)}
 
 KNOWN_MODELS: tuple[KnownModel, ...] = (
     KnownModel("wd-vit-tagger-v3", "SmilingWolf/wd-vit-tagger-v3", "main", 0.2614, 3, "small and quick"),
@@ -125,3 +134,7 @@ class Found:
         if self.problem:
             raise TaggerError(f"The tagger '{self.folder}' cannot be used: {self.problem}")
         return KINDS[self.kind].open(self.folder, **options)
+
+    def fingerprint(self) -> str:
+        """Of the model's files, without opening it. Raises `OSError`."""
+        return KINDS[self.kind].fingerprint(self.folder)

@@ -1,11 +1,13 @@
 """What is known of a data set's tags: `<dataset>/.trainer/scores.sqlite`.
 
 Scores are kept by the picture's content (SHA-256 of the file) and the model's fingerprint: a renamed or copied picture,
-another threshold or a second run costs nothing. Beside them stand where each written tag came from, and what was
-accepted or rejected by hand. Tags are returned spelt with spaces; they are compared by `captions.tags.tag_key`.
+another threshold or a second run costs nothing. Beside them stands what was accepted or rejected by hand. Where each
+written tag came from stands in the history of the set (`dataset.history`), so that an undo takes it back as well. Tags
+are returned spelt with spaces; they are compared by `captions.tags.tag_key`.
 
 Format: tables `models`, `scores` (uint16 outputs and float32 scores, little-endian, as blobs), `files` (a picture's
-size and time of change when it was hashed), `origins`, `verdicts`. `PRAGMA user_version` is `VERSION`.
+size and time of change when it was hashed), `verdicts`; `origins` as earlier versions kept them, which are read.
+`PRAGMA user_version` is `VERSION`.
 """
 
 from __future__ import annotations
@@ -16,20 +18,20 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lib_trainer.captions.tags import tag_key, with_spaces
+from lib_trainer.dataset.history import HAND, HIDDEN, REMOVED, History
 from lib_trainer.errors import TaggerError
 from lib_trainer.tagging.database import SCHEMA, VERSION, content_of, sentence
 from lib_trainer.tagging.labels import Labels
 from lib_trainer.tagging.table import Rows, ScoreTable
 
-FOLDER, FILE = ".trainer", "scores.sqlite"
-HAND = "hand"
+FOLDER, FILE = HIDDEN, "scores.sqlite"
 WAIT_SECONDS = 20.0
 FEW = 200
 """Up to so many pictures are looked up one by one; more are cheaper to find in the whole table."""
@@ -47,6 +49,7 @@ class ScoreStore:
         self.path = self.dataset / FOLDER / FILE
         self._lock = threading.RLock()
         self._labels: dict[str, Labels] = {}
+        self._history: History | None = None
         with self._told():
             if create:
                 self.path.parent.mkdir(exist_ok=True)
@@ -68,6 +71,16 @@ class ScoreStore:
     def close(self) -> None:
         with self._lock:
             self._closer()
+            if self._history is not None:
+                self._history.close()
+
+    @property
+    def history(self) -> History:
+        """The edits of the data set. Made with the first edit; what a killed one has left is put back here."""
+        with self._lock:
+            if self._history is None:
+                self._history = History(self.dataset)
+            return self._history
 
     def __enter__(self) -> ScoreStore:
         return self
@@ -218,25 +231,27 @@ class ScoreStore:
 
         A tag of the caption that is not in here stands there by hand, or came with the data set.
         """
-        with self._told():
-            rows = self._base.execute("SELECT tag, origin FROM origins WHERE path = ?", (self.key(path),))
-            return dict(rows.fetchall())
+        from lib_trainer.tagging.pictures import caption_path  # knows picture files, which a plain question need not
 
-    def all_origins(self) -> dict[str, dict[str, str]]:
-        """{`key` of the picture: {tag_key: origin}} of the whole data set."""
-        found: dict[str, dict[str, str]] = {}
-        with self._told():
-            for path, tag, origin in self._base.execute("SELECT path, tag, origin FROM origins"):
-                found.setdefault(path, {})[tag_key(tag)] = origin
-        return found
+        said = self.said_of([path], {path: caption_path(path)})
+        return {with_spaces(tag): origin for tag, origin in origins_of(said.get(self.key(path), {})).items()}
 
-    def record_origins(self, rows: Iterable[tuple[Path, Mapping[str, str]]]) -> None:
-        """Replace what is recorded for each picture, in one transaction."""
-        with self._writing() as base:
-            for path, origins in rows:
-                base.execute("DELETE FROM origins WHERE path = ?", (self.key(path),))
-                lines = [(self.key(path), with_spaces(tag), origin) for tag, origin in origins.items()]
-                base.executemany("INSERT OR REPLACE INTO origins VALUES (?, ?, ?)", lines)
+    def said_of(self, pictures: Sequence[Path], captions: Mapping[Path, Path]) -> dict[str, dict[str, str]]:
+        """{`key` of a picture: {tag_key: 'hand', 'model-name score', `REMOVED` or ''}} of all that is recorded, for
+        pictures and the captions that belong to them."""
+        said: dict[str, dict[str, str]] = {}
+        with self._told():
+            query, values = "SELECT path, tag, origin FROM origins", ()
+            if len(pictures) == 1:
+                query, values = f"{query} WHERE path = ?", (self.key(pictures[0]),)  # type: ignore[assignment]
+            for path, tag, origin in self._base.execute(query, values):
+                said.setdefault(path, {})[tag_key(tag)] = origin
+        later = self.history.origins()
+        for picture in pictures if later else ():
+            found = later.get(self.key(captions[picture]))
+            if found:
+                said.setdefault(self.key(picture), {}).update(found)
+        return said
 
     def verdicts(self) -> dict[tuple[str, str], bool]:
         """{(content hash, tag_key): accepted} of what was decided by hand."""
@@ -294,3 +309,16 @@ class ScoreStore:
                 yield
             except (sqlite3.Error, OSError) as error:
                 raise TaggerError(sentence(self.path, error)) from error
+
+
+def origins_of(said: Mapping[str, str]) -> dict[str, str]:
+    """Of what is recorded: where the tags come from. One that was removed and is there again stands there by hand."""
+    return {tag: HAND if origin == REMOVED else origin for tag, origin in said.items() if origin}
+
+
+def removed_of(said: Mapping[str, str], there: Collection[str]) -> set[str]:
+    """The tags (by `tag_key`) that a person has taken away: by an edit of the set, or with another program.
+
+    `there`: the tags of the caption. From one that has none nothing is concluded but what an edit has said.
+    """
+    return {tag for tag, origin in said.items() if tag not in there and (origin == REMOVED or (origin and there))}

@@ -23,7 +23,8 @@ class Style:
     """How captions are written; `policy` and `sort` as in `choices`.
 
     `always`: tags put behind the trigger word. `excluded`: never written by the tagger. `foreign`: a caption's tags
-    that no record knows come from another tagger and may be replaced.
+    that no record knows come from another tagger and may be replaced. `restore`: tags that a person has removed may
+    come back.
     """
 
     policy: Policy = "merge"
@@ -34,6 +35,7 @@ class Style:
     always: tuple[str, ...] = ()
     excluded: TagPatterns = field(default_factory=TagPatterns)
     foreign: bool = False
+    restore: bool = False
     template: str = DEFAULT_TEMPLATE
 
     def __post_init__(self) -> None:

@@ -27,7 +27,8 @@ class Places:
 
 @dataclass(frozen=True)
 class JobView:
-    """The job under way, or the last one. `told`: the sentence about its end; `notes`: what else deserves a word."""
+    """The job under way, or the last one. `told`: the sentence about its end; `notes`: what else deserves a word.
+    `stopping`: it was told to stop, and has not yet."""
 
     number: int
     title: str
@@ -36,6 +37,7 @@ class JobView:
     told: str = ""
     notes: tuple[str, ...] = ()
     left_out: tuple[Skipped, ...] = ()
+    stopping: bool = False
 
     @property
     def active(self) -> bool:

@@ -1,4 +1,4 @@
-"""Writing captions: each as a whole or not at all, as they are made, with the origin of every tag on record first."""
+"""Writing captions: as one entry of the set's history, with the origin of every tag, so that Undo takes it all back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lib_trainer.captions.tags import tag_key
+from lib_trainer.dataset import file_moves
+from lib_trainer.dataset.history import ConflictError, Entry, RefusedError
 from lib_trainer.dataset.scan import Skipped
 from lib_trainer.errors import DatasetError, TaggerError
-from lib_trainer.files import write_atomically
 from lib_trainer.tagging.events import Meter, Progress, WriteReport
 from lib_trainer.tagging.existing import read_existing
 from lib_trainer.tagging.pictures import caption_path
@@ -21,8 +23,10 @@ from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.style import Composed, Existing, Style
 from lib_trainer.tagging.table import Thresholds
 
-CHUNK = 64
-"""Captions whose origins are recorded in one transaction before they are written."""
+CHUNK = 512
+"""Captions that are written at a time: what is stopped, or killed, keeps those before it."""
+
+MEANWHILE = "it was changed by another program meanwhile"
 
 
 @dataclass(frozen=True)
@@ -34,54 +38,78 @@ class Change:
     composed: Composed
 
 
-class CaptionWriter:
-    """Writes captions of one data set and counts them."""
+@dataclass(frozen=True)
+class _Planned:
+    picture: Path
+    path: Path
+    step: file_moves.Change
+    origins: dict[str, str]
 
-    def __init__(self, store: ScoreStore, template: str) -> None:
-        self._store, self._template = store, template
+
+class CaptionWriter:
+    """Writes captions of one data set and counts them. All that it writes is one entry of the history called `label`,
+    unless somebody else makes one in between."""
+
+    def __init__(self, store: ScoreStore, template: str, label: str) -> None:
+        self._store, self._template, self._label = store, template, label
+        self._entry: Entry | None = None
         self.written = 0
         self.failed: list[Skipped] = []
         self.first: Path | None = None
 
-    def write(self, changes: Sequence[Change]) -> None:
-        """Record origins, then write. A caption that was changed meanwhile, or is locked, is listed and left alone.
+    def write(self, changes: Sequence[Change]) -> list[Path]:
+        """Write captions, with where their tags come from; returns the pictures whose captions were written. One that
+        was changed meanwhile, or is locked, is listed and left alone. Raises `TaggerError` for a full disk: everything
+        after would fail as well."""
+        left = [planned for change in changes if (planned := self._planned(change)) is not None]
+        while left:
+            refused = self._commit(left)
+            if not refused:
+                self.first = self.first or left[0].path
+                self.written += len(left)
+                break
+            for one in left:
+                if one.step.path in refused:
+                    self.failed.append(Skipped(one.path, refused[one.step.path]))
+            left = [one for one in left if one.step.path not in refused]
+        return [one.picture for one in left]
 
-        Origins come first: a tag without one counts as written by hand, and would never go again. Raises `TaggerError`
-        for a full disk: everything after would fail as well.
-        """
-        sound = [change for change in changes if self._unchanged(change)]
-        self._store.record_origins((change.picture, change.composed.origins) for change in sound)
-        for change in sound:
-            path = caption_path(change.picture, self._template)
-            try:
-                write_atomically(path, change.composed.text.encode("utf-8"))
-            except OSError as error:
-                self._give_back(change)
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise TaggerError(
-                        f"The disk is full: '{path}' keeps its old text, the {self.written} captions before it are "
-                        "written; make room and write again."
-                    ) from error
-                self.failed.append(Skipped(path, error.strerror or str(error)))
-                continue
-            self.first = self.first or path
-            self.written += 1
-
-    def _unchanged(self, change: Change) -> bool:
-        path = caption_path(change.picture, self._template)
+    def _commit(self, changes: Sequence[_Planned]) -> dict[str, str]:
+        """{path: why} of those for which none of them was written; empty if all were."""
+        steps, origins = [one.step for one in changes], {one.step.path: one.origins for one in changes}
         try:
-            now = read_existing(change.picture, self._template, {})
-        except DatasetError as error:
-            self.failed.append(Skipped(path, str(error)))
-            return False
-        if (now.text if now else None) != (change.existing.text if change.existing else None):
-            self.failed.append(Skipped(path, "it was changed by another program meanwhile"))
-            return False
-        return True
+            self._entry = self._store.history.commit(self._label, steps, origins=origins, onto=self._entry)
+        except ConflictError as error:
+            return {conflict.path: MEANWHILE for conflict in error.conflicts}
+        except RefusedError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise TaggerError(
+                    f"The disk is full: the {self.written} captions before are written, the rest keeps its old text; "
+                    "make room and write again."
+                ) from error
+            if error.path not in origins:
+                raise
+            return {error.path: str(getattr(error.__cause__, "strerror", "") or error)}
+        return {}
 
-    def _give_back(self, change: Change) -> None:
-        before = change.existing.origins if change.existing else {}
-        self._store.record_origins([(change.picture, before)])
+    def _planned(self, change: Change) -> _Planned | None:
+        """The step that writes a caption, if its file still says what it was planned for."""
+        path = caption_path(change.picture, self._template)
+        old = change.existing
+        try:
+            data = file_moves.read(path)
+            now = read_existing(change.picture, self._template, {})
+            if (now.text if now else None) != (old.text if old else None) or file_moves.read(path) != data:
+                raise DatasetError(MEANWHILE)
+        except (DatasetError, OSError) as error:
+            self.failed.append(Skipped(path, str(getattr(error, "strerror", None) or error)))
+            return None
+        name, text = self._store.key(path), change.composed.text.encode("utf-8")
+        gone = dict.fromkeys(map(tag_key, old.tags), "") if old else {}
+        there = {tag_key(tag): origin for tag, origin in change.composed.origins.items()}
+        stays = set(map(tag_key, Existing.parse(change.composed.text, {}).tags))
+        origins = {tag: origin for tag, origin in gone.items() if tag not in stays} | there
+        return _Planned(change.picture, path, file_moves.Change(name, data, text), origins)
 
 
 def write_captions(
@@ -94,13 +122,14 @@ def write_captions(
 ) -> WriteReport:
     """Write every caption that changes. Stopping keeps what is written. Raises `TaggerError` for a full disk."""
     chosen = opened.choose(thresholds, style)
-    writer = CaptionWriter(opened.store, style.template)
-    meter, done, unchanged = Meter(), 0, 0
+    writer = CaptionWriter(opened.store, style.template, f"Captions by {opened.name}")
+    moved = {opened.paths[row] for row in np.unique(opened.preview(thresholds, style).moved[0]).tolist()}
+    meter, done, unchanged, reordered = Meter(), 0, 0, 0
     for rows in _chunks(range(len(opened.paths))):
         if stop():
             break
         changes = list(planned(opened, rows, chosen, style))
-        writer.write(changes)
+        reordered += sum(picture not in moved for picture in writer.write(changes))
         done += len(rows)
         unchanged += len(rows) - len(changes)
         rate = meter.update(done)
@@ -108,7 +137,7 @@ def write_captions(
         failed = tuple(writer.failed)
         listener(Progress("Writing", done, len(opened.paths), 0, failed, rate, left, meter.seconds))
     stopped = done < len(opened.paths)
-    return WriteReport(writer.written, unchanged, tuple(writer.failed), stopped, writer.first)
+    return WriteReport(writer.written, unchanged, tuple(writer.failed), stopped, writer.first, reordered)
 
 
 def planned(opened: Opened, rows: Iterable[int], chosen: NDArray[np.bool_], style: Style) -> Iterable[Change]:

@@ -30,6 +30,7 @@ from lib_trainer.ui.tagger_view import (
     captions_html,
     examples_html,
     job_html,
+    mark_html,
     scores_html,
     summary_html,
     table_html,
@@ -70,44 +71,53 @@ class TaggerActions:
         if not self.desk.running:
             return self._notice("Nothing is under way.")
         self.desk.stop()
-        return self._notice("Stopping; what is done is kept.")
+        return ""
 
     def unload(self) -> str:
         self.desk.unload()
         return self._notice("The tagger is closed and its memory free.")
 
-    def poll(self, seen: str, models: Sequence[str]) -> tuple[Any, Any, Any, Any, Any, str]:
-        """The panel, Tag, Stop, Write and the list of taggers as they are now, and what has been seen."""
+    def poll(self, seen: str, models: Sequence[str]) -> tuple[Any, Any, Any, Any, Any, str, str]:
+        """The panel, Tag, Stop, Write and the list of taggers as they are now, a mark that changes with the folders'
+        captions, and what has been seen."""
         view = self.desk.view()
-        now = json.dumps([view.number, view.state] if view else [0, ""])
+        now = json.dumps([view.number, view.state, view.stopping] if view else [0, ""])
         active = bool(view and view.active)
         turned = now != seen
         panel = job_html(view, self.desk.device(), self.options.prefix) if active or turned else gr.update()
+        mark = mark_html(self.desk.mark())
         idle, busy = (
             (gr.update(interactive=not active), gr.update(interactive=active)) if turned else (gr.update(),) * 2
         )
-        return panel, idle, busy, idle, self._listed(models) if turned else gr.update(), now
+        return panel, idle, busy, idle, self._listed(models) if turned else gr.update(), mark, now
 
     # -- models --------------------------------------------------------------------------------------------------
 
-    def refresh_models(self, settings: Settings) -> Any:
-        """The list of taggers, looked for again; what is chosen stays if it is there."""
-        self.desk.found(again=True)
-        return self._listed(settings.models)
+    def refresh_models(self, settings: Settings) -> tuple[str, Any]:
+        """A notice, and the list of taggers, looked for again; what is chosen stays if it is there."""
+        found = [item for item in self.desk.found(again=True) if not item.problem]
+        return self._notice(f"Taggers found: {len(found)}."), self._listed(settings.models)
 
     def _listed(self, chosen: Sequence[str]) -> Any:
         names = names_of(self.desk.found())
         return gr.update(choices=names, value=[name for name in chosen if name in names] or names[:1])
 
-    def preset(self, settings: Settings) -> float:
-        """The general line where precision equals recall; of several taggers the mean."""
+    def preset(self, settings: Settings) -> tuple[str, float]:
+        """A notice, and the general line where precision equals recall; of several taggers the mean."""
         lines = [threshold_of(name) for name in settings.models] or [threshold_of("")]
-        return round(sum(lines) / len(lines), 4)
+        line = round(sum(lines) / len(lines), 4)
+        return self._notice(f"General tags: {line:g}, for {', '.join(settings.models) or 'any tagger'}."), line
+
+    def send(self, prompt: str) -> str:
+        """What is to be said where there is no prompt to send."""
+        return "" if prompt.strip() else self._notice("There is no prompt yet: drop a picture first.", error=True)
 
     # -- the folder ----------------------------------------------------------------------------------------------
 
-    def look(self, settings: Settings, tag: str, again: bool = False) -> list[Any]:
-        """Notice, summary, table and first captions for the settings as they are: what follows the slider."""
+    def look(self, settings: Settings, tag: str, complained: str = "") -> list[Any]:
+        """Notice, summary, table and first captions for the settings as they are, which is what follows the slider;
+        and whether the notice is a complaint of this. `complained`: whether the one that stands there is; any other is
+        left, as it answers a button."""
         shown = ["", "", ""]
 
         def work() -> None:
@@ -115,15 +125,22 @@ class TaggerActions:
             if not settings.selection.folder:
                 return
             try:
-                opened = self.desk.opened(settings.selection, style, again=again)
-            except TaggerError as error:  # a path half typed, or a folder that waits for Tag: no reason for red
+                opened = self.desk.opened(settings.selection, style)
+            except TaggerError as error:  # a folder that waits for Tag, say: no reason for red
                 shown[0] = f'<div class="tagger-empty">{escape(str(error))}</div>'
             else:
                 preview = opened.preview(thresholds, style)
                 captions = captions_html(self._first(opened, preview, style))
                 shown[:] = [summary_html(opened, preview), table_html(preview, len(opened.paths), tag), captions]
 
-        return [self._told(work), *shown]
+        told = self._told(work)
+        notice = told if told or complained else gr.update()
+        return [notice, *shown, "1" if told else ""]
+
+    def reread(self, settings: Settings, tag: str) -> list[Any]:
+        """As `look`, with the folder and its captions read again."""
+        told = self._told(lambda: self.desk.opened(settings.selection, settings.style, again=True))
+        return [told, *self.look(settings, tag)[1:4], ""]
 
     def details(self, settings: Settings, tag: str) -> list[Any]:
         """The pictures of the chosen tag, and those near its line: they need thumbnails and come after the rest."""
@@ -192,7 +209,7 @@ class TaggerActions:
 
     # -- within --------------------------------------------------------------------------------------------------
 
-    def _told(self, action: Callable[[], None]) -> str:
+    def _told(self, action: Callable[[], object]) -> str:
         """Run `action`; an error becomes a sentence for the page, and a bug's trace goes to the console only."""
         try:
             action()

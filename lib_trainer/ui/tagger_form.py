@@ -12,10 +12,6 @@ from lib_trainer.captions.tags import TagPatterns, split_tags
 from lib_trainer.tagging.choices import (
     DEFAULT_CHARACTER_THRESHOLD,
     DEFAULT_TEMPLATE,
-    DEFAULT_THRESHOLD,
-    POLICIES,
-    SORTS,
-    WAYS,
 )
 from lib_trainer.tagging.registry import Found
 from lib_trainer.tagging.style import Style
@@ -90,6 +86,7 @@ class Settings:
             always=tuple(split_tags(self.raw["always"] or "")),
             excluded=TagPatterns.parse(self.raw["exclude"] or "", "Tags to leave out"),
             foreign=bool(self.raw["foreign"]),
+            restore=bool(self.raw["restore"]),
             template=str(self.raw["template"] or "").strip() or DEFAULT_TEMPLATE,
         )
 
@@ -136,16 +133,12 @@ def lay_out_models(make: Maker, names: Sequence[str]) -> None:
         make.setting(
             gr.Dropdown, "device", choices=list(DEVICES), value=next(iter(DEVICES)), label="Runs on", min_width=140
         )
-    assert tuple(WAY_LABELS.values()) == WAYS and set(POLICY_LABELS.values()) == set(POLICIES)
-    assert tuple(SORT_LABELS.values()) == SORTS
 
 
-def lay_out_thresholds(make: Maker, general: float) -> tuple[Any, Any]:
-    """The sliders; returns the preset's button and the general slider."""
+def lay_out_thresholds(make: Maker, general: float) -> Any:
+    """The sliders; returns the preset's button."""
     title("Thresholds")
-    slider = make.setting(
-        gr.Slider, "general", minimum=FLOOR, maximum=1.0, step=0.01, value=general, label="General tags"
-    )
+    make.setting(gr.Slider, "general", minimum=FLOOR, maximum=1.0, step=0.01, value=general, label="General tags")
     make.setting(
         gr.Slider,
         "character",
@@ -170,7 +163,7 @@ def lay_out_thresholds(make: Maker, general: float) -> tuple[Any, Any]:
         max_lines=6,
         value="",
     )
-    return preset, slider
+    return preset
 
 
 def lay_out_captions(make: Maker) -> None:
@@ -210,6 +203,13 @@ def lay_out_captions(make: Maker) -> None:
         classes=["trainer-wide"],
         value=False,
     )
+    make.setting(
+        gr.Checkbox,
+        "restore",
+        label="Bring back tags that were removed by hand or by a plan",
+        classes=["trainer-wide"],
+        value=False,
+    )
     with keep_out_of_ui_config(gr.Accordion("More: captions", open=False, elem_classes="trainer-more")):
         make.setting(gr.Textbox, "always", label="Tags for every picture", max_lines=3, value="")
         make.setting(gr.Dropdown, "sort", label="Order", choices=list(SORT_LABELS), value=next(iter(SORT_LABELS)))
@@ -225,7 +225,6 @@ def lay_out_captions(make: Maker) -> None:
 
 
 __all__ = [
-    "DEFAULT_THRESHOLD",
     "Maker",
     "Settings",
     "TaggerForm",

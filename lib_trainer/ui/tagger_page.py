@@ -71,7 +71,7 @@ def _lay_out(desk: TaggerDesk, options: TaggerOptions) -> _Page:
                 lay_out_models(make, names)
                 _lay_out_download(make, parts, opened=not names)
             with gr.Column(elem_classes="trainer-section"):
-                parts["preset"], _ = lay_out_thresholds(make, threshold_of(names[0] if names else ""))
+                parts["preset"] = lay_out_thresholds(make, threshold_of(names[0] if names else ""))
             with gr.Column(elem_classes="trainer-section"):
                 lay_out_captions(make)
         with gr.Column(elem_classes="trainer-right", min_width=340, scale=3):
@@ -83,8 +83,9 @@ def _lay_out(desk: TaggerDesk, options: TaggerOptions) -> _Page:
                     _lay_out_single(make, parts, options)
         for name in ("poll", "refresh", "show", "judge"):
             parts[name] = make(gr.Button, name, value="", visible=False)
-        for name in ("seen", "tag", "verdict", "single"):
+        for name in ("seen", "tag", "verdict", "single", "complained"):
             parts[name] = make(gr.Textbox, name, value="", visible=False)
+        parts["mark"] = make(gr.HTML, "mark")
     return _Page(TaggerForm(dict(make.settings)), parts)
 
 
@@ -149,64 +150,68 @@ def _lay_out_single(make: Maker, parts: dict[str, Any], options: TaggerOptions) 
 
 
 def _connect_jobs(page: _Page, actions: TaggerActions) -> None:
-    def with_settings(action: Callable[[Any], str]) -> Callable[..., str]:
-        return lambda *raw: action(page.form.values(raw))
+    def with_settings(action: Callable[[Any], str]) -> Callable[..., list[str]]:
+        return lambda *raw: [action(page.form.values(raw)), ""]
 
     hurry = _script(f"hurry({actions.options.prefix!r})")
     for button, action in ((page.tag_folder, actions.tag), (page.write, actions.write)):
-        event = button.click(with_settings(action), page.form.inputs, [page.notice], **QUIET)
+        event = button.click(with_settings(action), page.form.inputs, [page.notice, page.complained], **QUIET)
         event.then(None, None, None, _js=hurry)
     page.download.click(actions.download, [page.known], [page.notice], **QUIET).then(None, None, None, _js=hurry)
-    page.stop.click(lambda: actions.stop(), None, [page.notice], **QUIET)
-    page.unload.click(lambda: actions.unload(), None, [page.notice], **QUIET)
+    page.stop.click(actions.stop, None, [page.notice], **QUIET).then(None, None, None, _js=hurry)
+    page.unload.click(actions.unload, None, [page.notice], **QUIET)
     models = page.form.parts["models"]
-    outputs = [page.job, page.tag_folder, page.stop, page.write, models, page.seen]
+    outputs = [page.job, page.tag_folder, page.stop, page.write, models, page.mark, page.seen]
     polled = page.poll.click(actions.poll, [page.seen, models], outputs, **QUIET)
     polled.success(None, None, None, _js=_script(f"polled({actions.options.prefix!r})"))
 
 
 def _connect_models(page: _Page, actions: TaggerActions) -> None:
-    def rescan(*raw: Any) -> Any:
+    def rescan(*raw: Any) -> tuple[str, Any]:
         return actions.refresh_models(page.form.values(raw))
 
-    def preset(*raw: Any) -> float:
+    def preset(*raw: Any) -> tuple[str, float]:
         return actions.preset(page.form.values(raw))
 
     refresh = _script(f"changed({actions.options.prefix!r})")
     models, general = page.form.parts["models"], page.form.parts["general"]
-    page.rescan.click(rescan, page.form.inputs, [models], **QUIET)
-    set_line = page.preset.click(preset, page.form.inputs, [general], **QUIET)
+    page.rescan.click(rescan, page.form.inputs, [page.notice, models], **QUIET)
+    set_line = page.preset.click(preset, page.form.inputs, [page.notice, general], **QUIET)
     set_line.then(None, None, None, _js=refresh)
-    for part in page.form.parts.values():  # sliders and boxes alike: the page's clock waits until they rest
-        part.change(None, None, None, _js=refresh)
+    for name, part in page.form.parts.items():  # sliders and boxes alike: the page's clock waits until they rest
+        if name != "folder":  # a path that is being typed names other folders all the way
+            part.change(None, None, None, _js=refresh)
 
 
 def _connect_folder(page: _Page, actions: TaggerActions) -> None:
-    shown = [page.notice, page.summary, page.table, page.captions]
+    shown = [page.notice, page.summary, page.table, page.captions, page.complained]
     inputs = [page.tag, *page.form.inputs]
     details = [page.examples, page.border]
 
-    def look(tag: str, *raw: Any) -> list[Any]:
-        return actions.look(page.form.values(raw), tag)
+    def look(complained: str, tag: str, *raw: Any) -> list[Any]:
+        return actions.look(page.form.values(raw), tag, complained)
 
-    def reread(tag: str, *raw: Any) -> list[Any]:
-        return actions.look(page.form.values(raw), tag, again=True)
+    def reread(complained: str, tag: str, *raw: Any) -> list[Any]:
+        return actions.reread(page.form.values(raw), tag)
 
     def show(tag: str, *raw: Any) -> list[Any]:
         return actions.details(page.form.values(raw), tag)
 
-    def judge(verdict: str, tag: str, *raw: Any) -> list[Any]:
+    def judge(verdict: str, complained: str, tag: str, *raw: Any) -> list[Any]:
         settings = page.form.values(raw)
         told = actions.judge(settings, verdict)
-        seen = actions.look(settings, tag)
+        seen = actions.look(settings, tag, complained)
         return [told or seen[0], *seen[1:]]
 
     answered = _script(f"refreshed({actions.options.prefix!r})")
-    for button, action in ((page.refresh, look), (page.reread, reread)):
-        event = button.click(action, inputs, shown, **QUIET)
+    folder = page.form.parts["folder"]
+    for trigger, action in ((page.refresh.click, look), (page.reread.click, reread), (folder.submit, reread)):
+        event = trigger(action, [page.complained, *inputs], shown, **QUIET)
         event.then(show, inputs, details, **QUIET).then(None, None, None, _js=answered)
-    page.show.click(show, inputs, details, **QUIET)
-    page.judge.click(judge, [page.verdict, *inputs], shown, **QUIET)
+    shown_again = _script(f"shown({actions.options.prefix!r})")
+    page.show.click(show, inputs, details, **QUIET).then(None, None, None, _js=shown_again)
+    judged = page.judge.click(judge, [page.verdict, page.complained, *inputs], shown, **QUIET)
+    judged.then(None, None, None, _js=_script(f"judged({actions.options.prefix!r})"))
 
 
 def _connect_single(page: _Page, actions: TaggerActions) -> None:
@@ -221,6 +226,7 @@ def _connect_single(page: _Page, actions: TaggerActions) -> None:
     page.image.change(single, [page.image, *page.form.inputs], outputs, queue=False, api_name=False)
     page.refresh.click(describe, [page.single, *page.form.inputs], shown, **QUIET)  # the line moves in the bars, too
     insert = f"(text) => {{ ({actions.options.insert_js})(text); return []; }}"
+    page.send.click(actions.send, [page.prompt], [page.notice], **QUIET)
     page.send.click(None, [page.prompt], None, _js=insert)
 
 

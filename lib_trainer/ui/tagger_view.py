@@ -34,7 +34,11 @@ def job_html(view: JobView | None, device: str, prefix: str) -> str:
     if view is None:
         body = '<div class="tagger-empty">Choose a folder and press Tag. Nothing is written before you say so.</div>'
         return f"<div {attributes}>{body}</div>"
-    badge = {"running": "Running", "done": "Done", "stopped": "Stopped", "failed": "Failed"}[view.state]
+    badge = (
+        "Stopping"
+        if view.stopping
+        else {"running": "Running", "done": "Done", "stopped": "Stopped", "failed": "Failed"}[view.state]
+    )
     head = (
         f'<div class="tagger-head"><span class="tagger-badge tagger-{view.state}">{badge}</span>'
         f'<span class="tagger-name">{escape(view.title)}</span></div>'
@@ -46,10 +50,19 @@ def job_html(view: JobView | None, device: str, prefix: str) -> str:
     return f"<div {attributes}>{head}{_bar(view)}{told}{notes}{_left_out(view)}</div>"
 
 
+def mark_html(mark: Sequence[int]) -> str:
+    """What `tagger.js` compares to know that there is something new to see."""
+    return f'<div class="tagger-mark" data-mark="{escape(str(list(mark)))}"></div>'
+
+
+_KEPT = "Stopping; what is done is kept"
+
+
 def _bar(view: JobView) -> str:
     progress = view.progress
     if progress is None or not view.active:
-        return '<div class="tagger-line">Opening the model</div>' if view.active else ""
+        opening = _KEPT if view.stopping else "Opening the model"
+        return f'<div class="tagger-line">{opening}</div>' if view.active else ""
     percent = 100 * progress.done / progress.total if progress.total else 0
     megabytes = progress.what.startswith("Downloading")
     scale, unit = (1 << 20, "MiB") if megabytes else (1, "pictures" if progress.what == "Scoring" else "captions")
@@ -60,9 +73,10 @@ def _bar(view: JobView) -> str:
         f"{rate}time left {clock(progress.left)}"
     )
     return (
-        f'<div class="tagger-progress" role="progressbar" aria-valuenow="{percent:.0f}" aria-valuemin="0" '
-        f'aria-valuemax="100"><div class="tagger-fill" style="width: {percent:.2f}%"></div></div>'
-        f'<div class="tagger-line">{line}</div>'
+        f'<div class="tagger-progress" role="progressbar" aria-label="{escape(progress.what)}" '
+        f'aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100">'
+        f'<div class="tagger-fill" style="width: {percent:.2f}%"></div></div>'
+        f'<div class="tagger-line">{_KEPT + " · " if view.stopping else ""}{line}</div>'
     )
 
 
@@ -88,6 +102,8 @@ def summary_html(opened: Opened, preview: Preview) -> str:
         ("Tags removed", f"{preview.removed:,}"),
         ("Without a tag", f"{preview.untagged:,}"),
     ]
+    if preview.withheld:
+        facts.append(("Removed by hand, kept out", f"{preview.withheld:,}"))
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     skipped = ""
     if opened.skipped:

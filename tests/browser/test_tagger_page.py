@@ -93,6 +93,37 @@ def test_tag_slide_judge_and_write(page: playwright.Page, tmp_path: Path) -> Non
     assert all(split_tags(path.read_text("utf-8")) for path in folder.glob("*.txt"))
 
 
+def test_typing_a_path_reads_and_makes_nothing_until_it_is_written(page: playwright.Page, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    draw_scenes(folder, 3)
+    draw_scenes(tmp_path / "a", 1)
+    box = page.locator("#tagger_folder").locator("textarea, input").first
+    summary = page.locator("#tagger_summary").first
+    box.focus()
+    for part in (str(tmp_path), "/a", "/b"):
+        box.press_sequentially(part)
+        page.wait_for_timeout(400)  # longer than a slider must rest
+        expect(summary).not_to_contain_text("press Tag")
+    box.press("Enter")
+    expect(summary).to_contain_text("press Tag")
+    assert list(tmp_path.rglob(".trainer")) == []
+
+
+def test_buttons_without_a_folder_say_so(page: playwright.Page) -> None:
+    """And the sentence stays until the next one."""
+    notice = page.locator("#tagger_notice").first
+    for name in ("tag_folder", "write", "reread"):
+        page.locator(f"#tagger_{name}").click()
+        expect(notice).to_contain_text("No folder of pictures is given")
+        page.wait_for_timeout(1500)  # longer than the poll that a press hurries
+        expect(notice).to_contain_text("No folder of pictures is given")
+        page.locator("#tagger_rescan").click()
+        expect(notice).to_contain_text("Taggers found: 1")
+    open_tab(page, "One picture")
+    page.locator("#tagger_send").click()
+    expect(notice).to_contain_text("drop a picture first")
+
+
 def judge_the_first(page: playwright.Page, folder: Path) -> None:
     """With the keyboard alone: accept the first picture that is near the line of a tag."""
     page.locator('.tagger-table tr[data-tag="large"]').click()
@@ -102,7 +133,8 @@ def judge_the_first(page: playwright.Page, folder: Path) -> None:
     content = card.get_attribute("data-content")
     card.focus()
     page.keyboard.press("a")
-    expect(page.locator(f'.tagger-card[data-content="{content}"]')).to_have_class(re.compile("tagger-accepted"))
+    judged = page.locator(f'.tagger-card[data-content="{content}"]')
+    expect(judged).to_have_class(re.compile("tagger-accepted"))
     expect(page.locator(".tagger-summary")).to_be_visible()
     with ScoreStore(folder) as store:
         for _ in range(200):
@@ -110,6 +142,10 @@ def judge_the_first(page: playwright.Page, folder: Path) -> None:
                 break
             page.wait_for_timeout(50)
         assert store.verdicts() == {(content, "large"): True}
+    if page.locator(".tagger-card").count() > 1:  # the cards were made anew meanwhile, and the keys go on
+        expect(page.locator(".tagger-card").nth(1)).to_be_focused()
+        page.keyboard.press("r")
+        expect(page.locator(".tagger-card").nth(1)).to_have_class(re.compile("tagger-rejected"))
 
 
 def test_nothing_overflows(page: playwright.Page) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from lib_trainer.tagging.folders import at
 from lib_trainer.tagging.registry import Tagger
+from lib_trainer.tagging.store import ScoreStore
 from miniature.world import ALL_SHAPES, Scene, combos, draw, random_scene
 
 MINI = Path(__file__).parents[2] / "miniature" / "data" / "wd-mini"
@@ -38,6 +39,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Scene]]:
     """24 pictures; tests copy what they change."""
     folder = tmp_path_factory.mktemp("drawn")
     return folder, draw_scenes(folder, 24)
+
+
+def record_origins(store: ScoreStore, rows: Iterable[tuple[Path, Mapping[str, str]]]) -> None:
+    """Origins of tags as earlier versions kept them, in the store of scores."""
+    with store._writing() as base:
+        for path, origins in rows:
+            lines = [(store.key(path), tag, origin) for tag, origin in origins.items()]
+            base.executemany("INSERT OR REPLACE INTO origins VALUES (?, ?, ?)", lines)
 
 
 MakeModel = Callable[..., Path]

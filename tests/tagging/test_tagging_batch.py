@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -21,16 +22,17 @@ from PIL import Image
 from lib_trainer.captions.tags import split_tags
 from lib_trainer.errors import TaggerError
 from lib_trainer.tagging import pipeline
-from lib_trainer.tagging.events import Progress
+from lib_trainer.tagging.events import Progress, WriteReport
 from lib_trainer.tagging.labels import Labels
-from lib_trainer.tagging.pictures import list_pictures, sharing
+from lib_trainer.tagging.pictures import Folder, list_pictures, sharing
 from lib_trainer.tagging.pipeline import PixelBudget, score_pictures
 from lib_trainer.tagging.plan import Opened
 from lib_trainer.tagging.registry import Tagger
-from lib_trainer.tagging.run import tag_folder
+from lib_trainer.tagging.run import Scored, score_folder
 from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.style import Style
 from lib_trainer.tagging.table import Thresholds, select
+from lib_trainer.tagging.writing import write_captions
 from miniature.world import Scene
 from tests.tagging.conftest import draw_scenes
 
@@ -252,38 +254,28 @@ def test_the_cached_rethreshold_equals_a_fresh_run(
         assert len(kinds) > 3, "the line does move something"
 
 
-def test_captions_land_while_the_batch_runs(tmp_path: Path, mini: Tagger) -> None:
-    """P writes them only at the very end."""
-    folder = tmp_path / "set"
-    draw_scenes(folder, 12)
-    seen: list[tuple[int, int]] = []
+def score(mini: Tagger, store: ScoreStore, folder: Folder) -> Scored:
+    turn = lambda: contextlib.nullcontext(mini)  # noqa: E731
+    return score_folder([turn], store, folder, stop=lambda: False, listener=lambda progress: None)
 
-    def listener(progress: Progress) -> None:
-        seen.append((progress.done, len(list(folder.glob("*.txt")))))
 
-    with ScoreStore(folder) as store:
-        report = tag_folder(mini, store, list_pictures(folder), Thresholds(), Style(trigger="zork"), listener=listener)
-        again = tag_folder(mini, store, list_pictures(folder), Thresholds(), Style(trigger="zork"))
-    assert all(captions == done for done, captions in seen) and len(seen) >= 4
-    assert report.written is not None and report.written.written == 12
-    assert again.written is not None and (again.written.written, again.written.unchanged) == (0, 12)
-    assert (folder / "000.txt").read_text("utf-8").startswith("zork, ")
+def write(mini: Tagger, store: ScoreStore, folder: Folder) -> WriteReport:
+    opened = Opened.read(store, folder.pictures, [mini.fingerprint], Style(trigger="zork"))
+    return write_captions(opened, Thresholds(), Style(trigger="zork"))
 
 
 KILLED = """
-import sys, time
+import contextlib, sys, time
 from pathlib import Path
 from lib_trainer.tagging.folders import at
 from lib_trainer.tagging.pictures import list_pictures
-from lib_trainer.tagging.run import tag_folder
+from lib_trainer.tagging.run import score_folder
 from lib_trainer.tagging.store import ScoreStore
-from lib_trainer.tagging.style import Style
-from lib_trainer.tagging.table import Thresholds
 folder = list_pictures(Path(sys.argv[1]))
 tagger = at(Path(sys.argv[2])).open(threads=1, device="cpu")
 with ScoreStore(folder.root) as store:
     slowly = lambda progress: (print(progress.done, flush=True), time.sleep(0.02))
-    tag_folder(tagger, store, folder, Thresholds(), Style(trigger="zork"), listener=slowly)
+    score_folder([lambda: contextlib.nullcontext(tagger)], store, folder, stop=lambda: False, listener=slowly)
 """
 
 
@@ -300,15 +292,16 @@ def test_kill_in_the_middle_of_a_batch(tmp_path: Path, mini: Tagger) -> None:
             if int(line) >= 20:
                 process.send_signal(signal.SIGKILL)
                 break
-    captions = sorted(folder.glob("*.txt"))
-    assert 16 <= len(captions) < 60, "it was in the middle"
-    assert all(len(split_tags(path.read_text("utf-8"))) >= 4 for path in captions), "none is broken"
+    assert list(folder.glob("*.txt")) == []
     with ScoreStore(folder) as store:
-        done = len(store.scored(mini.fingerprint))
-        report = tag_folder(mini, store, list_pictures(folder), Thresholds(), Style(trigger="zork"))
-        assert report.scored.cached == done >= 16 and report.scored.scored == 60 - done
-        assert report.written is not None and report.written.failed == ()
+        done, pictures = len(store.scored(mini.fingerprint)), list_pictures(folder)
+        assert 16 <= done < 60, "it was in the middle"
+        report = score(mini, store, pictures).reports[0]
+        assert report.cached == done and report.scored == 60 - done
+        assert write(mini, store, pictures).written == 60
+        again = write(mini, store, pictures)
+        assert (again.written, again.unchanged, again.failed) == (0, 60, ())
         for path in folder.glob("*.png"):
             tags = split_tags(path.with_suffix(".txt").read_text("utf-8"))
             assert set(tags[1:]) == set(store.origins(path)), "every tag is known to be the tagger's"
-    assert len(list(folder.glob("*.txt"))) == 60
+        assert [(entry.label, entry.files) for entry in store.history.entries()] == [("Captions by wd-mini", 60)]

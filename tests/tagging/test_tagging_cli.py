@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -88,6 +90,17 @@ def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "does not exist: check its path." in capsys.readouterr().err
 
 
+def scores_in(folder: Path) -> int:
+    if not (folder / ".trainer" / "scores.sqlite").exists():
+        return 0
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(folder / ".trainer/scores.sqlite")) as base,
+    ):
+        return int(base.execute("SELECT count(*) FROM scores").fetchone()[0])
+    return 0
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no signals")
 def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
     folder = tmp_path / "many"
@@ -100,7 +113,7 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as run:
-        while not list(folder.glob("*.txt")) and run.poll() is None:
+        while not scores_in(folder) and run.poll() is None:
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
         out, _ = run.communicate(timeout=60)

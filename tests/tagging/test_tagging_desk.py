@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lib_trainer.cli import main
+from lib_trainer.errors import TaggerError
+from lib_trainer.tagging import desk as desk_module
+from lib_trainer.tagging import registry
 from lib_trainer.tagging.desk import TaggerDesk
+from lib_trainer.tagging.folders import at, find_taggers
+from lib_trainer.tagging.registry import Found, Kind
+from lib_trainer.tagging.style import Style
+from lib_trainer.tagging.table import Thresholds
 from lib_trainer.tagging.views import Places, Selection
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.tagging.hub import Hub
@@ -116,3 +124,92 @@ def test_the_command_line_fetches_only_when_told_to(
     assert len(list((tmp_path / "pictures").glob("*.txt"))) == 3
     mini_hub.asked.clear()
     assert main([*command, "--download"]) == 0 and mini_hub.asked == []
+
+
+def held_up(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[threading.Event, threading.Event]:
+    """A function of the desk's that waits; set when it is entered, and what lets it go on."""
+    entered, go_on = threading.Event(), threading.Event()
+    real: Callable[..., Any] = getattr(desk_module, name)
+
+    def waiting(*given: Any, **options: Any) -> Any:
+        if "slow" in str(given[0]):
+            entered.set()
+            assert go_on.wait(30)
+        return real(*given, **options)
+
+    monkeypatch.setattr(desk_module, name, waiting)
+    return entered, go_on
+
+
+def test_a_folder_that_is_read_slowly_keeps_nobody_waiting(
+    desk: TaggerDesk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pages on one desk: one has given a folder on a slow drive."""
+    for name in ("quick", "slow"):
+        draw_scenes(tmp_path / name, 3)
+        desk.start_scoring(Selection(str(tmp_path / name), True, ("wd-mini",)), "cpu")
+        desk.wait(60)
+    entered, go_on = held_up(monkeypatch, "list_pictures")
+    found: list[Any] = []
+    slow = threading.Thread(
+        target=lambda: found.append(desk.opened(Selection(str(tmp_path / "slow"), True, ("wd-mini",)), Style()))
+    )
+    slow.start()
+    assert entered.wait(10)
+    quick = Selection(str(tmp_path / "quick"), True, ("wd-mini",))
+    assert len(desk.opened(quick, Style()).paths) == 3
+    desk.stop(), desk.device(), desk.mark()
+    desk.start_scoring(quick, "cpu")
+    desk.wait(60)
+    go_on.set()
+    slow.join()
+    assert len(found[0].paths) == 3
+    assert desk.opened(quick, Style()) is desk.opened(quick, Style()), "both are kept"
+
+
+def test_a_model_that_is_being_opened_does_not_hold_the_slider(
+    desk: TaggerDesk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_scenes(tmp_path / "pictures", 3)
+    chosen = Selection(str(tmp_path / "pictures"), True, ("wd-mini",))
+    desk.start_scoring(chosen, "cpu")
+    desk.wait(60)
+    desk.unload()
+    entered, go_on = threading.Event(), threading.Event()
+    real = Found.open
+
+    def opening(self: Found, **options: Any) -> Any:
+        entered.set()
+        assert go_on.wait(30)
+        return real(self, **options)
+
+    monkeypatch.setattr(Found, "open", opening)
+    thread = threading.Thread(target=lambda: desk.tagger("wd-mini", "cpu"))
+    thread.start()
+    assert entered.wait(10)
+    assert len(desk.opened(chosen, Style()).preview(Thresholds(), Style()).tags) > 0
+    assert desk.device() == ""
+    go_on.set()
+    thread.join()
+    assert "wd-mini runs on CPU" in desk.device()
+
+
+def test_looking_at_a_path_makes_nothing_in_it(desk: TaggerDesk, tmp_path: Path) -> None:
+    """Nor in the folders above, which the path names while it is typed."""
+    draw_scenes(tmp_path / "a" / "b" / "c", 3)
+    draw_scenes(tmp_path / "a", 1)
+    for folder in (tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):
+        with pytest.raises(TaggerError, match="press Tag"):
+            desk.opened(Selection(str(folder), True, ("wd-mini",)), Style())
+    assert list(tmp_path.rglob(".trainer")) == []
+
+
+def test_another_kind_of_tagger_is_asked_for_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry knows the format, and nobody else."""
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "odd.bin").write_bytes(b"x")
+    odd = Kind("odd", ("odd.bin",), lambda folder, **options: None, lambda folder: "odd mark")  # type: ignore[arg-type, return-value]
+    monkeypatch.setitem(registry.KINDS, "odd", odd)  # type: ignore[arg-type]
+    found = find_taggers([tmp_path])
+    assert [(item.name, item.kind, item.problem) for item in found] == [("odd", "odd", "")]
+    assert at(tmp_path / "odd").fingerprint() == "odd mark"

@@ -11,6 +11,7 @@ from lib_trainer.tagging.known import known_tags
 from lib_trainer.tagging.labels import Labels
 from lib_trainer.tagging.store import FILE, FOLDER, ScoreStore
 from lib_trainer.tagging.table import Rows
+from tests.tagging.conftest import record_origins
 
 LABELS = Labels(("general", "long_hair", "smile"), (9, 0, 0), (1, 2, 3))
 
@@ -34,7 +35,7 @@ def test_a_set_that_is_tagged_while_it_is_open(picture: Path) -> None:
     with ScoreStore(picture.parent) as store:
         scored(store, "one", picture, 0.5)
         scored(store, "two", picture, 0.75)
-        store.record_origins([(picture, {"long_hair": "one 0.50"})])
+        record_origins(store, [(picture, {"long_hair": "one 0.50"})])
     assert known.scores(picture) == {"long hair": 0.75}
     assert known.origins(picture) == {"long hair": "one 0.50"}
     picture.write_bytes(b"another picture")

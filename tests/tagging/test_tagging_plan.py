@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lib_trainer.captions.tags import split_tags, tag_key
+from lib_trainer.dataset import file_moves
 from lib_trainer.errors import ConfigError, TaggerError
 from lib_trainer.tagging import writing
 from lib_trainer.tagging.choices import POLICIES
@@ -23,6 +24,7 @@ from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.style import Style
 from lib_trainer.tagging.table import Thresholds, mcut, sparse
 from lib_trainer.tagging.writing import write_captions
+from tests.tagging.conftest import record_origins
 
 LABELS = Labels(("safe", "lewd", "long_hair", "sword", "hat", "saber_(fate)"), (9, 9, 0, 0, 0, 4))
 CAPTIONS = ["", None, "mine, Long_Hair", "hat, sword, mine, saber \\(fate\\)", "zork, hat ||| sword, other", "hat"]
@@ -44,7 +46,7 @@ def scored(folder: Path, count: int = 24, seed: int = 1) -> ScoreStore:
         scores = rng.random(len(LABELS)) * rng.integers(0, 2, len(LABELS))
         rows.append((path, path.stat(), f"content {number}", sparse(scores.astype(np.float32))))
     store.put("f", "wd", LABELS, rows)
-    store.record_origins((path, ORIGINS) for path, *_ in rows)
+    record_origins(store, ((path, ORIGINS) for path, *_ in rows))
     return store
 
 
@@ -134,9 +136,9 @@ def test_captions_that_cannot_be_read_are_listed_and_stay(tmp_path: Path) -> Non
     (tmp_path / "02.txt").write_bytes(b"\xef\xbb\xbfmit BOM")
     opened = open_all(store)
     assert [(item.path.name, "UTF-8" in item.reason) for item in opened.skipped] == [("01.png", True)]
-    write_captions(opened, Thresholds(), Style())
+    write_captions(opened, Thresholds(), Style(trigger="zork"))
     assert (tmp_path / "01.txt").read_bytes() == "schön".encode("latin-1")
-    assert (tmp_path / "02.txt").read_bytes().startswith(b"mit BOM")
+    assert b"zork, mit BOM" in (tmp_path / "02.txt").read_bytes()
 
 
 def test_a_caption_changed_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
@@ -154,14 +156,14 @@ def test_a_caption_changed_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
-    real = writing.write_atomically
+    real = file_moves._write
 
-    def write(path: Path, data: bytes) -> None:
-        if path.name == name:
+    def write(path: Path | str, data: bytes | None, *, flush: bool = False) -> None:
+        if Path(path).name == name and data != b"hat, sword, mine, saber \\(fate\\)":
             raise OSError(code, os.strerror(code), str(path))
-        real(path, data)
+        real(path, data, flush=flush)
 
-    monkeypatch.setattr(writing, "write_atomically", write)
+    monkeypatch.setattr(file_moves, "_write", write)
 
 
 def test_a_locked_caption_is_listed_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,23 +175,31 @@ def test_a_locked_caption_is_listed_and_the_rest_goes_on(tmp_path: Path, monkeyp
     assert report.written == 5
     assert (tmp_path / "03.txt").read_text() == CAPTIONS[3]
     assert store.origins(tmp_path / "03.png") == ORIGINS, "as before"
+    assert len(store.history.entries()) == 1
     assert "zork" in (tmp_path / "05.txt").read_text()
 
 
 def test_a_full_disk_ends_it_with_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_all(scored(tmp_path, 6))
     failing(monkeypatch, "03.txt", errno.ENOSPC)
-    with pytest.raises(TaggerError, match=r"disk is full: .*03.txt' keeps its old text, the 3 captions before it"):
+    monkeypatch.setattr(writing, "CHUNK", 2)
+    with pytest.raises(TaggerError, match=r"disk is full: the 2 captions before are written, the rest keeps its old"):
         write_captions(opened, Thresholds(0.01, 0.01), Style(trigger="zork"))
+    assert (tmp_path / "02.txt").read_text() == CAPTIONS[2]
     assert (tmp_path / "03.txt").read_text() == CAPTIONS[3] and (tmp_path / "04.txt").read_text() == CAPTIONS[4]
-    assert "zork" in (tmp_path / "02.txt").read_text()
+    assert "zork" in (tmp_path / "01.txt").read_text()
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_stopping_keeps_what_is_written(tmp_path: Path) -> None:
-    opened = open_all(scored(tmp_path, 150))
-    report = write_captions(opened, Thresholds(0.01, 0.01), Style(trigger="zork"), stop=iter([False, True]).__next__)
-    assert report.stopped and report.written == writing.CHUNK
+def test_stopping_keeps_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "CHUNK", 16)
+    opened = open_all(scored(tmp_path, 40))
+    stop = iter([False, False, True]).__next__
+    report = write_captions(opened, Thresholds(0.01, 0.01), Style(trigger="zork"), stop=stop)
+    assert report.stopped and report.written + report.unchanged == 32
+    assert [entry.files for entry in opened.store.history.entries()] == [report.written], (
+        "one entry, whatever the chunks"
+    )
 
 
 def test_only_the_first_of_two_pictures_writes_a_shared_caption(tmp_path: Path) -> None:

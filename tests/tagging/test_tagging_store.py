@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lib_trainer.dataset.history import REMOVED, Change
 from lib_trainer.errors import TaggerError
 from lib_trainer.tagging.database import content_of
 from lib_trainer.tagging.labels import Labels
-from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.tagging.store import ScoreStore, removed_of
 from lib_trainer.tagging.table import sparse
+from tests.tagging.conftest import record_origins
 
 LABELS = Labels(("safe", "long_hair", ">_<", "rin"), (9, 0, 0, 4), (1, 2, 3, 4))
 
@@ -74,14 +76,23 @@ def test_what_has_not_changed_is_not_read(store: ScoreStore, monkeypatch: pytest
     assert store.content_hash(store.dataset / "a.png") == content
 
 
-def test_origins_and_verdicts(store: ScoreStore) -> None:
+def test_origins_of_an_earlier_version_and_of_the_history(store: ScoreStore) -> None:
     picture = store.dataset / "a.png"
     assert store.origins(picture) == {}
-    store.record_origins([(picture, {"long_hair": "wd 0.9000", "crown": "hand"})])
+    record_origins(store, [(picture, {"long_hair": "wd 0.9000", "crown": "hand"})])
     assert store.origins(picture) == {"long hair": "wd 0.9000", "crown": "hand"}
-    assert store.all_origins() == {"a.png": {"long hair": "wd 0.9000", "crown": "hand"}}
-    store.record_origins([(picture, {"hat": "wd 0.4000"})])
-    assert store.origins(picture) == {"hat": "wd 0.4000"}
+    said = {"a.txt": {"long hair": "", "hat": "wd 0.4000", "crown": REMOVED}}
+    store.history.commit("tags", [Change("a.txt", None, b"hat, crown")], origins=said)
+    assert store.origins(picture) == {"hat": "wd 0.4000", "crown": "hand"}, "what was removed and is there is by hand"
+    recorded = store.said_of([picture], {picture: picture.with_suffix(".txt")})
+    assert recorded == {"a.png": said["a.txt"]}
+    assert removed_of(recorded["a.png"], {"hat"}) == {"crown"}
+    assert removed_of({"hat": "wd 0.4"}, {"other"}) == {"hat"} and removed_of({"hat": "wd 0.4"}, set()) == set()
+    store.history.undo()
+    assert store.origins(picture) == {"long hair": "wd 0.9000", "crown": "hand"}
+
+
+def test_verdicts(store: ScoreStore) -> None:
     store.decide("c", "Long_Hair", True)
     store.decide("c", "hat", False)
     assert store.verdicts() == {("c", "long hair"): True, ("c", "hat"): False}
@@ -90,16 +101,11 @@ def test_origins_and_verdicts(store: ScoreStore) -> None:
 
 
 def test_a_transaction_is_all_or_nothing(store: ScoreStore) -> None:
-    picture = store.dataset / "a.png"
-    store.record_origins([(picture, {"hat": "wd 0.4000"})])
-
-    def rows() -> object:
-        yield picture, {"sword": "wd 0.5000"}
+    store.decide("c", "hat", True)
+    with pytest.raises(RuntimeError), store._writing() as base:
+        base.execute("DELETE FROM verdicts")
         raise RuntimeError("in the middle")
-
-    with pytest.raises(RuntimeError):
-        store.record_origins(rows())  # type: ignore[arg-type]
-    assert store.origins(picture) == {"hat": "wd 0.4000"}
+    assert store.verdicts() == {("c", "hat"): True}
 
 
 def test_another_process_reads_while_one_writes(store: ScoreStore) -> None:
@@ -155,7 +161,7 @@ def test_a_full_disk_is_a_sentence_and_what_was_kept_stays(store: ScoreStore) ->
     pages = store._base.execute("PRAGMA page_count").fetchone()[0]
     store._base.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(TaggerError, match="The disk is full"):
-        store.record_origins([(store.dataset / "a.png", {f"tag {n}": "wd 0.5" for n in range(5000)})])
+        record_origins(store, [(store.dataset / "a.png", {f"tag {n}": "wd 0.5" for n in range(5000)})])
     assert store.scores(content, "f1") == {"safe": 0.5}
     assert store.origins(store.dataset / "a.png") == {}
 

@@ -13,8 +13,11 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from lib_trainer.captions.edits import make_edit
+from lib_trainer.dataset.editor import Editor
 from lib_trainer.errors import ConfigError, TaggerError
 from lib_trainer.tagging.desk import TaggerDesk
+from lib_trainer.tagging.known import known_tags
 from lib_trainer.tagging.views import Places
 from lib_trainer.ui.tagger_actions import TaggerActions, TaggerOptions
 from lib_trainer.ui.tagger_extras import build_extras_step, caption_picture
@@ -67,14 +70,14 @@ def tagged(actions: TaggerActions, given: Settings) -> None:
 def test_from_the_folder_to_captions(actions: TaggerActions, folder: Path) -> None:
     given = settings(folder, trigger="zork", exclude="simple_background")
     tagged(actions, given)
-    notice, summary, table, captions = actions.look(given, "")
-    assert notice == "" and "<dd>10</dd>" in summary
+    notice, summary, table, captions, complained = actions.look(given, "")
+    assert (notice, complained) == (SKIP, "") and "<dd>10</dd>" in summary
     assert 'data-tag="zork"' in table and "simple background" not in table
     assert "my own &lt;words&gt;" in captions and "<ins>zork</ins>, my own &lt;words&gt;, <ins>" in captions
     assert not (folder / "000.txt").exists()
     assert actions.write(given) == ""
     view = actions.desk.wait(60)
-    assert view is not None and view.told == "10 captions written, 0 were right already."
+    assert view is not None and view.told.startswith("10 captions written, 0 were right already. Undo")
     assert (folder / "003.txt").read_text("utf-8").startswith("zork, my own <words>, ")
     assert "No caption changes." in actions.look(given, "")[3], "after a job the folder is read anew"
 
@@ -120,8 +123,44 @@ def test_what_is_wrong_is_a_sentence(actions: TaggerActions, folder: Path, tmp_p
     for notice, sentence in cases:
         assert "trainer-notice-error" in notice and sentence in notice, sentence
     notice, summary, *_ = actions.look(settings(folder), "")
-    assert notice == "" and "has not been scored by the chosen tagger yet: press Tag." in summary
-    assert actions.look(settings(""), "") == ["", "", "", ""], "an empty page has nothing to complain of"
+    assert notice == SKIP and "has not been scored by the chosen tagger yet: press Tag." in summary
+    assert not (folder / ".trainer").exists(), "looking makes nothing"
+    assert actions.look(settings(""), "") == [SKIP, "", "", "", ""], "an empty page has nothing to complain of"
+
+
+def test_a_complaint_goes_with_its_reason_and_an_answer_stays(actions: TaggerActions, folder: Path) -> None:
+    notice, *_, complained = actions.look(settings(folder, overrides="hat"), "")
+    assert "write" in notice and complained == "1"
+    assert actions.look(settings(folder), "", complained)[0] == "", "it was mended"
+    assert actions.look(settings(folder), "")[0] == SKIP, "what stands there answers a button"
+
+
+def test_no_button_is_silent(actions: TaggerActions, folder: Path) -> None:
+    for nothing in (settings(""), settings("   ")):
+        for notice in (actions.tag(nothing), actions.write(nothing), actions.reread(nothing, "")[0]):
+            assert "No folder of pictures is given" in notice
+    assert "drop a picture first" in actions.send(" ") and actions.send("red") == ""
+    assert "Taggers found: 1." in actions.refresh_models(settings())[0]
+    assert "General tags: 0.35, for wd-mini." in actions.preset(settings())[0]
+
+
+def test_an_edit_of_the_set_is_seen_at_once_and_the_other_way_round(actions: TaggerActions, folder: Path) -> None:
+    given = settings(folder, exclude="simple_background")
+    tagged(actions, given)
+    actions.write(given), actions.desk.wait(60)
+    mark, summary = actions.poll("", [])[-2], actions.look(given, "")[1]
+    assert "<dt>Captions changed</dt><dd>0</dd>" in summary
+    editor = Editor(folder, known_tags(folder))
+    assert [entry.label for entry in editor.history.entries()] == ["Captions by wd-mini"]
+    most = next(key for key, count in editor.counts().most_common() if count < 10)
+    editor.apply(editor.preview(make_edit("remove", {"tags": most})))
+    assert actions.poll("", [])[-2] != mark, "the page is told to look"
+    summary = actions.look(given, "")[1]
+    assert "<dt>Captions changed</dt><dd>0</dd>" in summary and "Removed by hand, kept out" in summary
+    back = settings(folder, exclude="simple_background", restore=True)
+    assert "Removed by hand" not in actions.look(back, "")[1]
+    actions.write(back), actions.desk.wait(60)
+    assert editor.follow() and editor.counts()[most] > 0
 
 
 def test_one_picture(actions: TaggerActions) -> None:
@@ -143,11 +182,11 @@ def test_transparency_of_a_dropped_picture_is_white(actions: TaggerActions) -> N
 
 
 def test_polls_send_what_has_changed(actions: TaggerActions, folder: Path) -> None:
-    panel, tag, stop, write, models, seen = actions.poll("", [])
+    panel, tag, stop, write, models, _, seen = actions.poll("", [])
     assert models["value"] == ["wd-mini"]
     assert "Nothing is written before" in panel and 'data-tagger-active="0"' in panel
     assert tag["interactive"] is True and stop["interactive"] is False and write["interactive"] is True
-    assert all(part == SKIP for part in actions.poll(seen, ["wd-mini"])[:-1])
+    assert all(part == SKIP for part in actions.poll(seen, ["wd-mini"])[:-2])
     tagged(actions, settings(folder))
     panel, *_, after = actions.poll(seen, ["wd-mini"])
     assert "10 pictures scored" in panel and "wd-mini runs on CPU" in panel and after != seen
@@ -169,10 +208,11 @@ def test_a_second_job_is_refused_and_stop_keeps_what_is_done(
     assert actions.tag(settings(folder)) == ""
     assert "The tagger is busy" in actions.tag(settings(folder))
     assert actions.poll("", ["wd-mini"])[2]["interactive"] is True
-    assert "Stopping" in actions.stop()
+    assert actions.stop() == "" and "Stopping; what is done is kept" in actions.poll("", ["wd-mini"])[0]
     gate.set()
     view = actions.desk.wait(30)
     assert view is not None and view.state == "stopped" and "press Tag to go on" in view.told
+    assert "Stopping" not in actions.poll("", ["wd-mini"])[0]
     assert "Nothing is under way" in actions.stop()
 
 
@@ -191,7 +231,7 @@ def test_two_taggers_together(actions: TaggerActions, folder: Path, tmp_path: Pa
     (tmp_path / "models" / "wd" / "wd-twin" / "selected_tags.csv").write_text(
         (MINI / "selected_tags.csv").read_text("utf-8").replace("large", "big"), "utf-8"
     )
-    update = actions.refresh_models(settings())
+    update = actions.refresh_models(settings())[1]
     assert update["choices"] == ["wd-mini", "wd-twin"] and update["value"] == ["wd-mini"]
     both = settings(folder, models=["wd-mini", "wd-twin"], how="Union (one is enough)")
     tagged(actions, both)
@@ -200,9 +240,9 @@ def test_two_taggers_together(actions: TaggerActions, folder: Path, tmp_path: Pa
 
 
 def test_the_preset_is_the_models(actions: TaggerActions) -> None:
-    assert actions.preset(settings(models=["wd-swinv2-tagger-v3"])) == 0.2653
-    assert actions.preset(settings(models=["wd-swinv2-tagger-v3", "wd-eva02-large-tagger-v3"])) == 0.3974
-    assert actions.preset(settings(models=[])) == 0.35
+    assert actions.preset(settings(models=["wd-swinv2-tagger-v3"]))[1] == 0.2653
+    assert actions.preset(settings(models=["wd-swinv2-tagger-v3", "wd-eva02-large-tagger-v3"]))[1] == 0.3974
+    assert actions.preset(settings(models=[]))[1] == 0.35
 
 
 def test_the_extras_step_captions_a_picture(desk: TaggerDesk) -> None:
