@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -77,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="open the page without a WebUI")
     _add_host_options(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    serve.add_argument(
+        "--password",
+        default=os.environ.get("TRAINER_PASSWORD", ""),
+        help="asked for by the page; needed where --host lets other machines in (default: TRAINER_PASSWORD)",
+    )
     serve.add_argument("--port", type=int, default=7861)
     serve.add_argument("--size", type=int, default=512, help="size in pixels that the Generate tab starts with")
     serve.add_argument("--open", action="store_true", help="open a browser")
@@ -190,6 +196,9 @@ def _stopping_at_interrupt(runner: JobRunner) -> Iterator[None]:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from lib_trainer.ui.doors import check_password
+
+    check_password(options.host, options.password)
     checkpoint = _absolute(options.checkpoint)
     if checkpoint is not None and not checkpoint.exists():
         raise ConfigError(f"--checkpoint {checkpoint} does not exist: correct the path.")
@@ -202,7 +211,7 @@ def _serve(options: argparse.Namespace) -> int:
     runner = process_runner(lambda: host)
     desk = cli_tag.make_desk(options.root.absolute())
     app = build_app(runner, HostGenerator(host), size=options.size, desk=desk, count_tokens=cli_captions.clip_tokens)
-    address = serve(app, options.host, options.port, options.open, block=False)
+    address = serve(app, options.host, options.port, options.open, block=False, password=options.password)
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     app.block_thread()
     return DONE

@@ -147,12 +147,16 @@ class Run:
         for note in self.plan.scan.notes:
             self.emit(ev.Message(note))
         data = self.job.dataset
-        store: LatentStore = DiskStore(self.host.cache_folder()) if data.cache == "disk" else MemoryStore()
+        fingerprint = self.model.vae_fingerprint()
+        if data.cache == "disk" and not fingerprint:
+            self.emit(ev.Message("Another extension has changed the VAE: encoded pictures are not kept on disk."))
+        kept = data.cache == "disk" and fingerprint
+        store: LatentStore = DiskStore(self.host.cache_folder()) if kept else MemoryStore()
         encoded = encode_pictures(
             samples,
             FixedSize(data.width, data.height),
             self.model.encode_images,
-            self.model.vae_fingerprint(),
+            fingerprint,
             store,
             self._phase("Caching latents"),
             self.stopping,
