@@ -15,7 +15,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import FixedSize
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
-from lib_trainer.errors import MemoryExhausted, SaveError, TrainerError
+from lib_trainer.errors import MemoryExhausted, Problems, SaveError, TrainerError
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
@@ -50,16 +50,29 @@ class Plan:
 
 
 def prepare(job: JobConfig, host: Host) -> Plan:
-    """Check a job against its host and read its folder of pictures. Raises a `TrainerError`; touches no model."""
-    check_job(job, host)
-    host.check()
-    TRAINING_KINDS[job.network.kind].check(job, host)  # may ask the host for tokens and sizes of its model
-    output = output_path(job, host)
-    data = job.dataset
-    captions = caption_maker(job, host)
-    trigger = data.trigger_word or " ".join(word_names(job))  # a new word is caption enough where there is none
-    scan = scan_folder(Path(data.folder).expanduser(), trigger_word=trigger, repeats=data.repeats)
-    before = before_samples(job, scan) if job.network.kind == "difference" else []
+    """Check a job against its host and read its folder of pictures. Raises a `TrainerError`; touches no model.
+
+    What is wrong in several places is told at once, as `JobErrors`.
+    """
+    problems, data = Problems(), job.dataset
+    with problems.at():
+        check_job(job, host)
+    with problems.at():
+        host.check()
+        TRAINING_KINDS[job.network.kind].check(job, host)  # may ask the host for tokens and sizes of its model
+    output, captions = Path(), None
+    if not problems.of("output.name"):
+        with problems.at("output.name"):
+            output = output_path(job, host)
+    with problems.at("dataset.template"):
+        captions = caption_maker(job, host)
+    with problems.at("dataset.folder"):
+        trigger = data.trigger_word or " ".join(word_names(job))  # a new word is caption enough where there is none
+        scan = scan_folder(Path(data.folder).expanduser(), trigger_word=trigger, repeats=data.repeats)
+    with problems.at("difference.before"):
+        before = before_samples(job, scan) if job.network.kind == "difference" and not problems.found else []
+    problems.raise_if_any()
+    assert captions is not None
     warning = memory_warning(job, host)
     return Plan(job, scan, output, captions, tuple(before), (warning,) if warning else ())
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from lib_trainer import memory
 from lib_trainer.host.holding import encode_moments
 from lib_trainer.host.standalone.model import DiffusersModel
-from lib_trainer.tiling import attach, memory
+from lib_trainer.tiling import attach
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.attach import banded, coarse, worth_it
 from lib_trainer.tiling.choose import untiled_bytes
