@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -14,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package lies bes
 
 from lib_trainer.install_plan import Machine, Step, constraints, cuda_of, normalised, plan
 
-Pip = Callable[[str, str], object]
-"""Takes pip's arguments as one shell line, and what is being installed. Raises if it failed."""
+Pip = Callable[[list[str], str], object]
+"""Takes pip's arguments, and what is being installed. Raises if it failed."""
 
 
 def installed_packages() -> dict[str, str]:
@@ -43,11 +45,22 @@ def launcher() -> tuple[Pip, bool]:
         import launch
     except ImportError:
         return _plain_pip, False
-    return launch.run_pip, bool(getattr(launch.args, "skip_install", False))
+
+    def webui_pip(arguments: list[str], what: str) -> None:
+        launch.run_pip(shell_line(arguments), what)
+
+    return webui_pip, bool(getattr(launch.args, "skip_install", False))
 
 
-def _plain_pip(arguments: str, what: str) -> None:
-    subprocess.run(f'"{sys.executable}" -m pip {arguments} --prefer-binary', shell=True, check=True)
+def shell_line(arguments: list[str]) -> str:
+    """One line for the WebUI's pip, which hands it to the system's shell."""
+    if os.name == "nt":
+        return " ".join(f'"{argument}"' for argument in arguments)
+    return shlex.join(arguments)
+
+
+def _plain_pip(arguments: list[str], what: str) -> None:
+    subprocess.run([sys.executable, "-m", "pip", *arguments, "--prefer-binary"], check=True)
 
 
 def install(steps: list[Step], installed: dict[str, str], pip: Pip) -> None:
@@ -60,7 +73,8 @@ def install(steps: list[Step], installed: dict[str, str], pip: Pip) -> None:
             if step.action != "install":
                 continue
             try:
-                pip(f'install "{step.package.requirement}" --constraint "{file}"', f"{step.package.name} for Trainer")
+                arguments = ["install", step.package.requirement, "--constraint", str(file)]
+                pip(arguments, f"{step.package.name} for Trainer")
             except Exception as error:
                 kind = "warning" if step.package.optional else "error"
                 print(f"Trainer: {kind}: {step.package.name} could not be installed ({_last_line(error)})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lib_trainer import __version__, cli_captions, cli_tag
-from lib_trainer.config import JobConfig, load_job
-from lib_trainer.errors import ConfigError, TrainerError
+from lib_trainer.config import JobConfig, field_specs, load_job
+from lib_trainer.errors import ConfigError, TrainerError, printable
 from lib_trainer.options_doc import options_markdown, options_text
 
 if TYPE_CHECKING:
@@ -28,33 +29,30 @@ if TYPE_CHECKING:
     from lib_trainer.host.standalone.host import StandaloneHost
     from lib_trainer.jobs import JobRunner
 
+TEMPLATE = "dataset.template"
+"""A path that may also be a name in the host's folder of templates."""
+
 DONE, FAILED, BAD_JOB, ABANDONED = 0, 1, 2, 130
 """Exit codes: finished or stopped; failed while running; refused before it ran; ended by a second Ctrl-C."""
-
-PATHS = (
-    ("model", "checkpoint"),
-    ("dataset", "folder"),
-    ("output", "folder"),
-    ("network", "continue_from"),
-    ("prior", "class_folder"),
-    ("difference", "before"),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = _parser().parse_args(arguments)
-    if options.verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    else:  # the sentence is printed once, here; the log would repeat it with a traceback
-        logging.getLogger("lib_trainer").addHandler(logging.NullHandler())
+    # What a user can mend is printed once, here: the log would repeat it. A defect is logged with its traceback.
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.ERROR, stream=sys.stderr)
     try:
         code: int = options.run(options)
     except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"error: {problem.sentence}", file=sys.stderr)
         return BAD_JOB
     except KeyboardInterrupt:
         return ABANDONED
+    except Exception as error:
+        logging.getLogger(__name__).exception("The command met an unexpected error")
+        print(f"error: Unexpected: {printable(f'{type(error).__name__}: {error}')}", file=sys.stderr)
+        return FAILED
     return code
 
 
@@ -77,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="open the page without a WebUI")
     _add_host_options(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    serve.add_argument(
+        "--password",
+        default=os.environ.get("TRAINER_PASSWORD", ""),
+        help="asked for by the page; needed where --host lets other machines in (default: TRAINER_PASSWORD)",
+    )
     serve.add_argument("--port", type=int, default=7861)
     serve.add_argument("--size", type=int, default=512, help="size in pixels that the Generate tab starts with")
     serve.add_argument("--open", action="store_true", help="open a browser")
@@ -113,14 +116,15 @@ def _options(options: argparse.Namespace) -> int:
 
 def resolve_paths(job: JobConfig, folder: Path) -> JobConfig:
     """The job with its relative paths made absolute, as seen from `folder`; `~` is the home folder."""
-    for section, name in PATHS:
+    for spec in field_specs().values():
+        section, _, name = spec.path.partition(".")
         part = getattr(job, section)
         value = getattr(part, name)
-        if value:
+        if spec.is_path and value and spec.path != TEMPLATE:
             absolute = str(folder.absolute() / Path(value).expanduser())
             job = msgspec.structs.replace(job, **{section: msgspec.structs.replace(part, **{name: absolute})})
-    template = folder.absolute() / job.dataset.template  # which may also be a name in the host's folder of templates
-    if job.dataset.template and template.is_file():
+    template = folder.absolute() / job.dataset.template
+    if job.dataset.template and os.path.isfile(template):  # unlike Path's own it takes any name
         job = msgspec.structs.replace(job, dataset=msgspec.structs.replace(job.dataset, template=str(template)))
     return job
 
@@ -147,15 +151,15 @@ def train(job: JobConfig, runner: JobRunner) -> int:
     view = runner.view()
     assert view is not None  # a run was started
     if view.state == "failed":
-        print(f"error: {view.error}", file=sys.stderr)
+        print(f"error: {printable(view.error)}", file=sys.stderr)
         if view.output is not None:
-            print(f"The last good weights are in {view.output}", file=sys.stderr)
+            print(f"The last good weights are in {printable(str(view.output))}", file=sys.stderr)
         return FAILED
     if view.output is None:
         print("Stopped before the first step: nothing was saved.")
     else:
         word = "Stopped" if view.state == "stopped" else "Finished"
-        print(f"{word} after {view.step} steps in {view.elapsed_seconds:.0f} s: {view.output}")
+        print(f"{word} after {view.step} steps in {view.elapsed_seconds:.0f} s: {printable(str(view.output))}")
         call = prompt_for(runner.host, view.output)
         if call:
             print(f"Use it in a prompt as {call}")
@@ -190,6 +194,9 @@ def _stopping_at_interrupt(runner: JobRunner) -> Iterator[None]:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from lib_trainer.ui.doors import check_password
+
+    check_password(options.host, options.password)
     checkpoint = _absolute(options.checkpoint)
     if checkpoint is not None and not checkpoint.exists():
         raise ConfigError(f"--checkpoint {checkpoint} does not exist: correct the path.")
@@ -202,7 +209,7 @@ def _serve(options: argparse.Namespace) -> int:
     runner = process_runner(lambda: host)
     desk = cli_tag.make_desk(options.root.absolute())
     app = build_app(runner, HostGenerator(host), size=options.size, desk=desk, count_tokens=cli_captions.clip_tokens)
-    address = serve(app, options.host, options.port, options.open, block=False)
+    address = serve(app, options.host, options.port, options.open, block=False, password=options.password)
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     app.block_thread()
     return DONE

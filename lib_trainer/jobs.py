@@ -15,6 +15,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.errors import ConfigError, TrainerError
 from lib_trainer.monitor import Monitor, RunView
 from lib_trainer.ports import Host
+from lib_trainer.training.failures import UnexpectedError
 from lib_trainer.training.run import Plan, prepare, run_plan
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,10 @@ class JobRunner:
                 target=_run, args=(plan, self.host, self._control, fan_out(listeners)), name="trainer", daemon=True
             )
             self._thread.start()
+
+    def check(self, job: JobConfig) -> None:
+        """Raise what `start` would raise for the job itself, and start nothing."""
+        prepare(job, self.host)
 
     @property
     def running(self) -> bool:
@@ -93,7 +98,8 @@ def _run(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None
         run_plan(plan, host, control, emit)
     except TrainerError as error:
         failure = ev.Failed(str(error), error.kept)
-        logger.warning("The training run failed: %s", error, exc_info=error.__cause__)
+        level = logging.ERROR if isinstance(error, UnexpectedError) else logging.WARNING
+        logger.log(level, "The training run failed: %s", error, exc_info=error.__cause__)
     except Exception as error:  # the thread's last line of defence: a bug must reach the page, not only the console
         failure = ev.Failed(f"{type(error).__name__}: {error}")
         logger.exception("The training run failed")

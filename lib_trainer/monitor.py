@@ -18,6 +18,7 @@ from typing import Literal
 from PIL import Image
 
 from lib_trainer import events as ev
+from lib_trainer.errors import printable
 
 State = Literal["queued", "running", "finished", "stopped", "failed"]
 CURVE_POINTS = 1000
@@ -195,4 +196,4 @@ class Monitor:
         self._view = replace(self._view, **changes)  # type: ignore[arg-type]
 
     def _say(self, line: str) -> None:
-        self._log.append(f"{time.strftime('%H:%M:%S')}  {line}")
+        self._log.append(f"{time.strftime('%H:%M:%S')}  {printable(line)}")

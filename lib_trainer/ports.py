@@ -179,7 +179,10 @@ class LoadedModel(Protocol):
         """
 
     def vae_fingerprint(self) -> str:
-        """Hexadecimal digest of the VAE's weights: another VAE's latents must not be mistaken for this one's."""
+        """Hexadecimal digest of the VAE's weights: another VAE's latents must not be mistaken for this one's.
+
+        Empty where others have changed its layers: what it makes must then not be kept for later runs.
+        """
 
     @property
     def latent_scale(self) -> float:

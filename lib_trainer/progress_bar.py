@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lib_trainer import events as ev
+from lib_trainer.errors import printable
 
 LOG_SECONDS = 15.0
 """Where the output is no terminal, a bar is a line in a log: seldom is enough."""
@@ -62,7 +63,7 @@ class ProgressBar:
             self._bar.update(done - self._bar.n)
 
     def _say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(printable(line), file=sys.stderr)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -3,6 +3,7 @@
 import gradio as gr
 from modules import script_callbacks, shared
 
+from lib_trainer.host.webui.doors import guard
 from lib_trainer.host.webui.host import WebuiHost
 from lib_trainer.jobs import process_runner
 from lib_trainer.ui.train_page import PageOptions, build_train_page
@@ -36,3 +37,4 @@ def in_own_tab():
 if hasattr(script_callbacks, "on_ui_train_tabs"):
     script_callbacks.on_ui_train_tabs(in_train_tab)
 script_callbacks.on_ui_tabs(in_own_tab)
+script_callbacks.on_app_started(guard)

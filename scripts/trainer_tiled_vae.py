@@ -12,8 +12,10 @@ DEFAULT = "trainer_tiled_vae_default"
 
 def add_settings():
     choices = gr.Radio, {"choices": [page.OFF, page.AUTOMATIC, page.ALWAYS]}
-    told = shared.OptionInfo(page.OFF, "Tiled VAE when the page opens", *choices, section=("trainer", "WebUI Trainer"))
-    shared.opts.add_option(DEFAULT, told.needs_reload_ui())
+    option = shared.OptionInfo(
+        page.OFF, "Tiled VAE when the page opens", *choices, section=("trainer", "WebUI Trainer")
+    )
+    shared.opts.add_option(DEFAULT, option.needs_reload_ui())
 
 
 class TiledVae(scripts.Script):
@@ -34,10 +36,13 @@ class TiledVae(scripts.Script):
         try:
             choice = page.read(values)
         except ValueError as error:
-            return tiled_vae.say(p, str(error))
+            tiled_vae.say(p, str(error))
+            return
         p.extra_generation_params.update(page.parameters(choice))
-        settings = tiled_vae.settings(choice.mode == page.ALWAYS, choice.budget_gib, choice.windowed_attention)
-        return tiled_vae.switch.begin(p, settings if choice.enabled else None, page.MODE)
+        settings = tiled_vae.Settings.asked(
+            always=choice.mode == page.ALWAYS, budget_gib=choice.budget_gib, windowed=choice.windowed_attention
+        )
+        tiled_vae.switch.begin(p, settings if choice.enabled else None, page.MODE)
 
     def postprocess(self, p, processed, *values):
         tiled_vae.switch.end()

@@ -197,7 +197,8 @@ def test_relative_paths_are_meant_from_the_job_files_folder(tmp_path: Path, monk
 
 
 def replace_paths(job: JobConfig) -> list[object]:
-    return [getattr(getattr(job, s), n) for s, n in (p.split(".") for p in field_specs()) if (s, n) not in cli.PATHS]
+    specs = [spec for spec in field_specs().values() if not spec.is_path]
+    return [getattr(getattr(job, section), name) for section, name in (spec.path.split(".") for spec in specs)]
 
 
 def test_absolute_and_empty_paths_stay(tmp_path: Path) -> None:
@@ -219,6 +220,47 @@ def test_options_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 def test_serve_refuses_a_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--checkpoint", str(tmp_path / "gone")]) == cli.BAD_JOB
     assert "gone does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.5", "::", "my-machine"])
+def test_serve_refuses_other_machines_without_a_password(
+    host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRAINER_PASSWORD", raising=False)
+    assert cli.main(["serve", "--host", host]) == cli.BAD_JOB
+    assert f"--host {host} lets other machines" in capsys.readouterr().err
+
+
+def test_everything_that_is_wrong_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text("[network]\nrank = 0\n[training]\nseed = -1\n", encoding="utf-8")
+    assert cli.main(["train", str(path)]) == cli.BAD_JOB
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" = ")[0] for line in lines] == ["error: network.rank", "error: training.seed"]
+    dump_job(from_values({"dataset.width": 100}), path)
+    assert cli.main(["train", str(path), "--root", str(tmp_path)]) == cli.BAD_JOB
+    told = capsys.readouterr().err
+    for part in ("output.name is empty", "dataset.width = 100", "No checkpoint is given", "older of pictures"):
+        assert part in told
+
+
+def test_a_defect_is_logged_and_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> str:
+        raise RuntimeError("oh\x1b[31m no")
+
+    monkeypatch.setattr(cli, "options_text", broken)
+    assert cli.main(["options"]) == cli.FAILED
+    assert capsys.readouterr().err == "error: Unexpected: RuntimeError: oh\\x1b[31m no\n"
+    assert "Traceback" in caplog.text
+
+
+def test_no_control_character_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31m\tb.toml" if os.name != "nt" else "a.toml"
+    assert cli.main(["train", str(tmp_path / name)]) == cli.BAD_JOB
+    err = capsys.readouterr().err
+    assert "There is no job file" in err and "\x1b" not in err and "\t" not in err
 
 
 def test_a_plain_question_needs_no_heavy_package() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -137,11 +139,11 @@ def test_pip_is_called_under_constraints_of_what_is_there(
 ) -> None:
     calls = []
 
-    def pip(arguments: str, what: str) -> None:
-        calls.append((arguments, Path(arguments.split('"')[-2]).read_text(encoding="utf-8")))
+    def pip(arguments: list[str], what: str) -> None:
+        calls.append((arguments, Path(arguments[-1]).read_text(encoding="utf-8")))
 
     installer.install(steps(), WEBUI, pip)
-    assert [call[0].split('"')[1] for call in calls] == [
+    assert [call[0][1] for call in calls] == [
         "msgspec>=0.18.6,<1", "tomli_w>=1.0,<2", "tomli>=2.0,<3", "onnxruntime>=1.17.1,<1.24", "bitsandbytes==0.45.5"
     ]  # fmt: skip
     assert {call[1] for call in calls} == {constraints(WEBUI)}
@@ -151,7 +153,7 @@ def test_pip_is_called_under_constraints_of_what_is_there(
 def test_a_package_that_cannot_be_had_does_not_stop_the_rest(
     installer: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def pip(arguments: str, what: str) -> None:
+    def pip(arguments: list[str], what: str) -> None:
         raise RuntimeError("Couldn't install\nERROR: no matching distribution")
 
     installer.install(steps(), WEBUI, pip)
@@ -173,9 +175,27 @@ def test_skip_install_is_honoured(
 
 
 def test_the_webuis_own_pip_is_used(installer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = SimpleNamespace(run_pip=print, args=SimpleNamespace(skip_install=False))
+    lines: list[tuple[str, str]] = []
+    run_pip = lambda line, what: lines.append((line, what))  # noqa: E731
+    launch = SimpleNamespace(run_pip=run_pip, args=SimpleNamespace(skip_install=False))
     monkeypatch.setitem(sys.modules, "launch", launch)  # type: ignore[arg-type]
-    assert installer.launcher() == (print, False)
+    pip, skip = installer.launcher()
+    pip(["install", "a>=1,<2", "--constraint", '/tmp/$HOME `x` "y"/c.txt'], "a for Trainer")
+    assert not skip and lines[0][1] == "a for Trainer"
+    if os.name != "nt":
+        assert shlex.split(lines[0][0]) == ["install", "a>=1,<2", "--constraint", '/tmp/$HOME `x` "y"/c.txt']
+
+
+def test_plain_pip_goes_through_no_shell(installer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[list[str], dict[str, object]]] = []
+    monkeypatch.setattr(installer.subprocess, "run", lambda command, **options: calls.append((command, options)))
+    monkeypatch.setitem(sys.modules, "launch", None)  # type: ignore[arg-type]
+    pip, _ = installer.launcher()
+    pip(["install", "a>=1", "--constraint", "/tmp/$(touch x)/c"], "a")
+    command, options = calls[0]
+    assert command == [sys.executable, "-m", "pip", "install", "a>=1", "--constraint", "/tmp/$(touch x)/c",
+                       "--prefer-binary"]  # fmt: skip
+    assert not options.get("shell")
 
 
 def test_this_python_is_read_without_importing_torch(installer: ModuleType) -> None:

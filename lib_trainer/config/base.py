@@ -19,7 +19,7 @@ def option(label: str, help: str, *, low: float | None = None, high: float | Non
     """Metadata of one field.
 
     `extra`: unit, step (of a slider), advanced (folded away on the page), kinds (of training that read it; all of them
-    where it is missing), names (of the choices, as the page shows them).
+    where it is missing), names (of the choices, as the page shows them), path (of a file or folder).
     """
     bounds: dict[str, Any] = {}
     if low is not None:

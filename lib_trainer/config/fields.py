@@ -17,7 +17,7 @@ from lib_trainer.config.schema import JobConfig
 class FieldSpec:
     """One option. `path` is `section.field`; `low`/`high` are inclusive and None where there is no bound.
 
-    `kinds` of training read it; `names` are how the page shows some choices.
+    `kinds` of training read it; `names` are how the page shows some choices; `is_path`: it names a file or folder.
     """
 
     path: str
@@ -34,6 +34,7 @@ class FieldSpec:
     advanced: bool = False
     kinds: tuple[str, ...] = KINDS
     names: tuple[tuple[str, str], ...] = ()
+    is_path: bool = False
 
     def shown_as(self, choice: Any) -> str:
         """A choice as the page shows it."""
@@ -83,6 +84,7 @@ def _spec(name: str, section: type[Section], field: msgspec.structs.FieldInfo, h
         advanced=extra.get("advanced", False),
         kinds=extra.get("kinds", KINDS),
         names=tuple(extra.get("names", {}).items()),
+        is_path=extra.get("path", False),
     )
 
 

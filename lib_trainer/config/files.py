@@ -5,6 +5,7 @@ A file of an older version passes through `MIGRATIONS` (pure dict → dict) befo
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 import sys
@@ -16,9 +17,9 @@ from typing import Any
 import msgspec
 import tomli_w
 
-from lib_trainer.config.fields import field_specs
+from lib_trainer.config.fields import FieldSpec, field_specs
 from lib_trainer.config.schema import JobConfig
-from lib_trainer.errors import ConfigError
+from lib_trainer.errors import ConfigError, Problems, printable
 from lib_trainer.files import write_atomically
 
 if sys.version_info >= (3, 11):
@@ -29,19 +30,46 @@ else:  # Python 3.10, the WebUI's own
 CURRENT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From version N to N + 1."""
+QUOTED_BACKSLASH = re.compile(r"""\s*([\w.-]+)\s*=\s*"[^"]*\\""")
+"""A line of a key and a text in double quotes with a backslash in it, as one writes a path of Windows."""
 
 
 def load_job(path: Path) -> JobConfig:
-    """Read a job file. Raises `ConfigError` naming the file and the field."""
+    """Read a job file, in UTF-8 or UTF-16, with any line ends. Raises `ConfigError` naming the file and the field."""
     try:
-        data = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        text = _decoded(path.read_bytes())
+        data = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"There is no job file {path}: check the path.") from None
     except OSError as error:
         raise ConfigError(f"The job file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8 or UTF-16: save it as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(_toml_sentence(path, text, str(error))) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets in brackets
+        raise ConfigError(f"{path} is not a TOML file that can be read: {error}.") from error
     return from_mapping(data, source=str(path))
+
+
+def _decoded(data: bytes) -> str:
+    """Windows' editors mark UTF-16 by its first two bytes; PowerShell's `>` writes it. Old Macs end lines by CR."""
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _toml_sentence(path: Path, text: str, message: str) -> str:
+    place = re.search(r"line (\d+)", message)
+    lines = text.split("\n")
+    line = lines[int(place.group(1)) - 1] if place else lines[-1]
+    key = QUOTED_BACKSLASH.match(line)
+    if key is None:
+        return f"{path} is not a TOML file: {message}."
+    where = f", line {place.group(1)}," if place else ""
+    return (
+        f"{path}{where} is not TOML, where a backslash in double quotes begins an escape: write the path in single "
+        f"quotes ({key.group(1)} = 'C:\\Users\\me\\pics'), or with '/' in place of '\\'."
+    )
 
 
 def dump_job(job: JobConfig, path: Path) -> None:
@@ -49,13 +77,21 @@ def dump_job(job: JobConfig, path: Path) -> None:
     write_atomically(path, tomli_w.dumps(msgspec.to_builtins(job)).encode())
 
 
-def from_values(values: Mapping[str, Any]) -> JobConfig:
-    """A job from a flat {path: value}, as a form gives it; absent fields take their defaults."""
+def from_values(values: Mapping[str, Any], problems: Problems | None = None) -> JobConfig:
+    """A job from a flat {path: value}, as a form gives it; absent fields take their defaults.
+
+    With `problems` what is wrong is put there, and the job has the defaults in its place.
+    """
+    own = problems or Problems()
     data: dict[str, Any] = {"version": CURRENT_VERSION}
     for path, value in values.items():
         section, _, name = path.partition(".")
-        data.setdefault(section, {})[name] = _whole(path, value)
-    return from_mapping(data)
+        with own.at(path):
+            data.setdefault(section, {})[name] = _whole(path, value)
+    job = from_mapping(data, problems=own)
+    if problems is None:
+        own.raise_if_any()
+    return job
 
 
 def to_values(job: JobConfig) -> dict[str, Any]:
@@ -63,9 +99,12 @@ def to_values(job: JobConfig) -> dict[str, Any]:
     return {path: _lookup(msgspec.to_builtins(job), path) for path in field_specs()}
 
 
-def from_mapping(data: Mapping[str, Any], source: str = "the job") -> JobConfig:
-    """Check a nested mapping. Raises `ConfigError` naming the field, the value and what is allowed."""
-    plain = dict(data)
+def from_mapping(data: Mapping[str, Any], source: str = "the job", problems: Problems | None = None) -> JobConfig:
+    """Check a nested mapping. Raises `ConfigError` naming every field that is wrong, its value and what is allowed.
+
+    With `problems` what is wrong is put there, and the job has the defaults in its place.
+    """
+    plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in data.items()}
     version = plain.setdefault("version", CURRENT_VERSION)
     if not isinstance(version, int) or not 1 <= version <= CURRENT_VERSION:
         raise ConfigError(
@@ -75,13 +114,54 @@ def from_mapping(data: Mapping[str, Any], source: str = "the job") -> JobConfig:
         plain = MIGRATIONS[step](plain)
     plain["version"] = CURRENT_VERSION
     _compose_names(plain)
-    for path, value in ((path, _lookup(plain, path)) for path in field_specs()):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{path} = {value} in {source} is not allowed: it must be {field_specs()[path].allowed}.")
-    try:
-        return msgspec.convert(plain, JobConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_sentence(str(error), plain, source)) from error
+    own = problems or Problems()
+    for path, spec in field_specs().items():
+        value = _lookup(plain, path)
+        with own.at(path):
+            try:
+                _check_value(path, spec, value, source)
+            except ConfigError:
+                _drop(plain, path)
+                raise
+    job = _converted(plain, source, own)
+    if problems is None:
+        own.raise_if_any()
+    return job
+
+
+def _check_value(path: str, spec: FieldSpec, value: Any, source: str) -> None:
+    """What msgspec does not see."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} = {value} in {source} is not allowed: it must be {spec.allowed}.")
+    if spec.is_path and isinstance(value, str) and value != printable(value):
+        raise ConfigError(
+            f"{path} = {value!r} in {source} has control characters, which backslashes in double quotes make in TOML: "
+            "write it in single quotes, or with '/' in place of '\\'."
+        )
+
+
+def _converted(plain: dict[str, Any], source: str, problems: Problems) -> JobConfig:
+    """The job; whatever is refused is noted and left out, until the rest is accepted."""
+    while True:
+        try:
+            return msgspec.convert(plain, JobConfig)
+        except msgspec.ValidationError as error:
+            at, unknown = re.search(r"at `\$\.?([^`]*)`", str(error)), re.search(r"field `([^`]*)`", str(error))
+            path = ".".join(part for part in (at and at.group(1), unknown and unknown.group(1)) if part)
+            refused = ConfigError(_sentence(str(error), plain, source))
+            refused.__cause__ = error
+            problems.add(refused, path)
+            if not _drop(plain, path):
+                raise refused from error
+
+
+def _drop(data: dict[str, Any], path: str) -> bool:
+    """Leave out an option, or a whole table where that is what is wrong."""
+    section, _, name = path.partition(".")
+    table = data.get(section)
+    if isinstance(table, dict) and name:
+        return table.pop(name, data) is not data
+    return data.pop(section, data) is not data
 
 
 def _compose_names(data: dict[str, Any]) -> None:

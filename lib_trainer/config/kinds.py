@@ -150,6 +150,7 @@ class NetworkConfig(Section, frozen=True):
             "Continue from",
             "A file of the same kind to go on from; its rank and shapes are taken from it. Empty: start anew.",
             advanced=True,
+            path=True,
         ),
     ] = ""
 
@@ -210,6 +211,7 @@ class PriorConfig(Section, frozen=True):
             "What is missing there is drawn before training. Empty: a folder of the trainer's own.",
             kinds=CLASS_KINDS,
             advanced=True,
+            path=True,
         ),
     ] = ""
     class_pictures: Annotated[

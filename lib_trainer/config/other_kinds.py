@@ -175,6 +175,7 @@ class DifferenceConfig(Section, frozen=True):
             "What the difference starts from. The folder of pictures holds what it leads to, under the same names "
             "where there are several.",
             kinds=("difference",),
+            path=True,
         ),
     ] = ""
     base_steps: Annotated[

@@ -18,6 +18,7 @@ class ModelConfig(Section):
             "Checkpoint file",
             "Path of a .safetensors or .ckpt file or a diffusers folder. Only headless runs read it: in the WebUI the "
             "loaded checkpoint is trained.",
+            path=True,
         ),
     ] = ""
 
@@ -31,6 +32,7 @@ class DatasetConfig(Section):
             "Folder of pictures",
             "Pictures with captions of the same name (.txt) beside them. Subfolders called N_concept are read with "
             "every picture N times an epoch.",
+            path=True,
         ),
     ] = ""
     trigger_word: Annotated[
@@ -48,6 +50,7 @@ class DatasetConfig(Section):
             "A text file of lines with [name] and [filewords] (the caption), drawn at random; a path, or a name in the "
             "WebUI's own folder of templates. Empty: the captions, with the name in front where it is missing.",
             kinds=("embedding", "hypernetwork", "pivotal"),
+            path=True,
         ),
     ] = ""
     width: Annotated[
@@ -222,7 +225,9 @@ class OutputConfig(Section):
             names={"refuse": "refuse", "number": "take the next free name", "replace": "replace, keep in the trash"},
         ),
     ] = "refuse"
-    folder: Annotated[str, option("Output folder", "Empty: the host's own folder for such files.", advanced=True)] = ""
+    folder: Annotated[
+        str, option("Output folder", "Empty: the host's own folder for such files.", advanced=True, path=True)
+    ] = ""
     save_every: Annotated[
         int,
         option(

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.tiling.attach import banded
+from lib_trainer.tiling.changed import changed_layers
 
 
 @contextlib.contextmanager
@@ -140,9 +141,17 @@ def _in_fp32(module: nn.Module) -> Iterator[None]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the names, dtypes and bytes of a module's tensors."""
+    """SHA-256 over the names, dtypes and bytes of a module's tensors, and over how its convolutions pad.
+
+    Empty where others have changed a layer: what it makes is then not told by its tensors.
+    """
+    if next(changed_layers(module), ""):
+        return ""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, layer in module.named_modules():
+        if (mode := getattr(layer, "padding_mode", "zeros")) != "zeros":
+            digest.update(f"{name} pads by {mode}".encode())
     return digest.hexdigest()

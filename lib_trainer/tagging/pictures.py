@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,12 @@ def check_template(template: str) -> str:
     Raises `ConfigError` where it names another field, leads out of the picture's folder, or is the picture itself.
     """
     try:
+        # names alone: `format` would follow `{name.__class__}`, and fill a disk with `{name:999999999}`
+        parts = list(string.Formatter().parse(template))
+        if any(field is not None and (field not in FIELDS or spec or change) for _, field, spec, change in parts):
+            raise ValueError
         made = template.format(**{name: name for name in FIELDS})
-    except (KeyError, IndexError, ValueError, AttributeError):
+    except ValueError:
         fields = ", ".join(f"{{{name}}}" for name in FIELDS)
         raise ConfigError(f"Caption file name '{template}' is not one: use {fields} and plain text.") from None
     if "{name}" not in template:

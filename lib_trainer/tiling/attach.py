@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch.nn import functional as F
 from lib_trainer.memory import SHARE, free_bytes, is_out_of_memory, release_cached
 from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.tiling.adapters import describe
+from lib_trainer.tiling.changed import changed_layers, has_own_forward
 from lib_trainer.tiling.choose import untiled_bytes
-from lib_trainer.tiling.engine import Options, check_input, computed_in, run
+from lib_trainer.tiling.engine import BudgetTooSmall, Options, check_input, computed_in, run
 from lib_trainer.tiling.network import Network, UnsupportedVae
 
+log = logging.getLogger(__name__)
 COARSE_SIDE = 64
 """Latent pixels of the longer side of a coarse picture."""
 SMALL_BYTES = 256 << 20
@@ -33,31 +36,68 @@ def worth_it(network: Network, given: torch.Tensor, budget: int | None = None) -
     return needed > (free if budget is None else min(budget, free))
 
 
+def decide_and_run(
+    module: nn.Module,
+    given: torch.Tensor,
+    plain: Callable[[torch.Tensor], Any],
+    options: Options,
+    *,
+    always: bool = False,
+    say: Callable[[str], None],
+) -> Any:
+    """The output of `module`, an encoder or decoder: `plain(given)` where that fits, else over row bands.
+
+    `always` takes bands also where they are not needed. Where bands were wanted and cannot be had, `say` is told why in
+    one sentence and the plain way is taken. Raises what the engine raises: a defect in it is not passed by.
+    """
+    try:
+        network = describe(module)
+    except UnsupportedVae as error:
+        say(f"Tiled VAE passes this VAE by: {error}")
+        return plain(given)
+    try:
+        check_input(network, given)
+    except ValueError as error:  # a shape that is none of this VAE's: the module's own error says the rest
+        say(f"Tiled VAE is left out. {error}")
+        return plain(given)
+    wanted = always or worth_it(network, given, options.budget)
+    change = next(changed_layers(module), "")
+    if not wanted or change:
+        if wanted:
+            say(
+                f"Tiled VAE is left out, because another extension has changed the VAE ({change}): turn that off, or "
+                "take a smaller size if the memory does not suffice."
+            )
+        try:
+            return plain(given)
+        except Exception as error:
+            if change or not is_out_of_memory(error):
+                raise
+        release_cached(given.device)
+    try:
+        return run(network, given, options)
+    except BudgetTooSmall as error:
+        say(f"Tiled VAE is left out. {error}")
+        return plain(given)
+
+
 @contextlib.contextmanager
 def banded(module: nn.Module, options: Options = Options()) -> Iterator[None]:  # noqa: B008 - frozen
     """`module`, an encoder or decoder, runs over row bands wherever its input is too large for the free memory.
 
-    A small input goes the plain way, bit for bit, and so does a module that is no KL VAE's. `options.budget` takes the
-    place of the free memory.
+    A small input goes the plain way, bit for bit, and so does a module that is no KL VAE's or that others have changed;
+    the log says so. `options.budget` takes the place of the free memory.
     """
+    if has_own_forward(module):
+        log.info("Tiled VAE is left out: another extension has given %s a forward of its own.", type(module).__name__)
+        yield
+        return
     own = module.forward
 
     def forward(given: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(given, torch.Tensor) or (torch.is_grad_enabled() and given.requires_grad):
+        if args or kwargs or not isinstance(given, torch.Tensor) or (torch.is_grad_enabled() and given.requires_grad):
             return own(given, *args, **kwargs)
-        try:
-            network = describe(module)
-            check_input(network, given)
-        except (UnsupportedVae, ValueError):
-            return own(given, *args, **kwargs)
-        if not worth_it(network, given, options.budget):
-            try:
-                return own(given, *args, **kwargs)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            release_cached(given.device)
-        return run(network, given, options)
+        return decide_and_run(module, given, own, options, say=log.info)
 
     with replaced_forward(module, forward):
         yield

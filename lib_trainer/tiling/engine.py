@@ -19,6 +19,10 @@ from lib_trainer.tiling.network import Network
 from lib_trainer.tiling.plan import Plan, Tier
 
 
+class BudgetTooSmall(MemoryExhausted):
+    """A budget that was set does not suffice for the smallest bands. Raised before anything is computed."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How to run. The defaults give the untiled result in the memory that is free.
@@ -77,7 +81,7 @@ def attempt(network: Network, plan: Plan, given: torch.Tensor, options: Options,
 
 
 def plans_for(network: Network, given: torch.Tensor, options: Options) -> list[Plan]:
-    """What may be tried, in order. Raises `MemoryExhausted` if nothing fits a budget that was set."""
+    """What may be tried, in order. Raises `BudgetTooSmall` if nothing fits a budget that was set."""
     tiers = options.tiers
     if given.device.type == "cpu":  # its own memory is the host's: keeping maps there would only copy them
         tiers = tuple(tier for tier in tiers if tier is not Tier.HOST) or tiers
@@ -87,7 +91,7 @@ def plans_for(network: Network, given: torch.Tensor, options: Options) -> list[P
     found = fitting(every, budget, host_free_bytes() * SHARE)
     if not found and options.budget is not None and options.budget < every[-1].device_bytes:
         needed = every[-1].device_bytes / 2**30
-        raise MemoryExhausted(
+        raise BudgetTooSmall(
             f"The memory budget of {options.budget / 2**30:.2f} GiB is too small for this picture: at least "
             f"{needed:.2f} GiB are needed even in the smallest bands. Raise it, or set it to 0 for all that is free."
         )

@@ -15,7 +15,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import FixedSize
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
-from lib_trainer.errors import MemoryExhausted, SaveError, TrainerError
+from lib_trainer.errors import MemoryExhausted, Problems, SaveError, TrainerError
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
@@ -30,7 +30,7 @@ from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.precision import autocast, resolve_precision
 from lib_trainer.training.prior import before_samples, class_samples, wants_class_pictures
 from lib_trainer.training.recipes import Recipe, parameters
-from lib_trainer.training.results import check_replaced, discard, is_of_step, settle
+from lib_trainer.training.results import Settled, check_replaced, discard, is_of_step, settle
 from lib_trainer.training.session import Session
 from lib_trainer.training.words import CaptionMaker, caption_maker, word_names
 
@@ -53,18 +53,31 @@ class Plan:
 
 
 def prepare(job: JobConfig, host: Host) -> Plan:
-    """Check a job against its host and read its folder of pictures. Raises a `TrainerError`; touches no model."""
-    check_job(job, host)
-    host.check()
-    settled = settle(job, host)
+    """Check a job against its host and read its folder of pictures. Raises a `TrainerError`; touches no model.
+
+    What is wrong in several places is told at once, as `JobErrors`.
+    """
+    problems, data = Problems(), job.dataset
+    with problems.at():
+        check_job(job, host)
+    settled, output, captions = Settled(job), Path(), None
+    if not problems.of("output.name"):
+        with problems.at("output.name"):
+            settled = settle(job, host)
+            output = output_path(settled.job, host)
     job = settled.job
-    TRAINING_KINDS[job.network.kind].check(job, host)  # may ask the host for tokens and sizes of its model
-    output = output_path(job, host)
-    data = job.dataset
-    captions = caption_maker(job, host)
-    trigger = data.trigger_word or " ".join(word_names(job))  # a new word is caption enough where there is none
-    scan = scan_folder(Path(data.folder).expanduser(), trigger_word=trigger, repeats=data.repeats)
-    before = before_samples(job, scan) if job.network.kind == "difference" else []
+    with problems.at():
+        host.check()
+        TRAINING_KINDS[job.network.kind].check(job, host)  # may ask the host for tokens and sizes of its model
+    with problems.at("dataset.template"):
+        captions = caption_maker(job, host)
+    with problems.at("dataset.folder"):
+        trigger = data.trigger_word or " ".join(word_names(job))  # a new word is caption enough where there is none
+        scan = scan_folder(Path(data.folder).expanduser(), trigger_word=trigger, repeats=data.repeats)
+    with problems.at("difference.before"):
+        before = before_samples(job, scan) if job.network.kind == "difference" and not problems.found else []
+    problems.raise_if_any()
+    assert captions is not None
     warning = memory_warning(job, host)
     warnings, notes = ((one,) if one else () for one in (warning, settled.note))
     return Plan(job, scan, output, captions, tuple(before), warnings, settled.replaced, notes)
@@ -155,12 +168,16 @@ class Run:
         for note in (*self.plan.notes, *self.plan.scan.notes):
             self.emit(ev.Message(note))
         data = self.job.dataset
-        store: LatentStore = DiskStore(self.host.cache_folder()) if data.cache == "disk" else MemoryStore()
+        fingerprint = self.model.vae_fingerprint()
+        if data.cache == "disk" and not fingerprint:
+            self.emit(ev.Message("Another extension has changed the VAE: encoded pictures are not kept on disk."))
+        kept = data.cache == "disk" and fingerprint
+        store: LatentStore = DiskStore(self.host.cache_folder()) if kept else MemoryStore()
         encoded = encode_pictures(
             samples,
             FixedSize(data.width, data.height),
             self.model.encode_images,
-            self.model.vae_fingerprint(),
+            fingerprint,
             store,
             self._phase("Caching latents"),
             self.stopping,

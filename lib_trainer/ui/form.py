@@ -26,9 +26,6 @@ WIDE = frozenset(
 )  # fmt: skip
 """Texts that take the whole width."""
 
-PATHS = frozenset(
-    {"dataset.folder", "output.folder", "network.continue_from", "prior.class_folder", "difference.before"}
-)
 TALL = frozenset({"preview.prompt", "preview.negative_prompt"})
 SAMPLER = "preview.sampler"
 HOST_DEFAULT = "Host's default"
@@ -148,7 +145,7 @@ def from_widget(spec: FieldSpec, raw: Any) -> Any:
         return {spec.shown_as(choice): choice for choice in spec.choices}.get(str(raw), raw)
     if spec.kind == "str":
         # Windows' "Copy as path" puts a path in quotes
-        return str(raw or "").strip().strip('"' if spec.path in PATHS else "")
+        return str(raw or "").strip().strip('"' if spec.is_path else "")
     return raw
 
 

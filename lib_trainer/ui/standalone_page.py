@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +13,13 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it wh
 
 import gradio as gr
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
 
 from lib_trainer.jobs import JobRunner
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.known import known_tags
 from lib_trainer.ui.dataset_page import build_dataset_page
+from lib_trainer.ui.doors import Doors, asks_for, check_password
 from lib_trainer.ui.generate_page import INSERT_JS, Generator, build_generate_page
 from lib_trainer.ui.tagger_page import TaggerOptions, build_tagger_page
 from lib_trainer.ui.train_page import PageOptions, build_train_page
@@ -29,9 +33,6 @@ STICKY = ".gradio-container { overflow: clip !important; }"
 """gradio's own `hidden` makes the container a scroller of its own, in which nothing can stay in view."""
 
 TRAIN_JS = "(folder) => { window.trainerDataset.train(folder); window.trainerPage.openTab('Train'); }"
-
-CONTENT_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:"
-"""gradio's page asks for a script and fonts from elsewhere: the browser is told to stay on this server."""
 
 
 def build_app(
@@ -78,12 +79,28 @@ def build_app(
 
 
 def serve(
-    app: gr.Blocks, host: str = "127.0.0.1", port: int = 7861, open_browser: bool = False, block: bool = True
+    app: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int = 7861,
+    open_browser: bool = False,
+    block: bool = True,
+    password: str = "",
 ) -> str:
-    """Serve the page and return its address. Nobody but this machine reaches it unless `host` says otherwise."""
+    """Serve the page and return its address. Nobody but this machine reaches it unless `host` says otherwise.
+
+    Raises `ConfigError` where other machines could reach it without a password.
+    """
+    check_password(host, password)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    uploads = Path(tempfile.mkdtemp(prefix="trainer-uploads-")).resolve()
+    weakref.finalize(app, shutil.rmtree, uploads, ignore_errors=True)  # with the page, or when Python ends
+
+    def serves(path: Path) -> bool:
+        """Uploads, and the files that components show: gradio keeps a list of its copies of these."""
+        return uploads in path.parents or any(str(path) in names for names in app.temp_file_sets)
+
     app.queue(api_open=False)
-    _, address, _ = app.launch(
+    server, address, _ = app.launch(
         server_name=host,
         server_port=port,
         inbrowser=open_browser,
@@ -91,24 +108,14 @@ def serve(
         show_api=False,
         quiet=True,
         prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(StayHere)]},
+        auth=asks_for(password),
+        auth_message="Any user name will do; the password is the one that was given to --password.",
+        app_kwargs={"middleware": [Middleware(Doors, host=host, serves=serves)]},
     )
+    server.uploaded_file_dir, server.cwd = str(uploads), str(uploads)
+    # gradio puts its CORSMiddleware, which answers every origin, before ours; the WebUI takes it out in the same way
+    server.user_middleware = [one for one in server.user_middleware if one.cls is not CORSMiddleware]
+    server.middleware_stack = server.build_middleware_stack()
     if block:
         app.block_thread()
     return str(address)
-
-
-class StayHere:
-    """Sends the content policy with every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message.get("headers", []), (b"content-security-policy", CONTENT_POLICY.encode())]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)

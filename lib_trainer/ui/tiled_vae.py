@@ -49,9 +49,9 @@ def build(
                 info="Automatic: only for pictures that would not fit the free memory otherwise",
                 elem_id=elem_id("mode"),
             )
+            # No bounds here: gradio would refuse the whole generation, also where this is off.
             budget = gr.Number(
                 value=0,
-                minimum=0,
                 label="Memory budget (GiB)",
                 info="The most the VAE may take; 0 = what is free",
                 elem_id=elem_id("budget"),
@@ -77,7 +77,7 @@ def build(
 def read(values: Sequence[Any]) -> Choice:
     """The script's arguments: as the page passes them, or one dictionary of `NAMES` as the API may.
 
-    Raises ValueError with a sentence for an unknown name or a value out of range.
+    Raises ValueError with a sentence for an unknown name and, where it is on, for a value out of range.
     """
     if values and isinstance(values[0], Mapping):
         given = dict(values[0])
@@ -88,16 +88,17 @@ def read(values: Sequence[Any]) -> Choice:
     else:
         given = {name: value for name, value in zip(NAMES, values) if value is not None}
     mode = str(given.get("mode", AUTOMATIC)).capitalize()
-    if mode == OFF:
-        given["enabled"], mode = False, AUTOMATIC
+    if mode == OFF or not given.get("enabled", False):
+        return Choice()
     if mode not in (AUTOMATIC, ALWAYS):
         raise ValueError(f"mode {given['mode']!r} of {TITLE} is not known: write Automatic, Always or Off.")
     budget = _number(given.get("budget_gib", 0.0))
     if budget is None or not 0 <= budget < float("inf"):
         raise ValueError(
-            f"budget_gib {given['budget_gib']!r} of {TITLE} is not a size: write GiB, or 0 for what is free."
+            f"Memory budget (budget_gib) = {given['budget_gib']!r} of {TITLE} is not a size: write GiB, or 0 for what "
+            "is free. This picture is made without it."
         )
-    return Choice(bool(given.get("enabled", False)), mode, budget, bool(given.get("windowed_attention", False)))
+    return Choice(True, mode, budget, bool(given.get("windowed_attention", False)))
 
 
 def parameters(choice: Choice) -> dict[str, Any]:

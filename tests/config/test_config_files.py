@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_trainer.config import FieldSpec, JobConfig, dump_job, field_specs, files, from_values, load_job, to_values
-from lib_trainer.errors import ConfigError
+from lib_trainer.errors import ConfigError, JobErrors, printable
 
 NUMBERS = [spec for spec in field_specs().values() if spec.kind in ("int", "float")]
 CHOICES = [spec for spec in field_specs().values() if spec.kind == "choice"]
@@ -27,7 +27,9 @@ def values_of(spec: FieldSpec) -> st.SearchStrategy[Any]:
     if spec.kind == "bool":
         return st.booleans()
     if spec.kind == "str":
-        return st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+        return st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(
+            lambda text: not spec.is_path or text == printable(text)
+        )
     assert spec.low is not None and spec.high is not None
     if spec.kind == "int":
         return st.integers(int(spec.low), int(spec.high))
@@ -62,6 +64,77 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> Non
     path = tmp_path / "job.toml"
     path.write_bytes(b'\xef\xbb\xbfversion = 1\r\n[output]\r\nname = "\xe7\x8c\xab"\r\n')
     assert load_job(path).output.name == "猫"
+
+
+TEXT = '[dataset]\nfolder = "猫"\n[output]\nname = "b"\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_in_every_windows_editors_encoding_is_read(tmp_path: Path, encoding: str, end: str) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(TEXT.replace("\n", end).encode(encoding))
+    assert (load_job(path).dataset.folder, load_job(path).output.name) == ("猫", "b")
+
+
+def test_utf_16_without_its_mark_and_half_a_character_are_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    for data in (TEXT.encode("utf-16-le"), b"\xff\xfea", TEXT.encode("utf-8")[:23], b"\x00\x01", b"\xff" * 9):
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match=r"job\.toml is not "):
+            load_job(path)
+
+
+WINDOWS = ["C:\\Users\\me\\pics", "C:\\train\\new", "D:\\bilder\\foto\\", "C:\\pics\\", "\\\\server\\share", "C:\\x41"]
+ESCAPED = [("dataset", "folder"), ("network", "continue_from"), ("output", "folder"), ("dataset", "template")]
+
+
+@pytest.mark.parametrize("value", WINDOWS)
+@pytest.mark.parametrize(("section", "key"), ESCAPED)
+def test_a_windows_path_in_double_quotes_is_one_sentence(section: str, key: str, value: str, tmp_path: Path) -> None:
+    text = f'[{section}]\n# where\n{key} = "{value}"\n'
+    try:
+        job = load_job_of(text, tmp_path)
+    except ConfigError as error:
+        said = str(error)
+        assert "single quotes" in said and "'/'" in said and key in said, said
+        assert said == printable(said) and "\n" not in said
+    else:  # "\\\\server\\share" is an escaped backslash and an escape that TOML does not know, or it is right
+        assert getattr(getattr(job, section), key) == value
+
+
+@pytest.mark.parametrize("value", WINDOWS)
+def test_a_windows_path_in_single_quotes_or_with_slashes_is_read(value: str, tmp_path: Path) -> None:
+    assert load_job_of(f"[dataset]\nfolder = '{value}'", tmp_path).dataset.folder == value
+    slashes = value.replace("\\", "/")
+    assert load_job_of(f'[dataset]\nfolder = "{slashes}"', tmp_path).dataset.folder == slashes
+
+
+def load_job_of(text: str, tmp_path: Path) -> JobConfig:
+    path = tmp_path / "job.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_job(path)
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text("[network]\nrank = -4\nrnak = 1\n[optimizer]\nunet_lr = nan\n[dataset]\nwidth = 'x'\n")
+    with pytest.raises(JobErrors) as caught:
+        load_job(path)
+    fields = [problem.field for problem in caught.value.problems]
+    assert sorted(fields) == ["dataset.width", "network.rank", "network.rnak", "optimizer.unet_lr"]
+    assert len(str(caught.value).splitlines()) == 4
+    with pytest.raises(JobErrors) as caught:
+        from_values({"network.rank": -4, "dataset.width": None, "training.seed": 1.5})
+    assert [p.field for p in caught.value.problems] == ["dataset.width", "network.rank", "training.seed"]
+
+
+def test_brackets_in_brackets_and_numbers_without_end_are_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    for text in ("a = " + "[" * 100_000, "a = " + "9" * 10_000, "[network]\nrank = " + "9" * 400):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"job\.toml"):
+            load_job(path)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +176,7 @@ def test_what_is_not_toml(tmp_path: Path) -> None:
     assert re.fullmatch(r"job.toml is not a TOML file: .*\.", sentence("rank: 4", tmp_path))
     path = tmp_path / "latin.toml"
     path.write_bytes("[output]\nname = 'é'".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"latin\.toml is not a TOML file"):
+    with pytest.raises(ConfigError, match=r"latin\.toml is not text in UTF-8 or UTF-16: save it as UTF-8\."):
         load_job(path)
 
 

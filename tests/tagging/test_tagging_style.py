@@ -162,6 +162,8 @@ def test_hand_written_tags_always_survive(
         ("../{name}.txt", "must be a plain name"), (".{name}.txt", "must be a plain name"),
         ("{name}.png", "is a picture's"),
         ("{name}.{extension}", "is a picture's"), ("{name[0]}{name.foo}", "use {name}"),
+        ("{name.__class__}.txt", "use {name}"), ("{name:>999999999}.txt", "use {name}"), ("{name!r}.txt", "use {name}"),
+        ("{}.txt", "use {name}"), ("{name:{extension}}.txt", "use {name}"),
     ],
 )  # fmt: skip
 def test_templates_that_would_do_harm(template: str, sentence: str) -> None:

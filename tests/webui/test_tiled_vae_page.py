@@ -87,3 +87,22 @@ def test_img2img_has_it_too_and_pasting_sets_it(page: Any) -> None:
     page.locator("#tabs > .tab-nav > button").filter(has_text=re.compile(r"^\s*img2img\s*$")).click()
     expect(part(page, "img2img", "enabled")).to_be_visible()
     expect(part(page, "img2img", "mode")).to_be_hidden()
+
+
+def test_a_budget_that_is_none_does_not_block_a_generation(page: Any) -> None:
+    label = part(page, "txt2img", "enabled").locator(".label-wrap")
+    label.click()  # opened is on
+    part(page, "txt2img", "budget").locator("input").fill("-3")
+    for field, value in {"prompt": PROMPT, "width": 64, "height": 64, "steps": 4, "seed": 7}.items():
+        box = page.locator(f"#txt2img_{field} textarea, #txt2img_{field} input[type=number]").first
+        box.fill(str(value))
+        box.press("Tab")
+    info = page.locator("#html_info_txt2img").first
+    page.locator("#txt2img_generate").click()
+    expect(info).to_contain_text("Steps: 4", timeout=SLOW)
+    expect(page.locator("#html_log_txt2img").first).to_contain_text("Memory budget")
+    label.click()  # closed is off
+    page.locator("#txt2img_seed input").first.fill("8")
+    page.locator("#txt2img_generate").click()
+    expect(info).to_contain_text("Seed: 8", timeout=SLOW)
+    expect(page.locator("#html_log_txt2img").first).not_to_contain_text("Memory budget")

@@ -8,6 +8,7 @@ is running. Approximate decoders (TAESD and the like) are other classes and are 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import threading
@@ -20,12 +21,9 @@ from typing import Any
 import torch
 from modules import shared
 
-from lib_trainer.errors import MemoryExhausted
-from lib_trainer.memory import is_out_of_memory, release_cached
 from lib_trainer.tiling.adapters import describe
-from lib_trainer.tiling.attach import coarse, worth_it
-from lib_trainer.tiling.engine import Options, run
-from lib_trainer.tiling.network import Network, UnsupportedVae
+from lib_trainer.tiling.attach import coarse, decide_and_run
+from lib_trainer.tiling.engine import Options
 from lib_trainer.tiling.plan import Plan
 
 HOMES = ("ldm.modules.diffusionmodules.model", "sgm.modules.diffusionmodules.model")
@@ -47,10 +45,10 @@ class Settings:
     budget: int | None = None
     windowed: bool = False
 
-
-def settings(always: bool, budget_gib: float, windowed: bool) -> Settings:
-    """As the page says it; a budget of 0 GiB is all that is free."""
-    return Settings(always, int(budget_gib * 2**30) or None, windowed)
+    @classmethod
+    def asked(cls, *, always: bool, budget_gib: float, windowed: bool) -> Settings:
+        """As the page says it; a budget of 0 GiB is all that is free."""
+        return cls(always, int(budget_gib * 2**30) or None, windowed)
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Job:
     thread: int
     processing: Any = None
     key: str = ""
-    """Of the mode in the picture's parameters."""
+    """Under which the picture's parameters name the mode."""
     plans: list[str] = field(default_factory=list)
     """What was run in bands, for the tests and the log."""
 
@@ -156,34 +154,20 @@ def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def banded(job: Job, module: Any, original: Callable[..., Any], given: torch.Tensor) -> Any:
     """The module's output, over bands if the job's settings say so; whatever cannot be banded goes the host's way."""
-    try:
-        network = describe(module)
-    except UnsupportedVae as error:
-        job.comment(f"Tiled VAE passes this VAE by: {error}", LEFT_OUT)
-        return original(module, given)
     chosen = job.settings
-    if not chosen.always and not worth_it(network, given, chosen.budget):
-        try:
-            return original(module, given)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        release_cached(given.device)
+
+    def plain(x: torch.Tensor) -> Any:
+        return original(module, x)
+
     try:
-        with _shown(job, network) as progress:
-            return run(network, given, _options(job, chosen, progress))
+        with _shown(job, "decoding" if hasattr(module, "up") else "encoding") as progress:
+            options = _options(job, chosen, progress)
+            told = functools.partial(job.comment, note=LEFT_OUT)
+            return decide_and_run(module, given, plain, options, always=chosen.always, say=told)
     except Interrupted:
-        told = "Interrupted while the VAE was at work: this picture is a coarse one, made from a small copy."
-        job.comment(told, "interrupted")
-        return coarse(lambda x: original(module, x), network, given)
-    except MemoryExhausted as error:
-        if chosen.budget is None:
-            raise
-        job.comment(f"Tiled VAE is left out. {error}", LEFT_OUT)
-        return original(module, given)
-    except ValueError as error:  # a shape that is none of this VAE's: the host's own error says the rest
-        job.comment(f"Tiled VAE is left out. {error}", LEFT_OUT)
-        return original(module, given)
+        told_so = "Interrupted while the VAE was at work: this picture is a coarse one, made from a small copy."
+        job.comment(told_so, "interrupted")
+        return coarse(plain, describe(module), given)
 
 
 def _options(job: Job, settings: Settings, progress: Callable[[float], None]) -> Options:
@@ -201,7 +185,7 @@ def _options(job: Job, settings: Settings, progress: Callable[[float], None]) ->
 
 
 @contextlib.contextmanager
-def _shown(job: Job, network: Network) -> Iterator[Callable[[float], None]]:
+def _shown(job: Job, verb: str) -> Iterator[Callable[[float], None]]:
     """A callback that writes the progress bar's text and looks for an Interrupt pressed since now.
 
     A live preview decodes in another thread: it neither writes nor stops.
@@ -211,7 +195,6 @@ def _shown(job: Job, network: Network) -> Iterator[Callable[[float], None]]:
         yield lambda fraction: None
         return
     before, text, last = bool(state.interrupted), state.textinfo, 0.0
-    verb = "encoding" if network.kind == "encoder" else "decoding"
 
     def progress(fraction: float) -> None:
         nonlocal last

@@ -20,7 +20,15 @@ from lib_trainer.host.webui import host as host_module
 from lib_trainer.host.webui.model import WebuiModel
 from webui_probe import runs
 
-CHECKS = ("facts", "refusal", "encoding", "spied_run", "own_tab", "tabs", "control_read", "own_preview", "last_prompt")
+CHECKS = ("facts", "refusal", "encoding", "spied_run", "own_tab", "tabs", "control_read", "own_preview", "last_prompt",
+          "routes")  # fmt: skip
+APP: list[Any] = []
+"""The WebUI's server."""
+
+
+def routes() -> list[list[str]]:
+    """[path, module of what answers] of every route of the WebUI's server."""
+    return [[route.path, str(getattr(getattr(route, "endpoint", None), "__module__", ""))] for route in APP[0].routes]
 
 
 def facts() -> dict[str, Any]:

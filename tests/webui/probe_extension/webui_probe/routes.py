@@ -13,6 +13,7 @@ MODULES = (facts, kinds, leftovers, runs, snapshots, vae)
 
 
 def add_routes(_: Any, app: FastAPI) -> None:
+    facts.APP[:] = [app]
     app.add_api_route("/probe/{name}", answer, methods=["POST"])
 
 

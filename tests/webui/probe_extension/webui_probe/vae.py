@@ -47,7 +47,7 @@ SEEN: list[str] = []
 
 
 def _watch() -> None:
-    ours = _ours()
+    ours = importlib.import_module("lib_trainer.tiling.attach")
     if getattr(ours.run, "watched", False):
         return
     own = ours.run
@@ -155,7 +155,7 @@ def vae_sgm(circular: bool) -> dict[str, float]:
                     one.padding_mode = "circular" if circular else "zeros"
             given = torch.randn(shape)
             expected = module(given)
-            ours.switch.begin(processing.StableDiffusionProcessingTxt2Img(), ours.settings(True, 0, False))
+            ours.switch.begin(processing.StableDiffusionProcessingTxt2Img(), ours.Settings(always=True))
             try:
                 banded = module(given)
                 plans = list(ours.switch.job.plans)
