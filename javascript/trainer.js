@@ -57,7 +57,78 @@
         const anchor = box && box.querySelector(".trainer-anchor");
         if (!anchor) return;
         knownTasks.add(task);
-        window.requestProgress(task, anchor, null, () => refresh(prefix), null, NATIVE_PATIENCE_S);
+        const sameClock = () => showOneEstimate(prefix, box);
+        window.requestProgress(task, anchor, null, () => refresh(prefix), sameClock, NATIVE_PATIENCE_S);
+    }
+
+    // The WebUI reckons the time left from the run's start, preparations and all: it is given our estimate.
+    function showOneEstimate(prefix, box) {
+        const panel = document.querySelector(`.trainer-status[data-prefix="${prefix}"]`);
+        const bar = box.querySelector(".progress");
+        if (!panel || !bar) return;
+        const known = /\d/.test(panel.dataset.eta || "");
+        const ours = known ? ` ETA: ${panel.dataset.eta}` : "";
+        const pattern = / ?ETA: [\d:]+/;
+        bar.textContent = bar.textContent.replace(pattern, ours);
+        document.title = document.title.replace(pattern, ours);
+    }
+
+    // What a notice says of a field is said again beside the field, which is marked until it is changed.
+    function markFields(prefix) {
+        const page = pageOf(prefix);
+        const box = find(prefix, "notice");
+        const notice = box && box.querySelector(".trainer-notice");
+        const number = notice ? notice.outerHTML : "";
+        if (page.marked === number) return;
+        page.marked = number;
+        document.querySelectorAll(`.trainer-invalid[id^="${prefix}_"]`).forEach(unmark);
+        if (!notice) return;
+        const fields = [];
+        notice.querySelectorAll("[data-field]").forEach((told) => {
+            const field = told.dataset.field && document.getElementById(told.dataset.field);
+            if (!field) return;
+            mark(field, told.textContent);
+            fields.push(field);
+        });
+        if (fields.length) show(fields[0]);
+    }
+
+    function mark(field, sentence) {
+        unmark(field);
+        const told = document.createElement("div");
+        told.className = "trainer-field-error";
+        told.id = `${field.id}_error`;
+        told.textContent = sentence;
+        field.classList.add("trainer-invalid");
+        field.append(told);
+        field.querySelectorAll("input, textarea").forEach((input) => {
+            input.setAttribute("aria-invalid", "true");
+            input.setAttribute("aria-describedby", told.id);
+        });
+        const folded = field.closest(".trainer-more");
+        const label = folded && folded.querySelector(".label-wrap");
+        if (label && !label.classList.contains("open")) label.click();
+    }
+
+    function unmark(field) {
+        field.classList.remove("trainer-invalid");
+        field.querySelectorAll(":scope > .trainer-field-error").forEach((told) => told.remove());
+        field.querySelectorAll("[aria-invalid]").forEach((input) => {
+            input.removeAttribute("aria-invalid");
+            input.removeAttribute("aria-describedby");
+        });
+    }
+
+    function show(field) {
+        const place = field.getBoundingClientRect();
+        if (place.top < 0 || place.bottom > window.innerHeight) field.scrollIntoView({block: "center"});
+    }
+
+    // "Stopping…" is said of a run under way: it goes when that has ended.
+    function clearNotice(panel, prefix) {
+        if (panel.dataset.active === "1") return;
+        const box = find(prefix, "notice");
+        if (box) box.querySelectorAll(".trainer-notice-active").forEach((notice) => notice.remove());
     }
 
     function tend(panel) {
@@ -69,6 +140,8 @@
         page.visible = visible;
         if (!visible) return;
         showNativeBar(panel, prefix);
+        markFields(prefix);
+        clearNotice(panel, prefix);
         if (page.probing || now < page.due) return;
         if (page.waitingSince && now - page.waitingSince < (page.answered ? PATIENCE_MS : FIRST_PATIENCE_MS)) return;
         if (page.waitingSince) {
@@ -93,6 +166,8 @@
     document.addEventListener("input", (event) => {
         const root = event.isTrusted && event.target.closest && event.target.closest(".trainer-page");
         if (root) pageOf(root.id.replace(/_page$/, "")).touched = true;
+        const field = event.target.closest && event.target.closest(".trainer-invalid");
+        if (field) unmark(field);
     });
 
     function refresh(prefix) {
@@ -110,11 +185,17 @@
         setTimeout(() => URL.revokeObjectURL(link.href), 10000);
     }
 
-    // Puts a text at the end of a gradio text box and tells gradio so. `field` is the box's element id.
+    // Puts a text at the end of a gradio text box, where it is not in it, and tells gradio so. `field` is the box's
+    // element id. A word may stand in the name of a file, `<lora:zorb:1>`, and still be missing.
     function insert(field, text) {
         const area = document.querySelector(`#${field} textarea, #${field} input`);
-        if (!area || !text || area.value.includes(text)) return;
-        area.value = area.value.trim() ? `${area.value.trimEnd()} ${text}` : text;
+        if (!area || !text) return;
+        const call = text.startsWith("<");
+        const there = call ? area.value : area.value.replace(/<[^>]*>/g, " ");
+        if (there.includes(text)) return;
+        const before = area.value.trimEnd();
+        const gap = call || before.endsWith(",") ? " " : ", ";
+        area.value = before ? before + gap + text : text;
         area.dispatchEvent(new Event("input", {bubbles: true}));
     }
 
@@ -125,5 +206,8 @@
     }
 
     window.trainerPage = {polled, refresh, download, insert, openTab};
-    setInterval(() => document.querySelectorAll(".trainer-status").forEach(tend), TICK_MS);
+    setInterval(() => {
+        document.querySelectorAll(".trainer-status").forEach(tend);
+        if (find("generate", "notice")) markFields("generate");
+    }, TICK_MS);
 })();

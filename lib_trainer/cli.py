@@ -24,9 +24,6 @@ from lib_trainer.errors import ConfigError, TrainerError, printable
 from lib_trainer.options_doc import options_markdown, options_text
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from lib_trainer.host.standalone.host import StandaloneHost
     from lib_trainer.jobs import JobRunner
 
 TEMPLATE = "dataset.template"
@@ -208,37 +205,11 @@ def _serve(options: argparse.Namespace) -> int:
     host = StandaloneHost(checkpoint, options.root.absolute())
     runner = process_runner(lambda: host)
     desk = cli_tag.make_desk(options.root.absolute())
-    app = build_app(runner, HostGenerator(host), size=options.size, desk=desk, count_tokens=cli_captions.clip_tokens)
+    app = build_app(runner, host, size=options.size, desk=desk, count_tokens=cli_captions.clip_tokens)
     address = serve(app, options.host, options.port, options.open, block=False, password=options.password)
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     app.block_thread()
     return DONE
-
-
-class HostGenerator:
-    """What the page's Generate tab asks of a standalone host."""
-
-    def __init__(self, host: StandaloneHost) -> None:
-        self._host = host
-
-    def generate(
-        self,
-        prompt: str,
-        negative_prompt: str,
-        width: int,
-        height: int,
-        steps: int,
-        cfg_scale: float,
-        sampler: str,
-        seed: int,
-    ) -> Image.Image:
-        from lib_trainer.ports import PreviewRequest
-
-        request = PreviewRequest(prompt, negative_prompt, width, height, steps, cfg_scale, sampler, seed)
-        return self._host.generate(request)
-
-    def calls(self) -> Sequence[str]:
-        return self._host.calls()
 
 
 def _absolute(path: Path | None) -> Path | None:

@@ -6,8 +6,9 @@ import contextlib
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 FIELD = re.compile(r"[a-z]+\.[a-z_]+\b")
 """An option's path, with which the sentence on it begins."""
@@ -52,14 +53,36 @@ class TrainerError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to mend: the option's path (empty where it is none's), and the sentence that is shown."""
+    """One thing to mend: the option's path (empty where it is none's), and the sentence that is shown.
+
+    Where a name is taken: the file that has it, the next name that is free, and whether the file can be replaced.
+    """
 
     field: str
     sentence: str
+    taken: Path | None = None
+    free: str = ""
+    replaceable: bool = False
 
 
 class ConfigError(TrainerError):
     """A field of a job is missing, unknown or out of range. Raised before any model is touched."""
+
+
+class NameTaken(ConfigError):
+    """A result of that name exists: `taken` is its file, `free` the next name that is free (empty if none is known).
+
+    `replaceable`: the job may say that the file goes to the trash.
+    """
+
+    def __init__(self, sentence: str, *, taken: Path, free: str = "", replaceable: bool = False) -> None:
+        super().__init__(sentence)
+        self.taken, self.free, self.replaceable = taken, free, replaceable
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        facts: dict[str, Any] = {"taken": self.taken, "free": self.free, "replaceable": self.replaceable}
+        return tuple(replace(problem, **facts) for problem in super().problems)
 
 
 class JobErrors(ConfigError):

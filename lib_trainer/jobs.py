@@ -30,6 +30,8 @@ class JobRunner:
         self._thread: threading.Thread | None = None
         self._monitor: Monitor | None = None
         self._control = ev.Control()
+        self.job: JobConfig | None = None
+        """Of the run under way or the last one."""
 
     def start(self, job: JobConfig, listener: ev.Listener | None = None) -> None:
         """Check the job and start it in the background.
@@ -41,7 +43,7 @@ class JobRunner:
             if self.running:
                 raise ConfigError("A training run is already under way: wait for it or stop it first.")
             plan = prepare(job, self.host)
-            self._monitor = Monitor(plan.job.output.name)
+            self.job, self._monitor = plan.job, Monitor(plan.job.output.name)
             self._control = ev.Control()
             listeners: list[ev.Listener] = [self._monitor] if listener is None else [self._monitor, listener]
             self._thread = threading.Thread(

@@ -240,7 +240,7 @@ def test_everything_that_is_wrong_is_a_line(tmp_path: Path, capsys: pytest.Captu
     dump_job(from_values({"dataset.width": 100}), path)
     assert cli.main(["train", str(path), "--root", str(tmp_path)]) == cli.BAD_JOB
     told = capsys.readouterr().err
-    for part in ("output.name is empty", "dataset.width = 100", "No checkpoint is given", "older of pictures"):
+    for part in ("output.name is empty", "dataset.width = 100", "No checkpoint is given", "No folder of pictures"):
         assert part in told
 
 

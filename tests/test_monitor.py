@@ -150,3 +150,9 @@ def test_memory_is_the_peak_and_warnings_say_so() -> None:
     view = monitor.view()
     assert view.memory_bytes == 5
     assert view.log[-1].endswith("Warning: Two pictures have no caption.")
+
+
+def test_no_control_character_comes_into_the_log() -> None:
+    monitor = Monitor("cat")
+    monitor(ev.Message("Skipped a\x1b[31m\nb.png: it is empty"))
+    assert monitor.view().log[-1].endswith("Skipped a\\x1b[31m\\nb.png: it is empty")

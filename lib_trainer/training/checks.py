@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ConfigError
+from lib_trainer.errors import ConfigError, Problems
 from lib_trainer.files import plain
 from lib_trainer.ports import Host
 from lib_trainer.training.kinds import TRAINING_KINDS
@@ -21,22 +21,43 @@ UNET_STRIDE = 64
 
 
 def check_job(job: JobConfig, host: Host) -> None:
-    """Raise `ConfigError` for fields that contradict each other, the host or its device."""
-    check_names(job)
+    """Raise `ConfigError` for fields that contradict each other, the host or its device: all of them at once."""
+    problems = Problems()
+    with problems.at():
+        check_names(job)
     for field in ("width", "height"):
-        size = getattr(job.dataset, field)
-        if size % UNET_STRIDE:
-            nearest = max(UNET_STRIDE, round(size / UNET_STRIDE) * UNET_STRIDE)
-            raise ConfigError(f"dataset.{field} = {size} is not a multiple of {UNET_STRIDE}: take {nearest}.")
-        preview = getattr(job.preview, field)
-        if preview % 8 or 0 < preview < UNET_STRIDE:
-            raise ConfigError(
-                f"preview.{field} = {preview} is not 0 or a multiple of 8 from {UNET_STRIDE} on: take "
-                f"{max(UNET_STRIDE, preview // 8 * 8)}."
-            )
-    check_prior(job)
-    resolve_precision(job.training.precision, host.device())
-    check_optimizer(job.optimizer.name, host.device())
+        with problems.at():
+            _check_size(job, field)
+        with problems.at():
+            _check_preview_size(job, field)
+    with problems.at():
+        check_prior(job)
+    with problems.at():
+        resolve_precision(job.training.precision, host.device())
+    with problems.at():
+        check_optimizer(job.optimizer.name, host.device())
+    with problems.at():
+        _check_sampler(job, host)
+    problems.raise_if_any()
+
+
+def _check_size(job: JobConfig, field: str) -> None:
+    size = getattr(job.dataset, field)
+    if size % UNET_STRIDE:
+        nearest = max(UNET_STRIDE, round(size / UNET_STRIDE) * UNET_STRIDE)
+        raise ConfigError(f"dataset.{field} = {size} is not a multiple of {UNET_STRIDE}: take {nearest}.")
+
+
+def _check_preview_size(job: JobConfig, field: str) -> None:
+    preview = getattr(job.preview, field)
+    if preview % 8 or 0 < preview < UNET_STRIDE:
+        raise ConfigError(
+            f"preview.{field} = {preview} is not 0 or a multiple of 8 from {UNET_STRIDE} on: take "
+            f"{max(UNET_STRIDE, preview // 8 * 8)}."
+        )
+
+
+def _check_sampler(job: JobConfig, host: Host) -> None:
     if job.preview.sampler and job.preview.sampler not in host.samplers():
         raise ConfigError(
             f"preview.sampler = {job.preview.sampler!r} is not known here: take one of {', '.join(host.samplers())}."

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ConfigError, SaveError
+from lib_trainer.errors import ConfigError, NameTaken, SaveError
 from lib_trainer.files import plain, to_trash
 from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
@@ -35,7 +35,7 @@ class Settled:
 
 
 def settle(job: JobConfig, host: Host) -> Settled:
-    """Raise `ConfigError` for a name that is taken, or do what `output.existing` says of it. Touches no file."""
+    """Raise `NameTaken` for a name that is taken, or do what `output.existing` says of it. Touches no file."""
     taken = taken_files(job, host)
     if not taken:
         return Settled(job)
@@ -48,10 +48,12 @@ def settle(job: JobConfig, host: Host) -> Settled:
         return Settled(job, tuple(taken))
     path = elsewhere or taken[0]
     field, name = ("output.name", job.output.name) if elsewhere is None else (names_field(job), elsewhere.stem)
-    raise ConfigError(
-        f"{field} = {name!r}: {path} exists already: choose another name (free is "
-        f"{next_free_name(job, host)!r}), or let output.existing number or replace."
+    next_free = next_free_name(job, host)
+    sentence = (
+        f"{field} = {name!r}: {path} exists already: choose another name (free is {next_free!r}), or let "
+        "output.existing number or replace."
     )
+    raise NameTaken(sentence, taken=path, free=next_free, replaceable=elsewhere is None)
 
 
 def result_files(job: JobConfig, host: Host) -> list[Path]:

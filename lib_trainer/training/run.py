@@ -19,6 +19,7 @@ from lib_trainer.errors import MemoryExhausted, Problems, SaveError, TrainerErro
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
+from lib_trainer.training.card import write_card
 from lib_trainer.training.checks import check_job, output_path, result_path, step_path
 from lib_trainer.training.failures import UnexpectedError, what_to_lower
 from lib_trainer.training.kinds import TRAINING_KINDS
@@ -32,7 +33,7 @@ from lib_trainer.training.prior import before_samples, class_samples, wants_clas
 from lib_trainer.training.recipes import Recipe, parameters
 from lib_trainer.training.results import Settled, check_replaced, discard, is_of_step, settle
 from lib_trainer.training.session import Session
-from lib_trainer.training.words import CaptionMaker, caption_maker, word_names
+from lib_trainer.training.words import CaptionMaker, caption_maker, word_names, word_path
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +280,10 @@ class Run:
         self._write(path, facts, final=final)
         result = result_path(path, self.job)
         self.last_saved = (self.step, result)
+        if final:
+            names = word_names(self.job) if self.job.network.kind == "embedding" else []
+            for one in [word_path(path, name, self.job) for name in names] or [path]:
+                write_card(one, self.job, self.model.family, self.cover)
         self.emit(ev.Saved(self.step, result, final))
 
     def _write(self, path: Path, facts: dict[str, str], *, final: bool) -> None:

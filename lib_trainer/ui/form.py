@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -14,7 +14,7 @@ from lib_trainer.config import FieldSpec, field_specs
 KIND = "network.kind"
 """The option that decides which others are shown."""
 
-HEADLESS = frozenset({"model.checkpoint"})
+HIDDEN = frozenset({"model.checkpoint"})
 """Options that only a run without a loaded model reads."""
 
 WIDE = frozenset(
@@ -33,9 +33,6 @@ HOST_DEFAULT = "Host's default"
 
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_name": False}
 """How every event of the page runs: past the host's queue, which a generation may hold, and without flicker."""
-
-SLIDER_STEPS = 1024
-"""A slider with more positions than this cannot be set by hand: such numbers get a box to type in."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +73,17 @@ class Form:
 
 
 def build_form(
-    *, prefix: str, samplers: Sequence[str], headless_fields: bool, values: Mapping[str, Any] | None = None
+    *,
+    prefix: str,
+    samplers: Sequence[str],
+    values: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Callable[[], None]] | None = None,
 ) -> Form:
-    """Lay out the form in the open gradio context; `values` are shown first, defaults where they say nothing."""
-    shown = [spec for path, spec in field_specs().items() if headless_fields or path not in HEADLESS]
+    """Lay out the form in the open gradio context; `values` are shown first, defaults where they say nothing.
+
+    `beside` lays out more after the option of its path.
+    """
+    shown = [spec for path, spec in field_specs().items() if path not in HIDDEN]
     start = dict(values or {})
     kind = start.get(KIND, field_specs()[KIND].default)
     made: dict[str, gr.components.IOComponent] = {}
@@ -88,6 +92,8 @@ def build_form(
     def add(spec: FieldSpec) -> None:
         value = to_widget(spec, start.get(spec.path, spec.default))
         made[spec.path] = keep_out_of_ui_config(_component(spec, value, prefix, samplers, kind in spec.kinds))
+        if beside and spec.path in beside:
+            beside[spec.path]()
 
     def visible(box: type[Any], specs: Sequence[FieldSpec], **options: Any) -> Any:
         kinds = frozenset(one for spec in specs for one in spec.kinds)
@@ -170,21 +176,14 @@ def _component(
         return gr.Checkbox(**common)
     if spec.kind == "str":
         return gr.Textbox(lines=2 if spec.path in TALL else 1, max_lines=6 if spec.path in TALL else 1, **common)
-    if _slides(spec):
-        return gr.Slider(spec.low, spec.high, step=spec.step, **common)
-    # No bounds here: gradio would answer with a bare error of its own before our check can name the field.
+    # No slider and no bounds: a slider turns what is typed into its bound in silence, and gradio refuses a number out
+    # of bounds with an error that names no field. What was typed reaches the job's own check.
     return gr.Number(step=spec.step or _arrow(spec), **common)
 
 
 def label(spec: FieldSpec) -> str:
     """The label with its unit, unless the label says it already."""
     return spec.label if not spec.unit or spec.unit in spec.label.lower() else f"{spec.label} ({spec.unit})"
-
-
-def _slides(spec: FieldSpec) -> bool:
-    if spec.low is None or spec.high is None or not spec.step:
-        return False
-    return (spec.high - spec.low) / spec.step <= SLIDER_STEPS
 
 
 def _arrow(spec: FieldSpec) -> float:

@@ -29,6 +29,8 @@ __all__ = ["Generator", "build_app", "serve"]
 ROOT = Path(__file__).parents[2]
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "Consolas", "monospace"]
+SOFT = {"body_text_color_subdued": "#5b6472", "body_text_color_subdued_dark": "#aab2bf"}
+"""Of tabs and notes: gradio's own have a contrast of 2.5 on white."""
 STICKY = ".gradio-container { overflow: clip !important; }"
 """gradio's own `hidden` makes the container a scroller of its own, in which nothing can stay in view."""
 
@@ -39,7 +41,6 @@ def build_app(
     runner: JobRunner,
     generator: Generator,
     *,
-    headless_fields: bool = False,
     size: int = 512,
     desk: TaggerDesk | None = None,
     count_tokens: Callable[[str], int] | None = None,
@@ -53,12 +54,11 @@ def build_app(
         job_folder=runner.host.cache_folder() / "jobs",
         insert_js=INSERT_JS,
         samplers=samplers,
-        headless_fields=headless_fields,
         use_label="Use in Generate",
     )
     with gr.Blocks(
         title="LoRA trainer",
-        theme=gr.themes.Default(font=FONTS, font_mono=MONO_FONTS),
+        theme=gr.themes.Default(font=FONTS, font_mono=MONO_FONTS).set(**SOFT),
         css=(ROOT / "style.css").read_text("utf-8") + STICKY,
         analytics_enabled=False,
     ) as app:

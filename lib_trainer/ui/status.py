@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 
+from lib_trainer.errors import Problem
 from lib_trainer.monitor import RunView
 
 STATES = {
@@ -19,26 +21,51 @@ MISSING = "–"
 
 
 def status_html(view: RunView | None, *, prefix: str, task_id: str | None = None) -> str:
-    """The status panel. `trainer.js` reads the data attributes: whether to poll, and the host's own task."""
+    """The status panel. `trainer.js` reads the data attributes: whether to poll, the host's task, and the time left.
+
+    That is shown on the host's own bar too: there is one estimate.
+    """
     attributes = {
         "class": f"trainer-status trainer-state-{view.state if view else 'idle'}",
         "data-prefix": prefix,
         "data-active": "1" if view is not None and view.active else "0",
         "data-task": task_id or "",
+        "data-eta": clock(view.eta_seconds) if view is not None and view.active else MISSING,
     }
     opening = " ".join(f'{name}="{escape(value)}"' for name, value in attributes.items())
     body = _run_html(view) if view is not None else _idle_html()
     return f"<div {opening}>{body}</div>"
 
 
-def notice_html(text: str, *, error: bool = False, number: int = 0) -> str:
-    """A sentence above the panel. `number` makes a repeated notice a new one, so that it is seen again."""
+def notice_html(text: str, *, error: bool = False, number: int = 0, while_active: bool = False) -> str:
+    """A sentence above the panel. `number` makes a repeated notice a new one, so that it is seen again.
+
+    `while_active`: it is about a run under way, and goes when that has ended.
+    """
     if not text:
         return ""
     kind, role = ("error", "alert") if error else ("info", "status")
+    more = " trainer-notice-active" if while_active else ""
     return (
-        f'<div class="trainer-notice trainer-notice-{kind}" role="{role}" data-number="{number}">{escape(text)}</div>'
+        f'<div class="trainer-notice trainer-notice-{kind}{more}" role="{role}" data-number="{number}">'
+        f"{escape(text)}</div>"
     )
+
+
+def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0) -> str:
+    """What is to be mended, each with the id of its field, beside which `trainer.js` says it again."""
+    items = [
+        f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(problem.sentence)}</{tag}>'
+        for tag in ["span" if len(problems) == 1 else "li"]
+        for problem in problems
+    ]
+    body = items[0] if len(items) == 1 else f"<p>{len(items)} things are to be mended:</p><ul>{''.join(items)}</ul>"
+    return f'<div class="trainer-notice trainer-notice-error" role="alert" data-number="{number}">{body}</div>'
+
+
+def field_id(prefix: str, path: str) -> str:
+    """The element's id of an option's component."""
+    return f"{prefix}_{path.replace('.', '_')}" if path else ""
 
 
 def log_html(view: RunView | None) -> str:
@@ -107,8 +134,10 @@ def _phase(view: RunView) -> str:
 def _bar(view: RunView) -> str:
     percent = _percent(view)
     kind = "trainer-bar trainer-bar-phase" if _in_phase(view) else "trainer-bar"
+    name = view.phase if _in_phase(view) else "Training steps"
     return (
-        f'<div class="{kind}" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent:.0f}">'
+        f'<div class="{kind}" role="progressbar" aria-label="{escape(name)}" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent:.0f}">'
         f'<div class="trainer-fill" style="width: {percent:.2f}%"></div></div>'
     )
 

@@ -11,23 +11,27 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from lib_trainer.config import dump_job, field_specs, from_values, load_job, to_values
-from lib_trainer.errors import ConfigError, TrainerError
+from lib_trainer.config import JobConfig, dump_job, field_specs, from_values, load_job, to_values
+from lib_trainer.errors import ConfigError, JobErrors, Problems, TrainerError
 from lib_trainer.files import write_atomically
 from lib_trainer.jobs import JobRunner
 from lib_trainer.monitor import Preview, RunView
+from lib_trainer.training.card import trigger_words
 from lib_trainer.training.kinds import prompt_for
 from lib_trainer.ui.chart import chart_html
-from lib_trainer.ui.status import header_html, log_html, notice_html, status_html
+from lib_trainer.ui.status import header_html, log_html, notice_html, problems_html, status_html
 
 LAST_JOB = "last.toml"
+NAME, EXISTING, CONTINUE = "output.name", "output.existing", "network.continue_from"
+CHANGED = (NAME, "embedding.names", CONTINUE)
+"""What a way out of a taken name may change of the form."""
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +48,6 @@ class PageOptions:
     insert_js: str
     samplers: Sequence[str] = ()
     prefix: str = "trainer"
-    headless_fields: bool = False
     use_label: str = "Use in txt2img"
     task_id: Callable[[], str | None] = lambda: None
 
@@ -63,7 +66,9 @@ class PageUpdate:
     save: Any
     preview: Any
     use: Any
+    use_prompt: Any
     lora: Any
+    lora_prompt: Any
     seen: str
 
     def outputs(self) -> list[Any]:
@@ -79,25 +84,65 @@ class TrainActions:
         self._notices = itertools.count(1)
         self._token = secrets.token_hex(4)  # tells what was seen of this server from what was seen before a restart
         self._previews = PreviewFiles()
+        self._last_use: tuple[Path, Use] | None = None
 
-    def start(self, values: Mapping[str, Any]) -> str:
-        """Start a run; the notice says why if it cannot."""
+    def start(self, values: Mapping[str, Any], existing: str = "") -> tuple[str, Offer]:
+        """Start a run. If it cannot, the notice names all that is wrong, and for a taken name there is an offer.
+
+        `existing` takes the place of the form's own choice for a taken name, this once.
+        """
+        offer = Offer()
 
         def begin() -> str:
-            job = from_values(values)
-            self.runner.start(job)
-            with contextlib.suppress(OSError):  # the run is what matters: the form's memory is a convenience
-                dump_job(job, self.options.job_folder / LAST_JOB)
+            nonlocal offer
+            try:
+                self.runner.start(self._checked({**values, **({EXISTING: existing} if existing else {})}))
+            except TrainerError as error:
+                taken = (one for one in error.problems if one.taken is not None)
+                offer = next((Offer(one.taken, one.free, one.replaceable) for one in taken), offer)
+                raise
+            if self.runner.job is not None:
+                kept = {**to_values(self.runner.job), EXISTING: values.get(EXISTING, field_specs()[EXISTING].default)}
+                with contextlib.suppress(OSError):  # the run is what matters: the form's memory is a convenience
+                    dump_job(from_values(kept), self.options.job_folder / LAST_JOB)
             return ""
 
-        return self._told(begin)
+        return self._told(begin), offer
+
+    def start_otherwise(self, values: Mapping[str, Any], offer: Offer, how: str) -> tuple[str, Offer, dict[str, Any]]:
+        """Start a job whose name is taken: under the next "free" name, with "replace", or "continue" from the file.
+
+        Also gives what the form is to show: the names that the run has got, and the file that it goes on from.
+        """
+        asked = {**values, CONTINUE: str(offer.taken)} if how == "continue" else values
+        notice, left = self.start(asked, "replace" if how == "replace" else "number")
+        if notice or self.runner.job is None:
+            return notice, left, {}
+        shown = to_values(self.runner.job)
+        return notice, left, {path: shown[path] for path in CHANGED if values.get(path) or path == CONTINUE}
+
+    def _checked(self, values: Mapping[str, Any]) -> JobConfig:
+        """The job of the form. Raises everything that is wrong with it, also what the host has to say."""
+        problems = Problems()
+        job = from_values(values, problems)
+        if problems.found:
+            refused = {problem.field for problem in problems.found}
+            with problems.at():
+                try:
+                    self.runner.check(job)  # with defaults in the place of what was refused
+                except TrainerError as error:
+                    more = tuple(problem for problem in error.problems if problem.field not in refused)
+                    if more:
+                        raise JobErrors(more) from error
+            problems.raise_if_any()
+        return job
 
     def command(self, action: Callable[[], None], told: str) -> str:
         """Tell the running job something; the notice confirms it."""
         if not self.runner.running:
             return self._notice("No run is under way.")
         action()
-        return self._notice(told)
+        return self._notice(told, while_active=True)
 
     def export(self, values: Mapping[str, Any]) -> tuple[str, str]:
         """A notice, and what `trainer.js` offers for download (empty if the form cannot be exported)."""
@@ -158,7 +203,7 @@ class TrainActions:
         idle = gr.update(interactive=not now.active) if turned else skip
         busy = gr.update(interactive=now.active) if turned else skip
         moved = fresh is None or (fresh.revision, fresh.task) != (now.revision, now.task)
-        lora = self._lora(view)
+        use = self._use(view) if moved else Use()
         return PageUpdate(
             header=skip if fresh and fresh.header == header else header_html(header),
             status=status_html(view, prefix=self.options.prefix, task_id=task) if moved or now.active else skip,
@@ -169,8 +214,10 @@ class TrainActions:
             stop=busy,
             save=busy,
             preview=busy,
-            use=gr.update(visible=bool(lora)) if moved else skip,
-            lora=lora if moved else skip,
+            use=gr.update(visible=bool(use.parts)) if moved else skip,
+            use_prompt=gr.update(visible=bool(use.with_prompt)) if moved else skip,
+            lora=use.parts if moved else skip,
+            lora_prompt=use.with_prompt if moved else skip,
             seen=now.text(),
         )
 
@@ -178,24 +225,71 @@ class TrainActions:
         items = self._previews.items(view)
         return gr.update(value=items, visible=bool(items))
 
-    def _lora(self, view: RunView | None) -> str:
-        """What calls the saved file in a prompt; empty where the host's prompts would not find it."""
-        if view is None or view.output is None:
-            return ""
-        return prompt_for(self.runner.host, view.output)
+    def _use(self, view: RunView | None) -> Use:
+        """What a prompt needs for the saved file; nothing where the host's prompts would not find it.
+
+        Told anew only when another file was saved: it looks at the host's folders.
+        """
+        path = None if view is None else view.output
+        if path is None:
+            return Use()
+        if self._last_use is None or self._last_use[0] != path:
+            self._last_use = path, use_of(prompt_for(self.runner.host, path), self.runner.job)
+        return self._last_use[1]
 
     def _told(self, action: Callable[[], str]) -> str:
         """Run `action`; an error becomes a sentence for the page, and a bug's trace goes to the console only."""
         try:
             return action()
         except TrainerError as error:
-            return self._notice(with_label(str(error)), error=True)
+            told = [replace(one, sentence=with_label(one.sentence)) for one in error.problems]
+            return problems_html(told, prefix=self.options.prefix, number=next(self._notices))
         except Exception as error:  # a bug must not cost what was typed
             _log.exception("The training page met an unexpected error")
             return self._notice(f"Unexpected error, see the console: {type(error).__name__}: {error}", error=True)
 
-    def _notice(self, text: str, *, error: bool = False) -> str:
-        return notice_html(text, error=error, number=next(self._notices))
+    def _notice(self, text: str, *, error: bool = False, while_active: bool = False) -> str:
+        return notice_html(text, error=error, number=next(self._notices), while_active=while_active)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A name that is taken: by which file, the next free name, and whether the file can be replaced."""
+
+    taken: Path | None = None
+    free: str = ""
+    replaceable: bool = False
+
+    @property
+    def ways(self) -> list[str]:
+        """Which of "free", "replace" and "continue" there are."""
+        known = {"free": bool(self.free), "replace": self.replaceable, "continue": bool(self.free)}
+        return [way for way, there in known.items() if there and self.taken is not None]
+
+    def text(self) -> str:
+        return json.dumps([str(self.taken or ""), self.free, self.replaceable])
+
+    @classmethod
+    def parse(cls, text: str) -> Offer:
+        taken, free, replaceable = json.loads(text or '["", "", false]')
+        return cls(Path(taken) if taken else None, str(free), bool(replaceable))
+
+
+@dataclass(frozen=True)
+class Use:
+    """Lines that go into a prompt, each where it is not in it yet; `with_prompt` has the preview's prompt too."""
+
+    parts: str = ""
+    with_prompt: str = ""
+
+
+def use_of(call: str, job: JobConfig | None) -> Use:
+    """The trigger words of a job and the call of its file."""
+    if not call:
+        return Use()
+    parts = [*(trigger_words(job) if job is not None else []), call]
+    prompt = " ".join(job.preview.prompt.split()) if job is not None else ""
+    return Use("\n".join(parts), "\n".join([prompt, *parts]) if prompt else "")
 
 
 @dataclass(frozen=True)

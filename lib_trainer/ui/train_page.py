@@ -16,9 +16,11 @@ import gradio as gr
 from lib_trainer.jobs import JobRunner
 from lib_trainer.ui.form import QUIET, Form, build_form, keep_out_of_ui_config
 from lib_trainer.ui.status import status_html
-from lib_trainer.ui.train_actions import PageOptions, PageUpdate, TrainActions
+from lib_trainer.ui.train_actions import CHANGED, NAME, Offer, PageOptions, PageUpdate, TrainActions
 
 __all__ = ["PageOptions", "build_train_page"]
+
+REPLACE = "Replace it (the old file goes to the trash)"
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,16 @@ class _Page:
     save: gr.Button
     preview: gr.Button
     use: gr.Button
+    use_prompt: gr.Button
     export: gr.Button
     load: gr.UploadButton
     poll: gr.Button
     restore: gr.Button
     lora: gr.Textbox
+    lora_prompt: gr.Textbox
+    offer: gr.Textbox
+    offered: gr.Row
+    ways: dict[str, gr.Button]
     seen: gr.Textbox
     payload: gr.Textbox
 
@@ -68,9 +75,13 @@ def _lay_out(options: PageOptions) -> _Page:
                 with gr.Row(elem_classes="trainer-files"):
                     load = make(gr.UploadButton, "import", label="Import job file", file_types=[".toml"], size="sm")
                     export = make(gr.Button, "export", value="Export job file", size="sm")
-                form = build_form(
-                    prefix=options.prefix, samplers=options.samplers, headless_fields=options.headless_fields
-                )
+                offered: list[gr.Row] = []
+                ways: dict[str, gr.Button] = {}
+
+                def offer_names() -> None:
+                    offered.append(_lay_out_offer(make, ways))
+
+                form = build_form(prefix=options.prefix, samplers=options.samplers, beside={NAME: offer_names})
             with gr.Column(elem_classes="trainer-right", min_width=340):
                 with gr.Row(elem_classes="trainer-buttons"):
                     start = make(gr.Button, "start", value="Start", variant="primary", min_width=90)
@@ -81,7 +92,10 @@ def _lay_out(options: PageOptions) -> _Page:
                 # The WebUI's own progress bar is put before the anchor; polls never touch this box.
                 make(gr.HTML, "native", value='<div class="trainer-native"><div class="trainer-anchor"></div></div>')
                 status = make(gr.HTML, "status", value=status_html(None, prefix=options.prefix))
-                use = make(gr.Button, "use", value=options.use_label, variant="primary", visible=False)
+                with gr.Row(elem_classes="trainer-buttons"):
+                    use = make(gr.Button, "use", value=options.use_label, variant="primary", visible=False)
+                    with_prompt = "… with the preview prompt"
+                    use_prompt = make(gr.Button, "use_prompt", value=with_prompt, visible=False)
                 chart = make(gr.HTML, "chart")
                 gallery = make(
                     gr.Gallery,
@@ -97,13 +111,25 @@ def _lay_out(options: PageOptions) -> _Page:
                     log = make(gr.HTML, "log")
         return _Page(
             form=form, header=header, notice=notice, status=status, chart=chart, gallery=gallery, log=log,
-            start=start, stop=stop, save=save, preview=preview, use=use, export=export, load=load,
+            start=start, stop=stop, save=save, preview=preview, use=use, use_prompt=use_prompt,
+            export=export, load=load, offered=offered[0], ways=ways,
             poll=make(gr.Button, "poll", value="", visible=False),
             restore=make(gr.Button, "restore", value="", visible=False),
             lora=make(gr.Textbox, "lora", value="", visible=False),
+            lora_prompt=make(gr.Textbox, "lora_prompt", value="", visible=False),
+            offer=make(gr.Textbox, "offer", value="", visible=False),
             seen=make(gr.Textbox, "seen", value="", visible=False),
             payload=make(gr.Textbox, "payload", value="", visible=False),
         )  # fmt: skip
+
+
+def _lay_out_offer(make: _Maker, ways: dict[str, gr.Button]) -> gr.Row:
+    """Beside the name: what can be done where it is taken. Hidden until then."""
+    with make(gr.Row, "taken", visible=False) as row:
+        ways["free"] = make(gr.Button, "start_free", value="Start under the next free name", size="sm")
+        ways["replace"] = make(gr.Button, "start_replace", value=REPLACE, size="sm")
+        ways["continue"] = make(gr.Button, "start_continue", value="Go on from that file", size="sm")
+    return row
 
 
 class _Maker:
@@ -121,10 +147,18 @@ def _connect_run(page: _Page, actions: TrainActions) -> None:
     """Start, Stop, Save now, Preview now. None of them writes the form, so nothing that was typed is lost."""
     refresh = _script(f"refresh({actions.options.prefix!r})")
 
-    def start(*raw: Any) -> str:
-        return actions.start(page.form.values(raw))
+    def start(*raw: Any) -> list[Any]:
+        notice, offer = actions.start(page.form.values(raw))
+        return [notice, *_offered(page, offer)]
 
-    page.start.click(start, page.form.inputs, [page.notice], **QUIET).then(None, None, None, _js=refresh)
+    answered = [page.notice, page.offer, page.offered, *page.ways.values()]
+    page.start.click(start, page.form.inputs, answered, **QUIET).then(None, None, None, _js=refresh)
+    for how, button in page.ways.items():
+        changed = [page.form.components[path] for path in CHANGED]
+        event = button.click(
+            _starter(page, actions, how), [page.offer, *page.form.inputs], [*answered, *changed], **QUIET
+        )
+        event.then(None, None, None, _js=refresh)
     runner = actions.runner
     commands: list[tuple[gr.Button, Callable[[], None], str]] = [
         (page.stop, runner.stop, "Stopping after the step in progress; what has been learned is saved."),
@@ -134,8 +168,31 @@ def _connect_run(page: _Page, actions: TrainActions) -> None:
     for button, action, told in commands:
         event = button.click(_commander(actions, action, told), None, [page.notice], **QUIET)
         event.then(None, None, None, _js=refresh)
-    insert = f"(text) => {{ ({actions.options.insert_js})(text); return []; }}"
+    insert = f"(lines) => {{ lines.split('\\n').forEach({actions.options.insert_js}); return []; }}"
     page.use.click(None, [page.lora], None, _js=insert)
+    page.use_prompt.click(None, [page.lora_prompt], None, _js=insert)
+
+
+def _offered(page: _Page, offer: Offer) -> list[Any]:
+    """The offer for later, its row, and its buttons."""
+    labels = {
+        "free": f"Start as {offer.free}",
+        "replace": REPLACE,
+        "continue": f"Go on from that file as {offer.free}",
+    }
+    buttons = [gr.update(value=labels[way], visible=way in offer.ways) for way in page.ways]
+    return [offer.text(), gr.update(visible=bool(offer.ways)), *buttons]
+
+
+def _starter(page: _Page, actions: TrainActions, how: str) -> Callable[..., list[Any]]:
+    """What one of the offers does: it starts, and the form shows under which name and from which file."""
+
+    def start(text: str, *raw: Any) -> list[Any]:
+        notice, offer, changes = actions.start_otherwise(page.form.values(raw), Offer.parse(text), how)
+        shown = [gr.update(value=changes[path]) if path in changes else gr.update() for path in CHANGED]
+        return [notice, *_offered(page, offer), *shown]
+
+    return start
 
 
 def _commander(actions: TrainActions, action: Callable[[], None], told: str) -> Callable[[], str]:

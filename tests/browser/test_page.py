@@ -12,7 +12,9 @@ import pytest
 
 from lib_trainer import jobs
 from lib_trainer.jobs import JobRunner
+from tests.browser.axe import findings
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
+from tests.ui.test_train_actions import taken_name
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(
@@ -131,6 +133,107 @@ def test_bad_input_is_a_sentence_and_what_was_typed_stays(page: Page) -> None:
     page.field("optimizer_unet_lr").fill("7")
     page.find("start").click()
     page.sees(".trainer-notice-error", re.compile("Learning rate, UNet = 7.* from 0 to 1"))
+
+
+def test_all_mistakes_at_once_each_at_its_field(page: Page) -> None:
+    page.field("network_rank").fill("-4")
+    page.field("network_rank").press("Tab")
+    expect(page.field("network_rank")).to_have_value("-4")
+    page.find("more_network").locator(".label-wrap").click()
+    page.field("network_dropout").fill("7")
+    page.find("more_network").locator(".label-wrap").click()
+    page.find("start").click()
+    page.sees(".trainer-notice-error", "3 things are to be mended")
+    for name, said in (("network_rank", "Rank (dim) = -4"), ("dataset_folder", "Folder of pictures is empty")):
+        expect(page.find(name)).to_have_class(re.compile("trainer-invalid"))
+        expect(page.find(name).locator(".trainer-field-error")).to_contain_text(said)
+        expect(page.field(name)).to_have_attribute("aria-describedby", f"trainer_{name}_error")
+    expect(page.raw.locator("#trainer_more_network .trainer-field-error")).to_be_visible()
+    page.field("network_rank").fill("8")
+    expect(page.find("network_rank")).not_to_have_class(re.compile("trainer-invalid"))
+    expect(page.find("dataset_folder")).to_have_class(re.compile("trainer-invalid"))
+
+
+def test_a_taken_name_is_offered_ways_out_beside_the_field(page: Page, site: Site) -> None:
+    taken = site.pictures / "cat.safetensors"
+
+    site.script.settle = taken_name(taken)
+    page.fill_job(site, steps=20)
+    expect(page.find("start_free")).to_be_hidden()
+    page.find("start").click()
+    expect(page.find("output_name").locator(".trainer-field-error")).to_contain_text("exists already")
+    expect(page.find("start_free")).to_have_text("Start as cat-2")
+    page.find("start_continue").click()
+    page.sees(".trainer-state-finished", "cat-2.safetensors")
+    expect(page.field("output_name")).to_have_value("cat-2")
+    expect(page.field("network_continue_from")).to_have_value(str(taken))
+    expect(page.find("start_free")).to_be_hidden()
+
+
+def test_the_trigger_word_and_the_previews_prompt_go_into_the_prompt(page: Page, site: Site) -> None:
+    page.fill_job(site, steps=20)
+    page.field("dataset_trigger_word").fill("zorb")
+    page.find("start").click()
+    page.sees(".trainer-state-finished", "cat.safetensors")
+    prompt = page.raw.locator("#generate_prompt textarea")
+    page.find("use").click()
+    expect(prompt).to_have_value("zorb <lora:cat:1>")
+    page.find("use_prompt").dispatch_event("click")
+    expect(prompt).to_have_value("zorb <lora:cat:1>, a cat")
+    prompt.fill("<lora:zorb:1>")
+    page.find("use").dispatch_event("click")
+    expect(prompt).to_have_value("<lora:zorb:1>, zorb <lora:cat:1>")
+
+
+def test_what_was_said_of_stopping_goes_with_the_run(page: Page, site: Site) -> None:
+    site.script.step_seconds = 0.2
+    page.fill_job(site, steps=100_000)
+    page.find("start").click()
+    page.sees(".trainer-status", re.compile(r"\d+ / 100,000"))
+    page.find("stop").click()
+    page.sees(".trainer-state-stopped", "cat.safetensors")
+    expect(page.raw.locator(".trainer-notice-active")).to_have_count(0)
+
+
+def test_the_hosts_bar_and_ours_show_one_estimate(page: Page) -> None:
+    shown = page.raw.evaluate(
+        """async () => {
+            const panel = document.querySelector('.trainer-status');
+            panel.dataset.task = 'task(b)';
+            panel.dataset.eta = '1:15';
+            const told = [];
+            window.requestProgress = (id, anchor, gallery, end, progress) => {
+                const bar = document.createElement('div');
+                bar.className = 'progressDiv';
+                bar.innerHTML = '<div class="progress"></div>';
+                anchor.parentNode.insertBefore(bar, anchor);
+                for (const eta of ['1:15', '–']) {
+                    panel.dataset.eta = eta;
+                    bar.firstChild.textContent = 'Training 20% ETA: 01:48';
+                    document.title = '[20% ETA: 01:48] page';
+                    progress({});
+                    told.push(bar.firstChild.textContent, document.title);
+                }
+                bar.remove();
+            };
+            await new Promise((done) => setTimeout(done, 800));
+            return told;
+        }"""
+    )
+    assert shown == ["Training 20% ETA: 1:15", "[20% ETA: 1:15] page", "Training 20%", "[20%] page"]
+
+
+def test_no_button_of_the_generate_tab_is_silent(page: Page, site: Site) -> None:
+    page.raw.locator(".tab-nav button", has_text="Generate").click()
+    page.raw.locator("#generate_insert").click()
+    page.sees("#generate_notice", "Nothing is chosen in the list")
+    page.raw.locator("#generate_refresh").click()
+    page.sees("#generate_notice", "3 trained here.")
+    page.raw.locator("#generate_steps input").fill("999")
+    page.raw.locator("#generate_run").click()
+    page.sees("#generate_steps .trainer-field-error", "Sampling steps = 999 is not allowed")
+    expect(page.raw.locator("#generate_steps input")).to_have_value("999")
+    assert site.generator.asked == []
 
 
 def test_learning_rates_are_shown_legibly(page: Page) -> None:
@@ -272,3 +375,40 @@ def test_the_kind_of_training_decides_what_is_shown(page: Page) -> None:
     expect(rank).to_be_hidden()
     expect(page.raw.locator("#trainer_section_prior")).to_be_hidden()
     expect(page.raw.locator("#trainer_section_dataset")).to_be_visible()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_grave_on_train_and_generate(page: Page, site: Site, theme: str, tmp_path: Path) -> None:
+    page.raw.goto(f"{site.address}?__theme={theme}")
+    page.sees(".trainer-host", "SD 1.x")
+    assert page.raw.locator("body.dark").count() == (theme == "dark")
+    seen = {"idle": findings(page.raw, "#trainer_page")}
+    for label in page.raw.locator("#trainer_page .trainer-more .label-wrap:visible").all():
+        label.click()
+    page.field("network_rank").fill("-4")
+    page.find("start").click()
+    page.sees(".trainer-notice-error", "things are to be mended")
+    expect(page.find("network_rank").locator(".trainer-field-error")).to_be_visible()
+    seen["refused"] = findings(page.raw, "#trainer_page")
+    page.field("network_rank").fill("8")
+    page.fill_job(site, steps=40)
+    site.script.finish.clear()
+    page.find("start").click()
+    page.sees(".trainer-status", "39 / 40")
+    seen["running"] = findings(page.raw, "#trainer_page")
+    site.script.finish.set()
+    page.sees(".trainer-state-finished", "cat.safetensors")
+    seen["finished"] = findings(page.raw, "#trainer_page")
+    page.find("use").click()
+    page.raw.locator("#generate_width input").fill("1")
+    page.raw.locator("#generate_run").click()
+    page.sees("#generate_width .trainer-field-error", "Width = 1")
+    seen["generate"] = findings(page.raw, ".trainer-generate")
+    seen["tabs"] = findings(page.raw, ".tab-nav")
+    assert {name: found for name, found in seen.items() if found} == {}
+
+
+def test_axe_would_find_a_text_without_contrast(page: Page) -> None:
+    """Of the test above: that it can fail."""
+    page.raw.add_style_tag(content=".trainer-page .trainer-host span { color: #9ca3af !important; }")
+    assert any(found.startswith("color-contrast") for found in findings(page.raw, "#trainer_page"))

@@ -41,8 +41,12 @@ class Watched:
 
     @property
     def files(self) -> list[str]:
+        """Results; what lies beside them for a card is left out."""
         folder = self.host.lora_folder()
-        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        cards = (".json", ".preview.png")
+        return (
+            sorted(path.name for path in folder.iterdir() if not path.name.endswith(cards)) if folder.exists() else []
+        )
 
     def tensors(self, name: str = "learned.safetensors") -> dict[str, torch.Tensor]:
         return read_lora(self.host.lora_folder() / name).tensors

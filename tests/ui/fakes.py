@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,21 +66,13 @@ class FakeHost:
 class FakeGenerator:
     asked: list[str] = field(default_factory=list)
 
-    def generate(
-        self,
-        prompt: str,
-        negative_prompt: str,
-        width: int,
-        height: int,
-        steps: int,
-        cfg_scale: float,
-        sampler: str,
-        seed: int,
-    ) -> Image.Image:
-        self.asked.append(prompt)
-        if "<lora:absent" in prompt:
+    def generate(self, request: PreviewRequest) -> Image.Image:
+        self.asked.append(request.prompt)
+        if "<lora:absent" in request.prompt:
             raise TrainerError("There is no LoRA called absent: refresh the list.")
-        return picture(prompt, width, height)
+        if request.prompt == "broken":
+            raise RuntimeError("oh <no>")
+        return picture(request.prompt, request.width, request.height)
 
     def calls(self) -> Sequence[str]:
         return ("<lora:cat:1>", "<hypernet:dog:1>", "zorb")
@@ -115,7 +107,11 @@ class Script:
     cached: threading.Event = field(default_factory=lambda: _set_event())
     finish: threading.Event = field(default_factory=lambda: _set_event())
 
+    settle: Callable[[JobConfig], JobConfig] = lambda job: job
+    """What `prepare` makes of a job, or raises."""
+
     def prepare(self, job: JobConfig, host: Host) -> ScriptedPlan:
+        job = self.settle(job)
         if not job.dataset.folder:
             raise DatasetError("dataset.folder is empty: choose the folder <that> holds your pictures.")
         if not Path(job.dataset.folder).is_dir():

@@ -9,7 +9,7 @@ import pytest
 
 from lib_trainer.config import JobConfig, field_specs, from_values, to_values
 from lib_trainer.errors import ConfigError
-from lib_trainer.ui.form import HEADLESS, HOST_DEFAULT, Form, build_form, from_widget, label, to_widget
+from lib_trainer.ui.form import HIDDEN, HOST_DEFAULT, Form, build_form, from_widget, label, to_widget
 
 NATIVE_LABELS = {
     "Name", "Initialization text", "Number of vectors per token", "Embedding", "Hypernetwork",
@@ -35,7 +35,7 @@ SAMPLE: dict[str, Any] = {
 
 
 def make(**options: Any) -> tuple[Form, gr.Blocks]:
-    arguments = {"prefix": "trainer", "samplers": ("Euler", "DPM++ 2M"), "headless_fields": True, **options}
+    arguments = {"prefix": "trainer", "samplers": ("Euler", "DPM++ 2M"), **options}
     with gr.Blocks(analytics_enabled=False) as blocks:
         form = build_form(**arguments)
     return form, blocks
@@ -49,17 +49,12 @@ def through_gradio(form: Form, updates: list[dict[str, Any]]) -> list[Any]:
 
 def test_every_option_has_a_component_with_its_label_help_and_id() -> None:
     form, _ = make()
-    assert list(form.components) == list(field_specs())
+    assert list(form.components) == [path for path in field_specs() if path not in HIDDEN]
     for path, component in form.components.items():
         spec = field_specs()[path]
         assert component.label == label(spec)
         assert component.get_config()["info"] == spec.help
         assert component.elem_id == "trainer_" + path.replace(".", "_")
-
-
-def test_headless_options_are_hidden_on_request() -> None:
-    form, _ = make(headless_fields=False)
-    assert set(field_specs()) - set(form.components) == HEADLESS
 
 
 def test_no_component_is_kept_in_the_webuis_ui_config() -> None:
@@ -75,13 +70,26 @@ def test_labels_differ_from_the_native_train_tabs() -> None:
     assert len(labels) == len(set(labels))
 
 
-def test_bounds_of_sliders_are_the_schemas() -> None:
+def test_no_number_is_turned_into_its_bound() -> None:
+    """A slider would do so in the browser, and a number with bounds is refused by gradio without the field's name."""
     form, _ = make()
-    sliders = {path: c for path, c in form.components.items() if isinstance(c, gr.Slider)}
-    assert "dataset.width" in sliders and "training.seed" not in sliders
-    for path, slider in sliders.items():
-        spec = field_specs()[path]
-        assert (slider.minimum, slider.maximum, slider.step) == (spec.low, spec.high, spec.step)
+    assert not [path for path, component in form.components.items() if isinstance(component, gr.Slider)]
+    for path, component in form.components.items():
+        if isinstance(component, gr.Number):
+            assert (component.minimum, component.maximum) == (None, None), path
+            assert component.preprocess(-4) == -4
+
+
+def test_more_is_laid_out_beside_an_option() -> None:
+    made: list[gr.Row] = []
+
+    def more() -> None:
+        made.append(gr.Row())
+
+    form, blocks = make(beside={"output.name": more})
+    ids = list(blocks.blocks)
+    name, following = form.components["output.name"], form.components["output.save_every"]
+    assert ids.index(name._id) < ids.index(made[0]._id) < ids.index(following._id)
 
 
 def test_choices_are_the_schemas() -> None:

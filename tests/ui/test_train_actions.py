@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import msgspec
 import pytest
 
 from lib_trainer import jobs
-from lib_trainer.config import JobConfig, to_values
+from lib_trainer.config import JobConfig, from_values, to_values
+from lib_trainer.errors import ConfigError, NameTaken
 from lib_trainer.jobs import JobRunner
 from lib_trainer.ui.generate_page import HOST_DEFAULT, draw
 from lib_trainer.ui.standalone_page import build_app
-from lib_trainer.ui.train_actions import PageOptions, TrainActions, with_label
+from lib_trainer.ui.train_actions import Offer, PageOptions, TrainActions, Use, use_of, with_label
 from lib_trainer.ui.train_page import build_train_page
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 
@@ -57,14 +59,15 @@ def values(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_bad_value_is_a_sentence_with_the_fields_label(actions: TrainActions, values: dict[str, Any]) -> None:
-    notice = actions.start({**values, "optimizer.unet_lr": 5.0})
-    assert "trainer-notice-error" in notice
+    notice, offer = actions.start({**values, "optimizer.unet_lr": 5.0})
+    assert offer == Offer()
+    assert "trainer-notice-error" in notice and 'data-field="trainer_optimizer_unet_lr"' in notice
     assert "Learning rate, UNet = 5.0" in notice and "from 0 to 1" in notice
     assert actions.runner.view() is None
 
 
 def test_a_refusal_of_the_runner_is_escaped(actions: TrainActions, values: dict[str, Any]) -> None:
-    notice = actions.start({**values, "dataset.folder": ""})
+    notice, _ = actions.start({**values, "dataset.folder": ""})
     assert "Folder of pictures is empty: choose the folder &lt;that&gt;" in notice
 
 
@@ -75,15 +78,116 @@ def test_a_bug_is_a_sentence_too(
         raise RuntimeError("oh <no>")
 
     monkeypatch.setattr(jobs, "prepare", broken)
-    notice = actions.start(values)
+    notice, _ = actions.start(values)
     assert "RuntimeError: oh &lt;no&gt;" in notice and "Traceback" not in notice
     assert "Traceback" in caplog.text
 
 
+def test_all_that_is_wrong_is_told_at_once_each_at_its_field(actions: TrainActions, values: dict[str, Any]) -> None:
+    wrong = {"network.rank": -4.0, "training.seed": None, "dataset.folder": "", "dataset.width": 512.5}
+    notice, _ = actions.start({**values, **wrong})
+    assert "4 things are to be mended" in notice
+    for field in ("network_rank", "training_seed", "dataset_folder", "dataset_width"):
+        assert f'<li data-field="trainer_{field}">' in notice
+    assert "Rank (dim) = -4 in the job is not allowed" in notice and "Folder of pictures is empty" in notice
+    assert actions.runner.view() is None
+
+
+def test_what_stands_in_for_a_refused_field_is_not_blamed(
+    actions: TrainActions, values: dict[str, Any], script: Script
+) -> None:
+    """The name was refused for what it is; that the default is empty is nobody's fault."""
+
+    def settle(job: JobConfig) -> JobConfig:
+        if not job.output.name:
+            raise ConfigError("output.name is empty.")
+        return job
+
+    script.settle = settle
+    notice, _ = actions.start({**values, "output.name": 3})
+    assert "output.name" not in notice and notice.count("data-field") == 1
+    assert "Name of the result = 3" in notice
+
+
+def taken_name(taken: Path) -> Callable[[JobConfig], JobConfig]:
+    """As `training.results.settle` does it, for the name cat."""
+
+    def settle(job: JobConfig) -> JobConfig:
+        if job.output.name != "cat" or job.output.existing == "replace":
+            return job
+        if job.output.existing == "number":
+            return msgspec.structs.replace(job, output=msgspec.structs.replace(job.output, name="cat-2"))
+        sentence = f"output.name = 'cat': {taken} exists already."
+        raise NameTaken(sentence, taken=taken, free="cat-2", replaceable=True)
+
+    return settle
+
+
+def test_a_taken_name_is_offered_ways_out(
+    actions: TrainActions, values: dict[str, Any], script: Script, tmp_path: Path
+) -> None:
+    taken = tmp_path / "cat.safetensors"
+    script.settle = taken_name(taken)
+    notice, offer = actions.start(values)
+    assert "exists already" in notice and 'data-field="trainer_output_name"' in notice
+    assert offer == Offer(taken, "cat-2", True) == Offer.parse(offer.text())
+    assert offer.ways == ["free", "replace", "continue"]
+    ran: list[tuple[str, str, str]] = []
+    for how in offer.ways:
+        notice, left, changes = actions.start_otherwise(values, offer, how)
+        assert (notice, left) == ("", Offer())
+        job = actions.runner.job
+        assert job is not None and changes["output.name"] == job.output.name
+        ran.append((job.output.name, job.output.existing, job.network.continue_from))
+        actions.runner.stop()
+        actions.runner.wait(10)
+    assert ran == [("cat-2", "number", ""), ("cat", "replace", ""), ("cat-2", "number", str(taken))]
+    assert changes["network.continue_from"] == str(taken)
+    assert Offer().ways == [] and Offer.parse("") == Offer() and Offer(taken, "", False).ways == []
+    remembered = actions.last_job()
+    assert remembered is not None
+    assert (remembered["output.name"], remembered["output.existing"]) == ("cat-2", "refuse"), "replace is for once"
+
+
+def test_a_prompt_gets_the_words_that_call_the_file(actions: TrainActions, values: dict[str, Any]) -> None:
+    job = from_values({**values, "dataset.trigger_word": "zorb", "preview.prompt": "a zorb,\n red"})
+    assert use_of("<lora:cat:1>", job) == Use("zorb\n<lora:cat:1>", "a zorb, red\nzorb\n<lora:cat:1>")
+    assert use_of("<lora:cat:1>", None) == Use("<lora:cat:1>") and use_of("", job) == Use()
+    actions.start({**values, "dataset.trigger_word": "zorb"})
+    actions.runner.wait(20)
+    done = actions.poll("")
+    assert done.lora == "zorb\n<lora:cat:1>" and done.lora_prompt == "a cat\nzorb\n<lora:cat:1>"
+    assert done.use["visible"] is True and done.use_prompt["visible"] is True
+
+
+def test_a_poll_that_has_nothing_new_looks_at_no_folder(
+    actions: TrainActions, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    for name in ("lora_folder", "embedding_folder", "hypernetwork_folder", "checkpoint_folder", "cache_folder"):
+        own = getattr(FakeHost, name)
+        monkeypatch.setattr(FakeHost, name, lambda self, own=own, name=name: (looked.append(name), own(self))[1])
+    actions.start(values)
+    actions.runner.wait(20)
+    done, first = actions.poll(""), len(looked)
+    assert first > 0
+    for _ in range(9):
+        actions.poll(done.seen)
+    actions.poll("")
+    assert len(looked) == first, "neither a watcher without news nor a second one"
+
+
+def test_what_is_said_of_a_run_under_way_is_marked_as_such(actions: TrainActions, values: dict[str, Any]) -> None:
+    actions.start({**values, "training.max_steps": 10_000})
+    assert "trainer-notice-active" in actions.command(actions.runner.stop, "Stopping.")
+    actions.runner.wait(20)
+    assert "trainer-notice-active" not in actions.command(actions.runner.stop, "Stopping.")
+
+
 def test_a_second_start_is_refused(actions: TrainActions, values: dict[str, Any], script: Script) -> None:
     script.step_seconds = 0.05
-    assert actions.start(values) == ""
-    assert "already under way" in actions.start(values)
+    assert actions.start(values) == ("", Offer())
+    assert "already under way" in actions.start(values)[0]
 
 
 def test_commands_without_a_run_say_so(actions: TrainActions) -> None:
@@ -243,9 +347,25 @@ def test_the_standalone_page_asks_for_nothing_from_elsewhere(runner: JobRunner) 
     assert app.theme._stylesheets == [] and app.analytics_enabled is False
 
 
-def test_an_error_of_the_generator_is_a_sentence() -> None:
+def test_an_error_of_the_generator_is_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
     generator = FakeGenerator()
     image, notice = draw(generator, "a <lora:absent:1>", "", 64, 64, 4, 7, HOST_DEFAULT, 1)
     assert image == SKIP and "There is no LoRA called absent" in notice
     image, notice = draw(generator, "a <lora:cat:1>", "", 64, 80, 4, 7, HOST_DEFAULT, 1)
     assert image.size == (64, 80) and notice == ""
+    assert "Traceback" not in caplog.text
+    image, notice = draw(generator, "broken", "", 64, 64, 4, 7, HOST_DEFAULT, 1)
+    assert image == SKIP and "RuntimeError: oh &lt;no&gt;" in notice and "Traceback" in caplog.text
+
+
+def test_numbers_of_the_generate_tab_are_refused_at_their_fields() -> None:
+    image, notice = draw(FakeGenerator(), "a", "", 32, None, 4.5, 0.5, None, -1)
+    assert image == SKIP
+    for said in (
+        '<li data-field="generate_width">Width = 32 is not allowed: it must be a whole number from 64 to 4096.</li>',
+        '<li data-field="generate_height">Height is empty: it must be a whole number.</li>',
+        '<li data-field="generate_steps">Sampling steps = 4.5 is not allowed: it must be a whole number from 1 to 150.',
+        '<li data-field="generate_cfg_scale">CFG scale = 0.5 is not allowed: it must be a number from 1 to 30.</li>',
+        '<li data-field="generate_seed">Seed = -1 is not allowed: it must be a whole number from 0 to 4294967295.</li>',
+    ):
+        assert said in notice

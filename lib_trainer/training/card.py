@@ -1,0 +1,69 @@
+"""What lies beside a result for the WebUI's cards: the words that call it, and a picture.
+
+The WebUI reads `<name>.json` ("activation text", "preferred weight", "sd version"; its Lora extension's
+ui_edit_user_metadata.py) and shows `<name>.preview.png` (modules/ui_extra_networks.py, find_preview). Not `<name>.png`:
+in the folder of embeddings a picture of that name is taken for an embedding.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+from PIL import Image
+
+from lib_trainer.config import JobConfig
+from lib_trainer.errors import printable
+from lib_trainer.files import write_atomically
+from lib_trainer.ports import Family
+from lib_trainer.training.words import word_names
+
+SD_VERSIONS = {Family.SD1: "SD1", Family.SD2: "SD2", Family.SDXL: "SDXL"}
+PICTURES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "jxl", "avif")
+"""Endings of pictures that a card may show."""
+SIDE = 512
+logger = logging.getLogger(__name__)
+
+
+def trigger_words(job: JobConfig) -> list[str]:
+    """What a prompt needs beside the call of the file: the trigger word, and names of embeddings inside it."""
+    if job.network.kind == "embedding":  # its names are its calls
+        return word_names(job)[1:]
+    trigger = job.dataset.trigger_word.strip()
+    return [*word_names(job), *([trigger] if trigger and trigger not in word_names(job) else [])]
+
+
+def sidecars(result: Path) -> list[Path]:
+    """The files that `write_card` makes for a result, whether they are there or not."""
+    return [result.with_name(f"{result.stem}.json"), result.with_name(f"{result.stem}.preview.png")]
+
+
+def write_card(result: Path, job: JobConfig, family: Family, cover: Image.Image | None) -> None:
+    """Write what is missing beside a result; what is there is the user's and stays. A failure is logged alone."""
+    facts, picture = sidecars(result)
+    words = trigger_words(job)
+    try:
+        if words and job.network.kind not in ("embedding", "checkpoint"):
+            card = {"sd version": SD_VERSIONS[family], "activation text": ", ".join(words), "preferred weight": 1.0}
+            _write(facts, json.dumps(card, ensure_ascii=False, indent=4).encode())
+        if cover is not None and not _has_picture(result):
+            small, data = cover.convert("RGB"), io.BytesIO()
+            small.thumbnail((SIDE, SIDE))
+            small.save(data, "PNG")
+            _write(picture, data.getvalue())
+    except OSError as error:
+        logger.warning("The card of %s could not be written (%s)", printable(str(result)), error)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data, overwrite=False)
+    except FileExistsError:
+        return
+
+
+def _has_picture(result: Path) -> bool:
+    names = [f"{result.stem}{middle}.{ending}" for middle in ("", ".preview") for ending in PICTURES]
+    return any(result.with_name(name).exists() for name in names)
