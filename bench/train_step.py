@@ -32,10 +32,11 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lib_trainer.config import OptimizerConfig
-from lib_trainer.host.holding import frozen, held_in
+from lib_trainer.host.holding import frozen
 from lib_trainer.host.standalone.checkpoint import Components
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.host.weights import held_in
 from lib_trainer.networks.lora import LoraNetwork, replaced_forward
 from lib_trainer.ports import NoiseSchedule, PictureSize, TrainingState
 from lib_trainer.training.captions import LiveCaptions

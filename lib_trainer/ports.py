@@ -51,13 +51,15 @@ class AdaptableModule:
 class OwnParameter:
     """A parameter of the model itself: attribute `name` of the module `owner`.
 
-    `key` is its name in a checkpoint file of CompVis' layout (`model.diffusion_model.input_blocks.…`).
+    `key` is its name in a checkpoint file of CompVis' layout (`model.diffusion_model.input_blocks.…`). `unrounded` is
+    what a host keeps of a parameter that it holds in 8 bits; None where the parameter itself is whole.
     """
 
     key: str
     owner: nn.Module
     name: str
     part: Part
+    unrounded: torch.Tensor | None = None
 
 
 class TokenTable(Protocol):
@@ -116,12 +118,16 @@ class TrainingState:
     """How the host is to hold its model while it is trained.
 
     `dtype`: what the frozen weights are held in and the products computed in. `checkpointing`: recompute activations
-    in the backward pass. `text_encoder`: whether gradients will flow through the text encoder.
+    in the backward pass. `text_encoder`: whether gradients will flow through the text encoder. `replaced`: parts whose
+    own weights are replaced for the run by who asks for it: the host may leave those as they are. `eight_bits`: the
+    UNet's frozen products are held in 8 bits.
     """
 
     dtype: torch.dtype
     checkpointing: bool
     text_encoder: bool
+    replaced: frozenset[Part] = frozenset()
+    eight_bits: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,20 @@ class PreviewRequest:
     cfg_scale: float = 7.0
     sampler: str = ""
     seed: int = 1
+    clip_skip: int = 1
+
+
+class HeldModel(Protocol):
+    """A loaded model for the length of one run. It begins ready for `encode_images` and `encode_text`."""
+
+    def train(self, *, text_encoder: bool) -> None:
+        """Ready for `predict` with gradients, and for `encode_text` if the text encoder is asked for.
+
+        What is not needed leaves the device. Raises what the device raises where it has no room.
+        """
+
+    def generate(self) -> None:
+        """As the host draws with it, until `train` is called again."""
 
 
 class LoadedModel(Protocol):
@@ -202,11 +222,8 @@ class LoadedModel(Protocol):
         Raises `ModelError` where the host cannot say them.
         """
 
-    def training(self, state: TrainingState) -> AbstractContextManager[None]:
-        """Hold the model ready for training; on leaving, however that happens, everything is what it was.
-
-        May be entered again after it was left: a preview leaves it, draws, and enters it anew.
-        """
+    def holding(self, state: TrainingState) -> AbstractContextManager[HeldModel]:
+        """Hold the model for a run; on leaving, however that happens, everything is what it was."""
 
 
 class Host(Protocol):
@@ -228,7 +245,7 @@ class Host(Protocol):
         """Wait for the host's own queue and hold its device until the run ends."""
 
     def preview(self, request: PreviewRequest) -> Image.Image:
-        """Draw with the host's own sampler and the model as it stands. Called outside `LoadedModel.training`."""
+        """Draw with the host's own sampler and the model as it stands; it is not held for training then."""
 
     def describe(self) -> str:
         """One line for the page on what would be trained ('dreamshaper_8 [879db523c3] · SD 1.x'), or why not."""

@@ -40,37 +40,6 @@ def frozen(*roots: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_in(dtype: torch.dtype, *roots: nn.Module) -> Iterator[None]:
-    """Linear and convolution weights in `dtype`; norms and embeddings in fp32, also where a host has them in half.
-
-    Held, not cast at every use: autocast would make the same copy in each forward and keep it until the backward.
-    The originals wait on the CPU, so a GPU never holds both, and come back bit for bit.
-    """
-    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
-    try:
-        for parameter, wanted in _wanted_dtypes(dtype, roots):
-            if parameter.dtype is wanted:
-                continue
-            original = parameter.data
-            originals.append((parameter, original.to("cpu")))
-            parameter.data = original.to(wanted)
-        yield
-    finally:
-        for parameter, original in originals:
-            parameter.data = original.to(parameter.device)
-
-
-def _wanted_dtypes(dtype: torch.dtype, roots: Iterable[nn.Module]) -> list[tuple[nn.Parameter, torch.dtype]]:
-    """Every parameter once, also where several modules share it."""
-    modules = [module for root in roots for module in root.modules()]
-    products = (module for module in modules if isinstance(module, (nn.Linear, nn.Conv2d)))
-    wanted = {parameter: dtype for module in products for parameter in module.parameters(recurse=False)}
-    for parameter in (parameter for module in modules for parameter in module.parameters(recurse=False)):
-        wanted.setdefault(parameter, torch.float32 if parameter.itemsize < 4 else parameter.dtype)
-    return [(parameter, one) for parameter, one in wanted.items() if parameter.is_floating_point()]
-
-
-@contextlib.contextmanager
 def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Each block's activations are recomputed in the backward pass (Chen et al. 2016, arXiv:1604.06174).
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from lib_trainer.config import JobConfig
+from lib_trainer.config.base import ADAPTERS
 from lib_trainer.errors import ConfigError, Problems
 from lib_trainer.files import plain
 from lib_trainer.ports import Host
@@ -34,6 +37,8 @@ def check_job(job: JobConfig, host: Host) -> None:
         check_prior(job)
     with problems.at():
         resolve_precision(job.training.precision, host.device())
+    with problems.at():
+        check_weights(job)
     with problems.at():
         check_optimizer(job.optimizer.name, host.device())
     with problems.at():
@@ -74,6 +79,21 @@ def check_names(job: JobConfig) -> None:
         if other is not name:
             same = "twice" if other == name else f"as {other!r} and {name!r}, which many systems take for the same file"
             raise ConfigError(f"embedding.names has a name {same}: give each its own.")
+
+
+def check_weights(job: JobConfig) -> None:
+    """Raise `ConfigError` where the frozen weights cannot be held as the job says."""
+    if job.training.weights != "fp8":
+        return
+    reason = ""
+    if not hasattr(torch, "float8_e4m3fn"):
+        reason = "needs torch 2.1 or later"
+    elif job.network.kind == "checkpoint" and job.finetune.unet_lr > 0:
+        reason = "is for weights that are not trained, and this job trains the UNet's"
+    elif job.network.dora and job.network.kind in ADAPTERS:
+        reason = "does not go with network.dora, which reads the weights themselves at each step"
+    if reason:
+        raise ConfigError(f"training.weights = 'fp8' {reason}: take 'run precision'.")
 
 
 def output_path(job: JobConfig, host: Host) -> Path:

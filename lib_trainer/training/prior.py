@@ -84,6 +84,7 @@ def _draw(job: JobConfig, host: Host, folder: Path, number: int) -> None:
         cfg_scale=preview.cfg_scale,
         sampler=preview.sampler,
         seed=(job.training.seed + number) % 2**32,
+        clip_skip=job.training.clip_skip,
     )
     try:
         image = host.preview(request)

@@ -122,12 +122,18 @@ class Run:
             check_replaced(self.plan.replaced, self.model)
             samples = [*self.plan.scan.samples, *self.plan.before, *self._class_pictures()]
             self.recipe = TRAINING_KINDS[self.job.network.kind].make(self.job, self.host, self.model)
-            state = TrainingState(self.dtype, self.job.training.gradient_checkpointing, self.recipe.trains_text_encoder)
+            state = TrainingState(
+                self.dtype,
+                self.job.training.gradient_checkpointing,
+                self.recipe.trains_text_encoder,
+                eight_bits=self.job.training.weights == "fp8",
+            )
             with Session(self.model, self.recipe, state) as session:
                 encoded = self._encode_pictures(samples)
                 source = PictureSource(self.job, encoded, self.plan.captions, self.model.latent_scale)
                 captions = self._captions(source)
                 if not self.stopping():
+                    session.train(text_encoder=isinstance(captions, LiveCaptions))
                     self._train(source, captions, session)
             if self.step == 0:
                 return ev.Finished(0, None, stopped=True)
@@ -263,6 +269,7 @@ class Run:
             cfg_scale=preview.cfg_scale,
             sampler=preview.sampler,
             seed=preview.seed,
+            clip_skip=self.job.training.clip_skip,
         )
         image: Image.Image | None = None
         with session.generating():

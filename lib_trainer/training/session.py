@@ -1,4 +1,4 @@
-"""The model in training state with what has been learned on it, and the way out of that state for a preview."""
+"""The model of a run with what has been learned on it, from its first picture to its last step."""
 
 from __future__ import annotations
 
@@ -6,33 +6,52 @@ import contextlib
 from collections.abc import Iterator
 from types import TracebackType
 
-from lib_trainer.ports import LoadedModel, TrainingState
+from lib_trainer.ports import HeldModel, LoadedModel, TrainingState
 from lib_trainer.training.recipes import Recipe
 
 
 class Session:
-    """Context manager over `LoadedModel.training` and `Recipe.applied`, which a preview may leave and enter again."""
+    """Context manager over `LoadedModel.holding` and `Recipe.applied`. It begins ready to encode pictures and captions;
+    `train` makes it ready for steps, and a preview may leave that state and enter it again.
+    """
 
     def __init__(self, model: LoadedModel, recipe: Recipe, state: TrainingState) -> None:
         self._model, self._recipe, self._state = model, recipe, state
-        self._stack = contextlib.ExitStack()
+        self._holding, self._applied = contextlib.ExitStack(), contextlib.ExitStack()
+        self._held: HeldModel
+        self._text_encoder = True
 
     def __enter__(self) -> Session:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._model.training(self._state))
-            stack.enter_context(self._recipe.applied())
-            self._stack = stack.pop_all()
+            self._held = stack.enter_context(self._model.holding(self._state))
+            self._apply()
+            self._holding = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        try:
+            self._applied.__exit__(kind, error, trace)
+        finally:
+            self._holding.__exit__(kind, error, trace)
+
+    def train(self, *, text_encoder: bool) -> None:
+        """From now on steps are trained, with captions encoded at each or not: what is not used leaves the device."""
+        self._text_encoder = text_encoder
+        self._held.train(text_encoder=text_encoder)
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[None]:
         """The model as its host generates with it, plus what has been learned so far."""
-        self._stack.close()
+        self._applied.close()
+        self._held.generate()
         with self._recipe.previewed():
             yield
-        self.__enter__()
+        self._held.train(text_encoder=self._text_encoder)
+        self._apply()
+
+    def _apply(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._recipe.applied())
+            self._applied = stack.pop_all()

@@ -43,6 +43,13 @@ JOBS: dict[str, dict[str, Any]] = {
     "difference": {"network.kind": "difference"},
     "lora with checkpointing": {"training.gradient_checkpointing": True},
 }
+FP8 = {"training.weights": "fp8"}
+MORE_JOBS: dict[str, dict[str, Any]] = JOBS | {
+    "lora on 8-bit weights": FP8 | {"training.gradient_checkpointing": True},
+    "loha on 8-bit weights": FP8 | {"network.kind": "loha"},
+    "checkpoint's text encoder on 8-bit weights": FP8
+    | {"network.kind": "checkpoint", "finetune.unet_lr": 0.0, "finetune.text_encoder_lr": 1e-6},
+}
 STORED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "8 bits": torch.float16}
 COVERING = [
     ("bf16", "lora without text encoder", "fp16"),
@@ -55,6 +62,9 @@ COVERING = [
     ("8 bits", "locon", "fp16"),
     ("8 bits", "embedding", "bf16"),
     ("8 bits", "checkpoint", "bf16"),
+    ("fp16", "lora on 8-bit weights", "bf16"),
+    ("fp32", "loha on 8-bit weights", "fp16"),
+    ("8 bits", "checkpoint's text encoder on 8-bit weights", "fp32"),
 ]
 """Every other host with every precision, with and without the text encoder, and with checkpointing."""
 
@@ -149,7 +159,9 @@ def test_on_a_host_in_half_precision(
 def test_on_other_hosts(
     held_model: Made, two_pictures: Path, tmp_path: Path, stored: str, job: str, precision: str
 ) -> None:
-    _trained_and_put_back(held_model(stored), tmp_path, two_pictures, JOBS[job] | {"training.precision": precision})
+    _trained_and_put_back(
+        held_model(stored), tmp_path, two_pictures, MORE_JOBS[job] | {"training.precision": precision}
+    )
 
 
 def _trained_and_put_back(model: LdmModel, root: Path, folder: Path, changes: dict[str, Any]) -> None:

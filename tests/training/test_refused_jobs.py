@@ -80,6 +80,11 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ),
     ({"preview__sampler": "Nope"}, "preview.sampler = 'Nope' is not known here: take one of DDIM"),
     ({"training__precision": "fp16"}, "training.precision = 'fp16' needs a GPU"),
+    ({"training__weights": "fp8", "network__dora": True}, "training.weights = 'fp8' does not go with network.dora"),
+    (
+        {"training__weights": "fp8", "network__kind": "checkpoint", "finetune__unet_lr": 1e-6},
+        "training.weights = 'fp8' is for weights that are not trained",
+    ),
     ({"optimizer__name": "AdamW8bit"}, "optimizer.name = 'AdamW8bit' needs an NVIDIA card"),
 ]
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from lib_trainer.errors import ModelError
 from lib_trainer.host.clip import ClipText
-from lib_trainer.host.holding import attribute, checkpointed, encode_moments, fingerprint, frozen, held_in
+from lib_trainer.host.held import Holdable
+from lib_trainer.host.holding import attribute, checkpointed, encode_moments, fingerprint, frozen
 from lib_trainer.host.ldm.attention import efficient_attention
 from lib_trainer.networks.formats.checkpoint_file import is_weight
 from lib_trainer.networks.lora import replaced_forward
@@ -36,7 +37,7 @@ RESNET_CLASSES = ("ResBlock", "Upsample", "Downsample")
 BLOCK_CLASSES = ("ResBlock", "SpatialTransformer")
 
 
-class LdmModel:
+class LdmModel(Holdable):
     """`unet` is ldm's UNetModel, `vae` its AutoencoderKL (or anything with `encode` giving a posterior).
 
     `devices` is what a host that patches ldm keeps its `dtype_unet` on: the precision of the time embedding.
@@ -60,10 +61,6 @@ class LdmModel:
         self.schedule, self._latent_scale = schedule, latent_scale
         self.name, self.file, self.file_hash = name, file, file_hash
         self._devices = devices
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
 
     @property
     def latent_scale(self) -> float:
@@ -113,7 +110,7 @@ class LdmModel:
             ("te1", self.text.transformer, TEXT_PREFIX),
         )
         return [
-            OwnParameter(published(f"{prefix}{place}.{name}"), owner, name, part)
+            OwnParameter(published(f"{prefix}{place}.{name}"), owner, name, part, _unrounded(owner, name, parameter))
             for part, root, prefix in parts
             for place, owner in root.named_modules()
             for name, parameter in owner.named_parameters(recurse=False)
@@ -126,21 +123,22 @@ class LdmModel:
         """
         roots = ((UNET_PREFIX, self.unet), (VAE_PREFIX, self.vae), (TEXT_PREFIX, self.text.transformer))
         named = {
-            published(prefix + name): tensor for prefix, root in roots for name, tensor in _unrounded(root).items()
+            published(prefix + name): tensor for prefix, root in roots for name, tensor in root.state_dict().items()
         }
+        for own in self.own_parameters():
+            if own.unrounded is not None:
+                named[own.key] = own.unrounded
         return {name: tensor.detach().cpu() for name, tensor in named.items() if is_weight(name)}
 
     @contextlib.contextmanager
-    def training(self, state: TrainingState) -> Iterator[None]:
-        text = [self.text.transformer]
+    def _set_aside(self, state: TrainingState) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(frozen(self.unet, *text))
-            stack.enter_context(held_in(state.dtype, self.unet, *text))
+            stack.enter_context(frozen(self.unet, self.text.transformer))
             for owner, name in ((self.unet, "dtype"), (self._devices, "dtype_unet")):  # ldm casts to the first
                 if hasattr(owner, name):
                     stack.enter_context(attribute(owner, name, state.dtype))
             if isinstance(getattr(self.unet, "time_embed", None), nn.Module):
-                stack.enter_context(_cast_input(self.unet.time_embed))  # type: ignore[arg-type]
+                stack.enter_context(_cast_input(self.unet.time_embed, state.dtype))
             stack.enter_context(efficient_attention(self.unet))
             stack.enter_context(without_own_checkpoints(self.unet))
             if state.checkpointing:
@@ -149,28 +147,26 @@ class LdmModel:
             yield
 
 
-def _unrounded(root: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's tensors in the precision in which they were read. Raises `ModelError` if that is gone."""
-    found: dict[str, torch.Tensor] = root.state_dict()
-    for place, owner in root.named_modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            if parameter.itemsize > 1 or not parameter.is_floating_point():
-                continue
-            kept = getattr(owner, f"fp16_{name}", None)
-            if not isinstance(kept, torch.Tensor):
-                raise ModelError(
-                    "The loaded checkpoint is held in 8 bits, and a file made from it would be, too: turn off FP8 "
-                    "weight, or turn on Cache FP16 weight for LoRA (Settings, Optimizations), and start once more."
-                )
-            found[f"{place}.{name}" if place else name] = kept
-    return found
+def _unrounded(owner: nn.Module, name: str, parameter: torch.Tensor) -> torch.Tensor | None:
+    """What the WebUI keeps of a parameter that it stores in 8 bits; None for others.
+
+    Raises `ModelError` if it was not told to keep it.
+    """
+    if parameter.itemsize > 1 or not parameter.is_floating_point():
+        return None
+    kept = getattr(owner, f"fp16_{name}", None)
+    if not isinstance(kept, torch.Tensor):
+        raise ModelError(
+            "The loaded checkpoint is held in 8 bits, and a file made from it would be, too: turn off FP8 weight, or "
+            "turn on Cache FP16 weight for LoRA (Settings, Optimizations), and start once more."
+        )
+    return kept
 
 
-def _cast_input(layers: nn.Module) -> contextlib.AbstractContextManager[None]:
+def _cast_input(layers: nn.Module, dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
     """The time embedding's layers take its sines in whatever precision a host has patched them to."""
     forward = layers.forward
-    first = next(layers.parameters())
-    return replaced_forward(layers, lambda sines: forward(sines.to(first.dtype)))
+    return replaced_forward(layers, lambda sines: forward(sines.to(dtype)))
 
 
 @contextlib.contextmanager

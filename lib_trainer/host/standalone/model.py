@@ -14,7 +14,8 @@ from torch import nn
 from lib_trainer.errors import ModelError
 from lib_trainer.files import found
 from lib_trainer.host.clip import ClipText
-from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen, held_in
+from lib_trainer.host.held import Holdable
+from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint
 from lib_trainer.networks.naming import block_of, unet_key
@@ -35,7 +36,7 @@ BLOCK_CLASSES = ("ResnetBlock2D", "Transformer2DModel")
 CONVOLUTION_CLASSES = ("ResnetBlock2D", "Upsample2D", "Downsample2D")
 
 
-class DiffusersModel:
+class DiffusersModel(Holdable):
     """UNet, VAE and text encoder of an SD 1.x pipeline, in fp32."""
 
     family = Family.SD1
@@ -50,11 +51,6 @@ class DiffusersModel:
     def load(cls, path: Path, device: torch.device) -> DiffusersModel:
         path = found(path)
         return cls(load_checkpoint(path), device, path.stem, path if path.is_file() else None)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.unet.device
-        return device
 
     @functools.cached_property
     def file_hash(self) -> str:
@@ -131,11 +127,9 @@ class DiffusersModel:
         return read_checkpoint(self.file)
 
     @contextlib.contextmanager
-    def training(self, state: TrainingState) -> Iterator[None]:
-        text = self.text.transformer
+    def _set_aside(self, state: TrainingState) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(frozen(self.unet, text))
-            stack.enter_context(held_in(state.dtype, self.unet, text))
+            stack.enter_context(frozen(self.unet, self.text.transformer))
             if state.checkpointing:
                 blocks = [module for module in self.unet.modules() if type(module).__name__ in BLOCK_CLASSES]
                 stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))

@@ -63,19 +63,17 @@ def split_prompt(prompt: str) -> tuple[str, list[PromptNetwork]]:
     return re.sub(r"<(lora|hypernet):[^>]*>", "", prompt).strip(), networks
 
 
-def draw(model: DiffusersModel, request: PreviewRequest, clip_skip: int = 1) -> Image.Image:
+def draw(model: DiffusersModel, request: PreviewRequest) -> Image.Image:
     """One picture. The prompt is plain text here."""
-    return draw_seeds(model, request, [request.seed], clip_skip)[0]
+    return draw_seeds(model, request, [request.seed])[0]
 
 
 @torch.no_grad()
-def draw_seeds(
-    model: DiffusersModel, request: PreviewRequest, seeds: Sequence[int], clip_skip: int = 1
-) -> list[Image.Image]:
+def draw_seeds(model: DiffusersModel, request: PreviewRequest, seeds: Sequence[int]) -> list[Image.Image]:
     """A picture for each seed, in one batch, with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598)."""
     sampler, count = _sampler(model, request), len(seeds)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    told = model.encode_text([request.negative_prompt, request.prompt], clip_skip, MAX_CHUNKS).context
+    told = model.encode_text([request.negative_prompt, request.prompt], request.clip_skip, MAX_CHUNKS).context
     told = told.repeat_interleave(count, dim=0)
     shape = (1, 4, request.height // 8, request.width // 8)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])

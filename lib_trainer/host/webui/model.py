@@ -67,13 +67,13 @@ class WebuiModel(LdmModel):
         self.sd_model = sd_model
 
     @contextlib.contextmanager
-    def training(self, state: TrainingState) -> Iterator[None]:
+    def _set_aside(self, state: TrainingState) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(without_prompt_networks(self.sd_model))
             stack.enter_context(attribute(sd_unet, "current_unet", None))
             stack.enter_context(attribute(sd_hijack.model_hijack, "fixes", None))
             stack.enter_context(without_seams())
-            stack.enter_context(super().training(state))
+            stack.enter_context(super()._set_aside(state))
             yield
 
 

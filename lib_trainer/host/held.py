@@ -1,0 +1,110 @@
+"""A host's model for the length of one run: an object that knows the originals of all that it changes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lib_trainer.host.clip import ClipText
+from lib_trainer.host.quantised import quantised_layers, quantised_parameters
+from lib_trainer.host.weights import Bus, Held, Weights, held_parameters, waiting_parameters
+from lib_trainer.ports import TrainingState
+
+Context = contextlib.AbstractContextManager[None]
+
+
+class HeldModel:
+    """Implements `ports.HeldModel`: weights by `Weights`, and everything else of the host set aside meanwhile."""
+
+    def __init__(self, weights: Weights, set_aside: Callable[[], Context]) -> None:
+        self.weights, self._set_aside = weights, set_aside
+        self._stack: contextlib.ExitStack | None = None
+
+    def encode(self) -> None:
+        self._enter()
+        self.weights.place("encoding")
+
+    def train(self, *, text_encoder: bool) -> None:
+        self._enter()
+        self.weights.place("training", text_encoder=text_encoder)
+
+    def generate(self) -> None:
+        self._leave()
+        self.weights.place("generating")
+
+    def give_back(self) -> None:
+        try:
+            self._leave()
+        finally:
+            self.weights.place("given back")
+
+    def _enter(self) -> None:
+        if self._stack is None:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self._set_aside())
+                self._stack = stack.pop_all()
+
+    def _leave(self) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+
+class Holdable:
+    """What every host's model does to be held. A host adds the attributes and `_set_aside`."""
+
+    unet: Any
+    vae: Any
+    text: ClipText
+    make_bus: ClassVar[type[Bus]] = Bus
+    _home: torch.device | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is trained; while it is held some of its weights may be elsewhere."""
+        return self._home or next(self.unet.parameters()).device
+
+    @contextlib.contextmanager
+    def holding(self, state: TrainingState) -> Iterator[HeldModel]:
+        self._home = self.device
+        try:
+            weights, layers = self._weights(state, self.make_bus(self._home))
+            held = HeldModel(weights, lambda: self._changed(state, layers))
+            try:
+                held.encode()
+                yield held
+            finally:
+                held.give_back()
+        finally:
+            self._home = None
+
+    @contextlib.contextmanager
+    def training(self, state: TrainingState) -> Iterator[None]:
+        """Held and placed for training, text encoder and all."""
+        with self.holding(state) as held:
+            held.train(text_encoder=True)
+            yield
+
+    def _weights(self, state: TrainingState, bus: Bus) -> tuple[Weights, dict[nn.Module, Any]]:
+        text: nn.Module = self.text.transformer
+        parts: dict[str, list[Held]] = {"vae": waiting_parameters(self.vae, bus)}
+        layers: dict[nn.Module, Any] = {}
+        for name, root, part in (("unet", self.unet, "unet"), ("text", text, "te1")):
+            if part not in state.replaced:
+                parts[name] = held_parameters(root, bus, state.dtype)
+        if state.eight_bits and "unet" in parts:
+            layers, parts["unet"] = quantised_parameters(self.unet, bus, parts["unet"])
+        return Weights(parts, bus), layers
+
+    @contextlib.contextmanager
+    def _changed(self, state: TrainingState, layers: dict[nn.Module, Any]) -> Iterator[None]:
+        with self._set_aside(state), quantised_layers(layers):
+            yield
+
+    def _set_aside(self, state: TrainingState) -> Context:
+        """Everything of the host that training needs otherwise, except its weights."""
+        raise NotImplementedError

@@ -1,0 +1,247 @@
+"""Where the weights of a host's model are during one run, and in what precision; at its end they are what they were.
+
+Every parameter has three forms: the host's (as it was found), the run's (on the same device, in the precision that is
+trained in), and waiting (the original on the CPU, nothing on the device). Which part has which form is a table:
+
+    state        UNet     text encoder          VAE
+    encoding     host's   run's                 host's
+    training     run's    run's, or waiting     waiting
+    generating   host's   host's                host's
+    given back   host's   host's                host's
+
+A model on the CPU waits nowhere else: its parameters point to converted copies and back to the originals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+
+from lib_trainer.errors import ModelError
+from lib_trainer.memory import release_cached
+
+logger = logging.getLogger(__name__)
+
+Phase = Literal["encoding", "training", "generating", "given back"]
+Form = Literal["host's", "run's", "waiting"]
+
+
+class Bus:
+    """The only way between the device and the CPU, so that what crosses can be counted."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.in_place = device.type != "cpu"
+        """Whether parameters keep their place on the device and take other bytes there."""
+
+    def has(self, data: torch.Tensor) -> bool:
+        """Whether the bytes are on the device."""
+        return data.device.type == self.device.type
+
+    def to_cpu(self, data: torch.Tensor) -> torch.Tensor:
+        """A copy in page-locked memory where that can be had: it comes back twice as fast."""
+        try:
+            copy = torch.empty_like(data, device="cpu", pin_memory=self.device.type == "cuda")
+        except RuntimeError:  # the system locks no more
+            copy = torch.empty_like(data, device="cpu")
+        return copy.copy_(data)
+
+    def to_device(self, original: torch.Tensor) -> torch.Tensor:
+        return original.to(self.device, copy=True)
+
+    def into(self, place: torch.Tensor, original: torch.Tensor) -> None:
+        """Fill a place on the device; nothing is allocated there."""
+        place.copy_(original)
+
+
+class Held:
+    """One parameter, and what it was. `wanted` is its precision in the run."""
+
+    def __init__(self, parameter: nn.Parameter, wanted: torch.dtype, bus: Bus) -> None:
+        self.parameter, self.wanted, self._bus = parameter, wanted, bus
+        self.dtype = parameter.dtype
+        self._in_place = bus.in_place and bus.has(parameter.data)  # what is not on the device stays where it is
+        self._original: torch.Tensor | None = None
+        """On the CPU; there once it is needed, until the end of the run."""
+
+    def take(self, form: Form) -> None:
+        if form == "host's":
+            self.give_back()
+        elif form == "run's":
+            self.convert()
+        else:
+            self.wait()
+
+    def keep(self) -> torch.Tensor:
+        """The original, which crosses the bus once in a run."""
+        if self._original is None:
+            data = self.parameter.data
+            self._original = self._bus.to_cpu(data) if self._in_place else data
+        return self._original
+
+    def convert(self) -> None:
+        data = self.parameter.data
+        if data.dtype is not self.dtype:
+            return
+        if self._waits(data):
+            self.parameter.data = data = self._bus.to_device(self.keep())
+        if self.wanted is self.dtype:
+            return
+        self.keep()
+        converted = data.to(self.wanted)
+        room = _reinterpreted(data, self.wanted) if self._in_place else None
+        if room is None:  # wider, or on the CPU
+            self.parameter.data = converted
+        else:
+            self.parameter.data = room
+            room.copy_(converted)
+
+    def give_back(self) -> None:
+        """Allocates nothing on the device unless the parameter has left it."""
+        data, original = self.parameter.data, self._original
+        if original is None or (data.dtype is self.dtype and not self._waits(data)):
+            return
+        if not self._in_place:
+            self.parameter.data = original
+            return
+        room = _reinterpreted(data, self.dtype) if self._bus.has(data) else None
+        if room is None:
+            room = self._bus.to_device(original)
+        else:
+            self._bus.into(room, original)
+        self.parameter.data = room
+
+    def wait(self) -> None:
+        if self._in_place:
+            self.parameter.data = self.keep()
+
+    def compact(self) -> None:
+        """A wider form has left a place that is larger than the original needs."""
+        data, grew = self.parameter.data, self.wanted.itemsize > self.dtype.itemsize
+        if self._in_place and grew and data.untyped_storage().nbytes() > data.numel() * data.itemsize:
+            self.parameter.data = data.clone()
+
+    def _waits(self, data: torch.Tensor) -> bool:
+        return self._in_place and not self._bus.has(data)
+
+
+class Weights:
+    """The parameters of a model's parts, each once. Made when a run begins; `place("given back")` ends it."""
+
+    def __init__(self, parts: Mapping[str, Iterable[Held]], bus: Bus) -> None:
+        self._parts = {name: list(held) for name, held in parts.items()}
+        self._bus = bus
+        self.phase: Phase = "given back"
+
+    def place(self, phase: Phase, *, text_encoder: bool = True) -> None:
+        """Give every part its form. What leaves the device does so first, and its memory is free for the rest.
+
+        Raises what the device raises where it has no room, and `ModelError` if a host's parameter could not be put
+        back; the others are back by then.
+        """
+        forms = _forms(phase, text_encoder)
+        self.phase = phase
+        leaving = [name for name, form in forms.items() if form == "waiting"]
+        for held in self._of(leaving):
+            held.wait()
+        if leaving or phase in ("generating", "given back"):
+            release_cached(self._bus.device)
+        if phase in ("generating", "given back"):
+            self._give_back()
+        else:
+            for name, form in forms.items():
+                for held in self._parts.get(name, ()):
+                    held.take(form)
+        if phase == "given back":
+            self._compact()
+
+    def _give_back(self) -> None:
+        """One failure does not stop the others; what failed is tried again when their memory is free."""
+        failed: list[Held] = []
+        error: Exception | None = None
+        for held in sorted(self._of(self._parts), key=lambda one: one._waits(one.parameter.data)):
+            try:
+                held.give_back()
+            except Exception:
+                failed.append(held)
+        if failed:
+            release_cached(self._bus.device)
+        for count, held in enumerate(failed):
+            try:
+                held.give_back()
+            except Exception as last:
+                error = last
+                logger.error("%d weights of the model could not be put back", len(failed) - count, exc_info=True)
+        if error is not None:
+            raise ModelError(
+                f"The model could not be put back whole ({error}): load the checkpoint anew before the next picture."
+            ) from error
+
+    def _compact(self) -> None:
+        """Best effort: without it the model works and takes more memory until it is loaded anew."""
+        for held in self._of(self._parts):
+            try:
+                held.compact()
+            except Exception:
+                logger.warning("Memory of the run is left with the model", exc_info=True)
+                return
+
+    def _of(self, names: Iterable[str]) -> Iterator[Held]:
+        for name in names:
+            yield from self._parts.get(name, ())
+
+
+def _forms(phase: Phase, text_encoder: bool) -> dict[str, Form]:
+    if phase == "encoding":
+        return {"unet": "host's", "text": "run's", "vae": "host's"}
+    if phase == "training":
+        return {"unet": "run's", "text": "run's" if text_encoder else "waiting", "vae": "waiting"}
+    return {"unet": "host's", "text": "host's", "vae": "host's"}
+
+
+def held_parameters(root: nn.Module, bus: Bus, dtype: torch.dtype, norms: torch.dtype | None = None) -> list[Held]:
+    """Linear and convolution weights in `dtype`, norms and embeddings in `norms` (default: fp32 where a host has less).
+
+    Held, not cast at every use: autocast would make the same copy in each forward and keep it until the backward.
+    """
+    products = (module for module in root.modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
+    wanted = {parameter: dtype for module in products for parameter in module.parameters(recurse=False)}
+    for parameter in root.parameters():
+        wanted.setdefault(parameter, norms or (torch.float32 if parameter.itemsize < 4 else parameter.dtype))
+    return [Held(parameter, one, bus) for parameter, one in wanted.items() if parameter.is_floating_point()]
+
+
+def waiting_parameters(root: nn.Module, bus: Bus) -> list[Held]:
+    """Parameters that are used as the host holds them, and leave the device while nobody does."""
+    return [Held(parameter, parameter.dtype, bus) for parameter in root.parameters()]
+
+
+def _reinterpreted(data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """The same place as a tensor of another dtype, from its first byte on; None if it has too little room."""
+    dense = data.is_contiguous() or (data.ndim == 4 and data.is_contiguous(memory_format=torch.channels_last))
+    storage, start = data.untyped_storage(), data.storage_offset() * data.itemsize
+    if not dense or start % dtype.itemsize or start + data.numel() * dtype.itemsize > storage.nbytes():
+        return None
+    place = torch.empty(0, dtype=dtype, device=data.device)
+    return place.set_(storage, start // dtype.itemsize, data.shape, data.stride())
+
+
+@contextlib.contextmanager
+def held_in(dtype: torch.dtype, *roots: nn.Module, bus: Bus | None = None) -> Iterator[None]:
+    """Modules in a run's precision for a while."""
+    known: dict[nn.Parameter, Held] = {}
+    for root in roots:
+        device = next(root.parameters()).device
+        for held in held_parameters(root, bus or Bus(device), dtype):
+            known.setdefault(held.parameter, held)
+    weights = Weights({"unet": known.values()}, bus or Bus(torch.device("cpu")))
+    try:
+        weights.place("training")
+        yield
+    finally:
+        weights.place("given back")

@@ -1,0 +1,234 @@
+"""Weights of a run: converted in their place, put back without allocating, moved once, whatever fails meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lib_trainer.errors import ModelError
+from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.weights import Held, Weights, held_parameters, waiting_parameters
+from lib_trainer.ports import TrainingState
+from lib_trainer.training.session import Session
+from tests.host.cards import Card
+from tests.support import differences, roots_of, snapshot
+
+CPU = torch.device("cpu")
+HALVES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+class Net(nn.Module):
+    """Tied weights, a norm, an embedding, a convolution in the order that --opt-channelslast brings about."""
+
+    def __init__(self, stored: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.norm = nn.Embedding(5, 4), nn.LayerNorm(4)
+        self.linear, self.tied = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.tied.weight = self.linear.weight
+        self.conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(torch.float16 if stored is torch.float8_e4m3fn else stored)
+        if stored is torch.float8_e4m3fn:
+            for layer in (self.linear, self.tied, self.conv):
+                layer.to(stored)
+
+
+def weights_of(card: Card, run: torch.dtype, *, unet: nn.Module, **others: nn.Module) -> Weights:
+    parts: dict[str, list[Held]] = {"unet": held_parameters(unet, card, run)}
+    if "text" in others:
+        parts["text"] = held_parameters(others["text"], card, run)
+    if "vae" in others:
+        parts["vae"] = waiting_parameters(others["vae"], card)
+    return Weights(parts, card)
+
+
+def places(root: nn.Module) -> dict[str, int]:
+    return {name: parameter.data_ptr() for name, parameter in root.named_parameters()}
+
+
+class NoAllocation(TorchDispatchMode):
+    """Refuses every operation that makes a tensor with memory of its own."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = {one.untyped_storage()._cdata for one in args if isinstance(one, torch.Tensor)}
+        if isinstance(out, torch.Tensor) and out.untyped_storage()._cdata not in inputs:
+            assert out.untyped_storage().nbytes() == 0, f"{func} allocates"
+        return out
+
+
+@pytest.mark.parametrize("run", HALVES, ids=str)
+@pytest.mark.parametrize("stored", [*HALVES, torch.float8_e4m3fn], ids=str)
+def test_parameters_come_back_in_their_place_without_allocating(stored: torch.dtype, run: torch.dtype) -> None:
+    net, card = Net(stored), Card(CPU)
+    before, was = snapshot(net), places(net)
+    weights = weights_of(card, run, unet=net)
+    wider = [name for name, p in net.named_parameters() if _wanted(name, run, p.dtype).itemsize > p.dtype.itemsize]
+    for _ in range(2):
+        weights.place("training")
+        assert net.linear.weight.dtype is net.conv.weight.dtype is run
+        assert net.norm.weight.dtype is net.embedding.weight.dtype is torch.float32
+        assert net.tied.weight is net.linear.weight
+        assert net.conv.weight.is_contiguous(memory_format=torch.channels_last)
+        with NoAllocation():
+            weights.place("generating")
+        assert differences(before, snapshot(net)) == []
+        assert {name for name, place in places(net).items() if place != was[name]} <= set(wider)
+    weights.place("training")
+    with NoAllocation(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Weights, "_compact", lambda self: None)
+        weights.place("given back")
+    assert differences(before, snapshot(net)) == []
+    weights._compact()
+    assert differences(before, snapshot(net)) == []
+    for parameter in net.parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.numel() * parameter.itemsize
+
+
+def _wanted(name: str, run: torch.dtype, stored: torch.dtype) -> torch.dtype:
+    return torch.float32 if name.startswith(("norm", "embedding")) else run
+
+
+def test_the_watch_for_allocations_sees_one() -> None:
+    with NoAllocation(), pytest.raises(AssertionError, match="allocates"):
+        torch.ones(3).to(torch.bfloat16)
+
+
+def test_what_the_host_holds_as_the_run_wants_it_is_left_alone() -> None:
+    net, card = nn.Linear(4, 4).bfloat16(), Card(CPU)
+    weights = weights_of(card, torch.bfloat16, unet=net)
+    was = places(net)
+    for phase in ("encoding", "training", "generating", "training", "given back"):
+        weights.place(phase)  # type: ignore[arg-type]
+        assert places(net) == was
+    assert card.to_cpu_bytes == card.to_device_bytes == []
+
+
+def test_what_is_not_used_leaves_the_card_and_crosses_once_for_a_preview() -> None:
+    unet, text, vae = (nn.Linear(8, 8).half() for _ in range(3))
+    size = sum(parameter.numel() * 2 for parameter in unet.parameters())
+    before, card = snapshot(unet, text, vae), Card(CPU)
+    weights = weights_of(card, torch.bfloat16, unet=unet, text=text, vae=vae)
+
+    def there(root: nn.Module) -> bool:
+        return all(card.has(parameter.data) for parameter in root.parameters())
+
+    weights.place("encoding")
+    assert there(unet) and there(text) and there(vae)
+    assert (unet.weight.dtype, text.weight.dtype, vae.weight.dtype) == (torch.half, torch.bfloat16, torch.half)
+    weights.place("training", text_encoder=False)
+    assert there(unet) and not there(text) and not there(vae)
+    assert sum(card.to_cpu_bytes) == 3 * size and not card.to_device_bytes, "each part has gone to the CPU once"
+    for _ in range(3):
+        card.to_device_bytes.clear()
+        weights.place("generating")
+        assert differences(before, snapshot(unet, text, vae)) == []
+        weights.place("training", text_encoder=False)
+        assert sum(card.to_device_bytes) == 3 * size, "a preview brings each part over once"
+    assert sum(card.to_cpu_bytes) == 3 * size, "and takes nothing back"
+    weights.place("training", text_encoder=True)
+    assert there(text) and text.weight.dtype is torch.bfloat16
+    weights.place("given back")
+    assert differences(before, snapshot(unet, text, vae)) == []
+
+
+def test_one_parameter_that_cannot_be_put_back_does_not_stop_the_others() -> None:
+    net, card = Net(torch.float16), Card(CPU)
+    before = snapshot(net)
+    weights = weights_of(card, torch.bfloat16, unet=net)
+    weights.place("training")
+    card.failing = {net.conv.weight.data_ptr()}
+    with pytest.raises(ModelError, match=r"could not be put back whole \(the driver is gone\): load the checkpoint"):
+        weights.place("given back")
+    different = differences(before, snapshot(net))
+    assert different and all(" attributes" in name or "conv.weight" in name for name in different)
+    card.failing = set()
+    weights.place("given back")
+    assert differences(before, snapshot(net)) == []
+
+
+def test_a_card_that_is_full_when_parts_come_back_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put back in its place comes first, and what had left the card when torch's unused memory is released."""
+    unet, vae, card = nn.Linear(4, 4).half(), nn.Linear(4, 4).half(), Card(CPU)
+    before = snapshot(unet, vae)
+    weights = weights_of(card, torch.bfloat16, unet=unet, vae=vae)
+    weights.place("training")
+    card.room = 0
+    releases = []
+
+    def release(device: torch.device) -> None:
+        releases.append(device)
+        card.room = 2 if len(releases) == 2 else 0
+
+    monkeypatch.setattr("lib_trainer.host.weights.release_cached", release)
+    weights.place("given back")
+    assert len(releases) == 2
+    assert differences(before, snapshot(unet, vae)) == []
+
+
+@pytest.mark.parametrize("kind", ["ldm", "diffusers"])
+@pytest.mark.parametrize("room", range(0, 60, 6))
+def test_out_of_memory_while_the_model_is_taken_leaves_it_as_it_was(
+    kind: str, room: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = request.getfixturevalue(f"{kind}_model")
+    monkeypatch.setattr(type(model), "make_bus", Card)
+    real, calls = torch.Tensor.to, 0
+
+    def refusing(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += args[:1] == (torch.bfloat16,)
+        if calls == room + 1:
+            calls += 1
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(self, *args, **kwargs)
+
+    before = snapshot(*roots_of(model))
+    monkeypatch.setattr(torch.Tensor, "to", refusing)
+    with pytest.raises(torch.cuda.OutOfMemoryError), model.training(TrainingState(torch.bfloat16, False, True)):
+        pass
+    monkeypatch.setattr(torch.Tensor, "to", real)
+    assert differences(before, snapshot(*roots_of(model))) == []
+
+
+class Still:
+    """A recipe that changes nothing."""
+
+    trains_text_encoder = False
+
+    def applied(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    previewed = applied
+
+
+def test_a_session_brings_back_what_it_has_sent_away(ldm_model: LdmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the whole of a run with previews: the same parts, by the same crossings as above."""
+    cards: list[Card] = []
+
+    def make(device: torch.device) -> Card:
+        cards.append(Card(device))
+        return cards[-1]
+
+    monkeypatch.setattr(LdmModel, "make_bus", staticmethod(make))
+    before = snapshot(*roots_of(ldm_model))
+    size = sum(p.numel() * p.itemsize for root in roots_of(ldm_model) for p in root.parameters())
+    with Session(ldm_model, Still(), TrainingState(torch.bfloat16, False, False)) as session:  # type: ignore[arg-type]
+        session.train(text_encoder=False)
+        [card] = cards
+        assert not any(
+            card.has(p.data) for p in (*ldm_model.vae.parameters(), *ldm_model.text.transformer.parameters())
+        )
+        assert ldm_model.device == CPU
+        for _ in range(2):
+            card.to_device_bytes.clear()
+            with session.generating():
+                assert differences(before, snapshot(*roots_of(ldm_model))) == []
+            assert sum(card.to_device_bytes) <= size
+    assert sum(card.to_cpu_bytes) <= size
+    assert differences(before, snapshot(*roots_of(ldm_model))) == []
