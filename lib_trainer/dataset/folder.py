@@ -95,12 +95,6 @@ class Names:
         stem = os.path.splitext(wanted)[0]
         return next((name for name in found if os.path.splitext(name)[0] == stem), found[0] if found else None)
 
-    def partner(self, picture: str, among: Sequence[str]) -> str | None:
-        """Of the pictures `among` these files the one of the same name as `picture`, whatever both are stored as."""
-        stem = _alike(picture)[0]
-        found = [name for name in among if _alike(name)[0] == stem]
-        return picture if picture in found else found[0] if found else None
-
 
 def _alike(name: str) -> tuple[str, str]:
     stem, ending = os.path.splitext(name)
@@ -132,6 +126,14 @@ class Listing:
     def pictures_of(self, caption: str) -> tuple[str, ...]:
         """The pictures that a caption file belongs to; several where they differ in the ending only."""
         return tuple(picture for picture, name in self.captions.items() if name == caption)
+
+    def partner(self, picture: str) -> str | None:
+        """The picture here that makes a pair with one of another folder: of the same name, or else of the same name
+        stored otherwise."""
+        if picture in self.pictures:
+            return picture
+        stem = _alike(picture)[0]
+        return next((name for name in self.pictures if _alike(name)[0] == stem), None)
 
     def texts(self) -> list[str]:
         """Every file that has a caption's ending, whether a picture has it or not."""
@@ -247,6 +249,13 @@ def _walk(listing: Listing, top: str, seen: set[str], recursive: bool) -> Iterat
 def _is_visible_below(path: str, top: str) -> bool:
     below = os.path.relpath(path, top) if path.startswith(top.rstrip(os.sep) + os.sep) else "."
     return not any(part.startswith(".") for part in below.split(os.sep))
+
+
+def trained_pictures(root: Path) -> list[Path]:
+    """The pictures of a folder and of its subfolders called `N_concept`, N at least 1. Raises `DatasetError`."""
+    top = list_folder(root)
+    inner = [list_folder(root / name) for name in top.folders if (concept_of(name) or (0, ""))[0]]
+    return [listing.folder / name for listing in (top, *inner) for name in listing.pictures]
 
 
 def checked_folder(folder: Path | str) -> Path:

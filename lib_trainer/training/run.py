@@ -158,7 +158,11 @@ class Run:
     def _class_pictures(self) -> list[Sample]:
         if not wants_class_pictures(self.job):
             return []
-        return class_samples(self.job, self.host, self.model, self._phase("Drawing class pictures"), self.stopping)
+        phase = self._phase("Drawing class pictures")
+        return class_samples(self.job, self.host, self.model, phase, self.stopping, self._warn)
+
+    def _warn(self, text: str) -> None:
+        self.emit(ev.Message(text, "warning"))
 
     def _tell_host(self, path: Path) -> None:
         """A list that cannot be read anew is a warning: the file is there."""
