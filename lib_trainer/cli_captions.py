@@ -77,6 +77,9 @@ def add_parser(commands: Any) -> None:
     _action(actions, "redo", "do again what was taken back", _redo)
     _action(actions, "history", "list edits and snapshots", _history)
     _action(actions, "convert", "write captions that are not UTF-8 again as UTF-8", _convert)
+    _action(
+        actions, "rename", "give files that are meant as captions the name that is read: a.caption, a.png.txt", _rename
+    )
     snapshot = _action(actions, "snapshot", "keep the captions as they are under a name", _snapshot)
     snapshot.add_argument("name")
     restore = _action(actions, "restore", "bring the captions of a snapshot back", _restore)
@@ -137,7 +140,7 @@ def _keys(editor: Editor, options: argparse.Namespace) -> list[str]:
         if chosen.matches(record):
             found.append(key)
     if not found:
-        raise ConfigError(f"--filter {options.filter!r} lets no picture through: correct it.")
+        raise ConfigError(f"--filter {options.filter!r} lets no picture through: {chosen.misread()}.")
     return found
 
 
@@ -221,6 +224,16 @@ def _convert(editor: Editor, options: argparse.Namespace) -> int:
         print(f"{path}: {error}")
     if editor.unreadable and not options.dry_run:
         print(editor.convert_all().label)
+    return DONE
+
+
+def _rename(editor: Editor, options: argparse.Namespace) -> int:
+    from lib_trainer.dataset.mending import rename_captions
+
+    for one in editor.library.misnamed:
+        print(f"{one.name} → {one.wanted}" if one.wanted else f"{one.name}: {one.picture} has another caption")
+    if any(one.wanted for one in editor.library.misnamed) and not options.dry_run:
+        print(rename_captions(editor).label)
     return DONE
 
 

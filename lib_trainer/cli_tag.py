@@ -21,7 +21,7 @@ from lib_trainer.tagging.choices import (
 )
 
 if TYPE_CHECKING:
-    from lib_trainer.dataset.scan import Skipped
+    from lib_trainer.dataset.folder import Skipped
     from lib_trainer.tagging.desk import TaggerDesk
     from lib_trainer.tagging.events import Progress, WriteReport
     from lib_trainer.tagging.pictures import Folder
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
         restore=options.restore,
         template=options.file_name,
     )
-    folder = list_pictures(options.folder, recursive=not options.no_recursive)
+    folder = list_pictures(options.folder, recursive=not options.no_recursive, template=style.template)
     with _stopping_at_interrupt() as stop, _Bar() as bar:
         taggers = _taggers(options, stop, bar)
         first = options.general if options.general is not None else _preset([tagger.name for tagger in taggers])
@@ -136,9 +136,8 @@ def _run(
     from lib_trainer.tagging.plan import Opened
     from lib_trainer.tagging.run import score_folder, write_scored
 
-    for tagger in taggers:
-        for note in tagger.notes:
-            bar.say(note)
+    for note in [*folder.notes, *(note for tagger in taggers for note in tagger.notes)]:
+        bar.say(note)
     scored = score_folder([_opened(tagger) for tagger in taggers], store, folder, stop=stop.is_set, listener=bar)
     bar.close()
     for report in scored.reports:

@@ -14,12 +14,21 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from lib_trainer.captions.tags import tag_key
 from lib_trainer.errors import DatasetError
 
 KEEP = "|||"
 """sd-scripts' usual keep-token separator."""
+
+Lines = Literal["all", "first", "random"]
+"""What training makes of a caption of several lines: one text of all of them, the first one, or one drawn at random."""
+
+MOST_BYTES = 1 << 20
+"""A larger file is no caption."""
+
+_SETTINGS = re.compile(r"^Steps: \d+, (?:.*, )?Sampler: |^Negative prompt:", re.MULTILINE)
 
 _PARTS = re.compile(r"(,|\|\|\||\r\n|\r|\n)")
 _UNUSUAL = re.compile(r"[^\S ]|  |\|\|\|")  # what the short way of splitting cannot take
@@ -104,6 +113,19 @@ class Caption:
         """The bytes of the file."""
         return (codecs.BOM_UTF8 if self.bom else b"") + self.text.encode("utf-8")
 
+    def trained(self, lines: Lines = "all") -> tuple[str, ...]:
+        """What training reads, each text on one line: several texts only where `lines` is 'random', and at least one.
+
+        Of text that the WebUI has saved beside a picture the prompt counts alone. A line break becomes a comma, or a
+        space after punctuation: in caption files, a line of its own is a tag of its own. The keep-token separator
+        becomes a comma: tags are not shuffled here, and it is not trained as text.
+        """
+        found = [" ".join(line.split()) for line in re.split(r"\r\n|\r|\n", prompt_of(self.text))]
+        texts = [text for line in found if (text := _without_keep_mark(line))] or [""]
+        if lines == "random":
+            return tuple(dict.fromkeys(texts))
+        return (texts[0],) if lines == "first" else (_joined(found),)
+
     @property
     def keys(self) -> list[str]:
         """`tag_key` of every tag, in order."""
@@ -148,10 +170,11 @@ class Caption:
         """Without the tags of which `unwanted` (asked with the tag as written) says so."""
         return self.without({index for index, tag in enumerate(self.tags) if unwanted(tag)})
 
-    def insert(self, index: int, added: Iterable[str]) -> Caption:
+    def insert(self, index: int, added: Iterable[str], separator: str = "") -> Caption:
         """With tags put before the one at `index` (0 is the front, `len(tags)` and more the back).
 
-        `added` must be single tags: no commas, no line breaks.
+        `added` must be single tags: no commas, no line breaks. `separator`: what parts them where it is not what parts
+        most of the others.
         """
         new = tuple(added)
         if not new:
@@ -159,7 +182,7 @@ class Caption:
         if not self.tags:
             return Caption(new, ("", *(", ",) * (len(new) - 1), self.gaps[0]), self.bom)
         index = min(max(index, 0), len(self.tags))
-        between = (self.separator,) * len(new)
+        between = (separator or self.separator,) * len(new)
         tags = self.tags[:index] + new + self.tags[index:]
         cut = index if index == len(self.tags) else index + 1
         return Caption(tags, self.gaps[:cut] + between + self.gaps[cut:], self.bom)
@@ -193,6 +216,46 @@ class Caption:
                 unwanted.add(place)
             place += max(len(answer), 1)
         return result.without(unwanted)
+
+
+def read_document(path: Path) -> Caption:
+    """A caption file. Raises `DatasetError` where it cannot be read, is no text, or is too large for a caption."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise DatasetError(f"The caption '{path}' is a link to a file that is gone: mend or remove it.") from None
+        raise DatasetError(f"The caption '{path}' is gone.") from None
+    except OSError as error:
+        raise DatasetError(
+            f"The caption '{path}' cannot be read ({error.strerror or error}): check its permissions or remove it."
+        ) from error
+    if len(data) > MOST_BYTES:
+        raise DatasetError(f"The caption '{path}' is larger than 1 MiB and can be none: move it away.")
+    return Caption.read(data, path)
+
+
+def prompt_of(text: str) -> str:
+    """A caption without what the WebUI writes behind a prompt when it saves a picture's text file: the negative prompt
+    and the line of settings."""
+    found = _SETTINGS.search(text)
+    if found is None or "Steps: " not in text[found.start() :]:
+        return text
+    return text[: found.start()].rstrip("\r\n")
+
+
+def _joined(lines: Iterable[str]) -> str:
+    result = ""
+    for line in lines:
+        if line and result:
+            result += " " if result[-1] in ",.;:!?" else ", "
+        result += line
+    return _without_keep_mark(result)
+
+
+def _without_keep_mark(text: str) -> str:
+    return re.sub(r"\s*,?\s*\|\|\|\s*,?\s*", ", ", text).strip(", ") if KEEP in text else text
 
 
 def _weight(gap: str) -> int:

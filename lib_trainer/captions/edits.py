@@ -14,6 +14,7 @@ from lib_trainer.captions.edit_base import Edit, Facts, count_tags
 from lib_trainer.captions.edit_order import Deduplicate, KeepTokens, SetTrigger, SortTags, Spelling
 from lib_trainer.captions.edit_prune import PruneByCount, PruneByScore, PruneByShare
 from lib_trainer.captions.edit_words import AddTags, ExpressionOnCaption, ExpressionOnTags, RemoveTags, ReplaceTags
+from lib_trainer.captions.foreign import PlainCommas, PromptOnly
 from lib_trainer.errors import ConfigError
 
 __all__ = ["EDITS", "Edit", "EditField", "Facts", "count_tags", "edit_fields", "make_edit"]
@@ -32,6 +33,8 @@ EDITS: dict[str, type[Any]] = {
     "prune-share": PruneByShare,
     "prune-score": PruneByScore,
     "spelling": Spelling,
+    "prompt-only": PromptOnly,
+    "plain-commas": PlainCommas,
 }
 
 

@@ -65,11 +65,32 @@ Predicate: TypeAlias = Callable[[Record], bool]
 
 @dataclass(frozen=True)
 class Filter:
-    """A parsed filter. `needs`: which costly facts of a record it reads: 'tokens', 'size', 'scores', 'troubles'."""
+    """A parsed filter. `needs`: which costly facts of a record it reads: 'tokens', 'size', 'scores', 'troubles'.
+
+    `reading`: how it was understood, with every operator written out.
+    """
 
     text: str
     matches: Predicate
     needs: frozenset[str]
+    reading: str = ""
+
+    def misread(self) -> str:
+        """For a filter that lets nothing through: how it was read, and how it would be written as a tag."""
+        text = self.text.strip()
+        said = f"it was read as: {self.reading}"
+        if '"' not in text and re.search(r"[\s(),&|!-]", text):
+            said += f'; as one tag it is written "{text}", with the quotes'
+        return said
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a filter. `tag`: what it says where it is nothing but one tag."""
+
+    matches: Predicate
+    reading: str
+    tag: str = ""
 
 
 def parse_filter(text: str, group: Callable[[str], str] = lambda key: "other") -> Filter:
@@ -80,16 +101,16 @@ def parse_filter(text: str, group: Callable[[str], str] = lambda key: "other") -
     parser = _Parser(text, group)
     if not text.strip():
         return Filter(text, lambda record: True, frozenset())
-    matches = parser.alternatives()
+    part = parser.alternatives()
     if parser.kind != "end":
         raise parser.trouble("there is a bracket too many" if parser.kind == "close" else "an operator is missing")
-    return Filter(text, matches, frozenset(parser.needs))
+    return Filter(text, part.matches, frozenset(parser.needs), part.reading)
 
 
 class _Parser:
     def __init__(self, text: str, group: Callable[[str], str]) -> None:
         self._text, self._group = text, group
-        self._place = self._next = 0
+        self._place = self._next = self._end = 0
         self.kind, self._value = "end", ""
         self.needs: set[str] = set()
         self._depth = 0
@@ -111,39 +132,60 @@ class _Parser:
         self.kind, self._value = str(match.lastgroup), match[match.lastgroup or 0]
         self._next = match.end()
 
-    def alternatives(self) -> Predicate:
+    def alternatives(self) -> _Part:
         parts = [self._all_of()]
         while self.kind == "or":
             self._advance()
             parts.append(self._all_of())
-        return parts[0] if len(parts) == 1 else lambda record: any(part(record) for part in parts)
+        if len(parts) == 1:
+            return parts[0]
+        tests = [part.matches for part in parts]
+        return _Part(lambda record: any(test(record) for test in tests), " OR ".join(part.reading for part in parts))
 
-    def _all_of(self) -> Predicate:
-        parts = [self._one()]
+    def _all_of(self) -> _Part:
+        parts = [self._one_or_bracketed()]
         while self.kind not in ("or", "close", "end"):
             if self.kind == "and":
                 self._advance()
                 if self.kind == "end":  # a comma at the end is how people leave off
                     break
-            parts.append(self._one())
-        return parts[0] if len(parts) == 1 else lambda record: all(part(record) for part in parts)
+            parts.append(self._one_or_bracketed())
+        if len(parts) == 1:
+            return parts[0]
+        tests = [part.matches for part in parts]
+        readings = (f"({part.reading})" if " OR " in part.reading else part.reading for part in parts)
+        return _Part(lambda record: all(test(record) for test in tests), " AND ".join(readings))
 
-    def _one(self) -> Predicate:
-        if self.kind == "not":
-            self._advance()
-            inner = self._one()
-            return lambda record: not inner(record)
-        if self.kind == "open":
+    def _one_or_bracketed(self) -> _Part:
+        """`slime (substance)` is also the tag of that name, which nobody thinks of quoting."""
+        negated = self.kind == "not"
+        if negated:
             self._depth += 1
             if self._depth > 50:
-                raise self.trouble("brackets are too deep")
+                raise self.trouble("there are too many NOTs")
             self._advance()
-            inside = self.alternatives()
-            if self.kind != "close":
-                raise self.trouble("a closing bracket is missing")
-            self._depth -= 1
-            self._advance()
-            return inside
+        start = self._place
+        part = self._one_or_bracketed() if self.kind == "not" else self._one()
+        self._depth -= negated
+        if not part.tag or self.kind != "open":
+            return _not(part) if negated else part
+        inside = self._one()
+        first = _not(part) if negated and not inside.tag else part
+        both = [first.matches, inside.matches]
+        reading = f"{first.reading} AND {inside.reading}"
+        if not inside.tag:
+            return _Part(lambda record: all(test(record) for test in both), reading)
+        whole = self._text[start : self._end].strip()
+        key = cached_key(whole)
+        either = _Part(
+            lambda record: record.caption.has(key) or all(test(record) for test in both),
+            f'"{whole}" OR ({reading})',
+        )
+        return _not(either) if negated else either
+
+    def _one(self) -> _Part:
+        if self.kind == "open":
+            return self._bracket()
         if self.kind in ("and", "or", "close", "end"):
             raise self.trouble("a tag is missing")
         kind, value = self.kind, self._value
@@ -152,14 +194,27 @@ class _Parser:
             while self.kind == "word":
                 value += " " + self._value
                 self._advance()
-            return _tag(value)
+            return _Part(_tag(value), value, value)
         if kind == "quote":
             key = cached_key(_unquoted(value))
-            return lambda record: record.caption.has(key)
+            return _Part(lambda record: record.caption.has(key), value)
         if kind == "number":
-            return self._number(value)
+            return _Part(self._number(value), value.strip())
         name, _, rest = value.partition(":") if kind == "text" or not value.startswith("/") else ("", "", value)
-        return self._named(name, _unquoted(rest)) if name else _tag(value)
+        return _Part(self._named(name, _unquoted(rest)) if name else _tag(value), value)
+
+    def _bracket(self) -> _Part:
+        self._depth += 1
+        if self._depth > 50:
+            raise self.trouble("brackets are too deep")
+        self._advance()
+        inside = self.alternatives()
+        if self.kind != "close":
+            raise self.trouble("a closing bracket is missing")
+        self._depth -= 1
+        self._end = self._next
+        self._advance()
+        return _Part(inside.matches, f"({inside.reading})" if " " in inside.reading else inside.reading, inside.tag)
 
     def _number(self, text: str) -> Predicate:
         match = re.fullmatch(r"(\w+)(?:\((.*)\))?\s*(>=|<=|>|<|=)\s*([\d.]+)", text)
@@ -219,6 +274,11 @@ class _Parser:
             return lambda record: _has_origin(record, glob)
         self.needs.add("troubles")
         return lambda record: any(glob.match(trouble) for trouble in record.troubles)
+
+
+def _not(part: _Part) -> _Part:
+    reading = f"({part.reading})" if " OR " in part.reading else part.reading
+    return _Part(lambda record: not part.matches(record), f"NOT {reading}")
 
 
 def _has_origin(record: Record, glob: re.Pattern[str]) -> bool:

@@ -53,6 +53,11 @@ def unescape(tag: str) -> str:
     return re.sub(r"\\([\\()\[\]])", r"\1", tag)
 
 
+def either_spelling(tag: str) -> str:
+    """A regular expression for a tag as it is written with and without escaped brackets."""
+    return re.sub(r"\\([()\[\]])", r"\\\\?\\\1", re.escape(unescape(tag)))
+
+
 @lru_cache(maxsize=1 << 16)  # a large set asks for the same few thousand tags a million times
 def tag_key(tag: str) -> str:
     """What two spellings of one tag have in common: case, underscores, escapes and runs of spaces do not count."""

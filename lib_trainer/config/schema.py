@@ -53,6 +53,14 @@ class DatasetConfig(Section):
             path=True,
         ),
     ] = ""
+    caption_lines: Annotated[
+        Literal["all", "first", "random"],
+        option(
+            "Captions of several lines",
+            "All lines as one caption, the first line alone, or a line drawn at random at each step.",
+            advanced=True,
+        ),
+    ] = "all"
     width: Annotated[
         int,
         option("Training width", "Pictures are resized and cropped to this.", low=64, high=2048, unit="px", step=64),

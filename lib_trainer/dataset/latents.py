@@ -14,8 +14,9 @@ from typing import Protocol
 import torch
 
 from lib_trainer.dataset.batches import Sizer
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.pictures import PictureError, fit, load_picture, placement, read_size, to_pixels
-from lib_trainer.dataset.scan import Sample, Skipped, listed
+from lib_trainer.dataset.scan import Sample, listed
 from lib_trainer.errors import DatasetError, ModelError
 from lib_trainer.files import write_atomically
 from lib_trainer.ports import PictureSize

@@ -6,13 +6,19 @@ files of the same name. Other subfolders are shown too, and said not to be train
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_trainer.dataset.scan import EXTENSIONS, natural_key
+from lib_trainer.dataset.folder import (
+    EXTENSIONS,
+    Listing,
+    Misnamed,
+    PassedBy,
+    caption_name,
+    checked_folder,
+    concept_of,
+    list_folder,
+)
 from lib_trainer.errors import DatasetError
 
 
@@ -33,12 +39,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Library:
-    """`captions`: relative paths of the caption files that exist; `orphans`: those of them without a picture."""
+    """`captions`: relative paths of the caption files that exist; `orphans`: those of them without a picture.
+
+    `misnamed`: files that are meant as captions and are not read; `unread`: pictures in formats that are not read.
+    """
 
     root: Path
     items: tuple[Item, ...]
     captions: frozenset[str]
     orphans: tuple[str, ...]
+    misnamed: tuple[Misnamed, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def folders(self) -> list[str]:
@@ -51,47 +62,34 @@ def open_library(folder: Path | str, *, may_be_empty: bool = False) -> Library:
 
     `may_be_empty`: without pictures it is an empty set; all of them may be in its trash.
     """
-    if not str(folder).strip():
-        raise DatasetError("No folder is given: write the full path of the set.")
-    root = Path(os.path.abspath(Path(str(folder).strip().strip('"')).expanduser()))
-    if not root.is_dir():
-        raise DatasetError(f"There is no folder '{root}': check its path.")
+    root = checked_folder(folder)
     items: list[Item] = []
     captions: set[str] = set()
-    names, inner = _listed(root)
-    _add(names, "", 1, "", items, captions)
-    for name in inner:
-        match = re.fullmatch(r"(\d+)_(.*)", name)
-        repeats, concept = (int(match[1]), match[2].strip()) if match else (0, "")
-        _add(_listed(root / name)[0], name, repeats, concept, items, captions)
+    passed_by = PassedBy(root)
+    top = list_folder(root)
+    _add(top, "", (1, ""), items, captions)
+    passed_by.add(top)
+    for name in top.folders:
+        listing = list_folder(root / name)
+        _add(listing, name, concept_of(name) or (0, ""), items, captions)
+        passed_by.add(listing)
     if not items and not may_be_empty:
         raise DatasetError(
             f"'{root}' holds no pictures: give a folder with {', '.join(EXTENSIONS[:4])} … files, or with subfolders "
             "called N_concept."
         )
     wanted = {item.caption for item in items}
-    return Library(root, tuple(items), frozenset(captions), tuple(sorted(captions - wanted)))
+    mistaken = {one.name for one in passed_by.misnamed}
+    orphans = tuple(sorted(captions - wanted - mistaken))
+    return Library(
+        root, tuple(items), frozenset(captions - mistaken), orphans, tuple(passed_by.misnamed), tuple(passed_by.unread)
+    )
 
 
-def _listed(folder: Path) -> tuple[list[str], list[str]]:
-    """Visible files and folders in natural order."""
-    try:
-        with os.scandir(folder) as entries:
-            visible = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DatasetError(
-            f"The folder '{folder}' cannot be read ({error.strerror or error}): check its permissions."
-        ) from error
-    visible.sort(key=lambda one: natural_key(one[0]))
-    return [name for name, is_folder in visible if not is_folder], [name for name, is_folder in visible if is_folder]
-
-
-def _add(names: Sequence[str], folder: str, repeats: int, concept: str, items: list[Item], captions: set[str]) -> None:
+def _add(listing: Listing, folder: str, named: tuple[int, str], items: list[Item], captions: set[str]) -> None:
     prefix = f"{folder}/" if folder else ""
-    parts = [os.path.splitext(name) for name in names]
-    texts = {stem: stem + extension for stem, extension in parts if extension.lower() == ".txt"}
-    captions.update(prefix + name for name in texts.values())
-    for stem, extension in parts:
-        if extension.lower() in EXTENSIONS:
-            caption = prefix + texts.get(stem, f"{stem}.txt")
-            items.append(Item(prefix + stem + extension, folder, repeats, concept, caption))
+    captions.update(prefix + name for name in listing.texts())
+    repeats, concept = named
+    for name in listing.pictures:
+        caption = listing.captions.get(name, caption_name(name))
+        items.append(Item(prefix + name, folder, repeats, concept, prefix + caption))

@@ -11,20 +11,25 @@ import contextlib
 import io
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
+from lib_trainer.dataset.bare_picture import bare_versions
 from lib_trainer.errors import DatasetError
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import PictureSize
 
 MAX_PIXELS = 200_000_000
 """Pictures with more pixels than this are refused before they are decoded (TIFF: Pillow's own limit, 89 megapixels)."""
+
+MAX_BYTES = 512 << 20
+"""Of a larger file nothing is read a second time."""
 
 REDUCING_GAP = 3.0  # Pillow's own word for it: 'indistinguishable from fair resampling', and far faster on photographs
 
@@ -55,12 +60,7 @@ def read_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
 
     `data`: the file's bytes where the caller has them already. Raises `PictureError`.
     """
-    try:
-        with _source(path, data) as file:
-            image = _open(file)
-            return _upright_size(image)
-    except Exception as error:  # a plugin of Pillow may raise nearly anything on a damaged file
-        raise PictureError(path, _reason(path, error)) from error
+    return _read(path, data, lambda file: _upright_size(_open(file)))
 
 
 @dataclass(frozen=True)
@@ -74,34 +74,33 @@ class Header:
 
 def read_header(path: Path, data: bytes | None = None) -> Header:
     """As `read_size`, with what an owner may not know of the file. Raises `PictureError`."""
-    try:
-        with _source(path, data) as file:
-            image = _open(file)
-            return Header(_upright_size(image), _orientation(image) > 1, _may_be_transparent(image))
-    except Exception as error:
-        raise PictureError(path, _reason(path, error)) from error
+
+    def read(file: BinaryIO) -> Header:
+        image = _open(file)
+        return Header(_upright_size(image), _orientation(image) > 1, _may_be_transparent(image))
+
+    return _read(path, data, read)
 
 
 def load_picture(path: Path, data: bytes | None = None) -> Image.Image:
     """The picture as RGB, 8 bits a channel, upright, in sRGB; of an animation the first frame.
 
     Transparency shows white. Greyscale of more than 8 bits is scaled from 16 bits, from [0, 1], or from its own range
-    where it fits neither. `data`: the file's bytes where the caller has them already. Raises `PictureError` for
-    anything that cannot be read, truncated files included.
+    where it fits neither. `data`: the file's bytes where the caller has them already. What hangs around the pixels and
+    cannot be read (text, EXIF, a colour profile) is left out. Raises `PictureError` for pixels that cannot be read,
+    truncated files included.
     """
-    try:
-        with _source(path, data) as file:
-            image = _open(file)
-            # Pillow turns a TIFF while it decodes it, and not every version then drops the tag
-            orientation = 1 if image.format == "TIFF" else _orientation(image)
-            image.load()
-            upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-            upright.info, upright.format = image.info, image.format
-            return _to_srgb(upright)
-    except Exception as error:
-        if is_out_of_memory(error):  # the picture is sound, and must not be left out of the set
-            raise
-        raise PictureError(path, _reason(path, error)) from error
+    return _read(path, data, _load)
+
+
+def _load(file: BinaryIO) -> Image.Image:
+    image = _open(file)
+    # Pillow turns a TIFF while it decodes it, and not every version then drops the tag
+    orientation = 1 if image.format == "TIFF" else _orientation(image)
+    image.load()
+    upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+    upright.info, upright.format = image.info, image.format
+    return _to_srgb(upright)
 
 
 def placement(size: tuple[int, int], width: int, height: int) -> tuple[float, PictureSize]:
@@ -138,6 +137,38 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
 
 class _Unusable(Exception):
     """What is wrong with a file, in words for the user."""
+
+
+Answer = TypeVar("Answer")
+
+
+def _read(path: Path, data: bytes | None, work: Callable[[BinaryIO], Answer]) -> Answer:
+    """What `work` reads of a file, or of its pixels alone where the whole of it cannot be read."""
+    try:
+        with _source(path, data) as file:
+            try:
+                return work(file)
+            except Exception as error:  # a plugin of Pillow may raise nearly anything on a damaged file
+                told_by_system = isinstance(error, OSError) and error.errno is not None
+                if told_by_system or isinstance(error, _Unusable) or is_out_of_memory(error):
+                    raise
+                return _read_bare(file, work, error)
+    except Exception as error:
+        if is_out_of_memory(error):  # the picture is sound, and must not be left out of the set
+            raise
+        raise PictureError(path, _reason(path, error)) from error
+
+
+def _read_bare(file: BinaryIO, work: Callable[[BinaryIO], Answer], error: Exception) -> Answer:
+    """Raises `error`, which is why the file cannot be read, where it cannot be read so either."""
+    file.seek(0)
+    for version in bare_versions(file.read(MAX_BYTES)):
+        try:
+            return work(io.BytesIO(version))
+        except Exception as again:
+            if is_out_of_memory(again):
+                raise
+    raise error
 
 
 def _source(path: Path, data: bytes | None) -> contextlib.AbstractContextManager[BinaryIO]:

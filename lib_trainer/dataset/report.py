@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from lib_trainer.captions.document import Caption
 from lib_trainer.captions.findings import TagFinding, all_findings
+from lib_trainer.captions.foreign import has_foreign_commas, has_settings
 from lib_trainer.captions.knowledge import Knowledge
 from lib_trainer.captions.tokens import LIMITS, TokenCounter
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import PictureFacts, duplicates, near_duplicates
+from lib_trainer.dataset.folder import counted_endings
+from lib_trainer.dataset.library import Library
 
 BUCKET_STEP, BUCKET_LOW, BUCKET_HIGH = 64, 256, 1024
 """sd-scripts' default buckets, in pixels."""
@@ -25,7 +28,8 @@ BALANCE = 3.0
 class Finding:
     """`kind`: the word of the filter `trouble:`; `pictures`: keys; `paths`: caption files without a picture.
 
-    `remedy`: what the page offers: 'trash', 'keep-one', 'convert', 'caption', 'trash-orphans', 'edit', 'implied' or ''.
+    `remedy`: what the page offers: 'trash', 'keep-one', 'convert', 'caption', 'trash-orphans', 'rename', 'edit',
+    'implied', the name of an edit that needs nothing else ('prompt-only', 'plain-commas'), or ''.
     """
 
     kind: str
@@ -103,7 +107,7 @@ def make_report(
     sizes = {key: one.size for key, one in facts.items() if one.size}
     concepts = {key: item.concept or item.folder for key, item in editor.items.items()}
     findings = _of_pictures(facts, width, height)
-    findings += _of_files(editor, captions)
+    findings += _of_files(editor, captions) + _of_names(editor.library) + _of_texts(captions)
     findings += _of_lengths(tokens)
     findings += _of_balance(_concepts(editor))
     findings += [_of_tags(one) for one in all_findings(captions, concepts, knowledge, mirrored=mirrored)]
@@ -190,6 +194,58 @@ def _of_files(editor: Editor, captions: Mapping[str, Caption]) -> list[Finding |
             (), orphans, "trash-orphans",
         ) if orphans else None,
     ]  # fmt: skip
+
+
+def _of_names(library: Library) -> list[Finding | None]:
+    """Files that lie in the set and are not read."""
+    renamed = [one for one in library.misnamed if one.wanted]
+    besides = [one for one in library.misnamed if not one.wanted]
+    return [
+        _of_paths(
+            "misnamed", "Captions that are not read",
+            "They are meant as captions and are not called as one: a caption has its picture's name and ends in .txt.",
+            [one.name for one in renamed], [one.picture for one in renamed], "rename",
+        ),
+        _of_paths(
+            "second-caption", "Beside another caption", "The picture has a caption already, so these are not read.",
+            [one.name for one in besides], [one.picture for one in besides],
+        ),
+        _of_paths(
+            "format", "Pictures that are not read",
+            f"{counted_endings(library.unread)}: save them as PNG, JPEG or WebP.", library.unread,
+        ),
+    ]  # fmt: skip
+
+
+def _of_texts(captions: Mapping[str, Caption]) -> list[Finding | None]:
+    """Captions that training would take otherwise than they are meant."""
+    return [
+        _found(
+            "settings", "warning", "With the WebUI's settings",
+            "They are text files of the WebUI: negative prompt, settings and calls of networks describe no picture.",
+            [key for key, one in captions.items() if has_settings(one.text)], "prompt-only",
+        ),
+        _found(
+            "commas", "warning", "Full-width commas",
+            "Signs such as ， and 、 part no tags: all that stands between two plain commas is one tag.",
+            [key for key, one in captions.items() if has_foreign_commas(one.text)], "plain-commas",
+        ),
+        _found(
+            "lines", "info", "Captions of several lines",
+            "Training joins the lines; it can take the first or one at random instead (dataset.caption_lines).",
+            [key for key, one in captions.items() if len(one.trained("random")) > 1],
+        ),
+    ]  # fmt: skip
+
+
+def _of_paths(
+    kind: str, title: str, text: str, paths: Sequence[str], pictures: Sequence[str] = (), remedy: str = ""
+) -> Finding | None:
+    if not paths:
+        return None
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    text = f"{text} {', '.join(paths[:5])}{more}."
+    return Finding(kind, "warning", title, text, tuple(dict.fromkeys(pictures)), tuple(paths), remedy)
 
 
 def _of_lengths(tokens: Mapping[str, int]) -> list[Finding | None]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from lib_trainer.dataset.scan import Skipped
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.errors import TaggerError, TrainerError
 from lib_trainer.tagging.choices import How
 from lib_trainer.tagging.database import content_of
@@ -131,7 +131,7 @@ class TaggerDesk:
             with ScoreStore(folder.root) as store:
                 turns = [partial(self._turn, name, device) for name in chosen.models]
                 scored = score_folder(turns, store, folder, stop=self._stop.is_set, listener=self._listen)
-            told, notes = [], []
+            told, notes = [], list(folder.notes)
             for report in scored.reports:
                 notes += [f"{report.name} runs on {report.device}.", *report.notes]
                 told.append(

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_trainer.dataset.scan import Skipped
+from lib_trainer.dataset.folder import Skipped
 
 WINDOW_SECONDS = 20.0
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_trainer.dataset.scan import Skipped, read_caption
+from lib_trainer.captions.document import read_document
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.errors import DatasetError
-from lib_trainer.tagging.pictures import caption_path
+from lib_trainer.tagging.pictures import CaptionPlaces
 from lib_trainer.tagging.style import Existing
 
 
@@ -23,7 +24,7 @@ class Captioned:
 
 def read_captions(
     pictures: Sequence[tuple[Path, str]],
-    template: str,
+    places: CaptionPlaces,
     key: Callable[[Path], str],
     origins: Mapping[str, Mapping[str, str]],
 ) -> tuple[list[Captioned], list[Skipped]]:
@@ -31,7 +32,7 @@ def read_captions(
     found, unreadable = [], []
     for path, content in pictures:
         try:
-            found.append(Captioned(path, content, read_existing(path, template, origins.get(key(path), {}))))
+            found.append(Captioned(path, content, read_existing(path, places, origins.get(key(path), {}))))
         except DatasetError as error:
             unreadable.append(Skipped(path, str(error)))
     return found, unreadable
@@ -41,9 +42,10 @@ def shares(picture: Path, first: Path) -> Skipped:
     return Skipped(picture, f"its caption file belongs to {first.name}")
 
 
-def read_existing(picture: Path, template: str, origins: Mapping[str, str]) -> Existing | None:
+def read_existing(picture: Path, places: CaptionPlaces, origins: Mapping[str, str]) -> Existing | None:
     """The caption beside a picture, None where there is none. Raises `DatasetError` where it cannot be read."""
-    path = caption_path(picture, template)
-    if not path.exists():
+    path = places.path(picture)
+    if not path.exists() and not path.is_symlink():
         return None
-    return Existing.parse(read_caption(path), origins)
+    caption = read_document(path)
+    return Existing.parse(caption.text, origins, caption.bom)

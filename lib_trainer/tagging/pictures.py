@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_trainer.dataset.scan import EXTENSIONS, Skipped, natural_key
-from lib_trainer.errors import ConfigError, TaggerError
+from lib_trainer.dataset.folder import (
+    EXTENSIONS,
+    Listing,
+    Names,
+    PassedBy,
+    Skipped,
+    checked_folder,
+    counted_endings,
+    list_folder,
+    walk,
+)
+from lib_trainer.errors import ConfigError, DatasetError, TaggerError
 from lib_trainer.tagging.choices import DEFAULT_TEMPLATE
 
 FIELDS = ("name", "extension", "folder")
@@ -17,49 +26,55 @@ FIELDS = ("name", "extension", "folder")
 
 @dataclass(frozen=True)
 class Folder:
-    """What is in a data set: pictures in natural order, and folders that could not be read."""
+    """What is in a data set: pictures in natural order, and folders that could not be read.
+
+    `notes`: sentences on what lies there and is not read.
+    """
 
     root: Path
     pictures: tuple[Path, ...]
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def list_pictures(folder: Path, *, recursive: bool = True) -> Folder:
+def list_pictures(folder: Path, *, recursive: bool = True, template: str = DEFAULT_TEMPLATE) -> Folder:
     """Every picture by its name, nothing opened; names that begin with a dot are passed by.
 
-    Raises `TaggerError` where the folder is not named, not there, not readable or without a picture.
+    `template`: of a caption's name, see `check_template`. Raises `TaggerError` where the folder is not named, not
+    there, not readable or without a picture.
     """
-    if folder == Path():
-        raise TaggerError("No folder of pictures is given: write its full path.")
-    root = Path(os.path.abspath(folder.expanduser()))
-    if not root.exists():
-        raise TaggerError(f"The folder of pictures '{root}' does not exist: check its path.")
-    if not root.is_dir():
-        raise TaggerError(f"'{root}' is not a folder: give the folder that holds the pictures.")
     pictures: list[Path] = []
     skipped: list[Skipped] = []
-    _collect(root, recursive, pictures, skipped)
-    if skipped and skipped[0].path == root:
-        raise TaggerError(f"The folder '{root}' cannot be read ({skipped[0].reason}): check its permissions.")
+    own: list[str] = []
+    try:
+        root = checked_folder(folder)
+        passed_by = PassedBy(root)
+        for listing in walk(root, recursive=recursive):
+            if isinstance(listing, Skipped):
+                skipped.append(listing)
+                continue
+            passed_by.add(listing)
+            pictures += [listing.folder / name for name in listing.pictures]
+            own += _named_by(template, root, listing)
+    except DatasetError as error:
+        raise TaggerError(str(error)) from error
+    if not pictures and passed_by.unread:
+        raise TaggerError(
+            f"'{root}' holds no pictures that can be read ({counted_endings(passed_by.unread)} are there): save them "
+            "as PNG, JPEG or WebP."
+        )
     if not pictures:
         below = "" if recursive else ", and its subfolders are not looked into"
         raise TaggerError(f"'{root}' holds no pictures{below}: {', '.join(EXTENSIONS)} are read.")
-    return Folder(root, tuple(pictures), tuple(skipped))
+    return Folder(root, tuple(pictures), tuple(skipped), tuple(passed_by.notes(own)))
 
 
-def _collect(folder: Path, recursive: bool, pictures: list[Path], skipped: list[Skipped]) -> None:
-    try:
-        with os.scandir(folder) as entries:
-            visible = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
-    except OSError as error:
-        skipped.append(Skipped(folder, error.strerror or str(error)))
-        return
-    for name in sorted(visible, key=natural_key):
-        if visible[name]:
-            if recursive and not (folder / name).is_symlink():  # a link may lead in a circle
-                _collect(folder / name, recursive, pictures, skipped)
-        elif os.path.splitext(name)[1].lower() in EXTENSIONS:
-            pictures.append(folder / name)
+def _named_by(template: str, root: Path, listing: Listing) -> list[str]:
+    """The files that the template makes captions of, relative to `root`, where it is not the usual one."""
+    if template == DEFAULT_TEMPLATE:
+        return []
+    names = (listing.files.like(caption_path(listing.folder / name, template).name) for name in listing.pictures)
+    return [(listing.folder / name).relative_to(root).as_posix() for name in names if name]
 
 
 def check_template(template: str) -> str:
@@ -86,16 +101,38 @@ def check_template(template: str) -> str:
 
 
 def caption_path(picture: Path, template: str = DEFAULT_TEMPLATE) -> Path:
-    """Where the caption of a picture lies: always beside it."""
+    """Where a new caption of a picture goes: always beside it. One that is there may be called otherwise, see
+    `CaptionPlaces`."""
     values = {"name": picture.stem, "extension": picture.suffix[1:], "folder": picture.parent.name}
     return picture.with_name(template.format(**values))
 
 
-def sharing(pictures: Sequence[Path], template: str) -> dict[Path, Path]:
-    """{picture: the earlier one whose caption file it would overwrite}, `a.jpg` beside `a.png` say."""
-    first: dict[Path, Path] = {}
-    return {
-        picture: first[caption]
-        for picture in pictures
-        if first.setdefault(caption := caption_path(picture, template), picture) != picture
-    }
+class CaptionPlaces:
+    """Where the captions of pictures lie, by a template. Every folder is listed once, when it is first asked for."""
+
+    def __init__(self, template: str = DEFAULT_TEMPLATE) -> None:
+        self._template = template
+        self._names: dict[Path, Names] = {}
+
+    def path(self, picture: Path) -> Path:
+        """The caption that a picture has (its ending may be .TXT), or else the one that it would get."""
+        wanted = caption_path(picture, self._template)
+        if wanted.exists():
+            return wanted
+        folder = wanted.parent
+        if folder not in self._names:
+            try:
+                self._names[folder] = list_folder(folder).files
+            except DatasetError:  # who writes there will be told
+                self._names[folder] = Names(())
+        found = self._names[folder].like(wanted.name)
+        return wanted if found is None else folder / found
+
+    def sharing(self, pictures: Sequence[Path]) -> dict[Path, Path]:
+        """{picture: the earlier one whose caption file it would overwrite}, `a.jpg` beside `a.png` say."""
+        first: dict[Path, Path] = {}
+        return {
+            picture: first[caption]
+            for picture in pictures
+            if first.setdefault(caption := self.path(picture), picture) != picture
+        }

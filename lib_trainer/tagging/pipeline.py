@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.pictures import PictureError
-from lib_trainer.dataset.scan import Skipped
 from lib_trainer.tagging.database import content_of
 from lib_trainer.tagging.events import Meter, Progress, ScoreReport
 from lib_trainer.tagging.preprocess import check_size

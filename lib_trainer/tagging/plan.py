@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib_trainer.captions.tags import tag_key
-from lib_trainer.dataset.scan import Skipped
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.tagging.choices import How
 from lib_trainer.tagging.ensemble import combine
 from lib_trainer.tagging.existing import Captioned, read_captions, shares
 from lib_trainer.tagging.labels import RATING
-from lib_trainer.tagging.pictures import caption_path, sharing
+from lib_trainer.tagging.pictures import CaptionPlaces
 from lib_trainer.tagging.store import HAND, ScoreStore, origins_of, removed_of
 from lib_trainer.tagging.style import Composed, Guess, Style, compose
 from lib_trainer.tagging.table import ScoreTable, Thresholds, lines_of, select
@@ -131,13 +131,14 @@ class Opened:
         revision = store.history.revision
         known = store.known_content(pictures)
         scored = set.intersection(*(store.scored(model) for model in models)) if models else set()
-        shared = sharing(pictures, style.template)
+        places = CaptionPlaces(style.template)
+        shared = places.sharing(pictures)
         skipped = [Skipped(path, UNSCORED) for path in pictures if known.get(path) not in scored]
         skipped += [shares(path, first) for path, first in shared.items()]
         wanted = [(p, known[p]) for p in pictures if known.get(p) in scored and p not in shared]
-        said = store.said_of(pictures, {path: caption_path(path, style.template) for path in pictures})
+        said = store.said_of(pictures, {path: places.path(path) for path in pictures})
         origins = {key: origins_of(tags) for key, tags in said.items()}
-        found, unreadable = read_captions(wanted, style.template, store.key, origins)
+        found, unreadable = read_captions(wanted, places, store.key, origins)
         contents = [picture.content for picture in found]
         names = store.models()
         table = combine([store.table(model, contents) for model in models], how)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from lib_trainer.dataset.scan import Skipped
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.tagging.events import Progress, ScoreReport, WriteReport
 from lib_trainer.tagging.pictures import Folder
 from lib_trainer.tagging.pipeline import score_pictures

@@ -231,9 +231,9 @@ class ScoreStore:
 
         A tag of the caption that is not in here stands there by hand, or came with the data set.
         """
-        from lib_trainer.tagging.pictures import caption_path  # knows picture files, which a plain question need not
+        from lib_trainer.tagging.pictures import CaptionPlaces  # knows picture files, which a plain question need not
 
-        said = self.said_of([path], {path: caption_path(path)})
+        said = self.said_of([path], {path: CaptionPlaces().path(path)})
         return {with_spaces(tag): origin for tag, origin in origins_of(said.get(self.key(path), {})).items()}
 
     def said_of(self, pictures: Sequence[Path], captions: Mapping[Path, Path]) -> dict[str, dict[str, str]]:

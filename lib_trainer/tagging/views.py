@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lib_trainer.dataset.scan import Skipped
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.tagging.choices import How
 from lib_trainer.tagging.events import Progress
 

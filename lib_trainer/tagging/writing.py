@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from lib_trainer.captions.tags import tag_key
 from lib_trainer.dataset import file_moves
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.history import ConflictError, Entry, RefusedError
-from lib_trainer.dataset.scan import Skipped
 from lib_trainer.errors import DatasetError, TaggerError
 from lib_trainer.tagging.events import Meter, Progress, WriteReport
 from lib_trainer.tagging.existing import read_existing
-from lib_trainer.tagging.pictures import caption_path
+from lib_trainer.tagging.pictures import CaptionPlaces
 from lib_trainer.tagging.plan import Opened
 from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.style import Composed, Existing, Style
@@ -51,7 +51,7 @@ class CaptionWriter:
     unless somebody else makes one in between."""
 
     def __init__(self, store: ScoreStore, template: str, label: str) -> None:
-        self._store, self._template, self._label = store, template, label
+        self._store, self._places, self._label = store, CaptionPlaces(template), label
         self._entry: Entry | None = None
         self.written = 0
         self.failed: list[Skipped] = []
@@ -94,17 +94,17 @@ class CaptionWriter:
 
     def _planned(self, change: Change) -> _Planned | None:
         """The step that writes a caption, if its file still says what it was planned for."""
-        path = caption_path(change.picture, self._template)
+        path = self._places.path(change.picture)
         old = change.existing
         try:
             data = file_moves.read(path)
-            now = read_existing(change.picture, self._template, {})
+            now = read_existing(change.picture, self._places, {})
             if (now.text if now else None) != (old.text if old else None) or file_moves.read(path) != data:
                 raise DatasetError(MEANWHILE)
         except (DatasetError, OSError) as error:
             self.failed.append(Skipped(path, str(getattr(error, "strerror", None) or error)))
             return None
-        name, text = self._store.key(path), change.composed.text.encode("utf-8")
+        name, text = self._store.key(path), change.composed.encode()
         gone = dict.fromkeys(map(tag_key, old.tags), "") if old else {}
         there = {tag_key(tag): origin for tag, origin in change.composed.origins.items()}
         stays = set(map(tag_key, Existing.parse(change.composed.text, {}).tags))

@@ -82,6 +82,13 @@ class PictureSource:
         return Batch(latents, captions, [self.encoded.sizes[index] for index in indices], weights)
 
     def caption_of(self, index: int, generator: torch.Generator) -> str:
-        """Class pictures keep their caption: they must not learn the new word."""
+        """Class pictures keep their caption: they must not learn the new word. Of several captions one is drawn."""
         sample = self.encoded.samples[index]
-        return sample.caption if sample.role == "class" else self.captions(sample.caption, generator)
+        texts = sample.captions
+        text = texts[int(torch.randint(len(texts), (1,), generator=generator))] if len(texts) > 1 else texts[0]
+        return text if sample.role == "class" else self.captions(text, generator)
+
+    def captions_of(self, index: int) -> list[str]:
+        """Every caption that a picture may be shown with, where the maker of captions does not vary."""
+        sample, unused = self.encoded.samples[index], torch.Generator()
+        return [text if sample.role == "class" else self.captions(text, unused) for text in sample.captions]

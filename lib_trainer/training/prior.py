@@ -7,15 +7,17 @@ it learns.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
-from lib_trainer.dataset.pictures import PictureError, read_size
-from lib_trainer.dataset.scan import EXTENSIONS, Sample, Scan, scan_folder
+from lib_trainer.dataset.folder import list_folder, trained_pictures
+from lib_trainer.dataset.pictures import PictureError, load_picture, read_size
+from lib_trainer.dataset.scan import Sample, Scan, scan_folder
 from lib_trainer.errors import ConfigError, DatasetError, ModelError
 from lib_trainer.files import write_atomically
 from lib_trainer.ports import Host, LoadedModel, PreviewRequest
@@ -45,11 +47,11 @@ def check_prior(job: JobConfig) -> None:
 
 
 def class_folder(job: JobConfig, host: Host, model: LoadedModel) -> Path:
-    """The job's folder, or one of the trainer's own for this prompt, size and model."""
+    """The job's folder, or one of the trainer's own for this prompt, size and model, whatever the model is called."""
     if job.prior.class_folder:
         return Path(job.prior.class_folder).expanduser()
     data = job.dataset
-    facts = f"{job.prior.class_prompt}\n{data.width}x{data.height}\n{model.name}"
+    facts = f"{job.prior.class_prompt}\n{data.width}x{data.height}\n{_model_digest(model)}"
     return host.cache_folder() / "class" / hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
@@ -59,19 +61,63 @@ def class_samples(
     model: LoadedModel,
     progress: Callable[[int, int], None],
     stopping: Callable[[], bool],
+    tell: Callable[[str], None],
 ) -> list[Sample]:
-    """The class pictures, of which the missing ones are drawn now. Raises `ModelError` if they cannot be made."""
+    """The class pictures, of which the missing ones are drawn now, under names that are free; what lies there stays.
+
+    Pictures that cannot be read do not count; `tell` is given a sentence for each, and for what is not read. Raises
+    `ModelError` if they cannot be made.
+    """
     folder, wanted = class_folder(job, host, model), job.prior.class_pictures
-    there = len(_pictures(folder))
-    for number in range(there, wanted):
+    broken = {path: reason for path in _pictures(folder) if (reason := _trouble(path))}
+    for path, reason in broken.items():
+        tell(f"The class picture {path} cannot be read ({reason}) and does not count.")
+    there = len(_pictures(folder)) - len(broken)
+    numbers = _free_numbers(folder)
+    for done in range(there, wanted):
         if stopping():
             return []
-        progress(number, wanted)
-        _draw(job, host, folder, number)
+        progress(done, wanted)
+        _draw(job, host, folder, next(numbers))
     if there < wanted:
         progress(wanted, wanted)
     scan = scan_folder(folder, trigger_word=job.prior.class_prompt, repeats=1)
-    return [replace(sample, role="class") for sample in scan.samples]
+    for note in scan.notes:
+        tell(note)
+    return [replace(sample, role="class") for sample in scan.samples if sample.path not in broken]
+
+
+def _free_numbers(folder: Path) -> Iterator[int]:
+    """Numbers of class pictures that no picture has, whatever its ending."""
+    names = list_folder(folder).pictures if folder.is_dir() else ()
+    taken = {name.partition(".")[0].casefold() for name in names}
+    return (number for number in itertools.count() if f"class-{number:05}" not in taken)
+
+
+def _trouble(path: Path) -> str:
+    """Why a picture cannot be used; empty where it can. It is decoded: a header alone promises too much."""
+    try:
+        load_picture(path)
+    except PictureError as error:
+        return error.reason
+    return ""
+
+
+def _model_digest(model: LoadedModel) -> str:
+    """What tells a model from others of its name: the hash of its file, or some of its weights where it has none."""
+    if model.file_hash:
+        return model.file_hash
+    digest = hashlib.sha256()
+    if model.file is not None and model.file.is_file():
+        with model.file.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    digest.update(f"{model.name}\n{model.vae_fingerprint()}".encode())
+    for one in model.own_parameters():
+        values = getattr(one.owner, one.name).detach().flatten()[:16]
+        digest.update(one.key.encode() + values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _draw(job: JobConfig, host: Host, folder: Path, number: int) -> None:
@@ -90,7 +136,7 @@ def _draw(job: JobConfig, host: Host, folder: Path, number: int) -> None:
         image = host.preview(request)
         buffer = BytesIO()
         image.save(buffer, "PNG")
-        write_atomically(folder / f"class-{number:05}.png", buffer.getvalue())
+        write_atomically(folder / f"class-{number:05}.png", buffer.getvalue(), overwrite=False)
     except Exception as error:  # a host's sampler may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
@@ -100,24 +146,26 @@ def _draw(job: JobConfig, host: Host, folder: Path, number: int) -> None:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS] if folder.is_dir() else []
+    return trained_pictures(folder) if folder.is_dir() else []
 
 
 def before_samples(job: JobConfig, scan: Scan) -> list[Sample]:
     """The pictures before, each with the caption of its partner. Raises `DatasetError` or `ConfigError`.
 
-    A single picture is the partner of all; in a folder the file names (without their endings) decide.
+    A single picture is the partner of all; in a folder the file names decide: the whole name, then that without its
+    ending.
     """
     if not job.difference.before:
         raise ConfigError("difference.before is empty: name the picture or the folder that the difference starts from.")
     place = Path(job.difference.before).expanduser()
     if not place.exists():
         raise ConfigError(f"difference.before = {str(place)!r} does not exist: correct the path.")
-    by_name = {path.stem: path for path in _pictures(place)} if place.is_dir() else {}
+    listing = list_folder(place) if place.is_dir() else None
     found = []
     for sample in scan.samples:
-        path = by_name.get(sample.path.stem) if place.is_dir() else place
-        if path is None:
+        partner = place.name if listing is None else listing.partner(sample.path.name)
+        path = place if listing is None else place / (partner or "")
+        if partner is None:
             raise DatasetError(
                 f"'{place}' holds no partner of {sample.path.name}: the names of a pair must be the same."
             )

@@ -74,7 +74,8 @@ def prepare(job: JobConfig, host: Host) -> Plan:
         captions = caption_maker(job, host)
     with problems.at("dataset.folder"):
         trigger = data.trigger_word or " ".join(word_names(job))  # a new word is caption enough where there is none
-        scan = scan_folder(Path(data.folder).expanduser(), trigger_word=trigger, repeats=data.repeats)
+        folder = Path(data.folder).expanduser()
+        scan = scan_folder(folder, trigger_word=trigger, repeats=data.repeats, lines=data.caption_lines)
     with problems.at("difference.before"):
         before = before_samples(job, scan) if job.network.kind == "difference" and not problems.found else []
     problems.raise_if_any()
@@ -91,6 +92,10 @@ def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> 
     """
     for warning in plan.warnings:
         emit(ev.Message(warning, "warning"))
+    for skipped in plan.scan.skipped:
+        emit(ev.Message(f"Skipped {skipped.path}: {skipped.reason}", "warning"))
+    for note in (*plan.notes, *plan.scan.notes):
+        emit(ev.Message(note))
     emit(ev.Phase("Waiting for the queue"))
     with host.lease(f"Training {plan.job.output.name}") as lease:
         if control.stopping:
@@ -159,7 +164,11 @@ class Run:
     def _class_pictures(self) -> list[Sample]:
         if not wants_class_pictures(self.job):
             return []
-        return class_samples(self.job, self.host, self.model, self._phase("Drawing class pictures"), self.stopping)
+        phase = self._phase("Drawing class pictures")
+        return class_samples(self.job, self.host, self.model, phase, self.stopping, self._warn)
+
+    def _warn(self, text: str) -> None:
+        self.emit(ev.Message(text, "warning"))
 
     def _tell_host(self, path: Path) -> None:
         """A list that cannot be read anew is a warning: the file is there."""
@@ -170,10 +179,6 @@ class Run:
             self.emit(ev.Message(f"{path.name} is saved, but its list was not read anew ({error}).", "warning"))
 
     def _encode_pictures(self, samples: Sequence[Sample]) -> Encoded:
-        for skipped in self.plan.scan.skipped:
-            self.emit(ev.Message(f"Skipped {skipped.path}: {skipped.reason}", "warning"))
-        for note in (*self.plan.notes, *self.plan.scan.notes):
-            self.emit(ev.Message(note))
         data = self.job.dataset
         fingerprint = self.model.vae_fingerprint()
         if data.cache == "disk" and not fingerprint:
@@ -197,9 +202,9 @@ class Run:
         live = LiveCaptions(self.model, self.job.training.clip_skip, self.job.training.max_tokens)
         if self.recipe.trains_text_encoder or source.captions.varies:
             return live
-        cached, unused = CachedCaptions(live), torch.Generator()
+        cached = CachedCaptions(live)
         sizes = source.encoded.sizes
-        pairs = [(source.caption_of(index, unused), size) for index, size in enumerate(sizes)]
+        pairs = [(caption, size) for index, size in enumerate(sizes) for caption in source.captions_of(index)]
         with autocast(self.model.device, self.dtype):
             cached.fill(pairs, self._phase("Caching captions"), self.stopping)
         return cached

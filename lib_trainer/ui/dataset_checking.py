@@ -7,8 +7,9 @@ import threading
 import time
 
 from lib_trainer.captions.document import Caption, cached_key
-from lib_trainer.captions.edits import make_edit
+from lib_trainer.captions.edits import EDITS, make_edit
 from lib_trainer.dataset.facts import duplicates, near_duplicates
+from lib_trainer.dataset.mending import rename_captions
 from lib_trainer.dataset.report import Finding, make_report
 from lib_trainer.errors import ConfigError, DatasetError
 from lib_trainer.ui.dataset_common import Answer, Values, number, opened_set, show_preview
@@ -64,6 +65,11 @@ def remedy(view: View, values: Values) -> str | None:
         return f"{editor.to_trash(superfluous(opened, finding.kind)).label}: Undo brings them back."
     if finding.remedy == "convert":
         return f"{editor.convert_all().label}: Undo gives the old bytes back."
+    if finding.remedy == "rename":
+        return f"{rename_captions(editor).label}: Undo gives the old names back."
+    if finding.remedy in EDITS:
+        show_preview(view, editor.preview(make_edit(finding.remedy, {}), present))
+        return None
     if finding.remedy == "caption":
         word = str(values.get("trigger") or view.trigger).strip()
         if not word:

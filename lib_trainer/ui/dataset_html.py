@@ -101,7 +101,8 @@ def gallery_html(view: View) -> str:
         return ""
     keys = view.keys()
     if not keys:
-        return '<div class="dataset-empty">No picture passes this filter.</div>'
+        read = f": {view.filter.misread()}" if view.text else ""
+        return f'<div class="dataset-empty">No picture passes this filter{escape(read)}.</div>'
     page = keys[view.page * PAGE : (view.page + 1) * PAGE]
     facts = view.open.facts.get(page)
     cells = []

@@ -18,6 +18,9 @@ REMEDIES = {
     "convert": "Convert to UTF-8",
     "caption": "Write the trigger word there",
     "trash-orphans": "Move to the trash",
+    "rename": "Rename them",
+    "prompt-only": "Keep the prompts alone",
+    "plain-commas": "Write plain commas",
 }
 SHOWN = 12
 """Findings of one kind that are listed; the rest are counted."""

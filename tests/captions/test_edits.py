@@ -58,6 +58,14 @@ EXPECTED: list[tuple[str, dict[str, Any], str, str]] = [
     ("spelling", {"to": "unescaped"}, r"saber \(fate\)", "saber (fate)"),
     ("spelling", {"to": "spaces"}, "long_hair, >_<", "long hair, >_<"),
     ("spelling", {"to": "underscores"}, "long hair", "long_hair"),
+    ("prompt-only", {}, "a, b\nNegative prompt: c, d\nSteps: 20, Sampler: Euler a, Seed: 1\n", "a, b\n"),
+    ("prompt-only", {}, "a,\r\nb\r\nSteps: 20, Sampler: Euler a\r\n", "a,\r\nb\r\n"),
+    ("prompt-only", {}, "a, <lora:x_1:0.8>, c <hypernet:y:1> d", "a, c d"),
+    ("prompt-only", {}, "Negative prompt: of a sign", "Negative prompt: of a sign"),
+    ("prompt-only", {}, "a, Steps: 20, b\n", "a, Steps: 20, b\n"),
+    ("plain-commas", {}, "zorb，红发、蓝眼", "zorb, 红发, 蓝眼"),
+    ("plain-commas", {}, "a ， b；\r\nc,\n", "a, b,\r\nc,\n"),
+    ("plain-commas", {}, "a,b\n", "a,b\n"),
 ]
 
 

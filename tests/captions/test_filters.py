@@ -76,3 +76,31 @@ def test_a_filter_says_what_it_needs() -> None:
     assert parse_filter("smile").needs == frozenset()
     assert parse_filter("tokens>1 OR (width>1 AND score(a)>0)").needs == {"tokens", "size", "scores"}
     assert parse_filter("trouble:*").needs == {"troubles"}
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "reading"),
+    [
+        ("slime (substance)", "s", '"slime (substance)" OR (slime AND substance)'),
+        ("slime(substance), x", "", '("slime(substance)" OR (slime AND substance)) AND x'),
+        ("NOT slime (substance)", "ab", 'NOT ("slime (substance)" OR (slime AND substance))'),
+        ("slime (a OR b)", "a", "slime AND (a OR b)"),
+        ("-slime (a OR b)", "b", "NOT slime AND (a OR b)"),
+        ("NOT NOT (slime)", "a", "NOT NOT slime"),
+        ('"slime (substance)"', "s", '"slime (substance)"'),
+    ],
+)
+def test_a_tag_with_brackets_is_found_without_quotes_and_what_was_read_is_said(
+    text: str, found: str, reading: str
+) -> None:
+    records = {"s": "slime (substance)", "a": "slime, a", "b": "b"}
+    one = parse_filter(text)
+    assert one.reading == reading
+    assert "".join(n for n, t in records.items() if one.matches(Record(n, "", Caption.parse(t)))) == found
+
+
+def test_a_filter_that_finds_nothing_shows_the_quoted_form() -> None:
+    assert parse_filter("a, b (c)").misread() == (
+        'it was read as: a AND ("b (c)" OR (b AND c)); as one tag it is written "a, b (c)", with the quotes'
+    )
+    assert parse_filter("red").misread() == "it was read as: red"

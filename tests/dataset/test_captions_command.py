@@ -90,4 +90,4 @@ def test_what_cannot_be_is_refused(
 
 def test_a_missing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "no", "tags") == cli.BAD_JOB
-    assert "There is no folder" in capsys.readouterr().err
+    assert "does not exist: check its path." in capsys.readouterr().err

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lib_trainer.dataset.scan import Scan, natural_key, read_caption, scan_folder, with_trigger
+from lib_trainer.captions.document import read_document
+from lib_trainer.dataset.folder import natural_key
+from lib_trainer.dataset.scan import Scan, scan_folder, with_trigger
 from lib_trainer.errors import DatasetError
 
 MakePicture = Any
@@ -111,14 +113,14 @@ def test_numbers_that_may_not_be_meant_are_mentioned(tmp_path: Path, make_pictur
 )
 def test_captions_become_one_line(tmp_path: Path, content: bytes, expected: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
-    assert read_caption(tmp_path / "a.txt") == expected
+    assert read_document(tmp_path / "a.txt").trained() == (expected,)
 
 
 @given(st.text())
 def test_any_text_becomes_one_tidy_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.txt"
     path.write_bytes(text.encode("utf-8", "ignore"))
-    caption = read_caption(path)
+    (caption,) = read_document(path).trained()
     assert caption == " ".join(caption.split())
     assert [c for c in caption if c not in " ,"] == [c for c in "".join(text.split()) if c not in ",\ufeff"] or (
         "\ufeff" in text or any("\ud800" <= c <= "\udfff" for c in text)
@@ -127,7 +129,7 @@ def test_any_text_becomes_one_tidy_line(tmp_path_factory: pytest.TempPathFactory
 
 def test_a_caption_that_is_not_utf8_is_named(tmp_path: Path, make_picture: MakePicture) -> None:
     make_picture("a.png", caption="café".encode("latin-1"))
-    with pytest.raises(DatasetError, match=r"a\.txt' is not UTF-8 text: save it"):
+    with pytest.raises(DatasetError, match=r"a\.txt' is not UTF-8 text: it reads as cp1252, and can be converted\."):
         scan(tmp_path)
 
 
@@ -256,7 +258,7 @@ def test_what_may_not_be_read_is_named(
         with pytest.raises(DatasetError, match=r"cannot be read \(Permission denied\): check its permissions"):
             scan(tmp_path)
     elif denied == "caption":
-        monkeypatch.setattr(Path, "read_bytes", refuse(Path.read_bytes, "b.txt"))
+        monkeypatch.setattr(Path, "open", refuse(Path.open, "b.txt"))
         with pytest.raises(DatasetError, match=r"b\.txt' cannot be read \(Permission denied\)"):
             scan(tmp_path)
     else:

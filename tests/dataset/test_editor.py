@@ -436,6 +436,6 @@ def test_nothing_to_do_is_a_sentence(root: Path) -> None:
             action()
     with pytest.raises(DatasetError, match="Nothing would change"):
         editor.apply(editor.preview(make_edit("remove", {"tags": "absent"})))
-    for folder, sentence in (("", "No folder"), (root / "no", "There is no folder")):
+    for folder, sentence in (("", "No folder"), (root / "no", "does not exist")):
         with pytest.raises(DatasetError, match=sentence):
             Editor(folder)

@@ -24,7 +24,7 @@ from lib_trainer.errors import TaggerError
 from lib_trainer.tagging import pipeline
 from lib_trainer.tagging.events import Progress, WriteReport
 from lib_trainer.tagging.labels import Labels
-from lib_trainer.tagging.pictures import Folder, list_pictures, sharing
+from lib_trainer.tagging.pictures import CaptionPlaces, Folder, list_pictures
 from lib_trainer.tagging.pipeline import PixelBudget, score_pictures
 from lib_trainer.tagging.plan import Opened
 from lib_trainer.tagging.registry import Tagger
@@ -224,8 +224,35 @@ def test_folders_as_they_are(tmp_path: Path) -> None:
 
 def test_pictures_that_share_a_caption_file() -> None:
     names = [Path("a.jpg"), Path("a.png"), Path("b.png")]
-    assert sharing(names, "{name}.txt") == {Path("a.png"): Path("a.jpg")}
-    assert sharing(names, "{name}.{extension}.txt") == {}
+    assert CaptionPlaces("{name}.txt").sharing(names) == {Path("a.png"): Path("a.jpg")}
+    assert CaptionPlaces("{name}.{extension}.txt").sharing(names) == {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_captions_in_other_letters_and_through_links(tmp_path: Path, mini: Tagger) -> None:
+    """Cases 7 and 8: one caption a picture, the hand tags kept, and a linked caption written where it lies."""
+    root = tmp_path / "set"
+    draw_scenes(tmp_path / "elsewhere", 3)
+    root.mkdir()
+    (root / "10_zorb").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    kept = tmp_path / "captions" / "one.caption"
+    kept.parent.mkdir()
+    kept.write_text("linked by hand", encoding="utf-8")
+    (tmp_path / "elsewhere" / "000.TXT").write_text("my hand tag, portrait of x", encoding="utf-8")
+    (tmp_path / "elsewhere" / "001.txt").symlink_to(kept)
+    (tmp_path / "elsewhere" / "002.txt").symlink_to(tmp_path / "gone.txt")
+    with ScoreStore(root) as store:
+        score(mini, store, list_pictures(root))
+        opened = Opened.read(store, list_pictures(root).pictures, [mini.fingerprint], Style())
+        report = write_captions(opened, Thresholds(), Style(trigger="zorb"))
+    assert (report.written, report.failed) == (2, ())
+    assert ["a link to a file that is gone" in item.reason for item in opened.skipped] == [True]
+    names = sorted(path.name for path in (tmp_path / "elsewhere").iterdir() if path.suffix.lower() == ".txt")
+    assert names == ["000.TXT", "001.txt", "002.txt"]
+    assert (tmp_path / "elsewhere" / "000.TXT").read_text("utf-8").startswith("zorb, my hand tag, portrait of x, ")
+    assert (tmp_path / "elsewhere" / "001.txt").is_symlink()
+    assert kept.read_text("utf-8").startswith("zorb, linked by hand, ")
+    assert not (tmp_path / "gone.txt").exists()
 
 
 def truth_of(path: Path, store: ScoreStore, mini: Tagger, thresholds: Thresholds) -> set[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_trainer.captions.tags import TagPatterns, split_tags, tag_key
+from lib_trainer.captions.document import Caption
+from lib_trainer.captions.tags import TagPatterns, tag_key
 from lib_trainer.errors import ConfigError
 from lib_trainer.tagging.pictures import caption_path, check_template
 from lib_trainer.tagging.style import Existing, Guess, Style, compose
@@ -120,39 +122,89 @@ def test_nothing_to_change_is_no_change() -> None:
     assert compose(old("zork"), [], Style(trigger="zork")) is None
 
 
-TAGS = st.lists(
-    st.sampled_from(["a", "b", "long hair", "Long_Hair", "sword", "hat", "crown", "x (y)", "x \\(y\\)"]), max_size=6
+NAMES = ["a", "b", "long hair", "Long_Hair", "sword", "hat", "crown", "x (y)", "x \\(y\\)"]
+GAPS = [", ", ",", "\n", "\r\n", ",\n", "\n\n", " ||| "]
+TEXTS = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(GAPS)), max_size=6).map(
+    lambda parts: "".join(part for pair in parts for part in pair)
 )
+"""Captions as people leave them: the last gap stays at the end."""
 
 
-@settings(max_examples=60)
+def tags_of(text: str) -> list[str]:
+    return list(Caption.parse(text).tags)
+
+
+@settings(max_examples=200)
 @given(
-    TAGS,
+    TEXTS,
     st.lists(st.sampled_from(["a", "sword", "hat", "long_hair", "new"]), max_size=4, unique=True),
     st.sampled_from(["skip", "replace", "prepend", "append", "merge"]),
     st.dictionaries(
         st.sampled_from(["a", "sword", "hat", "crown", "long hair"]), st.sampled_from(["hand", "wd 0.5000"])
     ),
+    st.sampled_from(["", "b", "zork"]),
 )
 def test_hand_written_tags_always_survive(
-    tags: list[str], found: list[str], policy: str, origins: dict[str, str]
+    text: str, found: list[str], policy: str, origins: dict[str, str], trigger: str
 ) -> None:
-    existing = Existing.parse(", ".join(tags), origins)
-    style = Style(policy=policy)  # type: ignore[arg-type]
-    done = compose(existing, [Guess(name, 0.5, "wd 0.5000") for name in found], style)
-    text = existing.text if done is None else done.text
-    keys = [tag_key(tag) for tag in split_tags(text)]
-    assert {tag_key(tag) for tag in tags if origins.get(tag_key(tag), "hand") == "hand"} <= set(keys)
+    """As they are written, doubles too; and what a tagger finds is not written beside them."""
+    existing = Existing.parse(text, origins)
+    style = Style(policy=policy, trigger=trigger)  # type: ignore[arg-type]
+    guesses = [Guess(name, 0.5, "wd 0.5000") for name in found]
+    done = compose(existing, guesses, style)
+    after = tags_of(text if done is None else done.text)
+    by_hand = [tag for tag in tags_of(text) if origins.get(tag_key(tag), "hand") == "hand" and tag_key(tag) != trigger]
+    assert [tag for tag in after if tag in by_hand] == by_hand
     if done is None:
         return
-    assert len(keys) == len(set(keys))
-    assert all(tag_key(tag) in keys for tag in done.origins)
-    again = compose(
-        Existing.parse(text, {tag_key(k): v for k, v in done.origins.items()}),
-        [Guess(n, 0.5, "wd 0.5000") for n in found],
-        style,
-    )
-    assert again is None, "a second run changes nothing"
+    counts = Counter(map(tag_key, after))
+    assert all(count <= max(1, list(map(tag_key, tags_of(text))).count(key)) for key, count in counts.items())
+    assert all(tag_key(tag) in counts for tag in done.origins)
+    kept = {tag_key(tag): origin for tag, origin in done.origins.items()}
+    assert compose(Existing.parse(done.text, kept), guesses, style) is None, "a second run changes nothing"
+
+
+def test_several_lines_stay_and_the_taggers_tags_are_a_line_of_their_own() -> None:
+    """Case 9."""
+    text = "a tall man, standing, in a field, standing\nfirst person view of a man\n"
+    guesses = [Guess("grass", 0.9, "wd 0.9"), Guess("standing", 0.8, "wd 0.8"), Guess("sky", 0.7, "wd 0.7")]
+    for policy in ("merge", "append", "replace"):
+        done = compose(Existing.parse(text, {}), guesses, Style(policy=policy))  # type: ignore[arg-type]
+        assert done is not None and done.text == text + "grass, sky\n"
+        known = {tag_key(tag): origin for tag, origin in done.origins.items()}
+        assert compose(Existing.parse(done.text, known), guesses, Style(policy=policy)) is None  # type: ignore[arg-type]
+        more = compose(Existing.parse(done.text, known), [*guesses, Guess("tree", 0.6, "wd 0.6")], Style())
+        assert more is not None and more.text == text + "grass, sky, tree\n"
+        other = compose(Existing.parse(done.text, known), [Guess("tree", 0.6, "wd 0.6")], Style())
+        assert other is not None and other.text == text + "tree\n"
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", ",", ", "])
+@pytest.mark.parametrize("break_", ["\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("bom", [False, True])
+def test_what_was_there_is_the_beginning_of_what_is_written(end: str, break_: str, bom: bool) -> None:
+    text = f"one,two{break_}three  four{end}"
+    done = compose(Existing.parse(text, {}, bom), [Guess("sky", 0.7, "wd 0.7"), Guess("sea", 0.6, "wd 0.6")], Style())
+    assert done is not None and done.bom == bom
+    assert done.encode() == (b"\xef\xbb\xbf" if bom else b"") + done.text.encode()
+    assert done.text.startswith(text) and tags_of(done.text) == ["one", "two", "three  four", "sky", "sea"]
+    assert done.text.count("sky, sea") == 1 and ("\r" in text) == ("\r" in done.text)
+
+
+def test_one_line_gets_the_tags_at_its_end() -> None:
+    for text, after in (("a,b\n", "a,b,sky\n"), ("a, b", "a, b, sky"), ("a\r\n", "a, sky\r\n"), ("\n", "sky\n")):
+        done = compose(Existing.parse(text, {}), [Guess("sky", 0.7, "wd 0.7")], Style())
+        assert done is not None and done.text == after
+
+
+@pytest.mark.parametrize("trigger", ["saber (fate)", r"saber \(fate\)"])
+@pytest.mark.parametrize("always", ["saber (fate)", r"saber \(fate\)"])
+def test_escaping_twice_is_escaping_once(trigger: str, always: str) -> None:
+    """Case 10: whichever spelling is typed, the caption has the escaped one, and the other one writes nothing."""
+    style = Style(escaped=True, trigger=trigger, always=(always,))
+    done = compose(None, [Guess("saber_(fate)", 0.9, "wd 0.9")], style)
+    assert done is not None and done.text == r"saber \(fate\)"
+    assert compose(Existing.parse(done.text, {}), [Guess("saber_(fate)", 0.9, "wd 0.9")], style) is None
 
 
 @pytest.mark.parametrize(

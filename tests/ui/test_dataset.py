@@ -62,7 +62,7 @@ def test_a_folder_that_is_none_is_a_sentence(tmp_path: Path) -> None:
     tab = Tab(tmp_path)
     assert tab(
         "open", folder=str(tmp_path / "no<b>")
-    ) == f"There is no folder &#x27;{tmp_path}/no&lt;b&gt;&#x27;: check its path.".replace("&#x27;", "'")
+    ) == f"The folder of pictures '{tmp_path}/no&lt;b&gt;' does not exist: check its path.".replace("&#x27;", "'")
     assert tab("undo") == "No set is open: give its folder and press Open."
 
 

@@ -1,0 +1,49 @@
+"""`dataset.caption_lines` in whole runs: what the text encoder is given, and that the result is another."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_trainer.training.captions import LiveCaptions
+from tests.training.watched import Watched
+
+TEXT = "a disc,\n\nred zork\nblue on white\n"
+READ = {
+    "all": {"a disc, red zork, blue on white"},
+    "first": {"zork, a disc,"},
+    "random": {"zork, a disc,", "red zork", "zork, blue on white"},
+}
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every caption that a run encodes."""
+    captions: list[str] = []
+    real = LiveCaptions.__call__
+
+    def spy(self: LiveCaptions, texts: Any, sizes: Any) -> Any:
+        captions.extend(texts)
+        return real(self, texts, sizes)
+
+    monkeypatch.setattr(LiveCaptions, "__call__", spy)
+    return captions
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0])
+@pytest.mark.parametrize("lines", ["all", "first", "random"])
+def test_what_a_run_reads_of_several_lines(
+    watched: Watched, pictures: Path, tmp_path: Path, given: list[str], lines: str, rate: float
+) -> None:
+    """Encoded at each step, and once beforehand where the text encoder is not trained (rate 0)."""
+    folder = shutil.copytree(pictures, tmp_path / "several lines")
+    for path in folder.rglob("*.txt"):
+        path.write_text(TEXT, encoding="utf-8")
+    changes = {"dataset__caption_lines": lines, "dataset__trigger_word": "zork", "training__max_steps": 8}
+    view = watched.run(folder, optimizer__text_encoder_lr=rate, **changes)
+    assert view.state == "finished", view.error
+    read = set(given) - {""}
+    assert read == READ[lines]
