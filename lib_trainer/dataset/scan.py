@@ -15,6 +15,7 @@ from lib_trainer.errors import DatasetError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 """What counts as a picture, in lower case. The file's content decides how it is read."""
 
+NAME = "[name]"
 MANY_REPEATS = 1000  # the most that the form allows; more in a folder's name is rather a year
 
 
@@ -111,8 +112,15 @@ def listed(skipped: Sequence[Skipped], most: int = 3) -> str:
 
 
 def with_trigger(caption: str, trigger_word: str) -> str:
-    """`caption` with the trigger word in front, unless it has it as a whole tag or word in any case of letters."""
-    if not trigger_word or re.search(rf"(?<![\w-]){re.escape(trigger_word)}(?![\w-])", caption, re.IGNORECASE):
+    """`caption` with the trigger word in front, unless it has it as a whole tag or word in any case of letters.
+
+    `[name]` stands for it, as in the WebUI's templates, and is filled in when a step is made (`CaptionMaker`).
+    """
+    if (
+        not trigger_word
+        or NAME in caption
+        or re.search(rf"(?<![\w-]){re.escape(trigger_word)}(?![\w-])", caption, re.IGNORECASE)
+    ):
         return caption
     return f"{trigger_word}, {caption}" if caption else trigger_word
 
