@@ -148,7 +148,8 @@ class NetworkConfig(Section, frozen=True):
         str,
         option(
             "Continue from",
-            "A file of the same kind to go on from; its rank and shapes are taken from it. Empty: start anew.",
+            "A file of the same kind to go on from; its rank and shapes are taken from it. Layers that do not learn "
+            "stay as they are in it. Empty: start anew.",
             advanced=True,
             path=True,
         ),

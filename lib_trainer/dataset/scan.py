@@ -24,6 +24,7 @@ from lib_trainer.dataset.folder import (
 from lib_trainer.dataset.pictures import PictureError, read_size
 from lib_trainer.errors import DatasetError
 
+NAME = "[name]"
 MANY_REPEATS = 1000  # the most that the form allows; more in a folder's name is rather a year
 
 
@@ -122,8 +123,11 @@ def listed(skipped: Sequence[Skipped], most: int = 3) -> str:
 
 def with_trigger(caption: str, trigger_word: str) -> str:
     """`caption` with the trigger word in front, unless it has it as a whole tag or word in any case of letters, with or
-    without backslashes before its brackets."""
-    if not trigger_word:
+    without backslashes before its brackets.
+
+    `[name]` stands for it, as in the WebUI's templates, and is filled in when a step is made (`CaptionMaker`).
+    """
+    if not trigger_word or NAME in caption:
         return caption
     if re.search(rf"(?<![\w-]){either_spelling(trigger_word)}(?![\w-])", caption, re.IGNORECASE):
         return caption

@@ -75,6 +75,14 @@ def block_of(diffusers_name: str, resnets: int = 2) -> str:
     return f"output_{level * (resnets + 1) + (resnets if kind == 'upsamplers' else place)}"
 
 
+def block_of_key(key: str, resnets: int = 2) -> str | None:
+    """The same from a key of a LoRA file (`lora_unet_down_blocks_1_attentions_0_…`); None outside the blocks."""
+    if key.startswith("lora_unet_mid_block_"):
+        return "middle"
+    match = re.match(r"lora_unet_(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_", key)
+    return None if match is None else block_of("{}_blocks.{}.{}.{}.".format(*match.groups()), resnets)
+
+
 def unet_key(diffusers_name: str) -> str:
     """The key prefix in a LoRA file."""
     return "lora_unet_" + diffusers_name.replace(".", "_")

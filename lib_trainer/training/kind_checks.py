@@ -34,6 +34,11 @@ def check_adapters(job: JobConfig, host: Host) -> None:
         if not rank.is_integer():
             raise ConfigError(f"blocks.ranks: {block} = {rank:g} is not a whole number: correct it.")
     if job.network.continue_from:
+        if job.blocks.ranks.strip():
+            raise ConfigError(
+                f"blocks.ranks = {job.blocks.ranks!r} has no meaning beside {CONTINUE}, whose file has its ranks: "
+                "leave one of them empty."
+            )
         check_continued_adapters(job, read_lora(Path(job.network.continue_from).expanduser()))
 
 

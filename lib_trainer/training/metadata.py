@@ -1,16 +1,21 @@
-"""What a LoRA file says about its making, in sd-scripts' names, which the WebUI's card and other tools read.
+"""What a file says about its making, in sd-scripts' names, which the WebUI's card and other tools read.
 
-Values are strings; the WebUI parses JSON only where a value begins with a brace.
+Values are strings; the WebUI parses JSON only where a value begins with a brace. What the tensors tell (ranks, alphas,
+hashes) is added where they are written. `modelspec.` fields: github.com/Stability-AI/ModelSpec.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import datetime
+import hashlib
 import io
 import json
 import time
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from PIL import Image
 
@@ -20,9 +25,16 @@ from lib_trainer.config.base import ADAPTERS
 from lib_trainer.dataset.latents import Encoded
 from lib_trainer.dataset.scan import Scan
 from lib_trainer.ports import Family, LoadedModel
+from lib_trainer.training.kinds import TRAINING_KINDS
+from lib_trainer.training.recipes import Recipe
 
 BASE_MODEL_VERSIONS = {Family.SD1: "sd_v1", Family.SD2: "sd_v2", Family.SDXL: "sdxl_base_v1-0"}
 COVER_SIDE = 512
+PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
+"""accelerate's words, as sd-scripts writes them."""
+
+STABILITY = "https://github.com/Stability-AI/generative-models"
+"""ModelSpec's name for CompVis' layout."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class RunFacts:
     total_steps: int
     batches_per_epoch: int
     precision: str
-    network_module: str = "networks.lora"
+    recipe: Recipe
     started: float = field(default_factory=time.time)
     session: str = field(default_factory=lambda: str(uuid.uuid4().int % 2**32))
 
@@ -44,47 +56,39 @@ class RunFacts:
 def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image | None) -> dict[str, str]:
     """Metadata of the file written after `step` optimizer steps."""
     job, model = facts.job, facts.model
-    network, optimizer, training = job.network, job.optimizer, job.training
+    optimizer, training = job.optimizer, job.training
     values: dict[str, object] = {
         "ss_session_id": facts.session,
         "ss_training_started_at": facts.started,
         "ss_training_finished_at": time.time(),
         "ss_output_name": job.output.name,
         "ss_training_comment": f"WebUI trainer {__version__}",
-        "ss_network_module": facts.network_module,
-        "ss_network_dim": network.rank,
-        "ss_network_alpha": network.alpha or network.rank,
         "ss_base_model_version": BASE_MODEL_VERSIONS[model.family],
         "ss_v2": model.family is Family.SD2,
-        "ss_sd_model_name": model.file.name if model.file else model.name,
         "ss_clip_skip": training.clip_skip,
         "ss_max_token_length": training.max_tokens,
         "ss_seed": training.seed,
-        "ss_mixed_precision": facts.precision,
+        "ss_mixed_precision": PRECISIONS.get(facts.precision, facts.precision),
         "ss_gradient_checkpointing": training.gradient_checkpointing,
         "ss_gradient_accumulation_steps": training.gradient_accumulation,
         "ss_max_grad_norm": optimizer.max_gradient_norm,
         "ss_optimizer": optimizer.name,
-        "ss_learning_rate": optimizer.unet_lr,
-        "ss_unet_lr": optimizer.unet_lr or None,
-        "ss_text_encoder_lr": optimizer.text_encoder_lr or None,
         "ss_lr_scheduler": optimizer.schedule,
         "ss_lr_warmup_steps": optimizer.warmup_steps if "warmup" in optimizer.schedule else 0,
         "ss_max_train_steps": facts.total_steps,
         "ss_num_batches_per_epoch": facts.batches_per_epoch,
         "ss_num_epochs": -(-facts.total_steps * training.gradient_accumulation // max(1, facts.batches_per_epoch)),
-        "ss_num_train_images": sum(sample.repeats for sample in facts.encoded.samples),
         "ss_batch_size_per_device": training.batch_size,
         "ss_total_batch_size": training.batch_size * training.gradient_accumulation,
         "ss_resolution": (job.dataset.width, job.dataset.height),
         "ss_steps": step,
         "ss_epoch": epoch,
     }
-    if job.network.kind in ADAPTERS:
-        values["ss_network_args"] = json.dumps(_network_args(job))
-    if model.file_hash:
-        values["ss_new_sd_model_hash"] = model.file_hash
+    values |= _rates(facts) | _base_model(model) | _pictures(facts) | _model_spec(facts)
     metadata = {key: str(value) for key, value in values.items()}
+    if job.network.kind in ADAPTERS:
+        metadata["ss_network_module"] = facts.recipe.network_module
+        metadata["ss_network_args"] = json.dumps(_network_args(job))
     metadata["ss_tag_frequency"] = json.dumps(facts.scan.tag_frequency(), ensure_ascii=False)
     metadata["ss_dataset_dirs"] = json.dumps(facts.scan.dataset_dirs(), ensure_ascii=False)
     metadata["ss_bucket_info"] = json.dumps(_bucket_info(facts.encoded))
@@ -93,20 +97,85 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
     return metadata
 
 
+def _rates(facts: RunFacts) -> dict[str, object]:
+    """Those of the kind itself, of the parts that have something to learn; a part that has none says `None`."""
+    values = {path: _option(facts.job, path) for path in TRAINING_KINDS[facts.job.network.kind].rates.split(", ")}
+    trained = facts.recipe.modules()
+    unet = next((rate for path, rate in values.items() if path.endswith(".unet_lr") and trained.get("unet")), None)
+    text = next(
+        (rate for path, rate in values.items() if path.endswith(".text_encoder_lr") and trained.get("te1")), None
+    )
+    single = next((rate for path, rate in values.items() if path.endswith(".learning_rate")), None)
+    rates: dict[str, object] = {"ss_learning_rate": unet or text or single}
+    return rates | ({} if single is not None and len(values) == 1 else {"ss_unet_lr": unet, "ss_text_encoder_lr": text})
+
+
+def _option(job: JobConfig, path: str) -> float:
+    section, _, name = path.partition(".")
+    return float(getattr(getattr(job, section), name))
+
+
+def _base_model(model: LoadedModel) -> dict[str, object]:
+    values: dict[str, object] = {"ss_sd_model_name": model.file.name if model.file else model.name}
+    if model.file_hash:
+        values["ss_new_sd_model_hash"] = model.file_hash
+    if model.file is not None and model.file.is_file():
+        with contextlib.suppress(OSError), model.file.open("rb") as file:
+            file.seek(0x100000)
+            values["ss_sd_model_hash"] = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]  # the WebUI's older one
+    return values
+
+
+def _pictures(facts: RunFacts) -> dict[str, object]:
+    counts = dict.fromkeys(("learn", "class", "before"), 0)
+    for sample in facts.encoded.samples:
+        counts[sample.role] += sample.repeats
+    values: dict[str, object] = {
+        "ss_num_train_images": counts["learn"] + counts["before"],
+        "ss_num_reg_images": counts["class"],
+    }
+    return values | ({"ss_prior_loss_weight": facts.job.prior.weight} if counts["class"] else {})
+
+
+def _model_spec(facts: RunFacts) -> dict[str, object]:
+    """The fields of ModelSpec 1.0.0 that are certain here."""
+    job, model = facts.job, facts.model
+    adapter = {"embedding": "/textual-inversion"} | dict.fromkeys(ADAPTERS, "/lora")
+    values: dict[str, object] = {
+        "sai_model_spec": "1.0.0",
+        "architecture": f"stable-diffusion-v1{adapter.get(job.network.kind, '')}",
+        "implementation": "diffusers" if job.network.kind in ADAPTERS else STABILITY,
+        "title": job.output.name,
+        "date": datetime.datetime.fromtimestamp(int(facts.started)).isoformat(),
+        "resolution": f"{job.dataset.width}x{job.dataset.height}",
+        "prediction_type": model.schedule.prediction,
+        "encoder_layer": job.training.clip_skip,
+    }
+    if job.dataset.trigger_word.strip():
+        values["trigger_phrase"] = job.dataset.trigger_word.strip()
+    return {f"modelspec.{name}": value for name, value in values.items()} if model.family is Family.SD1 else {}
+
+
 def _network_args(job: JobConfig) -> dict[str, str]:
-    """What LyCORIS calls the options that rank and alpha do not tell."""
-    network = job.network
+    """What LyCORIS calls the options that the tensors do not tell.
+
+    Of rs-LoRA they tell all: alpha is stored so that alpha / rank is the scale, and naming it would scale twice.
+    """
+    network, blocks = job.network, job.blocks
     values: dict[str, object] = {"algo": {"locon": "locon", "loha": "loha", "lokr": "lokr"}.get(network.kind, "lora")}
-    if network.kind in ("locon", "loha", "lokr"):
-        values |= {"conv_dim": network.conv_rank, "conv_alpha": network.conv_alpha or network.conv_rank}
-    if network.kind == "lokr":
+    if network.kind == "lokr" and not network.continue_from:
         values |= {"factor": network.factor, "decompose_both": network.decompose_both}
-    for name, value in (("dora_wd", network.dora), ("rs_lora", network.rank_stabilised)):
-        if value:
-            values[name] = value
+    if network.dora:
+        values["dora_wd"] = True
     for name in ("dropout", "rank_dropout", "module_dropout"):
         if getattr(network, name):
             values[name] = getattr(network, name)
+    if blocks.preset != "all" or blocks.rates.strip():
+        values |= {"blocks_preset": blocks.preset, "blocks_rates": blocks.rates}
+    if job.network.kind == "pivotal":
+        values["embedding_lr"] = job.embedding.learning_rate
+    if network.continue_from:
+        values["continued_from"] = Path(network.continue_from).name
     return {name: str(value) for name, value in values.items()}
 
 

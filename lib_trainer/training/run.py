@@ -221,7 +221,7 @@ class Run:
             total,
             source.batches_per_epoch(),
             precision,
-            self.recipe.network_module,
+            self.recipe,
         )
         optimizer = OPTIMIZERS[job.optimizer.name](self.recipe.groups(), job.optimizer)
         if self.model.device.type == "cuda":

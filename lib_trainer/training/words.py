@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from lib_trainer.config import JobConfig
-from lib_trainer.dataset.scan import with_trigger
+from lib_trainer.dataset.scan import NAME, with_trigger
 from lib_trainer.errors import ConfigError
 from lib_trainer.ports import Host
 
 WORD_KINDS = ("embedding", "pivotal")
+FILEWORDS = "[filewords]"
 TEMPLATE_KINDS = (*WORD_KINDS, "hypernetwork")
 
 
@@ -51,20 +52,25 @@ def word_path(path: Path, name: str, job: JobConfig) -> Path:
 
 @dataclass(frozen=True)
 class CaptionMaker:
-    """What a picture is said to show in one step. `lines` are a template's; else `names` go in front."""
+    """What a picture is said to show in one step. `lines` are a template's; else `names` go in front.
+
+    `called` is what `[name]` means where there are no names, in captions too.
+    """
 
     lines: tuple[str, ...]
     names: tuple[str, ...]
+    called: str = ""
 
     def __call__(self, caption: str, generator: torch.Generator) -> str:
+        name, whole = " ".join(self.names) or self.called, caption
+        for one in reversed(self.names):
+            whole = with_trigger(whole, one)
         if not self.lines:
-            for name in reversed(self.names):
-                caption = with_trigger(caption, name)
-            return caption
-        name = " ".join(self.names)
-        words = caption.removeprefix(name).removeprefix(", ")  # the scan puts the name where a caption says nothing
+            return whole.replace(NAME, name) if name else whole
         line = self.lines[int(torch.randint(len(self.lines), (1,), generator=generator))]
-        return line.replace("[name]", name).replace("[filewords]", words).strip(" ,")
+        own = caption.removeprefix(name).removeprefix(", ")  # the scan puts the name where a caption says nothing
+        text = line.replace(FILEWORDS, own if NAME in line else whole)
+        return text.replace(NAME, name).strip(" ,")
 
     @property
     def varies(self) -> bool:
@@ -73,18 +79,19 @@ class CaptionMaker:
 
 def caption_maker(job: JobConfig, host: Host) -> CaptionMaker:
     """Captions as a job wants them. Raises `ConfigError` for a template that is not there or says nothing."""
+    called = job.dataset.trigger_word.strip() or job.output.name
     if job.network.kind not in TEMPLATE_KINDS:
-        return CaptionMaker((), ())
+        return CaptionMaker((), (), called)
     names = word_names(job) or [job.output.name]
     if not job.dataset.template:
-        return CaptionMaker((), tuple(word_names(job)))
+        return CaptionMaker((), tuple(word_names(job)), called)
     path = _template_path(job.dataset.template, host)
     lines = read_template(path)
-    bad = next((line for line in lines if not re.search(r"(?<!\w)\[name\](?!\w)", line)), None)
+    bad = next((line for line in lines if not re.search(r"(?<!\w)\[name\](?!\w)|\[filewords\]", line)), None)
     if word_names(job) and bad is not None:
         raise ConfigError(
-            f"dataset.template: the line {bad!r} of {path} has no [name] that stands alone, so it would teach nothing: "
-            "correct it."
+            f"dataset.template: the line {bad!r} of {path} has no [name] that stands alone and no [filewords] that "
+            "would bring it, so it would teach nothing: correct it."
         )
     return CaptionMaker(tuple(lines), tuple(names))
 

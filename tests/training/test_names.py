@@ -191,6 +191,7 @@ def test_a_run_that_replaces(watched: Watched, pictures: Path) -> None:
     old = {
         name: put(folder / name, name.encode()) for name in ("learned.safetensors", "learned-step00000001.safetensors")
     }
+    old["learned.json"] = put(folder / "learned.json", b"learned.json")  # the card beside it
     other = put(folder / "learned-2.safetensors")
     watched.react = lambda event: (
         seen.append(sorted(p.name for p in folder.iterdir())) if isinstance(event, ev.StepDone) else None
@@ -203,7 +204,7 @@ def test_a_run_that_replaces(watched: Watched, pictures: Path) -> None:
     assert kept == {name: name.encode() for name in old}
     assert read_lora(old["learned.safetensors"]).metadata["ss_steps"] == "2"
     assert read_lora(old["learned-step00000001.safetensors"]).metadata["ss_steps"] == "1"
-    assert other.read_bytes() == b"precious"
+    assert other.read_bytes() == b"precious" and b"zork" in old["learned.json"].read_bytes()
 
 
 def test_a_run_that_dies_early_replaces_nothing(

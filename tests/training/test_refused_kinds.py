@@ -64,10 +64,10 @@ def test_fields_that_cannot_be(
 
 def test_a_template_without_the_name_teaches_nothing(watched: Watched, pictures: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
-    path.write_text("a photo of [filewords]")
+    path.write_text("a photo of a thing")
     said = refused(watched, pictures, ConfigError, **EMBEDDING, dataset__template=str(path))
     assert "has no [name] that stands alone" in said
-    path.write_text("a photo of [name]\ntwo [name]s")
+    path.write_text("a photo of [name]\n[filewords]\ntwo [name]s")
     said = refused(watched, pictures, ConfigError, **EMBEDDING, dataset__template=str(path))
     assert "'two [name]s'" in said
     path.write_text(" \n\n")

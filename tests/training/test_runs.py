@@ -60,7 +60,15 @@ def test_what_the_file_says_of_itself(watched: Watched, pictures: Path) -> None:
         "ss_max_train_steps": "2",
         "ss_num_batches_per_epoch": "6",
         "ss_num_train_images": "6",
+        "ss_num_reg_images": "0",
         "ss_resolution": "(64, 64)",
+        "ss_mixed_precision": "no",
+        "ss_network_args": '{"algo": "lora"}',
+        "ss_new_sd_model_hash": watched.host.model().file_hash,
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.title": "learned",
+        "modelspec.trigger_phrase": "zork",
+        "modelspec.prediction_type": "epsilon",
     }
     assert {key: metadata.get(key) for key in expected} == expected
     assert float(metadata["ss_training_started_at"]) <= float(metadata["ss_training_finished_at"])

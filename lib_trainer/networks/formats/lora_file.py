@@ -2,7 +2,8 @@
 
 Layout: an 8-byte little-endian header length, a JSON header (tensors and a `__metadata__` of strings), the tensors'
 bytes (https://github.com/huggingface/safetensors). `sshs_model_hash` is the SHA-256 of everything behind the header, so
-that editing the metadata does not change a file's identity.
+that editing the metadata does not change a file's identity; `sshs_legacy_hash` is the WebUI's older one, of 64 KiB from
+the first MiB on, of a file with the `ss_` metadata alone (sd-scripts, precalculate_safetensors_hashes).
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import torch
 
 from lib_trainer.errors import ModelError
 from lib_trainer.files import found
+from lib_trainer.networks.formats.lora_facts import BUNDLED, with_ranks
 from lib_trainer.networks.formats.plain_pickle import read_plain
 from lib_trainer.networks.formats.reading import is_pickle, read_safetensors
 from lib_trainer.networks.formats.writing import write_new
 from lib_trainer.networks.lora import module_keys
 
-BUNDLED = "bundle_emb."
+__all__ = ["BUNDLED", "LoraFile", "bundled", "read_lora", "write_lora"]
 
 
 def bundled(embeddings: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -51,11 +53,19 @@ class LoraFile:
 def write_lora(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], *, overwrite: bool
 ) -> None:
-    """Write a LoRA file whole or not at all. Raises `SaveError` naming the file and the remedy."""
-    data = safetensors.torch.save(dict(tensors))
+    """Write a LoRA file whole or not at all. Raises `SaveError` naming the file and the remedy.
+
+    What metadata says of ranks, alphas and hashes is read from the tensors.
+    """
+    described = with_ranks(metadata, tensors)
+    trained = {name: value for name, value in described.items() if name.startswith("ss_")}
+    data = safetensors.torch.save(dict(tensors), metadata=trained)
     body = memoryview(data)[8 + struct.unpack("<Q", data[:8])[0] :]
-    identity = {"sshs_model_hash": hashlib.sha256(body).hexdigest()}
-    data = safetensors.torch.save(dict(tensors), metadata={**metadata, **identity})
+    identity = {
+        "sshs_model_hash": hashlib.sha256(body).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8],
+    }
+    data = safetensors.torch.save(dict(tensors), metadata=described | identity)
     write_new(path, data, overwrite=overwrite)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.errors import ModelError
 from lib_trainer.networks.adapters import AdapterSpec, Dropouts
 from lib_trainer.networks.blocks import learns, parse_blocks
-from lib_trainer.networks.formats.lora_file import read_lora, write_lora
+from lib_trainer.networks.formats.lora_file import BUNDLED, read_lora, write_lora
 from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
 from lib_trainer.ports import AdaptableModule, LoadedModel, Part
 from lib_trainer.training.precision import DTYPES
@@ -25,6 +27,7 @@ ADAPTER_KINDS: dict[str, Literal["lora", "loha", "lokr"]] = {"loha": "loha", "lo
 """Kinds of training whose adapters are not plain LoRA."""
 
 WITH_CONVOLUTIONS = ("locon", "loha", "lokr")
+WHAT_LEARNS = "let the learning rates, blocks.preset, blocks.rates and blocks.ranks leave some"
 
 
 class AdapterRecipe(Recipe):
@@ -32,9 +35,11 @@ class AdapterRecipe(Recipe):
 
     def __init__(self, job: JobConfig, model: LoadedModel) -> None:
         self._job, self._dtype = job, DTYPES[job.output.precision]
-        self.network = make_network(job, model)
+        self.networks = make_networks(job, model)
+        self.network = self.networks.trained
         self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
-        self.network_module = "networks.lora" if job.network.kind in ("lora", "difference") else "lycoris.kohya"
+        plain = job.network.kind in ("lora", "difference") and not job.network.dora  # sd-scripts has DoRA by LyCORIS
+        self.network_module = "networks.lora" if plain else "lycoris.kohya"
         self._seeds = DropoutSeeds(job)
 
     def groups(self) -> list[dict[str, Any]]:
@@ -44,13 +49,34 @@ class AdapterRecipe(Recipe):
         return {str(part): count for part, count in self.network.parts().items()}
 
     def applied(self) -> AbstractContextManager[None]:
-        return self.network.applied()
+        return self.networks.applied()
 
     def before_step(self, step: int, *, base: bool) -> None:
         self._seeds.set(step)
 
     def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
-        write_lora(path, self.network.tensors(self._dtype), facts, overwrite=overwrite)
+        write_lora(path, self.networks.tensors(self._dtype), facts, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """`trained` learns. `held` is the rest of the file that a run goes on from: it is applied and stays what it was.
+
+    `kept` are that rest's tensors as they were read, and those of embeddings that the file brings along.
+    """
+
+    trained: LoraNetwork
+    held: LoraNetwork
+    kept: dict[str, torch.Tensor]
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        with self.held.applied(), self.trained.applied():
+            yield
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The whole file; what was trained in `dtype`."""
+        return self.kept | self.trained.tensors(dtype)
 
 
 class DropoutSeeds:
@@ -82,38 +108,49 @@ def rate_groups(job: JobConfig, network: LoraNetwork) -> list[dict[str, Any]]:
     ]
 
 
-def make_network(job: JobConfig, model: LoadedModel) -> LoraNetwork:
+def make_networks(job: JobConfig, model: LoadedModel) -> Networks:
     """The network of a job. Raises `ModelError` if the file to continue from does not fit the model."""
-    planned = plan_adapters(job, model.adaptable_modules())
+    modules = model.adaptable_modules()
     if not job.network.continue_from:
-        return LoraNetwork.build(planned, torch.Generator().manual_seed(job.training.seed))
+        planned = plan_adapters(job, modules)
+        fresh = LoraNetwork.build(planned, torch.Generator().manual_seed(job.training.seed))
+        return Networks(fresh, LoraNetwork([]), {})
     path = Path(job.network.continue_from).expanduser()
-    tensors = {name: tensor for name, tensor in read_lora(path).tensors.items() if not name.startswith("bundle_emb.")}
-    targets = [target for target in model.adaptable_modules() if rates_of(job)[target.part] > 0]
+    whole = read_lora(path).tensors
+    tensors = {name: tensor for name, tensor in whole.items() if not name.startswith(BUNDLED)}
     try:
-        network = LoraNetwork.from_tensors(targets, tensors)
+        trained = LoraNetwork.from_tensors([one for one in modules if learns_in(job, one)], tensors)
+        held = LoraNetwork.from_tensors([one for one in modules if not learns_in(job, one)], tensors)
     except ValueError as error:
         raise ModelError(f"{path} does not fit this checkpoint ({error}): choose a file made for it.") from error
-    strange = unmatched_keys(model.adaptable_modules(), tensors)
-    if strange or not len(network):
+    strange = unmatched_keys(modules, tensors)
+    if strange or not len(trained) + len(held):
         what = strange[0] if strange else "any module"
         raise ModelError(f"{path} and this checkpoint do not share {what}: choose a file made for SD 1.x.")
-    for adapter in network:
+    if not len(trained):
+        raise ModelError(f"{path} has no layer that is to learn: {WHAT_LEARNS}.")
+    for adapter in trained:
         adapter.dropouts = dropouts_of(job)
-    return network
+    held.requires_grad_(False)
+    learning = {adapter.key for adapter in trained}
+    kept = {name: tensor.clone() for name, tensor in whole.items() if name.partition(".")[0] not in learning}
+    return Networks(trained, held, kept)
+
+
+def learns_in(job: JobConfig, target: AdaptableModule) -> bool:
+    """Whether a job trains what stands beside this layer: rates of parts and blocks, and the preset, decide."""
+    factor = parse_blocks(job.blocks.rates, "blocks.rates").get(target.block, 1.0)
+    return bool(rates_of(job)[target.part] and factor and learns(job.blocks.preset, target.block))
 
 
 def plan_adapters(job: JobConfig, modules: Sequence[AdaptableModule]) -> Planned:
     """Which modules get an adapter, and of what kind and rank."""
-    network, rates = job.network, rates_of(job)
-    factors = parse_blocks(job.blocks.rates, "blocks.rates")
+    network = job.network
     ranks = parse_blocks(job.blocks.ranks, "blocks.ranks")
     convolutions = network.kind in WITH_CONVOLUTIONS and network.conv_rank > 0
     planned: Planned = []
     for target in modules:
-        if not rates[target.part] or not factors.get(target.block, 1.0) or not learns(job.blocks.preset, target.block):
-            continue
-        if target.group == "convolution" and not convolutions:
+        if not learns_in(job, target) or (target.group == "convolution" and not convolutions):
             continue
         spatial = isinstance(target.module, nn.Conv2d) and target.module.kernel_size != (1, 1)
         rank, alpha = (network.conv_rank, network.conv_alpha) if spatial else (network.rank, network.alpha)
@@ -123,7 +160,7 @@ def plan_adapters(job: JobConfig, modules: Sequence[AdaptableModule]) -> Planned
         if rank:
             planned.append((target, _spec(job, rank, alpha or rank)))
     if not planned:
-        raise ModelError("No layer is left to learn: let blocks.preset, blocks.rates and blocks.ranks leave some.")
+        raise ModelError(f"No layer is left to learn: {WHAT_LEARNS}.")
     return planned
 
 

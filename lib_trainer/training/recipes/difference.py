@@ -19,7 +19,7 @@ from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import LoadedModel
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.recipes import Recipe
-from lib_trainer.training.recipes.adapters import DropoutSeeds, make_network, rate_groups
+from lib_trainer.training.recipes.adapters import DropoutSeeds, make_networks, rate_groups
 
 
 class DifferenceRecipe(Recipe):
@@ -30,8 +30,9 @@ class DifferenceRecipe(Recipe):
     def __init__(self, job: JobConfig, model: LoadedModel) -> None:
         self._job = job
         fresh = msgspec.structs.replace(job.network, continue_from="")
-        self.base = make_network(msgspec.structs.replace(job, network=fresh), model)
-        self.network = make_network(job, model)
+        self.base = make_networks(msgspec.structs.replace(job, network=fresh), model).trained
+        self.networks = make_networks(job, model)
+        self.network = self.networks.trained
         self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
         self._seeds = DropoutSeeds(job)
         self.before_step(1, base=True)
@@ -51,16 +52,15 @@ class DifferenceRecipe(Recipe):
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        with self.base.applied(), self.network.applied():
+        with self.base.applied(), self.networks.applied():
             yield
 
     def previewed(self) -> contextlib.AbstractContextManager[None]:
         """What is saved: the difference alone."""
-        return self.network.applied()
+        return self.networks.applied()
 
     def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
-        tensors = self.network.tensors(DTYPES[self._job.output.precision])
-        write_lora(path, tensors, facts, overwrite=overwrite)
+        write_lora(path, self.networks.tensors(DTYPES[self._job.output.precision]), facts, overwrite=overwrite)
 
 
 def _learn(network: LoraNetwork, on: bool) -> None:

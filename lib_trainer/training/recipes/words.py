@@ -135,5 +135,5 @@ class PivotalRecipe(Recipe):
         self.words.after_step()
 
     def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
-        tensors = self.adapters.network.tensors(self._dtype) | bundled(self.words.rows, self._dtype)
+        tensors = self.adapters.networks.tensors(self._dtype) | bundled(self.words.rows, self._dtype)
         write_lora(path, tensors, facts, overwrite=overwrite)
