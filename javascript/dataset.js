@@ -16,6 +16,7 @@
     let typing = 0;
     let typedIn = null; // where a hint for what is being typed belongs
     let dragged = null;
+    let seen = false; // whether the page was visible a moment ago
     let focused = 0; // number of the answer whose wish for the focus was met
 
     const find = (name) => document.getElementById("dataset_" + name);
@@ -37,6 +38,12 @@
         return values;
     }
 
+    // What the training form says, where there is one: the check is for that size.
+    function trainSize() {
+        const sides = ["width", "height"].map((name) => document.querySelector(`#trainer_dataset_${name} input`)?.value);
+        return sides.every(Boolean) ? sides : undefined;
+    }
+
     const visibleForm = () => page().querySelector("form.dataset-edit:not([hidden])");
 
     // What stands in the page's own fields goes along with every command.
@@ -44,7 +51,7 @@
         const full = {
             scope: value("dataset_scope"), trigger: value("dataset_trigger"), share: value("dataset_share"),
             protected: value("dataset_protected"), width: value("dataset_width"), height: value("dataset_height"),
-            mirrored: value("dataset_mirrored"), ...command,
+            mirrored: value("dataset_mirrored"), train: trainSize(), ...command,
         };
         if (command.field) full.text = value(command.field);
         if (command.do === "preview") full.values = formValues(visibleForm());
@@ -198,7 +205,9 @@
             box.blur();
             return;
         }
-        if (event.key !== "Enter") return;
+        const form = box.closest("form.dataset-edit");
+        const ours = box.dataset.newTag || box.dataset.rewrite !== undefined || box.dataset.enter || form;
+        if (event.key !== "Enter" || !ours) return; // the folder's box is gradio's, which opens the set
         event.preventDefault();
         if (box.dataset.newTag) {
             if (box.value.trim()) send({do: "chip", op: "add", text: box.value, focus: "dataset_new_tag"});
@@ -206,10 +215,7 @@
         } else if (box.dataset.rewrite !== undefined) {
             send({do: "chip", op: "rename", index: Number(box.dataset.rewrite), text: box.value});
         } else if (box.dataset.enter) send({do: box.dataset.enter, text: box.value});
-        else {
-            const form = box.closest("form.dataset-edit");
-            if (form) form.querySelector("[data-do]").click();
-        }
+        else form.querySelector("[data-do]").click();
     }
 
     function onKeyOnChip(event, chip) {
@@ -321,6 +327,9 @@
     setInterval(() => {
         attach();
         next();
-        if (isVisible() && page().querySelector("[data-poll]") && !busySince) send({do: "poll"});
+        const visible = Boolean(isVisible());
+        const back = visible && !seen && page().querySelector(".dataset-bar"); // another tab may have changed the set
+        seen = visible;
+        if (visible && (back || page().querySelector("[data-poll]")) && !busySince) send({do: "poll"});
     }, POLL_MS);
 })();

@@ -168,15 +168,14 @@ class Editor:
             return Preview(label, tuple(altered), len(paths), self._revision)
 
     def apply(self, preview: Preview) -> Entry:
-        """Write what was previewed, as one transaction.
+        """Carry out what was previewed, as one transaction.
 
-        Raises `ConflictError` where captions have changed since, on disk or by another editor: nothing is written.
+        Raises `ConflictError` where files have changed since, on disk or by another editor: nothing is written.
         """
         with self.lock:
-            steps = [self._change(one) for one in preview.altered]
-            if preview.revision != self._revision and any(
-                self._captions.get(one.path, EMPTY) != one.before for one in preview.altered
-            ):
+            steps = [*(self._change(one) for one in preview.altered), *preview.steps]
+            stale = any(self._captions.get(one.path, EMPTY) != one.before for one in preview.altered)
+            if preview.revision != self._revision and (stale or preview.steps):
                 raise DatasetError("The captions have changed since this preview: make it again.")
             return self._commit(preview.label, steps, _by_hand(preview.altered))
 
@@ -240,6 +239,11 @@ class Editor:
     def to_trash(self, keys: Sequence[str], orphans: Sequence[str] = ()) -> Entry:
         """Move pictures, with their captions, into the trash folder inside the set; orphaned captions too."""
         with self.lock:
+            return self.apply(self.preview_trash(keys, orphans))
+
+    def preview_trash(self, keys: Sequence[str], orphans: Sequence[str] = ()) -> Preview:
+        """What `to_trash` would move. A caption goes with the last picture that it belongs to."""
+        with self.lock:
             moved = dict.fromkeys(key for key in keys if key in self.items)
             paths = dict.fromkeys(moved)
             for key in moved:
@@ -250,7 +254,7 @@ class Editor:
             place = self._trash_folder()
             steps: list[Step] = [Move(path, f"{place}/{path}") for path in paths]
             count = f"{len(moved)} pictures" if moved else f"{len(paths)} captions"
-            return self._commit(f"Move {count} to the trash", steps)
+            return Preview(f"Move {count} to the trash", (), len(paths), self._revision, tuple(steps))
 
     def _trash_folder(self) -> str:
         number = 1
@@ -270,12 +274,18 @@ class Editor:
     def convert_all(self) -> Entry:
         """Convert every caption whose encoding could be guessed, as one transaction."""
         with self.lock:
-            steps = []
+            return self.apply(self.preview_conversion())
+
+    def preview_conversion(self) -> Preview:
+        """What `convert_all` would write."""
+        with self.lock:
+            steps: list[Step] = []
             for path, error in self.unreadable.items():
                 data = read(self.root / path)
                 if isinstance(error, CaptionError) and error.guess and data is not None:
                     steps.append(Change(path, data, error.converted(data)))
-            return self._commit(f"Convert {len(steps)} captions to UTF-8", steps)
+            label = f"Convert {len(steps)} captions to UTF-8"
+            return Preview(label, (), len(self.unreadable), self._revision, tuple(steps))
 
     def outside_changes(self) -> list[Conflict]:
         """Captions whose files say something else than this editor believes."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lib_trainer.captions.document import Caption
+from lib_trainer.dataset.file_moves import Move, Step
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,19 @@ class Altered:
 
 @dataclass(frozen=True)
 class Preview:
-    """What an edit would do: nothing has been written. `total`: captions that were looked at."""
+    """What an edit would do: nothing has been written. `total`: captions that were looked at. `steps`: what it does to
+    files beside the captions of `altered`: moves, and captions that could not be read."""
 
     label: str
     altered: tuple[Altered, ...]
     total: int
     revision: int = 0
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def moved(self) -> list[str]:
+        """The files that would change their place."""
+        return [step.path for step in self.steps if isinstance(step, Move)]
 
     def gone(self) -> Counter[str]:
         """{tag_key: from how many captions it would vanish}."""

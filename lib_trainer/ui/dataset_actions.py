@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from lib_trainer.dataset.file_moves import ConflictError
 from lib_trainer.errors import DatasetError, TrainerError
 from lib_trainer.ui import dataset_checking, dataset_editing, dataset_looking
 from lib_trainer.ui import dataset_html as html
-from lib_trainer.ui.dataset_common import Answer, Values
+from lib_trainer.ui.dataset_common import Answer, Values, note_form
 from lib_trainer.ui.dataset_view import PAGE, SetPool, View
 from lib_trainer.ui.dataset_work import conflict_html, preview_html, work_html
 from lib_trainer.ui.status import notice_html
 
+_log = logging.getLogger(__name__)
 PANELS = ("notice", "bar", "tags", "gallery", "picture", "preview", "work", "marks", "known", "download")
 
 COMMANDS: dict[str, Callable[[View, Values], Answer]] = {
@@ -76,6 +78,10 @@ class DatasetActions:
             view.conflicts, view.undoing = conflict.conflicts, command.get("do") == "undo"
         except TrainerError as problem:
             notice, error = str(problem), True
+        except Exception as bug:  # must not cost what was typed
+            _log.exception("The Dataset tab met an unexpected error in '%s'", command.get("do"))
+            notice, error = f"Unexpected error, see the console: {type(bug).__name__}: {bug}", True
+        dataset_checking.renew(view)
         self._number += 1
         if command.get("do") == "check-typed" and view.shown and not notice:  # at every key: nothing else has changed
             return view.shown | {"marks": html.marks_html(view, extra["hint"], extra["focus"], self._number)}
@@ -87,16 +93,26 @@ class DatasetActions:
 
     def _carried_out(self, view: View, command: Values) -> Answer:
         name = str(command.get("do", ""))
+        note_form(view, command)
         if name == "open":
             return self._open(view, command)
+        if name == "train":
+            return self._train(str(command.get("folder", "")))
         if view.open is None or name not in COMMANDS:
             raise DatasetError("No set is open: give its folder and press Open.")
         view.open.editor.follow()
         return COMMANDS[name](view, command)
 
+    def _train(self, folder: str) -> str:
+        """The script puts the folder into the training form; without one there is something to be said."""
+        if not folder.strip():
+            raise DatasetError("No folder is given: write the full path of the set, then it can be trained.")
+        return ""
+
     def _open(self, view: View, values: Values) -> str:
         opened = self.pool.open(str(values.get("folder", "")))
-        view.__dict__.update(View(open=opened, trigger=str(values.get("trigger", ""))).__dict__)
+        kept = {"trigger": view.trigger, "size": view.size, "typed_size": view.typed_size, "shown": view.shown}
+        view.__dict__.update(View(open=opened, **kept).__dict__)  # type: ignore[arg-type]
         told = [opened.editor.history.recovered, f"{len(opened.editor.items):,} pictures are open."]
         opened.editor.history.recovered = ""
         if opened.editor.unreadable:

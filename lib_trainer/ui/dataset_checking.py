@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 
@@ -11,22 +12,36 @@ from lib_trainer.captions.edits import EDITS, make_edit
 from lib_trainer.dataset.facts import duplicates, near_duplicates
 from lib_trainer.dataset.mending import rename_captions
 from lib_trainer.dataset.report import Finding, make_report
-from lib_trainer.errors import ConfigError, DatasetError
+from lib_trainer.errors import ConfigError, DatasetError, TrainerError
 from lib_trainer.ui.dataset_common import Answer, Values, number, opened_set, show_preview
 from lib_trainer.ui.dataset_report import report_file
-from lib_trainer.ui.dataset_view import CheckJob, OpenSet, View
+from lib_trainer.ui.dataset_view import CheckJob, CheckSize, OpenSet, View
+
+_log = logging.getLogger(__name__)
 
 
 def start_check(view: View, values: Values) -> None:
-    opened = opened_set(view)
-    if opened.job is not None and not opened.job.finished.is_set():
-        return
     width, height = int(number(values, "width", "Training width")), int(number(values, "height", "height"))
     if min(width, height) < 64:
         raise ConfigError("Training width and height must be at least 64 pixels.")
+    begin_check(opened_set(view), CheckSize(width, height, bool(values.get("mirrored"))))
+
+
+def begin_check(opened: OpenSet, size: CheckSize) -> None:
+    """Check a set in the background, unless that is under way."""
+    if opened.job is not None and not opened.job.finished.is_set():
+        return
     opened.job = CheckJob(len(opened.editor.items), started=time.monotonic())
-    arguments = (opened, opened.job, width, height, bool(values.get("mirrored")))
-    threading.Thread(target=run_check, args=arguments, daemon=True, name="dataset-check").start()
+    threading.Thread(target=run_check, args=(opened, opened.job, size), daemon=True, name="dataset-check").start()
+
+
+def renew(view: View) -> None:
+    """Make the report that is looked at anew where the set has changed: its buttons mean what is there no longer."""
+    opened = view.open
+    if opened is None or view.tab != "check" or not opened.outdated or opened.checked is None:
+        return
+    if opened.job is None or not opened.job.error:  # what has failed would do so again
+        begin_check(opened, opened.checked)
 
 
 def check_stop(view: View, values: Values) -> str:
@@ -47,31 +62,34 @@ def show(view: View, values: Values) -> None:
 
 
 def finding_of(view: View, values: Values) -> Finding:
-    report = opened_set(view).report
-    if report is None or int(values["number"]) >= len(report.findings):
-        raise DatasetError("The report is out of date: check the set again.")
-    return report.findings[int(values["number"])]
+    opened = opened_set(view)
+    report, number = opened.report, int(values["number"])
+    of = int(values.get("of", opened.report_version))
+    if report is None or number >= len(report.findings) or of != opened.report_version or opened.outdated:
+        raise DatasetError("The set has changed since this report: look at the new one.")
+    return report.findings[number]
 
 
 def remedy(view: View, values: Values) -> str | None:
     finding, opened = finding_of(view, values), opened_set(view)
     editor = opened.editor
     present = [key for key in finding.pictures if key in editor.items]
-    if finding.remedy == "trash":
-        return f"{editor.to_trash(present).label}: Undo brings them back."
-    if finding.remedy == "trash-orphans":
-        return f"{editor.to_trash([], finding.paths).label}: Undo brings them back."
-    if finding.remedy == "keep-one":
-        return f"{editor.to_trash(superfluous(opened, finding.kind)).label}: Undo brings them back."
-    if finding.remedy == "convert":
-        return f"{editor.convert_all().label}: Undo gives the old bytes back."
+    if finding.remedy in ("trash", "trash-orphans", "keep-one", "convert"):
+        preview = {
+            "trash": lambda: editor.preview_trash(present),
+            "trash-orphans": lambda: editor.preview_trash([], finding.paths),
+            "keep-one": lambda: editor.preview_trash(superfluous(opened, finding.kind)),
+            "convert": editor.preview_conversion,
+        }[finding.remedy]()
+        show_preview(view, preview)
+        return None
     if finding.remedy == "rename":
         return f"{rename_captions(editor).label}: Undo gives the old names back."
     if finding.remedy in EDITS:
         show_preview(view, editor.preview(make_edit(finding.remedy, {}), present))
         return None
     if finding.remedy == "caption":
-        word = str(values.get("trigger") or view.trigger).strip()
+        word = view.trigger
         if not word:
             raise ConfigError("Trigger word is empty: write it on the Prune tab first.")
         show_preview(view, editor.preview(make_edit("add", {"tags": word}), present))
@@ -109,20 +127,26 @@ def superfluous(opened: OpenSet, kind: str) -> list[str]:
     return result
 
 
-def run_check(opened: OpenSet, job: CheckJob, width: int, height: int, mirrored: bool) -> None:
+def run_check(opened: OpenSet, job: CheckJob, size: CheckSize) -> None:
     """Look at every picture and make the report; runs in a thread of its own."""
 
     def progress(done: int, total: int) -> None:
         job.done = done
 
     try:
+        version = opened.version
         facts = opened.facts.get(opened.editor.keys, progress, job.stop.is_set)
-        opened.report = make_report(
+        report = make_report(
             opened.editor, facts, opened.count_tokens, opened.knowledge,
-            width=width, height=height, mirrored=mirrored,
+            width=size.width, height=size.height, mirrored=size.mirrored,
         )  # fmt: skip
-        opened.report_version = opened.version
-    except Exception as error:
-        job.error = str(error) or type(error).__name__
+        opened.report, opened.report_version, opened.checked = report, version, size
+    except TrainerError as error:
+        job.error = str(error)
+    except (
+        Exception
+    ) as error:  # the thread's last line of defence: a bug must reach the page, and its trace the console
+        _log.exception("The check of '%s' met an unexpected error", opened.editor.root)
+        job.error = f"Unexpected error, see the console: {type(error).__name__}: {error}"
     finally:
         job.finished.set()

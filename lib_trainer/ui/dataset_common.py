@@ -42,3 +42,25 @@ def number(values: Values, name: str, label: str) -> float:
         return float(str(values.get(name, "")).strip().rstrip("%"))
     except ValueError:
         raise ConfigError(f"{label} = {values.get(name)!r}: it must be a number.") from None
+
+
+def ticked(values: Values, what: str) -> list[str]:
+    """The boxes that are ticked in a proposal. Raises `ConfigError` where none is."""
+    chosen = [str(one) for one in values.get("chosen") or ()]
+    if not chosen:
+        raise ConfigError(f"Nothing is ticked: tick the tags that {what}.")
+    return chosen
+
+
+def note_form(view: View, values: Values) -> None:
+    """Remember what stands in the page's own fields, so that they still say it when they are drawn anew; and the size
+    of the training form."""
+    for name in ("trigger", "share", "protected"):
+        if values.get(name) is not None:
+            setattr(view, name, str(values[name]).strip())
+    typed = (str(values.get("width")).strip(), str(values.get("height")).strip())
+    if values.get("width") is not None and typed != view.size:
+        view.size, view.typed_size = typed, True
+    form = list(values.get("train") or ())
+    if not view.typed_size and len(form) == 2 and all(str(side).isdigit() and int(side) >= 64 for side in form):
+        view.size = (str(form[0]), str(form[1]))

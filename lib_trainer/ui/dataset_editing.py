@@ -7,7 +7,7 @@ from lib_trainer.captions.edits import make_edit
 from lib_trainer.captions.plans import DropImplied, fold, implied_pairs, learned_pairs, several_concepts, traits
 from lib_trainer.captions.tags import split_tags
 from lib_trainer.errors import ConfigError, DatasetError
-from lib_trainer.ui.dataset_common import Values, chosen_keys, filled, number, opened_set, show_preview
+from lib_trainer.ui.dataset_common import Values, chosen_keys, filled, number, opened_set, show_preview, ticked
 from lib_trainer.ui.dataset_view import View
 
 
@@ -29,9 +29,11 @@ def preview(view: View, values: Values) -> None:
 def apply(view: View, values: Values) -> str:
     if view.preview is None:
         raise DatasetError("There is nothing to apply: preview an edit first.")
+    moved = view.preview.moved
     entry = opened_set(view).editor.apply(view.preview)
     view.preview, view.proposal, view.implied, view.plan = None, (), (), ""
-    return f"{entry.label}: {entry.files:,} captions changed. Undo takes it back."
+    done = "Undo brings them back" if moved else f"{entry.files:,} captions changed. Undo takes it back"
+    return f"{entry.label}: {done}."
 
 
 def cancel(view: View, values: Values) -> None:
@@ -58,7 +60,7 @@ def redo(view: View, values: Values) -> str:
 
 
 def trash(view: View, values: Values) -> str:
-    keys = list(values.get("keys") or view.selected)
+    keys = [str(key) for key in values.get("keys") or sorted(view.selected)]
     following = view.keys()
     place = following.index(view.current) if view.current in following else 0
     entry = opened_set(view).editor.to_trash(keys)
@@ -89,7 +91,6 @@ def keep_mine(view: View, values: Values) -> str:
 
 def plan(view: View, values: Values) -> str:
     opened, keys = opened_set(view), chosen_keys(view, values)
-    view.trigger = str(values.get("trigger", "")).strip()
     captions = {key: opened.editor.caption(key) for key in keys}
     view.proposal = traits(
         captions, opened.knowledge, str(values["plan"]),
@@ -100,10 +101,9 @@ def plan(view: View, values: Values) -> str:
 
 
 def plan_preview(view: View, values: Values) -> None:
-    view.trigger = str(values.get("trigger", "")).strip()
     if not view.trigger:
         raise ConfigError("Trigger word is empty: write the word that takes the tags' meaning.")
-    edit = fold(view.proposal, view.trigger, view.plan, list(values.get("chosen") or ()))
+    edit = fold(view.proposal, view.trigger, view.plan, ticked(values, "the trigger word is to take"))
     show_preview(view, opened_set(view).editor.preview(edit, chosen_keys(view, values)))
 
 
@@ -115,7 +115,7 @@ def implied(view: View, values: Values) -> None:
 
 
 def implied_preview(view: View, values: Values) -> None:
-    pairs = [tuple(pair.split("\t")) for pair in values.get("chosen") or ()]
+    pairs = [tuple(pair.split("\t")) for pair in ticked(values, "are to go")]
     edit = DropImplied(frozenset((pair[0], pair[1]) for pair in pairs if len(pair) == 2))
     show_preview(view, opened_set(view).editor.preview(edit, chosen_keys(view, values)))
 

@@ -84,7 +84,7 @@ def tags_html(view: View) -> str:
             f'<tr><td class="dataset-tag dataset-group-{group(key)}" {command("tag", tag=key)} '
             f'title="{group(key)}: show the pictures that have it">{name}</td><td class="dataset-count">'
             f'<i style="width:{share:.0%}"></i><b>{count:,}</b></td>'
-            f"<td>{button('−', 'tag', tag=key, without=True, title='Show the pictures without it')}</td></tr>"
+            f"<td>{button('without', 'tag', tag=key, without=True, title='Show the pictures without it')}</td></tr>"
         )
     more = f"<p>and {len(rows) - TAG_ROWS:,} more: search for them</p>" if len(rows) > TAG_ROWS else ""
     return (

@@ -65,13 +65,17 @@ def build_dataset_page(
     def open_set(view: View, path: str) -> list[Any]:
         return shown(view, actions.run(view, {"do": "open", "folder": path}))
 
+    def train(view: View, path: str) -> list[Any]:
+        return shown(view, actions.run(view, {"do": "train", "folder": path}))
+
     answered = "() => { window.trainerDataset?.answered(); return []; }"
     send.click(run, [state, command], outputs, **QUIET).then(None, None, None, _js=answered)
     for event in (opening.click, folder.submit):
         event(open_set, [state, folder], outputs, **QUIET).then(None, None, None, _js=answered)
     download = "(payload) => { window.trainerDataset?.download(payload); return []; }"
     panels["download"].change(None, [panels["download"]], None, _js=download)
-    training.click(None, [folder], None, _js=f"(folder) => {{ ({train_js})(folder); return []; }}")
+    pressed = training.click(train, [state, folder], outputs, **QUIET)
+    pressed.then(None, [folder], None, _js=f"(folder) => {{ if (folder.trim()) ({train_js})(folder); return []; }}")
     return actions
 
 

@@ -27,14 +27,21 @@ SHOWN = 12
 WIDTH, ROW = 420, 20
 
 
-def report_html(report: Report) -> str:
-    """Charts on top, findings below, the worst first."""
+def report_html(report: Report, version: int) -> str:
+    """Charts on top, findings below, the worst first. `version`: of the set that it is of; its buttons say so."""
     note = "" if report.checked == report.total else f" ({report.checked:,} of them looked at)"
-    findings = _findings(report.findings, actions=True)
+    findings = _findings(report.findings, of=version)
     return (
-        f'<div class="dataset-report"><p><b>{report.total:,} pictures</b>{note}, {len(report.findings):,} findings.</p>'
+        f'<div class="dataset-report"><p><b>{report.total:,} pictures</b>{note}, {_counted(report.findings)}.</p>'
         f'<div class="dataset-charts">{charts_html(report)}</div>{findings or "<p>Nothing was found.</p>"}</div>'
     )
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    """As many as there are lines below, and of how many kinds, if there are more of one."""
+    kinds = len({one.title for one in findings})
+    told = f"{len(findings):,} finding{'' if len(findings) == 1 else 's'}"
+    return told if kinds == len(findings) else f"{told} of {kinds:,} kinds"
 
 
 def charts_html(report: Report) -> str:
@@ -92,7 +99,8 @@ def _ranges(values: Sequence[int], step: int, last: int) -> list[tuple[str, int]
     return [(names[i], counts.get(i, 0)) for i in range(top + 1)]
 
 
-def _findings(findings: Sequence[Finding], *, actions: bool, small: Mapping[str, bytes] | None = None) -> str:
+def _findings(findings: Sequence[Finding], *, of: int | None = None, small: Mapping[str, bytes] | None = None) -> str:
+    """By their titles. `of`: the version of the set that the buttons are for; None for a report without any."""
     order = {"error": 0, "warning": 1, "info": 2}
     numbered = sorted(enumerate(findings), key=lambda one: order[one[1].level])
     groups: dict[str, list[tuple[int, Finding]]] = {}
@@ -100,7 +108,7 @@ def _findings(findings: Sequence[Finding], *, actions: bool, small: Mapping[str,
         groups.setdefault(finding.title, []).append((number, finding))
     parts = []
     for title, members in groups.items():
-        lines = "".join(_finding(number, one, actions, small or {}) for number, one in members[:SHOWN])
+        lines = "".join(_finding(number, one, of, small or {}) for number, one in members[:SHOWN])
         more = f"<p>… and {len(members) - SHOWN:,} more</p>" if len(members) > SHOWN else ""
         level = members[0][1].level
         parts.append(
@@ -112,26 +120,27 @@ def _findings(findings: Sequence[Finding], *, actions: bool, small: Mapping[str,
 
 def _count(members: Sequence[tuple[int, Finding]]) -> str:
     if len(members) > 1:
-        return f"{len(members):,}"
+        return f"{len(members):,} findings"
     one = members[0][1]
-    return f"{len(one.pictures) or len(one.paths):,}" if one.pictures or one.paths else ""
+    count, what = (len(one.pictures), "picture") if one.pictures else (len(one.paths), "caption")
+    return f"{count:,} {what}{'' if count == 1 else 's'}" if count else ""
 
 
-def _finding(number: int, one: Finding, actions: bool, small: Mapping[str, bytes]) -> str:
+def _finding(number: int, one: Finding, of: int | None, small: Mapping[str, bytes]) -> str:
     text = f"<p>{escape(one.text)}"
-    if actions:
+    if of is not None:
         if one.pictures:
-            text += " " + button(f"Show {len(one.pictures):,}", "show", number=number)
+            text += " " + button(f"Show {len(one.pictures):,}", "show", number=number, of=of)
         if one.remedy in REMEDIES:
-            text += " " + button(REMEDIES[one.remedy], "remedy", number=number)
+            text += " " + button(REMEDIES[one.remedy], "remedy", number=number, of=of)
         elif one.remedy == "edit" and one.kind in ("misspelt", "leak", "singleton"):
-            text += " " + button("Mend", "remedy", number=number)
+            text += " " + button("Mend", "remedy", number=number, of=of)
     pictures = "".join(
         f'<img src="data:image/jpeg;base64,{base64.b64encode(small[key]).decode()}" title="{escape(key)}" alt="">'
         for key in one.pictures[:SHOWN]
         if small.get(key)
     )
-    names = "" if actions or pictures else escape(", ".join(one.pictures[:SHOWN]))
+    names = "" if of is not None or pictures else escape(", ".join(one.pictures[:SHOWN]))
     return f"{text}</p><div>{pictures}{names}</div>" if pictures or names else f"{text}</p>"
 
 
@@ -155,6 +164,6 @@ def report_file(report: Report, root: Path, facts: Mapping[str, PictureFacts]) -
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Report on {escape(root.name)}</title>'
         f"<style>{STYLE}</style></head><body><h1>{escape(root.name)}</h1><p>{escape(str(root))} · {report.total:,} "
         f'pictures, {report.checked:,} looked at</p><div class="dataset-charts">{charts_html(report)}</div>'
-        f"<h2>Findings</h2>{_findings(report.findings, actions=False, small=small) or '<p>Nothing was found.</p>'}"
+        f"<h2>Findings</h2>{_findings(report.findings, small=small) or '<p>Nothing was found.</p>'}"
         "</body></html>"
     )

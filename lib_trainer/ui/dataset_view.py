@@ -29,6 +29,15 @@ OF_PICTURES = {
 """Kinds of findings that no edit of captions changes."""
 
 
+@dataclass(frozen=True)
+class CheckSize:
+    """What a set is checked against: pixels, and whether training mirrors pictures."""
+
+    width: int
+    height: int
+    mirrored: bool
+
+
 @dataclass
 class OpenSet:
     """A set that is open in this process: one editor for all tabs that look at it."""
@@ -38,7 +47,8 @@ class OpenSet:
     count_tokens: TokenCounter
     knowledge: Knowledge
     report: Report | None = None
-    report_version: int = 0
+    report_version: int = -1
+    checked: CheckSize | None = None
     job: CheckJob | None = None
     _troubles: tuple[int, dict[str, set[str]]] | None = None
     _ahead: threading.Thread | None = None
@@ -48,6 +58,11 @@ class OpenSet:
         if keys and (self._ahead is None or not self._ahead.is_alive()):
             self._ahead = threading.Thread(target=self.facts.get, args=(keys,), daemon=True, name="dataset-ahead")
             self._ahead.start()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether there is a report, and the set has changed since."""
+        return self.report is not None and self.report_version != self.version
 
     @property
     def version(self) -> int:
@@ -112,7 +127,8 @@ class SetPool:
 
 @dataclass
 class View:
-    """One tab's state. `only` (with `only_title`): pictures of a finding that is being looked at."""
+    """One tab's state. `only` (with `only_title`): pictures of a finding that is being looked at. `size`: the training
+    size that the check is offered, as text: the training form's, until another one is typed here (`typed_size`)."""
 
     open: OpenSet | None = None
     text: str = ""
@@ -128,6 +144,10 @@ class View:
     preview: Preview | None = None
     plan: str = ""
     trigger: str = ""
+    share: str = "50"
+    protected: str = ""
+    size: tuple[str, str] = ("512", "512")
+    typed_size: bool = False
     proposal: Sequence[Trait] = ()
     implied: Sequence[Implied] = ()
     conflicts: Sequence[Conflict] = ()

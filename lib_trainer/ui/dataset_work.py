@@ -11,6 +11,7 @@ from html import escape
 from lib_trainer.captions.edits import EDITS, EditField, edit_fields
 from lib_trainer.captions.knowledge import GROUPS
 from lib_trainer.captions.plans import SCHOOLS, Implied, Trait, warnings
+from lib_trainer.dataset.file_moves import Change
 from lib_trainer.dataset.previews import Altered, Preview
 from lib_trainer.ui.dataset_html import button, command
 from lib_trainer.ui.dataset_report import report_html
@@ -89,6 +90,8 @@ def preview_html(view: View) -> str:
     preview = view.preview
     if preview is None:
         return ""
+    if preview.steps:
+        return _steps_html(preview)
     count = len(preview.altered)
     if not count:
         return (
@@ -102,6 +105,27 @@ def preview_html(view: View) -> str:
         f"{_counts('Removed', preview.gone())}{_counts('New', preview.added())}"
         f'<div class="dataset-row">{button("Apply", "apply", kind="main")}{button("Cancel", "cancel")}</div>'
         f'<ul class="dataset-diffs">{examples}</ul>'
+        + (f"<p>… and {count - EXAMPLES:,} more</p>" if count > EXAMPLES else "")
+        + "</div>"
+    )
+
+
+def _steps_html(preview: Preview) -> str:
+    """The dry run of what goes to the trash, or of captions that are written in another encoding."""
+    moved = preview.moved
+    lines = [f"<li><code>{escape(path)}</code></li>" for path in moved[:EXAMPLES]]
+    for step in preview.steps[:EXAMPLES] if not moved else ():
+        text = step.after.decode("utf-8", "replace") if isinstance(step, Change) and step.after else ""
+        lines.append(f"<li><code>{escape(step.path)}</code> {escape(text)}</li>")
+    count = len(preview.steps)
+    what = ("file" if moved else "caption") + ("" if count == 1 else "s")
+    done = "go to the set's trash" if moved else "be written as UTF-8"
+    told = f"{count:,} {what} would {done}."
+    return (
+        f'<div class="dataset-preview" role="status"><b>{escape(preview.label)}</b>: '
+        f'<span class="dataset-changes">{told}</span>'
+        f'<div class="dataset-row">{button("Apply", "apply", kind="main")}{button("Cancel", "cancel")}</div>'
+        f'<ul class="dataset-diffs">{"".join(lines)}</ul>'
         + (f"<p>… and {count - EXAMPLES:,} more</p>" if count > EXAMPLES else "")
         + "</div>"
     )
@@ -154,9 +178,10 @@ def prune_html(view: View) -> str:
     return (
         '<div class="dataset-row" id="dataset_plan_form"><label>Trigger word '
         f'<input id="dataset_trigger" class="dataset-input" value="{escape(view.trigger)}"></label>'
-        '<label>Share <input id="dataset_share" class="dataset-input dataset-short" value="50"> %</label>'
-        '<label>Protected <input id="dataset_protected" class="dataset-input" placeholder="tags that stay: * hair">'
-        f"</label>{scope_html(view)}</div>"
+        f'<label>Share <input id="dataset_share" class="dataset-input dataset-short" value="{escape(view.share)}"> %'
+        '</label><label>Protected <input id="dataset_protected" class="dataset-input" '
+        f'value="{escape(view.protected)}" placeholder="tags that stay: * hair"></label>'
+        f"{scope_html(view)}</div>"
         f'<div class="dataset-cards">{cards}</div>{proposal}'
     )
 
@@ -174,8 +199,23 @@ def _traits(view: View) -> str:
         f"<p>Ticked tags are removed and the trigger word takes their meaning. {escape(school.cost)}</p>"
         f'<div class="dataset-groups">{"".join(groups)}</div>'
         + (f'<ul class="dataset-warnings">{told}</ul>' if told else "")
+        + ("" if any(trait.proposed for trait in view.proposal) else f"<p>{escape(_why_nothing(view))}</p>")
         + button("Preview", "plan-preview", kind="main")
         + "</div>"
+    )
+
+
+def _why_nothing(view: View) -> str:
+    """Why a plan ticks nothing."""
+    groups = SCHOOLS[view.plan].groups
+    if not groups:
+        return "Nothing is ticked: this plan keeps every tag. Tick what the trigger word is to take all the same."
+    named = f"{', '.join(sorted(groups)[:-1])} or {sorted(groups)[-1]}" if len(groups) > 1 else next(iter(groups))
+    if any(trait.group in groups for trait in view.proposal):
+        return "Nothing is ticked: the tags that the plan would take are protected."
+    return (
+        f"Nothing is ticked: no tag of {named} stands on {view.share}% of these pictures or more. Lower the share, or "
+        "tick what the trigger word is to take."
     )
 
 
@@ -213,19 +253,22 @@ def check_html(view: View) -> str:
         return (
             f'<div class="dataset-busy" data-poll="1"><div class="trainer-status"><div class="trainer-head">Looking at '
             f"{job.done:,} of {job.total:,} pictures · {left} left</div>"
-            f'<div class="trainer-bar"><div class="trainer-fill" style="width:{share:.1%}"></div></div></div>'
+            f'<div class="trainer-bar" role="progressbar" aria-label="Looking at the pictures" aria-valuemin="0" '
+            f'aria-valuemax="100" aria-valuenow="{100 * share:.0f}">'
+            f'<div class="trainer-fill" style="width:{share:.1%}"></div></div></div>'
             f"{button('Stop', 'check-stop')}</div>"
         )
     form = (
         '<div class="dataset-row" id="dataset_check_form"><label>Training width <input id="dataset_width" '
-        'class="dataset-input dataset-short" value="512"></label><label>height <input id="dataset_height" '
-        'class="dataset-input dataset-short" value="512"></label><label><input type="checkbox" id="dataset_mirrored"> '
+        f'class="dataset-input dataset-short" value="{escape(view.size[0])}"></label><label>height <input '
+        f'id="dataset_height" class="dataset-input dataset-short" value="{escape(view.size[1])}"></label>'
+        '<label><input type="checkbox" id="dataset_mirrored"> '
         f"pictures are mirrored in training</label>{button('Check the set', 'check', kind='main')}"
         + (button("Save as HTML", "export") if view.open.report else "")
         + "</div>"
     )
     error = f'<div class="trainer-notice trainer-notice-error">{escape(job.error)}</div>' if job and job.error else ""
-    return form + error + (report_html(view.open.report) if view.open.report else "")
+    return form + error + (report_html(view.open.report, view.open.report_version) if view.open.report else "")
 
 
 def history_html(view: View) -> str:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from lib_trainer.ui.dataset_actions import COMMANDS, PANELS, DatasetActions
+from lib_trainer.ui.dataset_common import note_form
 from lib_trainer.ui.dataset_page import shown
 from lib_trainer.ui.dataset_view import SetPool, View
 
@@ -204,9 +205,15 @@ def test_snapshots_and_history(tab: Tab) -> None:
     assert tab.panels["work"].count("70 files") == 2
 
 
-def check(tab: Tab) -> None:
+def check(tab: Tab, **size: Any) -> None:
     tab("tab", tab="check")
-    tab("check", width="64", height="64", mirrored=False)
+    tab("check", **{"width": "64", "height": "64", "mirrored": False, **size})
+    finish(tab)
+
+
+def finish(tab: Tab) -> None:
+    """Wait for a check that is under way."""
+    tab("poll")
     until = time.monotonic() + 60
     while "data-poll" in tab.panels["work"] and time.monotonic() < until:
         time.sleep(0.05)
@@ -231,7 +238,10 @@ def test_check_finds_shows_and_mends(tab: Tab) -> None:
     tab("remedy", number=kinds.index("misspelt"))
     tab("apply")
     assert tab.text("1.txt").count("long hair") == 2 and "lnog" not in tab.text("1.txt")
-    assert "Move 1 pictures to the trash" in tab("remedy", number=kinds.index("duplicate"))
+    finish(tab)
+    tab("remedy", number=[one.kind for one in tab.view.open.report.findings].index("duplicate"))
+    assert "1 file would go to the set's trash." in tab.panels["preview"]
+    assert "Move 1 pictures to the trash: Undo brings them back." in tab("apply")
     assert not ((folder / "copy.png").exists() and (folder / "5.png").exists())
     tab("undo")
     assert (folder / "copy.png").exists() and (folder / "5.png").exists()
@@ -244,6 +254,106 @@ def test_check_finds_shows_and_mends(tab: Tab) -> None:
     assert "<script" not in file["text"] and "http" not in file["text"]
     tab("trash", keys=["3_alba/0.png"])
     assert not (folder / "0.png").exists() and not (folder / "0.txt").exists()
+
+
+def test_nothing_leaves_a_set_unasked(tab: Tab) -> None:
+    """The trash of a finding is a dry run, for the size of the training form; then the report is made anew."""
+    files = sorted(path.name for path in (tab.root / "3_alba").iterdir())
+    tab("tab", tab="check", train=["64", "96"])
+    assert 'id="dataset_width" class="dataset-input dataset-short" value="64"' in tab.panels["work"]
+    assert 'id="dataset_height" class="dataset-input dataset-short" value="96"' in tab.panels["work"]
+    check(tab, height="96")
+    number = [one.kind for one in tab.view.open.report.findings].index("small")
+    of = int(re.search(rf"&quot;number&quot;: {number}, &quot;of&quot;: (\d+)", tab.panels["work"])[1])
+    old = {"number": number, "of": of}
+    assert tab("remedy", **old) == ""
+    assert "140 files would go to the set's trash." in tab.panels["preview"].replace("&#x27;", "'")
+    assert sorted(path.name for path in (tab.root / "3_alba").iterdir()) == files
+    tab("cancel")
+    assert tab.panels["preview"] == ""
+    tab("remedy", **old)
+    assert "Move 70 pictures to the trash: Undo brings them back." in tab("apply")
+    finish(tab)
+    assert tab.view.open.report.total == 0
+    for command in ("show", "remedy"):
+        assert "The set has changed since this report" in tab(command, **old)
+    tab("undo")
+    finish(tab)
+    assert sorted(path.name for path in (tab.root / "3_alba").iterdir()) == files
+    assert "The set has changed since this report" in tab("remedy", **old), "as many findings, of another report"
+
+
+def test_the_size_is_the_forms_until_another_is_typed(tab: Tab) -> None:
+    tab("tab", tab="check", train=["768", "512"])
+    assert tab.view.size == ("768", "512")
+    tab("poll", train=["640", "640"], width="768", height="512")
+    assert tab.view.size == ("640", "640"), "it follows the form"
+    tab("poll", train=["640", "640"], width="1024", height="640")
+    tab("poll", train=["512", "512"], width="1024", height="640")
+    assert tab.view.size == ("1024", "640")
+    for nonsense in (None, ["", ""], ["0", "64"], ["x", "64"], ["64"]):
+        view = View()
+        note_form(view, {"train": nonsense})
+        assert view.size == ("512", "512")
+
+
+def test_a_conversion_is_shown_before_it_is_done(tab: Tab) -> None:
+    before = "grüne Augen".encode("cp1252")
+    (tab.root / "3_alba" / "0.txt").write_bytes(before)
+    tab("reload")
+    check(tab)
+    tab("remedy", number=[one.kind for one in tab.view.open.report.findings].index("unreadable"))
+    assert "1 caption would be written as UTF-8." in tab.panels["preview"] and "grüne Augen" in tab.panels["preview"]
+    assert (tab.root / "3_alba" / "0.txt").read_bytes() == before
+    tab("apply")
+    assert tab.text("0.txt") == "grüne Augen"
+    tab("undo")
+    assert (tab.root / "3_alba" / "0.txt").read_bytes() == before
+
+
+def test_what_is_not_ticked_is_said(tab: Tab) -> None:
+    tab("tab", tab="prune")
+    tab("plan", plan="delete-all", trigger="alba", share="100", protected="* hair")
+    assert "Nothing is ticked: the tags that the plan would take are protected." in tab.panels["work"]
+    assert 'value="100"' in tab.panels["work"] and 'value="* hair"' in tab.panels["work"], "what was typed stays"
+    tab("plan", plan="style", trigger="alba", share="100", protected="")
+    assert "Nothing is ticked: no tag of style stands on 100% of these pictures" in tab.panels["work"]
+    tab("plan", plan="keep-all", trigger="alba", share="50", protected="")
+    assert "Nothing is ticked: this plan keeps every tag." in tab.panels["work"]
+    assert "Nothing is ticked: tick the tags that the trigger word is to take." in tab("plan-preview", chosen=[])
+    tab("implied")
+    assert "Nothing is ticked: tick the tags that are to go." in tab("implied-preview", chosen=[])
+    assert tab.view.preview is None
+    assert "No folder is given" in tab("train", folder=" ") and tab("train", folder=str(tab.root)) == ""
+
+
+def test_an_unexpected_error_is_a_sentence_and_its_trace_is_logged(
+    tab: Tab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*given: object, **options: object) -> None:
+        raise RuntimeError("a bug <b>")
+
+    monkeypatch.setitem(COMMANDS, "tags", broken)
+    assert "Unexpected error, see the console: RuntimeError: a bug &lt;b&gt;" in tab("tags", text="x")
+    monkeypatch.setattr("lib_trainer.ui.dataset_checking.make_report", broken)
+    check(tab)
+    assert "Unexpected error, see the console: RuntimeError: a bug &lt;b&gt;" in tab.panels["work"]
+    traces = [record for record in caplog.records if record.exc_info]
+    assert len(traces) == 2 and "'tags'" in traces[0].getMessage()
+    monkeypatch.undo()
+    check(tab)
+    assert "Unexpected" not in tab.panels["work"] and "dataset-report" in tab.panels["work"]
+
+
+def test_as_many_lines_as_findings_are_told(tab: Tab) -> None:
+    for index in range(3):
+        (tab.root / "3_alba" / f"{index}.txt").write_text("", encoding="utf-8")
+    tab("open", folder=str(tab.root))
+    check(tab)
+    report = re.sub(r"<svg.*?</svg>", "", tab.panels["work"])
+    told = int(re.search(r", (\d+) findings?", report)[1])
+    titles = re.findall(r"<summary>[^<]*<span>(?:(\d+) findings)?", report)
+    assert told == sum(int(count) if count else 1 for count in titles)
 
 
 def test_names_and_tags_are_escaped(tmp_path: Path) -> None:
