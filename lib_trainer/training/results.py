@@ -46,8 +46,8 @@ def settle(job: JobConfig, host: Host) -> Settled:
         return Settled(free, note=note)
     elsewhere = next((path for path in taken if not _written_here(path, job, host)), None)
     if job.output.existing == "replace" and elsewhere is None:
-        cards = [card for path in result_files(job, host) for card in sidecars(path) if card.is_file()]
-        return Settled(job, (*taken, *cards))
+        cards = (card for path in taken for card in sidecars(path) if os.path.lexists(card))
+        return Settled(job, (*taken, *cards))  # the new file gets a card of its own
     path = elsewhere or taken[0]
     field, name = ("output.name", job.output.name) if elsewhere is None else (names_field(job), elsewhere.stem)
     next_free = next_free_name(job, host)
