@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,18 +108,23 @@ class Problems:
         self._errors: list[TrainerError] = []
 
     @contextlib.contextmanager
-    def at(self, field: str = "") -> Iterator[None]:
-        """What is raised inside is kept. It belongs to `field`, unless its sentence begins with another's path."""
+    def at(self, field: str = "", *, but: Collection[str] = ()) -> Iterator[None]:
+        """What is raised inside is kept. It belongs to `field`, unless its sentence begins with another's path.
+
+        What is said of the fields `but` is left out.
+        """
         try:
             yield
         except TrainerError as error:
-            self.add(error, field)
+            self.add(error, field, but=but)
 
-    def add(self, error: TrainerError, field: str = "") -> None:
+    def add(self, error: TrainerError, field: str = "", *, but: Collection[str] = ()) -> None:
         """Keep an error, as `at` does."""
         error.field = error.field or field
-        self._errors.append(error)
-        self.found += [problem for problem in error.problems if problem not in self.found]
+        more = [problem for problem in error.problems if problem.field not in but and problem not in self.found]
+        self.found += more
+        if more:
+            self._errors.append(error)
 
     def of(self, field: str) -> bool:
         """Whether something is wrong with that option."""
@@ -127,7 +132,7 @@ class Problems:
 
     def raise_if_any(self) -> None:
         """Raise the one error as it was, or `JobErrors`."""
-        if len(self._errors) == 1:
+        if len(self._errors) == 1 and self._errors[0].problems == tuple(self.found):
             raise self._errors[0]
         if self.found:
             raise JobErrors(tuple(self.found))

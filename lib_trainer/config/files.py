@@ -30,6 +30,8 @@ else:  # Python 3.10, the WebUI's own
 CURRENT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From version N to N + 1."""
+THE_JOB = "the job"
+"""What a job is called that comes from no file."""
 QUOTED_BACKSLASH = re.compile(r"""\s*([\w.-]+)\s*=\s*"[^"]*\\""")
 """A line of a key and a text in double quotes with a backslash in it, as one writes a path of Windows."""
 
@@ -99,7 +101,7 @@ def to_values(job: JobConfig) -> dict[str, Any]:
     return {path: _lookup(msgspec.to_builtins(job), path) for path in field_specs()}
 
 
-def from_mapping(data: Mapping[str, Any], source: str = "the job", problems: Problems | None = None) -> JobConfig:
+def from_mapping(data: Mapping[str, Any], source: str = THE_JOB, problems: Problems | None = None) -> JobConfig:
     """Check a nested mapping. Raises `ConfigError` naming every field that is wrong, its value and what is allowed.
 
     With `problems` what is wrong is put there, and the job has the defaults in its place.
@@ -134,10 +136,9 @@ def _check_value(path: str, spec: FieldSpec, value: Any, source: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{path} = {value} in {source} is not allowed: it must be {spec.allowed}.")
     if spec.is_path and isinstance(value, str) and value != printable(value):
-        raise ConfigError(
-            f"{path} = {value!r} in {source} has control characters, which backslashes in double quotes make in TOML: "
-            "write it in single quotes, or with '/' in place of '\\'."
-        )
+        toml = ", which backslashes in double quotes make in TOML: write it in single quotes, or with '/' for '\\'"
+        told = toml if source != THE_JOB else ": write the path anew"
+        raise ConfigError(f"{path} = {value!r} in {source} has control characters{told}.")
 
 
 def _converted(plain: dict[str, Any], source: str, problems: Problems) -> JobConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import torch
 
 from lib_trainer.config import JobConfig
@@ -94,6 +95,15 @@ def check_weights(job: JobConfig) -> None:
         reason = "does not go with network.dora, which reads the weights themselves at each step"
     if reason:
         raise ConfigError(f"training.weights = 'fp8' {reason}: take 'run precision'.")
+
+
+NAMES = ("output.name", "embedding.names")
+
+
+def with_a_name(job: JobConfig) -> JobConfig:
+    """The job with a name that is one, where its own is refused: for the checks of everything else."""
+    embedding = msgspec.structs.replace(job.embedding, names="")
+    return msgspec.structs.replace(job, output=msgspec.structs.replace(job.output, name="unnamed"), embedding=embedding)
 
 
 def output_path(job: JobConfig, host: Host) -> Path:

@@ -16,6 +16,7 @@ from lib_trainer.files import plain, to_trash
 from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
 from lib_trainer.ports import Host, LoadedModel
+from lib_trainer.training.card import sidecars
 from lib_trainer.training.checks import output_path, step_path
 from lib_trainer.training.kind_checks import difference_path
 from lib_trainer.training.names import numbered
@@ -45,7 +46,8 @@ def settle(job: JobConfig, host: Host) -> Settled:
         return Settled(free, note=note)
     elsewhere = next((path for path in taken if not _written_here(path, job, host)), None)
     if job.output.existing == "replace" and elsewhere is None:
-        return Settled(job, tuple(taken))
+        cards = (card for path in taken for card in sidecars(path) if os.path.lexists(card))
+        return Settled(job, (*taken, *cards))  # the new file gets a card of its own
     path = elsewhere or taken[0]
     field, name = ("output.name", job.output.name) if elsewhere is None else (names_field(job), elsewhere.stem)
     next_free = next_free_name(job, host)

@@ -20,7 +20,7 @@ from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.card import write_card
-from lib_trainer.training.checks import check_job, output_path, result_path, step_path
+from lib_trainer.training.checks import NAMES, check_job, output_path, result_path, step_path, with_a_name
 from lib_trainer.training.failures import UnexpectedError, what_to_lower
 from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.loop import LoopOptions, train
@@ -62,12 +62,13 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     with problems.at():
         check_job(job, host)
     settled, output, captions = Settled(job), Path(), None
-    if not problems.of("output.name"):
+    unnamed = [field for field in NAMES if problems.of(field)]
+    if not unnamed:
         with problems.at("output.name"):
             settled = settle(job, host)
             output = output_path(settled.job, host)
-    job = settled.job
-    with problems.at():
+    job = settled.job if not unnamed else with_a_name(job)  # for what else is to be said
+    with problems.at(but=unnamed and NAMES):
         host.check()
         TRAINING_KINDS[job.network.kind].check(job, host)  # may ask the host for tokens and sizes of its model
     with problems.at("dataset.template"):

@@ -96,8 +96,9 @@ def serve(
     weakref.finalize(app, shutil.rmtree, uploads, ignore_errors=True)  # with the page, or when Python ends
 
     def serves(path: Path) -> bool:
-        """Uploads, and the files that components show: gradio keeps a list of its copies of these."""
-        return uploads in path.parents or any(str(path) in names for names in app.temp_file_sets)
+        """Uploads, and the files that components show: gradio keeps lists of its copies of these, links and all."""
+        shown = (Path(name) for names in app.temp_file_sets for name in tuple(names))
+        return uploads in path.parents or any(one.name == path.name and one.resolve() == path for one in shown)
 
     app.queue(api_open=False)
     server, address, _ = app.launch(

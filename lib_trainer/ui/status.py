@@ -71,7 +71,8 @@ def field_id(prefix: str, path: str) -> str:
 def log_html(view: RunView | None) -> str:
     """The last lines, oldest first."""
     lines = view.log if view is not None and view.log else ("Nothing has happened yet.",)
-    return f'<pre class="trainer-log">{escape(chr(10).join(lines))}</pre>'
+    attributes = 'class="trainer-log" tabindex="0" role="log" aria-label="Log of the run"'
+    return f"<pre {attributes}>{escape(chr(10).join(lines))}</pre>"
 
 
 def clock(seconds: float | None) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import gradio as gr
 
 from lib_trainer.config import JobConfig, dump_job, field_specs, from_values, load_job, to_values
-from lib_trainer.errors import ConfigError, JobErrors, Problems, TrainerError
+from lib_trainer.errors import ConfigError, Problems, TrainerError
 from lib_trainer.files import write_atomically
 from lib_trainer.jobs import JobRunner
 from lib_trainer.monitor import Preview, RunView
@@ -126,14 +126,8 @@ class TrainActions:
         problems = Problems()
         job = from_values(values, problems)
         if problems.found:
-            refused = {problem.field for problem in problems.found}
-            with problems.at():
-                try:
-                    self.runner.check(job)  # with defaults in the place of what was refused
-                except TrainerError as error:
-                    more = tuple(problem for problem in error.problems if problem.field not in refused)
-                    if more:
-                        raise JobErrors(more) from error
+            with problems.at(but={problem.field for problem in problems.found}):
+                self.runner.check(job)  # with defaults in the place of what was refused
             problems.raise_if_any()
         return job
 

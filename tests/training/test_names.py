@@ -188,9 +188,8 @@ def test_a_run_under_the_next_free_name(watched: Watched, pictures: Path) -> Non
 def test_a_run_that_replaces(watched: Watched, pictures: Path) -> None:
     """Until the new file is there the old ones stay; then they lie in the trash, byte for byte."""
     folder = watched.host.lora_folder()
-    old = {
-        name: put(folder / name, name.encode()) for name in ("learned.safetensors", "learned-step00000001.safetensors")
-    }
+    names = ("learned.safetensors", "learned-step00000001.safetensors", "learned.json", "learned.preview.png")
+    old = {name: put(folder / name, name.encode()) for name in names}
     other = put(folder / "learned-2.safetensors")
     watched.react = lambda event: (
         seen.append(sorted(p.name for p in folder.iterdir())) if isinstance(event, ev.StepDone) else None
@@ -204,6 +203,7 @@ def test_a_run_that_replaces(watched: Watched, pictures: Path) -> None:
     assert read_lora(old["learned.safetensors"]).metadata["ss_steps"] == "2"
     assert read_lora(old["learned-step00000001.safetensors"]).metadata["ss_steps"] == "1"
     assert other.read_bytes() == b"precious"
+    assert "activation text" in json.loads(old["learned.json"].read_text("utf-8")), "the new file's own card"
 
 
 def test_a_run_that_dies_early_replaces_nothing(
@@ -243,7 +243,7 @@ def test_going_on_from_a_file_under_its_own_name(watched: Watched, pictures: Pat
 
 
 def test_an_output_folder_that_can_be_none(watched: Watched, pictures: Path, tmp_path: Path) -> None:
-    for folder, said in (("x" * 300, "is no path"), (f"{tmp_path}/a\0b", "is no path")):
+    for folder, said in (("x" * 300, "is no path"), (f"{tmp_path}/a\0b", "has control characters")):
         assert said in refused(watched, pictures, ConfigError, output__folder=folder)
 
 

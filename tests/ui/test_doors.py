@@ -235,6 +235,23 @@ def test_what_was_uploaded_is_served_and_lies_in_a_folder_of_its_own(site: Site)
     assert site.ask("GET", f"/file={name}").body == b"version = 1"
 
 
+def test_what_a_component_shows_is_served_also_from_a_linked_folder(site: Site, tmp_path: Path) -> None:
+    """macOS' own folder for temporary files is a link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.png").write_bytes(b"picture")
+    try:
+        (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    except OSError:
+        pytest.skip("links need a right that this user lacks")
+    shown = tmp_path / "link" / "a.png"
+    assert site.ask("GET", f"/file={shown}").status == 403
+    site.app.temp_file_sets.append({str(shown)})
+    try:
+        assert site.ask("GET", f"/file={shown}").body == b"picture"
+    finally:
+        site.app.temp_file_sets.pop()
+
+
 def test_a_link_among_the_uploads_leads_nowhere(site: Site, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
