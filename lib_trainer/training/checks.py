@@ -20,6 +20,8 @@ from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.prior import check_prior
 from lib_trainer.training.words import names_field, word_names, word_path
 
+NAMES = ("output.name", "embedding.names")
+"""Options that name what a run writes."""
 UNET_STRIDE = 64
 """Pixels per cell of the UNet's coarsest level: the VAE's 8 times three halvings."""
 
@@ -95,9 +97,6 @@ def check_weights(job: JobConfig) -> None:
         reason = "does not go with network.dora, which reads the weights themselves at each step"
     if reason:
         raise ConfigError(f"training.weights = 'fp8' {reason}: take 'run precision'.")
-
-
-NAMES = ("output.name", "embedding.names")
 
 
 def with_a_name(job: JobConfig) -> JobConfig:
