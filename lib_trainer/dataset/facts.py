@@ -27,7 +27,9 @@ SIDE = 256
 """Longest side of a small copy in pixels."""
 WORKERS = 4
 BATCH = 32
-COLUMNS = "stamp TEXT, width INT, height INT, turned INT, transparent INT, reason TEXT, prints BLOB, small BLOB"
+COLUMNS = (
+    "stamp TEXT, width INT, height INT, turned INT, transparent INT, reason TEXT, prints BLOB, small BLOB, animated INT"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class PictureFacts:
     reason: str = ""
     prints: bytes = b""
     small: bytes = b""
+    animated: bool = False
 
     @property
     def digest(self) -> bytes:
@@ -65,7 +68,7 @@ def look_at(path: Path) -> PictureFacts:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
     prints = hashlib.blake2b(data, digest_size=16).digest() + difference_hash(small) + mean_colours(small)
-    return PictureFacts(header.size, header.turned, header.transparent, "", prints, buffer.getvalue())
+    return PictureFacts(header.size, header.turned, header.transparent, "", prints, buffer.getvalue(), header.animated)
 
 
 def difference_hash(picture: Image.Image) -> bytes:
@@ -139,10 +142,10 @@ class FactsCache:
         with self._lock, contextlib.suppress(sqlite3.Error, OSError):  # a cache that is broken is no cache
             database = self._db()
             for key, stamp in stamps.items():
-                row = database.execute("SELECT * FROM picture WHERE key = ?", (key,)).fetchone()
+                row = database.execute("SELECT * FROM pictures WHERE key = ?", (key,)).fetchone()
                 if row is not None and row[1] == stamp and stamp:
                     size = (row[2], row[3]) if row[2] else None
-                    found[key] = PictureFacts(size, bool(row[4]), bool(row[5]), row[6], row[7], row[8])
+                    found[key] = PictureFacts(size, bool(row[4]), bool(row[5]), row[6], row[7], row[8], bool(row[9]))
         return found
 
     def _keep(self, fresh: dict[str, PictureFacts], stamps: dict[str, str]) -> None:
@@ -150,11 +153,22 @@ class FactsCache:
         for key, one in fresh.items():
             width, height = one.size or (0, 0)
             rows.append(
-                (key, stamps[key], width, height, one.turned, one.transparent, one.reason, one.prints, one.small)
+                (
+                    key,
+                    stamps[key],
+                    width,
+                    height,
+                    one.turned,
+                    one.transparent,
+                    one.reason,
+                    one.prints,
+                    one.small,
+                    one.animated,
+                )
             )
         with self._lock, contextlib.suppress(sqlite3.Error, OSError):  # a full disk costs time, nothing else
             database = self._db()
-            database.executemany("INSERT OR REPLACE INTO picture VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            database.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             database.commit()
 
     def _db(self) -> sqlite3.Connection:
@@ -163,7 +177,8 @@ class FactsCache:
             folder.mkdir(parents=True, exist_ok=True)
             database = sqlite3.connect(folder / "cache.sqlite", timeout=10, check_same_thread=False)
             database.execute("PRAGMA synchronous = OFF")
-            database.execute(f"CREATE TABLE IF NOT EXISTS picture (key TEXT PRIMARY KEY, {COLUMNS})")
+            database.execute("DROP TABLE IF EXISTS picture")  # of earlier versions, which knew less
+            database.execute(f"CREATE TABLE IF NOT EXISTS pictures (key TEXT PRIMARY KEY, {COLUMNS})")
             self._database = database
         return self._database
 

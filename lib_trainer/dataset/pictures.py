@@ -65,11 +65,13 @@ def read_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its picture. `size`: (width, height), upright; `turned`: EXIF turns it."""
+    """What a file says of its picture. `size`: (width, height), upright; `turned`: EXIF turns it; `animated`: there are
+    more pictures in it than the first one, which is used."""
 
     size: tuple[int, int]
     turned: bool
     transparent: bool
+    animated: bool = False
 
 
 def read_header(path: Path, data: bytes | None = None) -> Header:
@@ -77,7 +79,8 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
 
     def read(file: BinaryIO) -> Header:
         image = _open(file)
-        return Header(_upright_size(image), _orientation(image) > 1, _may_be_transparent(image))
+        size, turned, transparent = _upright_size(image), _orientation(image) > 1, _may_be_transparent(image)
+        return Header(size, turned, transparent, _is_animated(image))
 
     return _read(path, data, read)
 
@@ -229,6 +232,13 @@ def _orientation(image: Any) -> int:
     except Exception:  # a damaged EXIF block is no reason to lose the picture
         return 1
     return value if value in _TURNS else 1
+
+
+def _is_animated(image: Any) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a second frame that is damaged is none
+        return False
 
 
 def _upright_size(image: Any) -> tuple[int, int]:

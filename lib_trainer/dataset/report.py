@@ -158,6 +158,10 @@ def _of_pictures(facts: Mapping[str, PictureFacts], width: int, height: int) -> 
             "alpha", "info", "With transparency", "What is transparent is trained as white.",
             [key for key, one in facts.items() if one.transparent],
         ),
+        _found(
+            "animated", "info", "Animated", "Of an animation the first frame is trained.",
+            [key for key, one in facts.items() if one.animated],
+        ),
     ]  # fmt: skip
 
 

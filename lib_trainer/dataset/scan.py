@@ -19,9 +19,10 @@ from lib_trainer.dataset.folder import (
     checked_folder,
     concept_of,
     counted_endings,
+    few,
     list_folder,
 )
-from lib_trainer.dataset.pictures import PictureError, read_size
+from lib_trainer.dataset.pictures import PictureError, read_header
 from lib_trainer.errors import DatasetError
 
 NAME = "[name]"
@@ -144,18 +145,21 @@ class _Reader:
     notes: list[str] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
+    animated: list[str] = field(default_factory=list)
 
     def add(self, listing: Listing, repeats: int, concept: str) -> None:
         self.passed_by.add(listing)
         for name in listing.pictures:
             path = listing.folder / name
             try:
-                size = read_size(path)
+                header = read_header(path)
             except PictureError as error:
                 self.skipped.append(Skipped(path, error.reason))
                 continue
             captions = [with_trigger(text, self.trigger_word) or concept for text in self._read(listing, name)]
-            self.samples.append(Sample(path, captions[0], repeats, concept, size, others=tuple(captions[1:])))
+            self.samples.append(Sample(path, captions[0], repeats, concept, header.size, others=tuple(captions[1:])))
+            if header.animated:
+                self.animated.append(path.relative_to(self.passed_by.root).as_posix())
 
     def _read(self, listing: Listing, picture: str) -> tuple[str, ...]:
         name = listing.captions.get(picture)
@@ -190,6 +194,8 @@ class _Reader:
                 "word would be put there."
             )
         notes = [*self.passed_by.notes(), *self.notes, *foreign_notes(self.texts)]
+        if self.animated:
+            notes.append(f"Of {len(self.animated)} animations the first frame is trained: {few(self.animated)}.")
         return Scan(tuple(self.samples), tuple(self.skipped), tuple(notes))
 
     def _why_nothing(self, root: Path) -> str:

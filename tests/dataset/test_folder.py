@@ -111,6 +111,18 @@ def test_pictures_that_are_not_read_are_counted(tmp_path: Path, make_picture: Ma
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_animations_are_named(tmp_path: Path, make_picture: MakePicture, name: str) -> None:
+    """Case 17: what lies behind the first frame is not trained, and that is said."""
+    frames = [Image.new("RGB", (24, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100)
+    make_picture("still.png", caption="c")
+    scan = scan_folder(tmp_path, trigger_word="t", repeats=1)
+    assert scan.notes == (f"Of 1 animations the first frame is trained: {name}.",)
+    assert findings(tmp_path)["animated"].pictures == (name,)
+    assert findings(tmp_path)["animated"].pictures == (name,), "also as it was kept"
+
+
 def test_where_nothing_else_is_there_the_refusal_names_them(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(b"x")
     for error, look in (
