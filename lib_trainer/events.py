@@ -36,7 +36,8 @@ class Started:
 class StepDone:
     """One optimizer step. `loss` is the mean over its micro-batches, `learning_rates` by part ('unet', 'te1' …).
 
-    `applied` is false where the weights are what they were before: loss scaling found gradients that overflow.
+    `applied` is false where the weights are what they were before: loss scaling found gradients that overflow, or
+    dropouts left nothing to learn.
     """
 
     step: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib_trainer.networks.adapters import replaced_forward
+from lib_trainer.networks.functional import compute_dtype
 from lib_trainer.networks.naming import text_encoder_key
 from lib_trainer.ports import AdaptableModule, Conditioning, Part
+from lib_trainer.transfer import sent
 
 CHUNK = 75
 """Tokens of a chunk without its begin and end marks; the model reads 77."""
+
+KNOWN_CAPTIONS = 20_000
+"""Captions whose tokens are kept: a set has each at every epoch, and CLIP's tokenizer takes a millisecond for one."""
 
 
 class ClipText:
@@ -25,6 +31,8 @@ class ClipText:
         self.transformer, self.tokenizer = transformer, tokenizer
         self._words: list[tuple[list[int], list[int]]] = []
         """Tokens of each added word, and the ids beyond the vocabulary that stand for its rows."""
+        self._known: dict[str, list[int]] = {}
+        self._lean = False
 
     def encode(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
         """Captions, literally, as (B, 77·n, D); n ≤ `max_chunks` is what the longest one needs.
@@ -36,11 +44,13 @@ class ClipText:
         longest = max(len(own) for own in chunks)
         empty = self._marked([])
         flat = [ids for own in chunks for ids in own + [empty] * (longest - len(own))]
-        device = next(self.transformer.parameters()).device
-        hidden = self._hidden(torch.tensor(flat, device=device), clip_skip)
+        hidden = self.hidden(sent(torch.tensor(flat), next(self.transformer.parameters()).device), clip_skip)
         return Conditioning(hidden.reshape(len(captions), longest * hidden.shape[1], hidden.shape[2]))
 
-    def _hidden(self, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
+    def hidden(self, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
+        """Token ids (N, 77) → what the UNet reads, (N, 77, D)."""
+        if self._lean:
+            return self._lean_hidden(ids, clip_skip)
         if clip_skip == 1:
             last: torch.Tensor = self.transformer(input_ids=ids, return_dict=True).last_hidden_state
             return last
@@ -49,6 +59,32 @@ class ClipText:
         norm: Any = self.transformer.text_model.final_layer_norm  # type: ignore[union-attr]
         normed: torch.Tensor = norm(states[-min(clip_skip, layers)])
         return normed
+
+    def _lean_hidden(self, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
+        """The same without what nobody reads: layers that are skipped, the pooled vector, a mask made on the host."""
+        text: Any = self.transformer.text_model
+        hidden: torch.Tensor = text.embeddings(input_ids=ids)
+        hidden = hidden.to(compute_dtype(hidden))
+        layers = list(text.encoder.layers)
+        for layer in layers[: len(layers) + 1 - min(clip_skip, len(layers))]:
+            out = layer(hidden, attention_mask=None, causal_attention_mask=None)
+            hidden = out[0] if isinstance(out, tuple) else out
+        normed: torch.Tensor = text.final_layer_norm(hidden)
+        return normed
+
+    @contextlib.contextmanager
+    def lean(self) -> Iterator[None]:
+        """While gradients flow through the encoder: fused attention, and between the layers autocast's precision."""
+        before = self._lean
+        with contextlib.ExitStack() as stack:
+            for block in self.blocks():
+                attention: Any = block.self_attn
+                stack.enter_context(replaced_forward(attention, functools.partial(attend_causally, attention)))
+            self._lean = True
+            try:
+                yield
+            finally:
+                self._lean = before
 
     def _chunks(self, caption: str) -> list[list[int]]:
         ids = self._ids(caption)
@@ -71,8 +107,13 @@ class ClipText:
             start += len(own)
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        return ids
+        known = self._known.get(text)
+        if known is None:
+            if len(self._known) >= KNOWN_CAPTIONS:
+                self._known.clear()
+            found = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+            known = self._known[text] = list(found)
+        return known
 
     def _marked(self, ids: list[int]) -> list[int]:
         begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -137,3 +178,16 @@ class ClipText:
     def blocks(self) -> list[nn.Module]:
         """What gradient checkpointing recomputes."""
         return list(self.transformer.text_model.encoder.layers)  # type: ignore[union-attr,arg-type]
+
+
+def attend_causally(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+    """CLIP's self-attention by torch's fused kernels: each token sees itself and those before it.
+
+    `module` has transformers' `q_proj`, `k_proj`, `v_proj`, `out_proj` and `num_heads`; (N, T, D) → (N, T, D).
+    """
+    folded = (*hidden_states.shape[:2], module.num_heads, -1)
+    q, k, v = (
+        project(hidden_states).view(folded).transpose(1, 2) for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return module.out_proj(attended.transpose(1, 2).reshape(hidden_states.shape)), None

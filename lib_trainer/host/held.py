@@ -95,7 +95,8 @@ class Holdable:
         layers: dict[nn.Module, Any] = {}
         for name, root, part in (("unet", self.unet, "unet"), ("text", text, "te1")):
             if part not in state.replaced:
-                parts[name] = held_parameters(root, bus, state.dtype)
+                direct = name == "unet" or state.text_encoder  # see `direct_norms`
+                parts[name] = held_parameters(root, bus, state.dtype, state.dtype if direct else None)
         if state.eight_bits and "unet" in parts:
             layers, parts["unet"] = quantised_parameters(self.unet, bus, parts["unet"])
         return Weights(parts, bus), layers

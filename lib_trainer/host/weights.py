@@ -205,14 +205,18 @@ def _forms(phase: Phase, text_encoder: bool) -> dict[str, Form]:
 
 
 def held_parameters(root: nn.Module, bus: Bus, dtype: torch.dtype, norms: torch.dtype | None = None) -> list[Held]:
-    """Linear and convolution weights in `dtype`, norms and embeddings in `norms` (default: fp32 where a host has less).
+    """Linear and convolution weights in `dtype`, norms in `norms`; all else, and norms by default, in fp32 where a host
+    has less.
 
     Held, not cast at every use: autocast would make the same copy in each forward and keep it until the backward.
     """
-    products = (module for module in root.modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
-    wanted = {parameter: dtype for module in products for parameter in module.parameters(recurse=False)}
+    wanted: dict[nn.Parameter, torch.dtype] = {}
+    for module in root.modules():
+        own = dtype if isinstance(module, (nn.Linear, nn.Conv2d)) else norms
+        if own is not None and isinstance(module, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)):
+            wanted |= dict.fromkeys(module.parameters(recurse=False), own)
     for parameter in root.parameters():
-        wanted.setdefault(parameter, norms or (torch.float32 if parameter.itemsize < 4 else parameter.dtype))
+        wanted.setdefault(parameter, torch.float32 if parameter.itemsize < 4 else parameter.dtype)
     return [Held(parameter, one, bus) for parameter, one in wanted.items() if parameter.is_floating_point()]
 
 

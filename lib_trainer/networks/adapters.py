@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,14 +16,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lib_trainer.networks.flat import Flat
 from lib_trainer.networks.functional import (
     compute_dtype,
     convolve,
     dora_input_scale,
     input_norm,
+    is_plain,
+    is_pointwise,
     lora_conv2d,
     lora_linear,
 )
+from lib_trainer.networks.products import LoraProduct
 from lib_trainer.ports import AdaptableModule
 
 Forward = Callable[..., torch.Tensor]
@@ -70,6 +74,7 @@ class Adapter(nn.Module):
     """
 
     layout: ClassVar[dict[str, str]] = {}
+    _flat: tuple[Flat, int] | None = None
 
     def __init__(self, target: AdaptableModule, rank: int, alpha: float) -> None:
         super().__init__()
@@ -101,6 +106,33 @@ class Adapter(nn.Module):
         """What is added to the layer's output for `x`, with dropouts while it trains."""
         raise NotImplementedError
 
+    @property
+    def names(self) -> list[str]:
+        """The parameters that there are, in the layout's order."""
+        return [name for name in self.layout if getattr(self, name) is not None]
+
+    @property
+    def can_be_flat(self) -> bool:
+        """Whether every step computes with all parameters, and with nothing but their values in the run's precision."""
+        return self.dora_scale is None and not self.dropouts
+
+    @property
+    def is_flat(self) -> bool:
+        return self._flat is not None
+
+    def lie_in(self, flat: Flat, place: int) -> None:
+        """Take the parameters from place `place` of `flat` on; gradients arrive at its leaves from now on."""
+        self._flat = (flat, place)
+        for name, tensor in zip(self.names, flat.tensors[place:]):
+            setattr(self, name, tensor)
+
+    def current(self, dtype: torch.dtype) -> Sequence[torch.Tensor]:
+        """The parameters by `names`, for a product in `dtype`; a flat gives copies in it, 1×1 kernels as matrices."""
+        if self._flat is None:
+            return [getattr(self, name) for name in self.names]
+        flat, place = self._flat
+        return flat.working(dtype)[place : place + len(self.names)]
+
     def decompose(self) -> None:
         """DoRA (Liu et al. 2024, arXiv:2402.09353): learn the size of each input's weights apart from their direction.
 
@@ -118,8 +150,8 @@ class Adapter(nn.Module):
         x = x.to(compute_dtype(x))
         if self._skipped():
             return base(x)
-        out: torch.Tensor = base(x) + self.added(x) * multiplier
-        return out
+        added = self.added(x)
+        return base(x) + (added if multiplier == 1 else added * multiplier)
 
     def _decomposed(self, base: Forward, x: torch.Tensor, multiplier: float) -> torch.Tensor:
         """m/‖W+Δ‖ per input channel scales the input instead of the weight; the norm is a constant (section 4.3)."""
@@ -134,7 +166,9 @@ class Adapter(nn.Module):
         return out if multiplier == 1 else base(x) * (1 - multiplier) + out * multiplier
 
     def _skipped(self) -> bool:
-        return self.dropping and self.dropouts.modules > 0 and torch.rand(()).item() < self.dropouts.modules
+        if not self.dropping or not self.dropouts.modules:
+            return False
+        return torch.rand((), device="cpu").item() < self.dropouts.modules
 
     @property
     def dropping(self) -> bool:
@@ -148,15 +182,18 @@ class Adapter(nn.Module):
         if self.dropouts.values:
             hidden = F.dropout(hidden, self.dropouts.values)
         if self.dropouts.ranks:
-            hidden = hidden * self.rank_mask(hidden, channels)
+            hidden = hidden * self.rank_mask(hidden, channels, by_sample=hidden.ndim > 1)
         return hidden
 
-    def rank_mask(self, hidden: torch.Tensor, channels: int) -> torch.Tensor:
-        """Zero for the ranks left out in this step, 1/(1−p) for the others."""
-        shape = [1] * hidden.ndim
-        shape[channels] = hidden.shape[channels]
-        kept = torch.rand(shape, device=hidden.device) >= self.dropouts.ranks
-        return kept.to(hidden.dtype) / (1 - self.dropouts.ranks)
+    def rank_mask(self, ranked: torch.Tensor, dimension: int, *, by_sample: bool = False) -> torch.Tensor:
+        """Zero for the ranks left out in this step, 1/(1−p) for the others; drawn anew for each sample, as sd-scripts
+        does it, or once where the ranks are those of a weight, as LyCORIS does it."""
+        shape = [1] * ranked.ndim
+        shape[dimension] = ranked.shape[dimension]
+        if by_sample:
+            shape[0] = ranked.shape[0]
+        kept = torch.rand(shape, device=ranked.device) >= self.dropouts.ranks
+        return kept.to(ranked.dtype) / (1 - self.dropouts.ranks)
 
     def file_tensors(self) -> dict[str, torch.Tensor]:
         """Names behind the key, and parameters."""
@@ -184,12 +221,36 @@ class LoraAdapter(Adapter):
             self.up.zero_()
 
     def wrap(self, base: Forward, multiplier: float = 1.0) -> Forward:
-        if self.dora_scale is not None or self.dropouts:
+        """A layer whose forward is torch's own is computed in one step with its adapter; any other is called."""
+        if not self.can_be_flat:
             return super().wrap(base, multiplier)
-        layer, scale = self.layer, self.scale * multiplier
-        if isinstance(layer, nn.Conv2d):
-            return lambda input: lora_conv2d(base, layer, input, self.down, self.up, scale)
-        return lambda input: lora_linear(base, input, self.down, self.up, scale)
+        layer, scale, plain = self.layer, self.scale * multiplier, is_plain(self.layer, base)
+
+        def linear(input: torch.Tensor) -> torch.Tensor:
+            dtype = compute_dtype(input)
+            down, up = self.current(dtype)
+            if plain and _computed_in(dtype, layer.weight, layer.bias, down, up):
+                out: torch.Tensor = LoraProduct.apply(input, layer.weight, layer.bias, down, up, scale, dtype)
+                return out
+            return lora_linear(base, input, down, up, scale)
+
+        def pointwise(input: torch.Tensor) -> torch.Tensor:
+            dtype = compute_dtype(input)
+            down, up = self.current(dtype)
+            if not plain or not _computed_in(dtype, layer.weight, layer.bias, down, up):
+                return convolution(input)
+            weight, down, up = layer.weight.flatten(1), down.flatten(1), up.flatten(1)
+            pixels = input.permute(0, 2, 3, 1)
+            out: torch.Tensor = LoraProduct.apply(pixels, weight, layer.bias, down, up, scale, dtype)
+            return out.permute(0, 3, 1, 2)
+
+        def convolution(input: torch.Tensor) -> torch.Tensor:
+            down, up = (one if one.ndim == 4 else one[:, :, None, None] for one in self.current(compute_dtype(input)))
+            return lora_conv2d(base, layer, input, down, up, scale)
+
+        if isinstance(layer, nn.Linear):
+            return linear
+        return pointwise if is_pointwise(layer) else convolution
 
     def added(self, x: torch.Tensor) -> torch.Tensor:
         if isinstance(self.layer, nn.Conv2d):
@@ -201,6 +262,11 @@ class LoraAdapter(Adapter):
     def delta(self) -> torch.Tensor:
         product = self.up.flatten(1) @ self.down.flatten(1)
         return product.reshape(self.layer.weight.shape) * self.scale
+
+
+def _computed_in(dtype: torch.dtype, weight: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether all of a product's tensors are of this dtype, and its frozen weight gets no gradient."""
+    return not weight.requires_grad and all(one is None or one.dtype is dtype for one in (weight, *others))
 
 
 def drawn_kaiming(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

@@ -6,8 +6,10 @@ two thin products cost less than one full one and need no second copy of the wei
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +20,27 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """What a product of `x` is computed in: autocast's dtype where autocast is on."""
-    kind = x.device.type
-    if kind not in ("cpu", "cuda"):
-        return x.dtype
+    return autocast_dtype(x.device.type) or x.dtype
+
+
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """Autocast's dtype on a kind of device; None where it is off or not known there."""
     if hasattr(torch, "get_autocast_dtype"):  # from torch 2.4 on, which warns about the older names
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if on else None
     if kind == "cuda":
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return torch.get_autocast_cpu_dtype() if kind == "cpu" and torch.is_autocast_cpu_enabled() else None
+
+
+def switch_autocast(kind: str, on: bool) -> None:
+    """The bare switch, for places that are passed a hundred times a step: entering `torch.autocast` costs far more."""
+    if hasattr(torch, "get_autocast_dtype"):
+        torch.set_autocast_enabled(kind, on)
+    elif kind == "cuda":
+        torch.set_autocast_enabled(on)
+    else:
+        torch.set_autocast_cpu_enabled(on)
 
 
 def lora_linear(base: Forward, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
@@ -48,8 +63,39 @@ def lora_conv2d(
     """base(x) + scale·up∗(down∗x): `down` (r, in/groups, k, k) with the layer's stride, `up` (out, r, 1, 1)."""
     x = x.to(compute_dtype(x))
     hidden = F.conv2d(x, down.to(x.dtype), None, layer.stride, layer.padding, layer.dilation, layer.groups)
-    delta = F.conv2d(hidden, up.to(hidden.dtype) * scale)
-    return base(x) + delta
+    up = up.to(hidden.dtype)
+    return base(x) + F.conv2d(hidden, up if scale == 1 else up * scale)
+
+
+PLAIN_FORWARDS = {("torch.nn.modules.linear", "Linear.forward"), ("torch.nn.modules.conv", "Conv2d.forward")}
+PLAIN_CONVOLUTION = ("torch.nn.modules.conv", "Conv2d._conv_forward")
+
+
+def is_plain(layer: nn.Module, forward: Callable[..., object]) -> bool:
+    """Whether `forward` is torch's own of this layer, so that its product may be computed without calling it.
+
+    Told by where the function was defined: hosts replace the attribute of the class. A convolution's forward calls
+    `_conv_forward`, which extensions for tiled pictures replace.
+    """
+    convolution = getattr(layer, "_conv_forward", None)
+    if convolution is not None and _defined(layer, convolution) != PLAIN_CONVOLUTION:
+        return False
+    return _defined(layer, forward) in PLAIN_FORWARDS
+
+
+def _defined(layer: nn.Module, method: Any) -> tuple[str, str]:
+    """Module and name of the function that is bound to `layer`; empty where it is bound to anything else."""
+    function, bound = getattr(method, "__func__", None), getattr(method, "__self__", None) is layer
+    if isinstance(method, functools.partial):
+        function, bound = method.func, method.args == (layer,) and not method.keywords
+    return (getattr(function, "__module__", ""), getattr(function, "__qualname__", "")) if bound else ("", "")
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    """Whether a convolution is a product of each pixel's channels with one matrix."""
+    return isinstance(layer, nn.Conv2d) and (
+        (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    )
 
 
 def convolve(layer: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

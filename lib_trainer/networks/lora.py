@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lib_trainer.networks.adapters import Adapter, AdapterSpec, LoraAdapter, replaced_forward
+from lib_trainer.networks.flat import Flat
 from lib_trainer.networks.lycoris import LohaAdapter, LokrAdapter
 from lib_trainer.ports import AdaptableModule, Part
 
@@ -28,6 +29,7 @@ class LoraNetwork(nn.Module):
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         super().__init__()
         self.adapters = nn.ModuleDict({adapter.key: adapter for adapter in adapters})
+        self._flats: list[Flat] = []
 
     @classmethod
     def create(
@@ -79,6 +81,39 @@ class LoraNetwork(nn.Module):
     def parameters_of(self, part: Part) -> list[nn.Parameter]:
         return [parameter for adapter in self if adapter.part == part for parameter in adapter.parameters()]
 
+    def flatten(self, adapters: Sequence[Adapter], *, whole: bool) -> list[nn.Parameter]:
+        """Put parameters of `adapters` into one buffer; returns what an optimizer is to be given for all of them.
+
+        That is the buffer itself where `whole`, for optimizers whose update looks at single numbers, else the tensors.
+        Their values, places in files and gradients are what they were. Adapters with dropouts, which may leave
+        parameters out of a step, and DoRA, whose magnitudes need fp32, keep their own. Called before `applied`.
+        """
+        lying = [adapter for adapter in adapters if adapter.can_be_flat]
+        others = [adapter for adapter in adapters if not adapter.can_be_flat]
+        leaves = [parameter for adapter in others for parameter in adapter.parameters()]
+        if not lying:
+            return leaves
+        flat = Flat([getattr(adapter, name) for adapter in lying for name in adapter.names], whole=whole)
+        place = 0
+        for adapter in lying:
+            adapter.lie_in(flat, place)
+            place += len(adapter.names)
+        self._flats.append(flat)
+        return [*flat.leaves, *leaves]
+
+    @property
+    def flat_leaves(self) -> list[nn.Parameter]:
+        """What gradients of flattened adapters arrive at."""
+        return [leaf for flat in self._flats for leaf in flat.leaves]
+
+    def learn(self, on: bool) -> None:
+        """Whether gradients arrive at what `flatten` has returned, or at the parameters where it was not called."""
+        for flat in self._flats:
+            flat.learn(on)
+        for adapter in self:
+            if not adapter.is_flat:
+                adapter.requires_grad_(on)
+
     def parts(self) -> dict[Part, int]:
         """How many modules of each part are adapted."""
         counts: dict[Part, int] = {}
@@ -97,6 +132,8 @@ class LoraNetwork(nn.Module):
             for adapter in self:
                 forward = adapter.wrap(adapter.layer.forward, multiplier)
                 stack.enter_context(replaced_forward(adapter.layer, forward))
+            for flat in self._flats:
+                stack.callback(flat.forget)
             yield
 
 

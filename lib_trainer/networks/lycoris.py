@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib_trainer.networks.adapters import Adapter, drawn_kaiming
-from lib_trainer.networks.functional import convolve, factorization, kron_conv2d, kron_linear, loha_weight
+from lib_trainer.networks.functional import factorization, kron_conv2d, kron_linear, loha_weight
+from lib_trainer.networks.products import LohaProduct
 from lib_trainer.ports import AdaptableModule
 
 
@@ -37,13 +38,12 @@ class LohaAdapter(Adapter):
         return weight.reshape(self.layer.weight.shape)
 
     def added(self, x: torch.Tensor) -> torch.Tensor:
-        w1_b: torch.Tensor = self.w1_b
+        w1_a, w1_b, w2_a, w2_b = self.current(x.dtype)
         if self.dropping:
             x = F.dropout(x, self.dropouts.values) if self.dropouts.values else x
             w1_b = w1_b * self.rank_mask(w1_b, 0) if self.dropouts.ranks else w1_b
-        weight = loha_weight(self.w1_a, w1_b, self.w2_a, self.w2_b, self.scale)
-        weight = weight.reshape(self.layer.weight.shape).to(x.dtype)
-        return convolve(self.layer, x, weight) if isinstance(self.layer, nn.Conv2d) else F.linear(x, weight)
+        out: torch.Tensor = LohaProduct.apply(x, w1_a, w1_b, w2_a, w2_b, self.scale, self.layer)
+        return out
 
 
 class LokrAdapter(Adapter):
@@ -105,25 +105,25 @@ class LokrAdapter(Adapter):
                     zero = name in ("w2", "w2_b")
                     parameter.copy_(torch.zeros(1) if zero else drawn_kaiming(parameter.shape, generator))
 
-    def factors(self, *, dropping: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """w1 (a, c) and w2 (b, d, …), whole."""
-        w1, w2, large = self.w1, self.w2, self._large
-        if w1 is None:
-            w1 = self.w1_a @ self.w1_b
-        if w2 is None:
-            w2_b = self.w2_b * self.rank_mask(self.w2_b, 0) if dropping and self.dropouts.ranks else self.w2_b
-            w2 = (self.w2_a @ w2_b).reshape(large)
-        return w1, w2
+    def factors(self, own: dict[str, torch.Tensor], *, dropping: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """w1 (a, c) and w2 (b, d, …), whole, from the parameters by name."""
+        w1 = own["w1"] if "w1" in own else own["w1_a"] @ own["w1_b"]
+        if "w2" in own:
+            return w1, own["w2"].reshape(self._large)
+        w2_b = own["w2_b"]
+        w2_b = w2_b * self.rank_mask(w2_b, 0) if dropping and self.dropouts.ranks else w2_b
+        return w1, (own["w2_a"] @ w2_b).reshape(self._large)
 
     def delta(self) -> torch.Tensor:
-        w1, w2 = self.factors()
+        w1, w2 = self.factors({name: getattr(self, name) for name in self.names})
         w1 = w1.reshape(*w1.shape, *[1] * (w2.ndim - 2))
         return torch.kron(w1, w2.contiguous()).reshape(self.layer.weight.shape) * self.scale
 
     def added(self, x: torch.Tensor) -> torch.Tensor:
         if self.dropping and self.dropouts.values:
             x = F.dropout(x, self.dropouts.values)
-        w1, w2 = (factor.to(x.dtype) for factor in self.factors(dropping=self.dropping))
+        own = dict(zip(self.names, self.current(x.dtype)))
+        w1, w2 = (factor.to(x.dtype) for factor in self.factors(own, dropping=self.dropping))
         w1 = w1 * self.scale
         return kron_conv2d(self.layer, x, w1, w2) if isinstance(self.layer, nn.Conv2d) else kron_linear(x, w1, w2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +13,13 @@ from torch.optim import Optimizer
 
 from lib_trainer.errors import NumericalError
 from lib_trainer.events import StepDone
-from lib_trainer.memory import peak_bytes
-from lib_trainer.ports import LoadedModel, PictureSize
+from lib_trainer.memory import peak_bytes, release
+from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
 from lib_trainer.training.captions import CaptionSource
 from lib_trainer.training.objective import draw_noised, loss_of
-from lib_trainer.training.optimizers import LearningRates
+from lib_trainer.training.optimizers import LearningRates, step_unless
 from lib_trainer.training.precision import autocast, loss_scaler
+from lib_trainer.transfer import arriving, sent
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class LoopOptions:
     rate_fields: str = "optimizer.unet_lr, optimizer.text_encoder_lr"
     """The options that a sentence names where a rate is too high."""
 
+    late: bool = False
+    """Tell of a step when the next one's gradients are under way, as on a GPU, also where nothing is waited for."""
+
 
 def train(
     model: LoadedModel,
@@ -63,53 +68,121 @@ def train(
 ) -> None:
     """Run until `total_steps` are done or `stopping()`; `after_step` is told of each one.
 
-    Raises `NumericalError` before the optimizer has seen a loss or a gradient that is not finite.
+    A GPU is never waited for inside a step: `after_step` is told of a step when the next one's gradients are under way
+    and the parameters are still those of the step it is told of. Raises `NumericalError` for a loss or gradients that
+    are not finite; the parameters are then those of the step before. Whatever is raised, gradients are let go.
     """
-    device = model.device
     noise = torch.Generator().manual_seed(options.seed)
-    scaler = loss_scaler(device, options.dtype)
+    scaler = loss_scaler(model.device, options.dtype)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    results = _Results(options, scaled=scaler.is_enabled(), after_step=after_step)
     for step in range(1, options.total_steps + 1):
         if stopping():
-            return
-        started = time.perf_counter()
-        current = rates.set(step - 1)
-        drawn = next(steps)
-        optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for batch in drawn.batches:
-            noised = draw_noised(batch.latents, model.schedule, noise)
-            with autocast(device, options.dtype):
-                told = captions(batch.captions, batch.sizes).to(device)
-                prediction = model.predict(noised.latents.to(device), noised.timesteps.to(device), told)
-            loss = loss_of(prediction, noised.target.to(device), batch.weights)
+            break
+        try:
+            optimizer.zero_grad(set_to_none=True)
+            current = rates.set(step - 1)
+            drawn = next(steps)
+            loss = _gradients(model, captions, drawn, noise, scaler, options.dtype)
+            results.tell()
+            if stopping():
+                break
+            norm, learned = _step(optimizer, trained, loss, scaler, options.max_gradient_norm)
+            results.put(step, drawn.epoch, current, loss, norm, learned=learned)
+            if not (model.device.type == "cuda" or options.late):
+                results.tell()
+        except BaseException as error:
+            # a graph that is still held, by frames that are held by their error, is most of a card's memory
+            optimizer.zero_grad(set_to_none=True)
+            release(error, model.device)
+            results.tell()
+            raise
+    results.tell()
+
+
+def _gradients(
+    model: LoadedModel,
+    captions: CaptionSource,
+    drawn: StepBatches,
+    noise: torch.Generator,
+    scaler: Any,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Gradients of a step's batches, scaled; returns the mean loss, on the device. All that is sent there goes first.
+
+    Dropouts may leave nothing that learns in a batch.
+    """
+    device, losses = model.device, []
+    for batch in drawn.batches:
+        noised = draw_noised(batch.latents, model.schedule, noise)
+        latents, target = sent(noised.latents.to(dtype), device), sent(noised.target, device)
+        timesteps = sent(noised.timesteps, device)
+        weights = None if batch.weights is None else sent(batch.weights, device)
+        with autocast(device, dtype):
+            told = captions(batch.captions, batch.sizes)
+            told = Conditioning(sent(told.context, device), None if told.vector is None else sent(told.vector, device))
+            prediction = model.predict(latents, timesteps, told)
+        loss = loss_of(prediction, target, weights)
+        if loss.requires_grad:
             scaler.scale(loss / len(drawn.batches)).backward()
-            losses.append(loss.detach())
-        scaler.unscale_(optimizer)
-        norm = _clip(trained, options.max_gradient_norm)
-        mean_loss = torch.stack(losses).mean().item()
-        _check_finite(step, mean_loss, norm.item(), options.rate_fields, scaled=scaler.is_enabled())
-        scale = scaler.get_scale()
+        losses.append(loss.detach())
+    return torch.stack(losses).mean()
+
+
+def _step(
+    optimizer: Optimizer, trained: list[nn.Parameter], loss: torch.Tensor, scaler: Any, largest: float
+) -> tuple[torch.Tensor, bool]:
+    """Clip and learn, unless the loss or a gradient is not finite. Returns the gradients' norm, and if there were any.
+
+    Gradients are scaled down to a norm of `largest` (0: left alone). Pascanu et al. 2013, arXiv:1211.5063.
+    """
+    if all(parameter.grad is None for parameter in trained):
+        return torch.zeros_like(loss), False
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(trained, largest if largest > 0 else float("inf"))
+    if scaler.is_enabled():
         scaler.step(optimizer)
         scaler.update()
-        after_step(
-            StepDone(
+    else:
+        step_unless(optimizer, (loss + norm).isfinite().logical_not())
+    return norm, True
+
+
+class _Results:
+    """What a step came to, on its way from the device to `after_step`."""
+
+    def __init__(self, options: LoopOptions, *, scaled: bool, after_step: Callable[[StepDone], None]) -> None:
+        self._options, self._scaled, self._after_step = options, scaled, after_step
+        self._waiting: tuple[Callable[[list[float]], StepDone], Callable[[], list[float]]] | None = None
+        self._since = time.perf_counter()
+
+    def put(
+        self, step: int, epoch: int, rates: dict[str, float], loss: torch.Tensor, norm: torch.Tensor, *, learned: bool
+    ) -> None:
+        def done(numbers: list[float]) -> StepDone:
+            return StepDone(
                 step=step,
-                total_steps=options.total_steps,
-                epoch=drawn.epoch,
-                loss=mean_loss,
-                learning_rates=current,
-                gradient_norm=norm.item(),
-                seconds=time.perf_counter() - started,
-                memory_bytes=peak_bytes(device),
-                applied=scaler.get_scale() >= scale,  # the scaler halves it where gradients overflowed, and only then
+                total_steps=self._options.total_steps,
+                epoch=epoch,
+                loss=numbers[0],
+                learning_rates=rates,
+                gradient_norm=numbers[1],
+                seconds=time.perf_counter() - self._since,
+                memory_bytes=peak_bytes(loss.device),
+                applied=learned and _finite(numbers[1]),
             )
-        )
 
+        self._waiting = done, arriving(torch.stack([loss.float(), norm.float()]))
 
-def _clip(trained: list[nn.Parameter], largest: float) -> torch.Tensor:
-    """The gradients' norm; they are scaled down to `largest` (0: left alone). Pascanu et al. 2013, arXiv:1211.5063."""
-    return nn.utils.clip_grad_norm_(trained, largest if largest > 0 else float("inf"))
+    def tell(self) -> None:
+        """Tell of the step that waits, if one does."""
+        if self._waiting is None:
+            return
+        (make, numbers), self._waiting = self._waiting, None
+        done = make(numbers())
+        _check_finite(done.step, done.loss, done.gradient_norm, self._options.rate_fields, scaled=self._scaled)
+        self._after_step(done)
+        self._since = time.perf_counter()
 
 
 def _check_finite(step: int, loss: float, norm: float, rate_fields: str, *, scaled: bool) -> None:

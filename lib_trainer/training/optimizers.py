@@ -34,6 +34,26 @@ def adamw_8bit(groups: Groups, config: OptimizerConfig) -> Optimizer:
 
 OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], Optimizer]] = {"AdamW": adamw, "AdamW8bit": adamw_8bit}
 
+ELEMENTWISE = frozenset({"AdamW"})
+"""Those whose update of a number depends on that number alone, so that many tensors may be given as one."""
+
+
+def step_unless(optimizer: Optimizer, bad: torch.Tensor) -> None:
+    """One step, unless the scalar `bad` is true on the device: then parameters and state stay as they are.
+
+    torch's fused kernels read the answer themselves, as they do for loss scaling; other optimizers are waited for.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not bool(bad):
+            optimizer.step()
+        return
+    own: Any = optimizer
+    own.grad_scale, own.found_inf = None, bad.float()
+    try:
+        optimizer.step()
+    finally:
+        del own.grad_scale, own.found_inf
+
 
 def check_optimizer(name: str, device: torch.device) -> None:
     """Raise `ConfigError` if the optimizer cannot run on the device."""

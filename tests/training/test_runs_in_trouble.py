@@ -122,26 +122,24 @@ def test_a_step_that_loss_scaling_skips_moves_no_average(
     from lib_trainer.training.recipes.checkpoint import CheckpointRecipe
 
     class Scaler:
-        scale_, steps = 4.0, 0
+        steps = 0
 
         def is_enabled(self) -> bool:
             return True
 
-        def get_scale(self) -> float:
-            return self.scale_
-
         def scale(self, loss: torch.Tensor) -> torch.Tensor:
             return loss
 
-        def unscale_(self, optimizer: object) -> None: ...
+        def unscale_(self, optimizer: Any) -> None:
+            if self.steps == 1:
+                optimizer.param_groups[0]["params"][0].grad.fill_(float("inf"))
 
         def step(self, optimizer: Any) -> None:
             self.steps += 1
             if self.steps != 2:
                 optimizer.step()
 
-        def update(self) -> None:
-            self.scale_ /= 2 if self.steps == 2 else 1
+        def update(self) -> None: ...
 
     told: list[int] = []
     monkeypatch.setattr(loop, "loss_scaler", lambda device, dtype: Scaler())

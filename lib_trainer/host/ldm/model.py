@@ -14,7 +14,8 @@ from lib_trainer.errors import ModelError
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.held import Holdable
 from lib_trainer.host.holding import attribute, checkpointed, encode_moments, fingerprint, frozen
-from lib_trainer.host.ldm.attention import efficient_attention
+from lib_trainer.host.ldm.attention import efficient_attention, efficient_gates
+from lib_trainer.host.norms import direct_norms
 from lib_trainer.networks.formats.checkpoint_file import is_weight
 from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.networks.naming import block_of, diffusers_unet_name, unet_key
@@ -139,8 +140,13 @@ class LdmModel(Holdable):
                     stack.enter_context(attribute(owner, name, state.dtype))
             if isinstance(getattr(self.unet, "time_embed", None), nn.Module):
                 stack.enter_context(_cast_input(self.unet.time_embed, state.dtype))
+            text = [self.text.transformer] if state.text_encoder else []
+            stack.enter_context(direct_norms(state.dtype, self.unet, *text))
             stack.enter_context(efficient_attention(self.unet))
+            stack.enter_context(efficient_gates(self.unet))
             stack.enter_context(without_own_checkpoints(self.unet))
+            if state.text_encoder:
+                stack.enter_context(self.text.lean())
             if state.checkpointing:
                 blocks = [module for module in self.unet.modules() if type(module).__name__ in BLOCK_CLASSES]
                 stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))

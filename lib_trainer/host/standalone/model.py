@@ -16,6 +16,8 @@ from lib_trainer.files import found
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.held import Holdable
 from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
+from lib_trainer.host.ldm.attention import efficient_gates
+from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint
 from lib_trainer.networks.naming import block_of, unet_key
@@ -130,6 +132,11 @@ class DiffusersModel(Holdable):
     def _set_aside(self, state: TrainingState) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(frozen(self.unet, self.text.transformer))
+            text = [self.text.transformer] if state.text_encoder else []
+            stack.enter_context(direct_norms(state.dtype, self.unet, *text))
+            stack.enter_context(efficient_gates(self.unet))
+            if state.text_encoder:
+                stack.enter_context(self.text.lean())
             if state.checkpointing:
                 blocks = [module for module in self.unet.modules() if type(module).__name__ in BLOCK_CLASSES]
                 stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))

@@ -14,11 +14,12 @@ from torch import nn
 
 from lib_trainer.config import JobConfig
 from lib_trainer.errors import ModelError
-from lib_trainer.networks.adapters import AdapterSpec, Dropouts
+from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts
 from lib_trainer.networks.blocks import learns, parse_blocks
 from lib_trainer.networks.formats.lora_file import BUNDLED, read_lora, write_lora
 from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
 from lib_trainer.ports import AdaptableModule, LoadedModel, Part
+from lib_trainer.training.optimizers import ELEMENTWISE
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.recipes import Recipe
 
@@ -41,9 +42,10 @@ class AdapterRecipe(Recipe):
         plain = job.network.kind in ("lora", "difference") and not job.network.dora  # sd-scripts has DoRA by LyCORIS
         self.network_module = "networks.lora" if plain else "lycoris.kohya"
         self._seeds = DropoutSeeds(job)
+        self._groups = rate_groups(job, self.network)
 
     def groups(self) -> list[dict[str, Any]]:
-        return rate_groups(self._job, self.network)
+        return self._groups
 
     def modules(self) -> dict[str, int]:
         return {str(part): count for part, count in self.network.parts().items()}
@@ -96,14 +98,18 @@ def rates_of(job: JobConfig) -> dict[Part, float]:
 
 
 def rate_groups(job: JobConfig, network: LoraNetwork) -> list[dict[str, Any]]:
-    """A group for each part, and for each factor that its blocks have."""
+    """A group for each part, and for each factor that its blocks have. Called once: the network is made flat."""
     factors, rates = parse_blocks(job.blocks.rates, "blocks.rates"), rates_of(job)
-    sorted_out: dict[tuple[Part, float], list[nn.Parameter]] = {}
+    whole = job.optimizer.name in ELEMENTWISE
+    sorted_out: dict[tuple[Part, float], list[Adapter]] = {}
     for adapter in network:
-        place = (adapter.part, factors.get(adapter.block, 1.0))
-        sorted_out.setdefault(place, []).extend(adapter.parameters())
+        sorted_out.setdefault((adapter.part, factors.get(adapter.block, 1.0)), []).append(adapter)
     return [
-        {"params": own, "lr": rates[part] * factor, "name": part if factor == 1 else f"{part} ×{factor:g}"}
+        {
+            "params": network.flatten(own, whole=whole),
+            "lr": rates[part] * factor,
+            "name": part if factor == 1 else f"{part} ×{factor:g}",
+        }
         for (part, factor), own in sorted(sorted_out.items(), key=lambda item: (item[0][0] != "unet", *item[0]))
     ]
 

@@ -15,7 +15,6 @@ import msgspec
 
 from lib_trainer.config import JobConfig
 from lib_trainer.networks.formats.lora_file import write_lora
-from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import LoadedModel
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.recipes import Recipe
@@ -35,11 +34,12 @@ class DifferenceRecipe(Recipe):
         self.network = self.networks.trained
         self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
         self._seeds = DropoutSeeds(job)
+        first = [{**group, "name": f"{group['name']}, before"} for group in rate_groups(job, self.base)]
+        self._groups = first + rate_groups(job, self.network)
         self.before_step(1, base=True)
 
     def groups(self) -> list[dict[str, Any]]:
-        first = [{**group, "name": f"{group['name']}, before"} for group in rate_groups(self._job, self.base)]
-        return first + rate_groups(self._job, self.network)
+        return self._groups
 
     def modules(self) -> dict[str, int]:
         return {str(part): count for part, count in self.network.parts().items()}
@@ -47,8 +47,8 @@ class DifferenceRecipe(Recipe):
     def before_step(self, step: int, *, base: bool) -> None:
         """Only one of the two learns at a time: the optimizer passes parameters without a gradient by."""
         self._seeds.set(step)
-        _learn(self.base, base)
-        _learn(self.network, not base)
+        self.base.learn(base)
+        self.network.learn(not base)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -61,8 +61,3 @@ class DifferenceRecipe(Recipe):
 
     def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
         write_lora(path, self.networks.tensors(DTYPES[self._job.output.precision]), facts, overwrite=overwrite)
-
-
-def _learn(network: LoraNetwork, on: bool) -> None:
-    for parameter in network.parameters():
-        parameter.requires_grad_(on)
