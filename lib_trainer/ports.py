@@ -288,5 +288,5 @@ class Lease(Protocol):
         """Show `done` of `total` steps in the host's own progress bar."""
 
     @property
-    def interrupted(self) -> bool:
-        """Whether the user has pressed the host's own Interrupt or Stop."""
+    def interrupted(self) -> str:
+        """A sentence for the log if the user has ended the run by the host's own Interrupt or Stop, else empty."""

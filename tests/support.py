@@ -241,7 +241,7 @@ def make_job(folder: Path, **changes: Any) -> JobConfig:
 
 @dataclass
 class PlainLease:
-    interrupted: bool = False
+    interrupted: str = ""
     shown: list[tuple[int, int, str]] = field(default_factory=list)
 
     def progress(self, done: int, total: int, text: str) -> None:

@@ -158,8 +158,9 @@ class Run:
 
     def stopping(self) -> bool:
         """A host may take its Interrupt back (the WebUI does so with its next task): once seen, it holds."""
-        if self.lease.interrupted:
+        if (reason := self.lease.interrupted) and not self.control.stopping:
             self.control.stop()
+            self.emit(ev.Message(reason))
         return self.control.stopping
 
     def _class_pictures(self) -> list[Sample]:

@@ -111,10 +111,11 @@ def test_the_hosts_own_interrupt_stops_for_good(
     """The WebUI forgets its Interrupt at the next task; a run that has seen it once must still end."""
     from lib_trainer.host.standalone.host import StandaloneLease
 
-    answers = iter([False, True])
-    monkeypatch.setattr(StandaloneLease, "interrupted", property(lambda self: next(answers, False)))
+    answers = iter(["", "Stopped by the host's own button."])
+    monkeypatch.setattr(StandaloneLease, "interrupted", property(lambda self: next(answers, "")))
     view = watched.run(pictures, training__max_steps=3)
     assert view.state == "stopped" and not watched.of(ev.StepDone)
+    assert sum("Stopped by the host's own button." in line for line in view.log) == 1
 
 
 def test_save_now_writes_and_goes_on(watched: Watched, pictures: Path) -> None:

@@ -23,6 +23,9 @@ from PIL import Image
 REPO = Path(__file__).parents[2]
 LEFT_OUT = ("tests", "bench", "docs", "miniature")
 START_SECONDS = 300
+PRECISION = os.environ.get("WEBUI_PRECISION") or "full"
+"""`half` starts the WebUI as users have it, everything in fp16; it wants a torch that multiplies that on a CPU."""
+FLAGS = {"full": ["--no-half"], "half": ["--precision", "half", "--skip-python-version-check"]}
 PROMPT = "red circle"
 SETTINGS = {
     "samples_save": False, "grid_save": False, "show_progress_type": "Approx cheap",
@@ -64,7 +67,7 @@ class Webui:
         self.address = f"http://127.0.0.1:{port}"
         command = [
             str(self.home / "venv" / "bin" / "python"), "launch.py", "--skip-torch-cuda-test", "--use-cpu", "all",
-            "--no-half", "--api", "--port", str(port), "--do-not-download-clip", "--no-download-sd-model",
+            *FLAGS[PRECISION], "--api", "--port", str(port), "--do-not-download-clip", "--no-download-sd-model",
             "--skip-version-check", "--data-dir", str(self.data), "--ckpt", str(checkpoint),
             "--disable-console-progressbars",
         ]  # fmt: skip

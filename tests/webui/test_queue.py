@@ -73,6 +73,47 @@ def test_the_webuis_progress_and_its_interrupt_button(webui: Webui, values: Valu
     assert Path(ended["output"]).exists()
 
 
+def test_an_interrupt_is_for_the_picture_that_waits(webui: Webui, values: Values, aside: ThreadPoolExecutor) -> None:
+    """Case 22: the picture is taken out of the queue, its page hears that it has ended, and the run goes on."""
+    webui.probe("start", values=values(training__max_steps=ENDLESS))
+    wait_for_step(webui, 2)
+    body = {"prompt": PROMPT, "steps": 4, "width": 64, "height": 64, "force_task_id": "task(waits)"}
+    picture = aside.submit(webui.post, "/sdapi/v1/txt2img", body)
+    webui.until(lambda: webui.probe("waiting") == ["task(waits)"], "the picture in the queue")
+    webui.post("/sdapi/v1/interrupt", {})
+    assert webui.probe("waiting") == []
+    told = webui.post("/internal/progress", {"id_task": "task(waits)", "live_preview": False})
+    assert told["completed"] and not told["queued"]
+    going = wait_for_step(webui, webui.probe("view")["step"] + 2)
+    assert going["state"] == "running" and not picture.done()
+    webui.post("/sdapi/v1/interrupt", {})
+    ended = wait_until_ended(webui)
+    assert ended["state"] == "stopped"
+    assert any("Stopped by Interrupt in the WebUI" in line for line in ended["log"])
+    assert picture.result(60)["images"] == [], "nothing is drawn when its turn comes"
+    webui.txt2img()
+
+
+def test_a_run_ended_by_its_own_stop_does_not_name_a_button(webui: Webui, values: Values) -> None:
+    webui.probe("start", values=values(training__max_steps=ENDLESS))
+    wait_for_step(webui, 1)
+    webui.probe("command", name="stop")
+    assert not any("Interrupt" in line for line in wait_until_ended(webui)["log"])
+
+
+@pytest.mark.parametrize("path", ["", "/sdapi/v1/unload-checkpoint"])
+def test_unload_and_load_leave_the_model_with_the_run(webui: Webui, values: Values, path: str) -> None:
+    if path:
+        webui.probe("start", values=values(training__max_steps=ENDLESS))
+        before = wait_for_step(webui, 1)["step"]
+        webui.post(path, {})
+        webui.post("/sdapi/v1/reload-checkpoint", {})
+        wait_for_step(webui, before + 2)
+        return
+    ended = webui.probe("moved", values=values(training__max_steps=4), at_step={"1": "unload", "2": "load"})
+    assert (ended["state"], ended["moves"]) == ("finished", [])
+
+
 def test_save_now_and_preview_now(webui: Webui, values: Values) -> None:
     webui.probe("start", values=values(training__max_steps=ENDLESS, preview__prompt=PROMPT))
     wait_for_step(webui, 1)

@@ -8,9 +8,6 @@ from tests.webui.server import Values, Webui
 
 REFUSED = {
     "none": "No checkpoint is loaded: choose one at the top left of the page and wait until it is there.",
-    "lowvram": "The WebUI was started with --lowvram or --medvram",
-    "medvram": "The WebUI was started with --lowvram or --medvram",
-    "lowvram model": "The WebUI was started with --lowvram or --medvram",
     "is_sdxl": "The loaded checkpoint is of SDXL, which is not supported yet: load one of SD 1.x.",
     "is_sd2": "The loaded checkpoint is of SD 2.x, which is not supported yet: load one of SD 1.x.",
     "is_sd3": "The loaded checkpoint is of SD 3, which is not supported yet: load one of SD 1.x.",
@@ -18,7 +15,7 @@ REFUSED = {
     "unloaded": "The checkpoint was unloaded to the CPU: load it again",
     "stranger": "The loaded checkpoint is not laid out as SD 1.x (no CLIP text encoder): load one of SD 1.x.",
 }
-"""Traps 7, 11 and 13 cannot occur: their models and modes are among these."""
+"""Traps 7 and 11 cannot occur: their models are among these."""
 
 
 @pytest.mark.parametrize("kind", REFUSED)

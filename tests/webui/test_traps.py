@@ -139,6 +139,36 @@ def test_weights_stored_in_8_bits(webui: Webui, values: Values, precision: str, 
     assert webui.probe("compare_snapshot", label="fp8") == []
 
 
+@pytest.mark.parametrize("flag", ["medvram", "lowvram"])
+def test_hooks_that_move_parts_of_the_model_are_off_for_the_run_and_on_for_previews(
+    webui: Webui, values: Values, reference: str, flag: str
+) -> None:
+    """Trap 13. What is learned is what is learned without them."""
+    webui.probe("leave", kind=flag)
+    webui.txt2img()
+    webui.probe("take_snapshot", label=flag)
+    job = values(preview__prompt=PROMPT, preview__every=2)
+    ended = webui.probe("low_vram_run", values=job)
+    assert ended["state"] == "finished", ended
+    hooks = ended["before"]
+    assert hooks[0] >= (3 if flag == "medvram" else 15)
+    assert ended["at steps"] == [0, 0, 0] and set(ended["in previews"]) == set(ended["after"]) == set(hooks)
+    assert model_hash(ended["output"]) == reference
+    assert webui.probe("compare_snapshot", label=flag) == []
+
+
+def test_a_preview_has_the_jobs_clip_skip(webui: Webui) -> None:
+    """Trap 10: for that picture only, and what the user chooses meanwhile stays."""
+    plain, skipped = (webui.probe("preview_clip_skip", clip_skip=number) for number in (1, 2))
+    assert (plain["while"], skipped["while"]) == ([1], [2])
+    assert plain["picture"] != skipped["picture"]
+    assert plain["after"] == skipped["after"] == 1
+    try:
+        assert webui.probe("preview_clip_skip", clip_skip=2, choose=3)["after"] == 3
+    finally:
+        webui.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 1})
+
+
 def test_the_fp8_menu_changed_during_a_run_does_not_swap_the_model(webui: Webui, values: Values) -> None:
     """Traps 12 and 14: the next preview would load the checkpoint anew, in 8 bits, under the run."""
     job = {"preview__prompt": PROMPT, "preview__every": 1}

@@ -184,7 +184,7 @@ class StandaloneHost:
 class StandaloneLease:
     """Nobody else shows progress or interrupts here: the listener and the control do."""
 
-    interrupted = False
+    interrupted = ""
 
     def progress(self, done: int, total: int, text: str) -> None:
         return None

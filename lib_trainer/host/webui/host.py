@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,8 @@ from PIL import Image
 
 from lib_trainer.errors import ModelError
 from lib_trainer.host.holding import attribute
+from lib_trainer.host.webui.interrupts import BUTTON, Interrupts
+from lib_trainer.host.webui.low_vram import LowVram
 from lib_trainer.host.webui.model import WebuiModel, check_model, own_backups, take_out_prompt_networks
 from lib_trainer.ports import Part, PreviewRequest
 
@@ -35,6 +36,7 @@ class WebuiHost:
     def __init__(self) -> None:
         self.task_id: str | None = None
         """Id of the run in the WebUI's own queue, for its progress bar; None while there is none."""
+        self._low_vram = LowVram(None)
 
     def check(self) -> None:
         check_model(sd_models.model_data.sd_model)
@@ -58,18 +60,20 @@ class WebuiHost:
         progress.add_task_to_queue(task)
         self.task_id = task
         try:
-            with call_queue.queue_lock, attribute(shared.state, "interrupt", _interrupt):
+            with call_queue.queue_lock, Interrupts(task).watched():
                 shared.state.begin(job=task)
                 progress.start_task(task)
+                self._low_vram = LowVram(sd_models.model_data.sd_model)
                 try:
-                    yield WebuiLease(title)
+                    with self._low_vram.set_aside():
+                        yield WebuiLease(title)
                 finally:
                     progress.finish_task(task)
                     shared.state.end()
                     _forget_interrupts()
         finally:
             progress.pending_tasks.pop(task, None)
-            self.task_id = None
+            self.task_id, self._low_vram = None, LowVram(None)
             devices.torch_gc()
 
     def preview(self, request: PreviewRequest) -> Image.Image:
@@ -102,6 +106,8 @@ class WebuiHost:
             if hasattr(shared.cmd_opts, "no_prompt_history"):
                 stack.enter_context(attribute(shared.cmd_opts, "no_prompt_history", True))
             stack.enter_context(attribute(sd_models, "reload_model_weights", _keep_the_model))
+            stack.enter_context(_option("CLIP_stop_at_last_layers", request.clip_skip))
+            stack.enter_context(self._low_vram.as_the_host_draws())
             # What the prompt's LoRAs put into the weights must come out of the same ones: a run may hold others there
             stack.enter_context(own_backups(shared.sd_model))
             stack.callback(take_out_prompt_networks, shared.sd_model)
@@ -179,8 +185,8 @@ class WebuiLease:
         state.textinfo = f"{self._title}: {text}"
 
     @property
-    def interrupted(self) -> bool:
-        return bool(shared.state.interrupted or getattr(shared.state, "stopping_generation", False))
+    def interrupted(self) -> str:
+        return BUTTON if shared.state.interrupted or getattr(shared.state, "stopping_generation", False) else ""
 
 
 @contextlib.contextmanager
@@ -212,10 +218,20 @@ def _keep_the_model(*_: Any, **__: Any) -> Any:
     return shared.sd_model
 
 
-def _interrupt() -> None:
-    """`State.interrupt` during a run: "Reload UI" interrupts first and then reloads, but a run outlives its page."""
-    if sys._getframe(1).f_code.co_name != "request_restart":
-        type(shared.state).interrupt(shared.state)
+@contextlib.contextmanager
+def _option(name: str, value: object) -> Iterator[None]:
+    """A setting for one picture. What the user chooses meanwhile stays; a request's own override would undo it."""
+    data = shared.opts.data
+    before = data.get(name)
+    data[name] = value
+    try:
+        yield
+    finally:
+        if data.get(name) == value:
+            if before is None:
+                data.pop(name, None)
+            else:
+                data[name] = before
 
 
 def _forget_interrupts() -> None:

@@ -81,12 +81,6 @@ def check_model(sd_model: Any) -> None:
     """Raise `ModelError` with the remedy unless this checkpoint can be trained as it is loaded."""
     if sd_model is None:
         raise ModelError("No checkpoint is loaded: choose one at the top left of the page and wait until it is there.")
-    options = shared.cmd_opts
-    if getattr(sd_model, "lowvram", False) or getattr(options, "lowvram", False) or getattr(options, "medvram", False):
-        raise ModelError(
-            "The WebUI was started with --lowvram or --medvram, which moves parts of the model away while they are "
-            "needed for training: start it without that option and turn on gradient checkpointing instead."
-        )
     for flag, family in (("is_sdxl", "SDXL"), ("is_sd2", "SD 2.x"), ("is_sd3", "SD 3")):
         if getattr(sd_model, flag, False):
             raise ModelError(f"The loaded checkpoint is of {family}, which is not supported yet: load one of SD 1.x.")
@@ -95,7 +89,8 @@ def check_model(sd_model: Any) -> None:
     encoder = getattr(getattr(sd_model, "cond_stage_model", None), "wrapped", None)
     if not hasattr(getattr(encoder, "transformer", None), "text_model") or not hasattr(sd_model, "first_stage_model"):
         raise ModelError("The loaded checkpoint is not laid out as SD 1.x (no CLIP text encoder): load one of SD 1.x.")
-    if next(sd_model.model.parameters()).device.type != torch.device(devices.device).type:
+    kept_away = getattr(sd_model, "lowvram", False)  # --medvram: the model rests on the CPU
+    if not kept_away and next(sd_model.model.parameters()).device.type != torch.device(devices.device).type:
         raise ModelError(
             "The checkpoint was unloaded to the CPU: load it again (Settings, Actions) and start once more."
         )

@@ -77,10 +77,6 @@ def _pretended(kind: str) -> Iterator[None]:
         match kind:
             case "none":
                 put(mock.patch.object(sd_models.model_data, "sd_model", None))
-            case "lowvram" | "medvram":
-                put(mock.patch.object(shared.cmd_opts, kind, True))
-            case "lowvram model":
-                put(mock.patch.object(model, "lowvram", True))
             case "is_sdxl" | "is_sd2" | "is_sd3":
                 put(mock.patch.object(model, kind, True))
             case "inpainting":

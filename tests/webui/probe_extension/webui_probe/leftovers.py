@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from modules import devices, sd_hijack, sd_models, sd_unet, shared
+from modules import devices, lowvram, sd_hijack, sd_models, sd_unet, shared
 from torch import nn
 
 CHECKS = ("leave", "tidy", "make_hypernetwork", "make_embedding", "remove_embedding")
@@ -130,9 +131,44 @@ def _menu() -> Iterator[None]:
         shared.opts.data["fp8_storage"] = option
 
 
+def _low_vram(flag: str) -> Callable[[], Iterator[None]]:
+    """As `load_model` does it when the WebUI was started with the flag. On a CPU its hooks move nothing."""
+
+    def left() -> Iterator[None]:
+        model = sd_models.model_data.sd_model
+        known = set(vars(model))
+        hijacked = model.cond_stage_model  # as it is loaded: the WebUI applies the flag first and hijacks then
+        with mock.patch.object(shared.cmd_opts, flag, True):
+            model.cond_stage_model = hijacked.wrapped
+            try:
+                lowvram.apply(model)
+            finally:
+                model.cond_stage_model = hijacked
+        try:
+            yield
+        finally:
+            lowvram.send_everything_to_cpu()
+            for module in model.modules():
+                for key in low_vram_hooks(module):
+                    del module._forward_pre_hooks[key]
+            for name in ("encode", "decode"):
+                del vars(model.first_stage_model)[name]
+            for name in set(vars(model)) - known:
+                delattr(model, name)
+            model.lowvram, shared.parallel_processing_allowed = False, True
+
+    return left
+
+
+def low_vram_hooks(module: nn.Module) -> list[int]:
+    return [key for key, hook in module._forward_pre_hooks.items() if hook.__module__ == "modules.lowvram"]
+
+
 KINDS: dict[str, Callable[[], Iterator[None]]] = {
     "unet": _unet,
     "checkpointing flags": _checkpointing_flags,
     "fp8": _fp8,
     "fp8 menu": _menu,
+    "medvram": _low_vram("medvram"),
+    "lowvram": _low_vram("lowvram"),
 }

@@ -106,6 +106,8 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "sample": lambda: runner().sample(),
     "interrupt": lambda: shared.state.interrupt(),
     "other checkpoint": _choose_the_other_checkpoint,
+    "unload": lambda: sd_models.unload_model_weights(),
+    "load": lambda: sd_models.send_model_to_device(shared.sd_model),
     "fp8": lambda: shared.opts.data.update(fp8_storage="Enable"),
 }
 

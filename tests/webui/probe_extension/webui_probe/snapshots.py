@@ -56,7 +56,7 @@ def _model() -> dict[str, object]:
         seen[f"{name} forward"] = id(attributes["forward"]) if "forward" in attributes else None
         seen[f"{name} merged"] = getattr(module, "network_current_names", ()) != ()
         hooks = {key: value for key, value in attributes.items() if "hooks" in key and hasattr(value, "values")}
-        seen[f"{name} hooks"] = sorted((key, len(value)) for key, value in hooks.items())
+        seen[f"{name} hooks"] = sorted((key, [id(hook) for hook in value.values()]) for key, value in hooks.items())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         facts = (tensor.dtype, str(tensor.device), tuple(tensor.shape), tensor.stride(), tensor.requires_grad)
         seen[f"{name} tensor"] = (*facts, tensor.grad is None, digest(tensor))

@@ -1,0 +1,77 @@
+"""The WebUI's buttons while a run goes on: which of them end it, and what the others do.
+
+Interrupt is one flag for the whole WebUI, without a word on what it is meant for. While a picture waits in the queue
+behind a run, it is meant for that picture, so the picture is taken out; only where none waits does it end the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from modules import progress, sd_models, shared
+
+from lib_trainer.host.holding import attribute
+
+logger = logging.getLogger(__name__)
+
+BUTTON = "Stopped by Interrupt in the WebUI: no picture was waiting that it could have been meant for."
+
+
+class Interrupts:
+    """Of one run. `own` is its task in the WebUI's queue."""
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(attribute(shared.state, "interrupt", self._pressed))
+            if hasattr(shared.state, "stop_generating"):
+                stack.enter_context(attribute(shared.state, "stop_generating", self._pressed))
+            for name in ("send_model_to_cpu", "send_model_to_device"):
+                if hasattr(sd_models, name):
+                    stack.enter_context(attribute(sd_models, name, _not_now))
+            yield
+
+    def _pressed(self) -> None:
+        if sys._getframe(1).f_code.co_name == "request_restart":
+            return  # "Reload UI" interrupts first and then reloads, but a run outlives its page
+        waiting = next((task for task in progress.pending_tasks if task != self._own), None)
+        if waiting is None:
+            type(shared.state).interrupt(shared.state)
+        else:
+            take_out(waiting)
+
+
+_taken_out: set[str] = set()
+
+
+def take_out(task: str) -> None:
+    """The page of a task that waits is told that it has ended; when its turn comes it ends at once, drawing nothing."""
+    progress.pending_tasks.pop(task, None)
+    progress.finish_task(task)
+    _taken_out.add(task)
+    shared.state.begin = _begin
+    logger.info("Interrupt: %s was taken out of the queue, and the training run goes on.", task)
+
+
+def _begin(job: str = "(unknown)") -> None:
+    """`State.begin`, by which a task's turn begins. The API does not say there which task it is, but it knows."""
+    state = shared.state
+    type(state).begin(state, job)
+    task = job if job in _taken_out else sys._getframe(1).f_locals.get("task_id")
+    if task in _taken_out:
+        _taken_out.discard(task)
+        state.interrupted = True
+    if not _taken_out:
+        vars(state).pop("begin", None)
+
+
+def _not_now(*_: Any, **__: Any) -> None:
+    """Unload and Load (Settings, Actions; /sdapi/v1/unload-checkpoint) do not wait in the queue."""
+    logger.warning("The checkpoint stays where it is while a training run has it: unload it when the run has ended.")

@@ -1,0 +1,98 @@
+"""The WebUI's --lowvram, --medvram and --medvram-sdxl, set aside while a run has the model.
+
+`modules/lowvram.py` keeps the model on the CPU and moves one part at a time to the device, by hooks that run before a
+part's forward. A backward pass needs all of them there, so for a run the hooks are off and the model is on the device;
+a preview is drawn with them, as every picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from modules import devices, lowvram
+from torch import nn
+
+METHODS = ("encode", "decode")
+"""Of the VAE: these have no forward, so the WebUI puts functions of its own in their place."""
+
+
+class LowVram:
+    """What the WebUI has put on one model. Does nothing for a model that is not kept on the CPU."""
+
+    def __init__(self, sd_model: Any) -> None:
+        self._model = sd_model
+        self._on = bool(getattr(sd_model, "lowvram", False))
+        self._hooks: list[tuple[nn.Module, dict[int, Any]]] = []
+        self._methods: dict[str, Any] = {}
+        self._places: list[tuple[torch.Tensor, torch.device]] = []
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """The whole model on the device, without the hooks; afterwards where it rests, with them."""
+        if not self._on:
+            yield
+            return
+        lowvram.send_everything_to_cpu()
+        modules = list(self._model.modules())
+        self._hooks = [(module, dict(module._forward_pre_hooks)) for module in modules if _own_hooks(module)]
+        vae = vars(self._model.first_stage_model)
+        self._methods = {name: vae[name] for name in METHODS if _is_theirs(vae.get(name))}
+        tensors = (*self._model.parameters(), *self._model.buffers())
+        self._places = [(tensor, tensor.device) for tensor in tensors]
+        try:
+            self._take()
+            yield
+        finally:
+            self._give_back()
+
+    @contextlib.contextmanager
+    def as_the_host_draws(self) -> Iterator[None]:
+        """Inside `set_aside`: the hooks again, for a picture."""
+        if not self._on:
+            yield
+            return
+        self._give_back()
+        yield
+        lowvram.send_everything_to_cpu()
+        self._take()
+
+    def _take(self) -> None:
+        for module, _ in self._hooks:
+            for key in _own_hooks(module):
+                del module._forward_pre_hooks[key]
+        for name, function in self._methods.items():
+            _unwrap(self._model.first_stage_model, name, function)
+        self._model.to(devices.device)
+
+    def _give_back(self) -> None:
+        """Hooks in the order in which they were, those that came meanwhile behind them."""
+        for module, before in self._hooks:
+            now = dict(module._forward_pre_hooks)
+            module._forward_pre_hooks.clear()
+            module._forward_pre_hooks.update({**before, **now})
+        vars(self._model.first_stage_model).update(self._methods)
+        for tensor, place in self._places:
+            if tensor.device != place:
+                tensor.data = tensor.data.to(place)
+        lowvram.module_in_gpu = None
+
+
+def _own_hooks(module: nn.Module) -> list[int]:
+    return [key for key, hook in module._forward_pre_hooks.items() if _is_theirs(hook)]
+
+
+def _is_theirs(function: Any) -> bool:
+    return bool(getattr(function, "__module__", "") == lowvram.__name__)
+
+
+def _unwrap(vae: Any, name: str, function: Any) -> None:
+    """What the WebUI's function calls is in its closure: the class's own method, or what another has put there."""
+    inner = inspect.getclosurevars(function).nonlocals.get(f"first_stage_model_{name}")
+    if inner is None or getattr(inner, "__func__", None) is getattr(type(vae), name, None):
+        del vars(vae)[name]
+    else:
+        vars(vae)[name] = inner
