@@ -299,10 +299,7 @@
 
     // Puts the set's folder into the training form.
     function train(folder) {
-        const box = document.querySelector("#trainer_dataset_folder textarea, #trainer_dataset_folder input");
-        if (!box || !folder) return;
-        box.value = folder;
-        box.dispatchEvent(new Event("input", {bubbles: true}));
+        if (folder) window.trainerPage.fill("trainer", "dataset_folder", folder);
     }
 
     // The WebUI: our sub-tab of Train, or the Trainer tab where there is no Train tab.

@@ -38,8 +38,17 @@
         area.dispatchEvent(new Event("input", {bubbles: true}));
     }
 
+    // gradio's sliders have a number beside them that nothing names.
+    function nameNumbers(prefix) {
+        document.querySelectorAll(`#${prefix}_page input[type=number]:not([aria-label])`).forEach((box) => {
+            const label = box.closest(".block")?.querySelector("label span, label");
+            box.setAttribute("aria-label", label ? label.textContent.trim() : "Number");
+        });
+    }
+
     function tend(panel) {
         const prefix = panel.dataset.prefix;
+        nameNumbers(prefix);
         const page = pageOf(prefix);
         const now = Date.now();
         if (document.visibilityState !== "visible" || !find(prefix, "page")?.offsetParent) return;

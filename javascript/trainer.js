@@ -156,7 +156,10 @@
         const page = pageOf(prefix);
         const panel = document.querySelector(`.trainer-status[data-prefix="${prefix}"]`);
         const active = panel && panel.dataset.active === "1";
-        if (!page.answered && !page.touched) click(prefix, "restore"); // never over what somebody has begun to type
+        if (!page.answered && !page.touched) { // never over what somebody has begun to type
+            page.restoring = Date.now();
+            click(prefix, "restore");
+        }
         page.answered = true;
         page.waitingSince = 0;
         page.due = Date.now() + (active ? ACTIVE_MS : IDLE_MS);
@@ -205,7 +208,26 @@
         if (button) button.click();
     }
 
-    window.trainerPage = {polled, refresh, download, insert, openTab};
+    // The last job's values are in the form: what was to be put there meanwhile comes after them.
+    function restored(prefix) {
+        const page = pageOf(prefix);
+        page.restoring = 0;
+        if (page.wanted) fill(prefix, ...page.wanted);
+    }
+
+    // Puts a text into a field of the form, to stay: the last job's values are no longer put over it.
+    function fill(prefix, name, text) {
+        const page = pageOf(prefix);
+        page.touched = true;
+        const waits = page.restoring && Date.now() - page.restoring < PATIENCE_MS;
+        page.wanted = waits ? [name, text] : null;
+        const box = document.querySelector(`#${prefix}_${name} textarea, #${prefix}_${name} input`);
+        if (!box || waits) return;
+        box.value = text;
+        box.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+
+    window.trainerPage = {polled, refresh, restored, fill, download, insert, openTab};
     setInterval(() => {
         document.querySelectorAll(".trainer-status").forEach(tend);
         if (find("generate", "notice")) markFields("generate");

@@ -27,7 +27,8 @@ def work_html(view: View) -> str:
     if view.open is None:
         return ""
     tabs = "".join(
-        f'<button type="button" role="tab" class="dataset-tab{" dataset-on" if name == view.tab else ""}" '
+        f'<button type="button" role="tab" aria-selected="{str(name == view.tab).lower()}" '
+        f'class="dataset-tab{" dataset-on" if name == view.tab else ""}" '
         f"{command('tab', tab=name)}>{title}</button>"
         for name, title in TITLES.items()
     )

@@ -216,7 +216,8 @@ def _connect_files(page: _Page, actions: TrainActions) -> None:
     exported = page.export.click(export, page.form.inputs, [page.notice, page.payload], **QUIET)
     exported.then(None, [page.payload], None, _js=download)
     page.load.upload(load, [page.load], [page.notice, *page.form.inputs], **QUIET)
-    page.restore.click(restore, None, page.form.inputs, **QUIET)
+    restored = f"() => {{ window.trainerPage?.restored({actions.options.prefix!r}); return []; }}"
+    page.restore.click(restore, None, page.form.inputs, **QUIET).then(None, None, None, _js=restored)
 
 
 def _shown(form: Form, values: dict[str, Any] | None) -> list[Any]:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from lib_trainer.jobs import JobRunner
+from tests.browser.axe import findings
 from tests.ui.fakes import FakeGenerator, FakeHost
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -111,6 +112,92 @@ def test_open_filter_prune_with_a_preview_undo_and_train(page: Any, root: Path) 
         str(root)
     )
     expect(page.locator("#trainer_start")).to_be_visible()
+
+
+def test_the_set_that_was_pressed_is_in_the_form_the_first_time_too(page: Any, root: Path, tmp_path: Path) -> None:
+    """The form's restore of the last job comes with the first sight of it, and must not come over it."""
+    from lib_trainer.config import dump_job, from_values
+    from lib_trainer.ui.train_actions import LAST_JOB
+
+    jobs = tmp_path / "cache" / "jobs"
+    jobs.mkdir(parents=True, exist_ok=True)
+    last = from_values({"dataset.folder": str(tmp_path / "old"), "output.name": "old", "preview.prompt": "an old one"})
+    dump_job(last, jobs / LAST_JOB)
+    # as in the WebUI, whose first tab is another one: the form is not seen before the set is pressed
+    page.add_init_script("Object.defineProperty(document, 'visibilityState', {get: () => window.seen || 'hidden'});")
+    page.reload()
+    page.locator(".tab-nav button", has_text="Dataset").click()
+    open_set(page, root)
+    page.locator("#dataset_train").click()
+    page.evaluate("window.seen = 'visible'")
+    folder = page.locator("#trainer_dataset_folder textarea, #trainer_dataset_folder input").first
+    expect(folder).to_have_value(str(root))
+    page.wait_for_timeout(2500)  # longer than the first poll, after which the form is restored
+    expect(folder).to_have_value(str(root))
+    name = page.locator("#trainer_output_name textarea, #trainer_output_name input").first
+    assert name.input_value() != "old"
+
+
+def test_selects_have_an_arrow(page: Any, root: Path) -> None:
+    open_set(page, root)
+    for name in ("dataset_edit_kind", "dataset_scope"):
+        image = page.locator(f"#{name}").evaluate("(one) => getComputedStyle(one).backgroundImage")
+        assert image.count("linear-gradient") == 2, name
+    minus = page.locator(".dataset-tags tr", has_text="smile").locator("button")
+    expect(minus).to_have_text("without")
+    minus.click()
+    expect(page.locator(".dataset-cell")).to_have_count(4)
+
+
+def test_enter_in_the_folders_box_and_no_folder_are_answered(page: Any, root: Path) -> None:
+    page.locator("#dataset_train").click()
+    sees(page, "#dataset_notice", "No folder is given")
+    expect(page.locator("#dataset_open")).to_be_visible()
+    box = page.locator("#dataset_folder textarea, #dataset_folder input").first
+    box.fill(str(root))
+    box.press("Enter")
+    expect(page.locator(".dataset-cell")).to_have_count(8)
+
+
+def test_a_findings_trash_is_shown_first_and_is_for_the_forms_size(page: Any, root: Path) -> None:
+    open_set(page, root)
+    page.locator(".dataset-tab", has_text="Check").click()
+    expect(page.locator("#dataset_width")).to_have_value("512")
+    page.locator("#dataset_check_form button", has_text="Check the set").click()
+    small = page.locator(".dataset-finding", has_text="Smaller than the training size")
+    small.locator("button", has_text="Move to the trash").click()
+    sees(page, ".dataset-changes", "16 files would go to the set's trash.")
+    assert len(list(root.rglob("[0-9].png"))) == 8
+    page.locator(".dataset-preview .dataset-main").click()
+    expect(page.locator(".dataset-cell")).to_have_count(0)
+    expect(small).to_have_count(0)
+    page.locator(".dataset-bar button", has_text="Undo").click()
+    expect(page.locator(".dataset-cell")).to_have_count(8)
+    expect(small).to_have_count(1)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_grave(page: Any, root: Path, theme: str) -> None:
+    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 1})
+    page.goto(f"{page.url.split('?')[0]}?__theme={theme}")
+    page.locator(".tab-nav button", has_text="Dataset").click()
+    found = findings(page, "#dataset_page")
+    open_set(page, root)
+    page.locator(".dataset-cell").nth(1).click()
+    expect(page.locator(".dataset-chip")).to_have_count(5)
+    for tab in ("Edit", "Prune", "Check", "History"):
+        page.locator(".dataset-tab", has_text=tab).click()
+        expect(page.locator(".dataset-tab.dataset-on")).to_have_text(tab)
+        if tab == "Prune":
+            page.locator(".dataset-card", has_text="Delete all feature tags").locator("button").click()
+            page.locator("#dataset_trigger").fill("alba")
+            page.locator(".dataset-proposal .dataset-main").click()
+            expect(page.locator(".dataset-preview")).to_be_visible()
+        if tab == "Check":
+            page.locator("#dataset_check_form button", has_text="Check the set").click()
+            expect(page.locator(".dataset-report svg").first).to_be_visible()
+        found += [f"{tab}: {line}" for line in findings(page, "#dataset_page")]
+    assert not found, "\n".join(found)
 
 
 def test_chips_selection_and_keys(page: Any, root: Path) -> None:

@@ -15,6 +15,7 @@ from lib_trainer.jobs import JobRunner
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.store import ScoreStore
 from lib_trainer.tagging.views import Places
+from tests.browser.axe import findings
 from tests.browser.test_page import ARGUMENTS, CHROMIUM, SLOW
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.ui.fakes import FakeGenerator, FakeHost
@@ -91,6 +92,25 @@ def test_tag_slide_judge_and_write(page: playwright.Page, tmp_path: Path) -> Non
         origins = [origin for n in range(30) for origin in store.origins(folder / f"{n:03}.png").values()]
         assert "hand" in origins and any(origin.startswith("wd-mini ") for origin in origins)
     assert all(split_tags(path.read_text("utf-8")) for path in folder.glob("*.txt"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_grave(page: playwright.Page, tmp_path: Path, theme: str) -> None:
+    page.goto(f"{page.url.split('?')[0]}?__theme={theme}")
+    open_tab(page, "Tagger")
+    folder = tmp_path / "pictures"
+    draw_scenes(folder, 12)
+    page.locator("#tagger_tag_folder").click()
+    expect(page.locator("#tagger_notice").first).to_contain_text("No folder of pictures is given")
+    found = findings(page, "#tagger_page")
+    fill(page, "folder", folder)
+    page.locator("#tagger_tag_folder").click()
+    expect(page.locator(".tagger-job")).to_contain_text("12 pictures scored")
+    page.locator('.tagger-table tr[data-tag="large"]').click()
+    for tab in ("Tags", "First captions", "Near the line"):
+        open_tab(page, tab)
+        found += [f"{tab}: {line}" for line in findings(page, "#tagger_page")]
+    assert not found, "\n".join(found)
 
 
 def test_typing_a_path_reads_and_makes_nothing_until_it_is_written(page: playwright.Page, tmp_path: Path) -> None:
