@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fuzz.formats import FORMATS
 
 ROOT = Path(__file__).parents[2]
-WALL_SECONDS = 600.0
-"""So long no process says nothing: against one that waits and uses no processor."""
+WALL_SECONDS = 300.0
+"""So long no process is silent: against one that waits and uses no processor."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,12 @@ def _process(
     command = [sys.executable, "-m", "tests.fuzz.worker", module, str(sandbox / "given"), str(seed), *asked]
     place, troubles = (next(iter(spans)), next(iter(spans.values()))[0]), []
     with (sandbox / "errors.txt").open("wb") as errors:
-        try:
-            done = subprocess.run(
-                command, cwd=sandbox / "work", env=environment, stdout=subprocess.PIPE, stderr=errors,
-                timeout=WALL_SECONDS, check=False,
-            )  # fmt: skip
-            output, code = done.stdout, done.returncode
-        except subprocess.TimeoutExpired as expired:
-            output, code = expired.stdout or b"", -9
-    lines = output.decode("utf-8", "replace").splitlines()
+        with subprocess.Popen(
+            command, cwd=sandbox / "work", env=environment, stdout=subprocess.PIPE, stderr=errors, text=True,
+            encoding="utf-8", errors="replace",
+        ) as process:  # fmt: skip
+            lines = _lines(process)
+        code = process.returncode
     for line in lines:
         word, _, rest = line.partition(" ")
         if word == "start":
@@ -79,6 +78,28 @@ def _process(
         return place, troubles, ""
     told = (sandbox / "errors.txt").read_text("utf-8", "replace")[-300:]
     return place, troubles, f"the process ended with {code} {told}".strip()
+
+
+def _lines(process: subprocess.Popen[str]) -> list[str]:
+    """All that a process says until its end. One that is silent for too long is ended."""
+    lines: list[str] = []
+
+    def listen() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    before, since = len(lines), time.monotonic()
+    while listener.is_alive():
+        listener.join(0.5)
+        if len(lines) != before:
+            before, since = len(lines), time.monotonic()
+        elif time.monotonic() - since > WALL_SECONDS:
+            process.kill()
+    process.wait()
+    return lines
 
 
 def _strange(sandbox: Path) -> list[Path]:
