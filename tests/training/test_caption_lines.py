@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lib_trainer import events as ev
 from lib_trainer.training.captions import LiveCaptions
 from tests.training.watched import Watched
 
@@ -47,3 +49,17 @@ def test_what_a_run_reads_of_several_lines(
     assert view.state == "finished", view.error
     read = set(given) - {""}
     assert read == READ[lines]
+
+
+def test_what_is_not_read_is_told_before_the_run_waits_for_its_turn(
+    watched: Watched, pictures: Path, tmp_path: Path
+) -> None:
+    """Cases 14 and 17 in the trainer: page and command line show these messages."""
+    folder = shutil.copytree(pictures, tmp_path / "odd files")
+    (folder / "more.heic").write_bytes(b"x")
+    first = min(folder.rglob("*.png"))
+    first.with_suffix(".txt").rename(first.with_suffix(".caption"))
+    assert watched.run(folder, dataset__trigger_word="zork", training__max_steps=1).state == "finished"
+    told = [event.text for event in itertools.takewhile(lambda e: not isinstance(e, ev.Phase), watched.events)]
+    assert any("1 picture is not read (1 .heic)" in text for text in told)
+    assert any(f"not read as a caption: {first.stem}.caption;" in text for text in told)
