@@ -36,7 +36,7 @@ class Sample:
     `concept`: the rest of an `N_concept` subfolder's name, empty for pictures outside of one. `size`: (width, height)
     in pixels after EXIF orientation. `role`: what is to be learned, a class picture that is to stay as it is, or the
     picture before a difference. `others`: captions of which any may stand in the place of `caption`, drawn anew at
-    each step.
+    each step. `written`: the captions as they are in the file, without a trigger word that was put in front.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Sample:
     size: tuple[int, int]
     role: Literal["learn", "class", "before"] = "learn"
     others: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -65,11 +66,12 @@ class Scan:
         """{folder's name: {tag: count}} as sd-scripts writes `ss_tag_frequency`.
 
         Captions are split at commas, tags are lower-cased, and every picture counts once: repeats do not multiply.
+        A trigger word counts where somebody has written it.
         """
         result: dict[str, dict[str, int]] = {}
         for sample in self.samples:
             counts = result.setdefault(sample.path.parent.name, {})
-            tags = [part.strip() for caption in sample.captions for part in caption.lower().split(",")]
+            tags = [part.strip() for caption in sample.written for part in caption.lower().split(",")]
             for tag in dict.fromkeys(tags) if sample.others else tags:
                 if tag:
                     counts[tag] = counts.get(tag, 0) + 1
@@ -156,8 +158,14 @@ class _Reader:
             except PictureError as error:
                 self.skipped.append(Skipped(path, error.reason))
                 continue
-            captions = [with_trigger(text, self.trigger_word) or concept for text in self._read(listing, name)]
-            self.samples.append(Sample(path, captions[0], repeats, concept, header.size, others=tuple(captions[1:])))
+            texts = self._read(listing, name)
+            captions = [with_trigger(text, self.trigger_word) or concept for text in texts]
+            stand_in = "" if self.trigger_word else concept
+            written = tuple(text.replace(NAME, self.trigger_word or NAME) or stand_in for text in texts)
+            others = tuple(captions[1:])
+            self.samples.append(
+                Sample(path, captions[0], repeats, concept, header.size, others=others, written=written)
+            )
             if header.animated:
                 self.animated.append(path.relative_to(self.passed_by.root).as_posix())
 

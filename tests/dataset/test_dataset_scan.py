@@ -191,6 +191,9 @@ def test_tag_frequency_counts_as_sd_scripts_does(tmp_path: Path, make_picture: M
     make_picture("c.png", caption="cat")
     result = scan(tmp_path)
     assert result.tag_frequency() == {tmp_path.name: {"cat": 1}, "10_dog": {"dog": 2, "park": 2}}
+    with_word = scan(tmp_path, "sks").tag_frequency()  # put in front of all, written by nobody
+    assert with_word == result.tag_frequency()
+    assert scan(tmp_path, "park").tag_frequency() == result.tag_frequency()  # written in two
     assert result.dataset_dirs() == {
         tmp_path.name: {"n_repeats": 3, "img_count": 1},
         "10_dog": {"n_repeats": 10, "img_count": 2},
