@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lib_trainer import events as ev
+from lib_trainer import files
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.training.optimizers import OPTIMIZERS
 from tests.support import assert_same_training
@@ -182,18 +183,18 @@ def test_a_listener_that_raises_while_a_preview_fails(
     assert watched.files == ["learned-step00000001.safetensors"]
 
 
-@pytest.mark.parametrize("what", ["fsync", "fdopen"])
+@pytest.mark.parametrize("place, what", [(os, "fsync"), (files, "_temporary")])
 def test_a_full_disk_keeps_the_earlier_file(
-    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, place: Any, what: str
 ) -> None:
-    real = getattr(os, what)
+    real = getattr(place, what)
 
     def full(*args: Any, **kwargs: Any) -> Any:
         if watched.of(ev.Saved):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(os, what, full)
+    monkeypatch.setattr(place, what, full)
     view = watched.run(pictures, output__save_every=1)
     monkeypatch.undo()
     assert view.state == "failed" and view.step == view.total_steps, "what was still to be learned was learned"
