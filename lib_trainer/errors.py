@@ -38,6 +38,8 @@ class TrainerError(Exception):
     """
 
     kept: Path | None = None
+    trace: str = ""
+    """Where it came from, as text for a log, if it stands for another error."""
     field: str = ""
 
     def __str__(self) -> str:

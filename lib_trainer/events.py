@@ -105,8 +105,11 @@ class Control:
         self._stop = threading.Event()
         self._save = threading.Event()
         self._sample = threading.Event()
+        self.stops = 0
+        """How often `stop` was called: what is done after the steps ends at the next one."""
 
     def stop(self) -> None:
+        self.stops += 1
         self._stop.set()
 
     def save(self) -> None:

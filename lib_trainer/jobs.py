@@ -101,7 +101,7 @@ def _run(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None
     except TrainerError as error:
         failure = ev.Failed(str(error), error.kept)
         level = logging.ERROR if isinstance(error, UnexpectedError) else logging.WARNING
-        logger.log(level, "The training run failed: %s", error, exc_info=error.__cause__)
+        logger.log(level, "The training run failed: %s", "\n".join(filter(None, (str(error), error.trace))))
     except Exception as error:  # the thread's last line of defence: a bug must reach the page, not only the console
         failure = ev.Failed(f"{type(error).__name__}: {error}")
         logger.exception("The training run failed")

@@ -6,9 +6,11 @@ XPU, Apple's MPS, and the computer's own memory.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,9 @@ import torch
 
 SHARE = 0.9
 """Of the free memory that a run may plan with: the allocator's rounding, and other programs, need the rest."""
+
+FULL = 0.01
+"""Share of a card's memory below which it counts as full."""
 
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
@@ -119,6 +124,17 @@ def forget_peak(device: torch.device) -> None:
         backend.reset_peak_memory_stats(device)
 
 
+def spills(device: torch.device) -> bool:
+    """Whether Windows lends a card memory of the computer's: its driver does so, silently and slowly, when it is full.
+
+    Elsewhere an allocation fails then, and nothing is lent.
+    """
+    if device.type != "cuda" or os.name != "nt":
+        return False
+    free, total = torch.cuda.mem_get_info(indexed(device))
+    return free < FULL * total
+
+
 def release_cached(device: torch.device) -> None:
     """Give back what torch holds unused, so that a smaller plan, or another program, finds room."""
     backend: Any = getattr(torch, device.type, None)
@@ -126,16 +142,41 @@ def release_cached(device: torch.device) -> None:
         backend.empty_cache()
 
 
-def release(error: BaseException, device: torch.device) -> None:
-    """Free what an error keeps alive: the variables of every frame that it, its cause and its context came through.
+def release(error: BaseException, device: torch.device) -> str:
+    """Free what an error keeps alive: every frame that it, its cause and its context came through.
 
-    A traceback holds its frames, and they hold the tensors of a step, its graph and the optimizer. Frames that are
-    still running keep theirs. The error can be shown as before: a traceback needs its frames' places only.
+    A traceback holds its frames, and they hold the tensors of a step, its graph and the optimizer; so the errors lose
+    theirs. Frames that are still running keep what they hold. Returns the traceback as text.
     """
+    told = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
     for one in chain(error):
         traceback.clear_frames(one.__traceback__)
+        one.__traceback__ = None  # a cleared frame has its function still, and that the layers in its closure
+    _empty_backward_queue()
     gc.collect()  # graphs and recomputed blocks refer to themselves
     release_cached(device)
+    return told
+
+
+def _empty_backward_queue() -> None:
+    """Let torch drop what a failed backward pass on the CPU has left in this thread's queue: most of its graph.
+
+    The queue is worked off by its nodes' numbers, the latest first, and left when the pass at hand is done. Numbers are
+    counted by thread, so a node that another thread has made is older than all: what is left over comes before it, and
+    is dropped as belonging to no pass. (Devices have threads of their own, which find out by themselves.)
+    """
+    made: list[torch.Tensor] = []
+
+    def make() -> None:
+        leaf = torch.zeros(1, requires_grad=True)
+        made.extend((leaf, leaf.view(1), torch.ones(1)))
+
+    thread = threading.Thread(target=make, name="trainer-memory")
+    thread.start()
+    thread.join()
+    with contextlib.suppress(Exception):  # no room for a number: the queue ends with its thread
+        leaf, node, gradient = made
+        torch.autograd.grad(node, leaf, gradient)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -8,7 +8,7 @@ by the family's scale (0.18215 on SD1), pixels are in [-1, 1].
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,10 +216,10 @@ class LoadedModel(Protocol):
     def own_parameters(self) -> Sequence[OwnParameter]:
         """Every parameter of the UNet and the text encoder."""
 
-    def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
-        """The whole model in a checkpoint's layout, on the CPU, without what no loader reads.
+    def checkpoint_tensors(self, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
+        """The whole model in a checkpoint's layout, on the CPU, without what no loader reads and the names given.
 
-        Raises `ModelError` where the host cannot say them.
+        Raises `ModelError` where the host cannot say them, or a name in `without` is none of them.
         """
 
     def holding(self, state: TrainingState) -> AbstractContextManager[HeldModel]:

@@ -138,10 +138,33 @@ def test_an_error_lets_go_of_what_its_frames_hold() -> None:
         with pytest.raises(ValueError) as caught:
             outer()
         assert [one() is None for one in held] == [False, False], "the error holds them, or this test shows nothing"
-        release(caught.value, CPU)
+        told = release(caught.value, CPU)
+        assert "out of memory" in told and "in inner" in told and "wrapped" in told
         assert [one() is None for one in held] == [True, True]
     finally:
         gc.enable()
+
+
+def test_a_backward_pass_that_failed_leaves_no_graph_in_the_queue() -> None:
+    """torch leaves the other branches of the graph in the thread's queue; nothing but a later pass takes them out."""
+
+    def fail(gradient: torch.Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    leaf = torch.ones(8, requires_grad=True)
+    first, second = leaf * 2, leaf * 3
+    saved = second.exp()
+    probe = torch.multiprocessing.reductions.StorageWeakRef(saved.untyped_storage())
+    late = first * 1
+    late.register_hook(fail)
+    total = (saved + late).sum()
+    try:
+        total.backward()
+    except RuntimeError as error:
+        del saved, second, total, first, late
+        assert not probe.expired(), "the queue holds it, or this test shows nothing"
+        release(error, CPU)
+    assert probe.expired()
 
 
 def test_the_chain_of_an_error_that_is_its_own_context_ends() -> None:

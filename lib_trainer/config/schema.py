@@ -204,7 +204,16 @@ class TrainingConfig(Section):
             "Recompute activations instead of keeping them: far less memory, about a third slower.",
         ),
     ] = False
-    seed: Annotated[int, option("Seed", "The same seed gives the same result.", low=0, high=2**32 - 1, step=1)] = 1
+    seed: Annotated[
+        int,
+        option(
+            "Seed",
+            "The same seed gives the same noise and pictures; a GPU's sums still differ in their last bits.",
+            low=0,
+            high=2**32 - 1,
+            step=1,
+        ),
+    ] = 1
     clip_skip: Annotated[
         int,
         option(

@@ -65,7 +65,7 @@ class PictureSource:
         others = [index for index, sample in enumerate(self.encoded.samples) if sample.role == "class"]
         if others and not before:
             whole, rest = divmod(sum(repeats), len(others))
-            chosen = torch.randperm(len(others), generator=generator)[:rest].tolist()
+            chosen = set(torch.randperm(len(others), generator=generator)[:rest].tolist())
             for place, index in enumerate(others):
                 repeats[index] = whole + (place in chosen)
         return repeats

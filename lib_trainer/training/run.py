@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +16,26 @@ from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import FixedSize
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
-from lib_trainer.errors import MemoryExhausted, Problems, SaveError, TrainerError
-from lib_trainer.memory import is_out_of_memory
+from lib_trainer.errors import Problems, SaveError, TrainerError
+from lib_trainer.memory import forget_peak, release, spills
 from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.card import write_card
 from lib_trainer.training.checks import NAMES, check_job, output_path, result_path, step_path, with_a_name
-from lib_trainer.training.failures import UnexpectedError, what_to_lower
+from lib_trainer.training.failures import (
+    Point,
+    all_finite,
+    explained,
+    out_of_memory,
+    short_of_memory,
+    what_to_lower,
+)
 from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.memory_need import memory_warning
 from lib_trainer.training.metadata import RunFacts, run_metadata
 from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
+from lib_trainer.training.pace import Pace
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.precision import autocast, resolve_precision
 from lib_trainer.training.prior import before_samples, class_samples, wants_class_pictures
@@ -89,7 +98,8 @@ def prepare(job: JobConfig, host: Host) -> Plan:
 def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
     """Run to the end, to a stop, or to an error, which is raised after everything has been put back.
 
-    Emits `Finished` at the end. A `TrainerError` carries the file with the last good weights in `kept`.
+    Emits `Finished` at the end. A `TrainerError` carries the file with the last good weights in `kept`. When the host
+    gets its device back nothing of the run is alive any more, also after an error.
     """
     for warning in plan.warnings:
         emit(ev.Message(warning, "warning"))
@@ -100,10 +110,35 @@ def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> 
     emit(ev.Phase("Waiting for the queue"))
     with host.lease(f"Training {plan.job.output.name}") as lease:
         if control.stopping:
-            result = ev.Finished(0, None, stopped=True)
+            outcome: ev.Finished | TrainerError = ev.Finished(0, None, stopped=True)
         else:
-            result = Run(plan, host, host.model(), lease, control, emit).execute()
-    emit(result)
+            outcome = _outcome(plan, host, lease, control, emit)
+    if isinstance(outcome, TrainerError):
+        raise outcome
+    emit(outcome)
+
+
+def _outcome(
+    plan: Plan, host: Host, lease: Lease, control: ev.Control, emit: ev.Listener
+) -> ev.Finished | TrainerError:
+    """How a run ends. An error comes back instead of being raised: its traceback holds this frame, which holds all."""
+    run: Run | None = None
+    try:
+        run = Run(plan, host, host.model(), lease, control, emit)
+        return run.execute()
+    except Exception as error:
+        point: Point = "loading" if run is None else run.point
+        step = 0 if run is None else run.step
+        trace = release(error, host.device())
+        failure = explained(error, plan.job, host.device(), point, step)
+        if failure is not error:
+            failure.trace = trace if run is None else run.trace or trace
+            failure.__cause__ = error
+        if run is not None:
+            failure.kept = run.keep()
+        return failure
+    finally:
+        run = None
 
 
 class Run:
@@ -117,44 +152,62 @@ class Run:
         self.dtype = resolve_precision(self.job.training.precision, model.device)
         self.step = self.epoch = 0
         self.replaced = list(plan.replaced)
+        self.pace, self.spilled = Pace(), False
+        self.trace = ""
+        """Of the error that ended the steps, as text: a log that kept the traceback would keep all tensors."""
         self.cover: Image.Image | None = None
         self.last_saved: tuple[int, Path] | None = None
+        self.point: Point = "setup"
         self.recipe: Recipe
         self.facts: RunFacts
 
     def execute(self) -> ev.Finished:
-        """Prepare, train, save. Whatever is raised, the model is its host's again and the weights so far are kept."""
+        """Prepare, train, save. Whatever is raised, the model is its host's again."""
+        check_replaced(self.plan.replaced, self.model)
+        self.point = "class pictures"
+        samples = [*self.plan.scan.samples, *self.plan.before, *self._class_pictures()]
+        self.point = "setup"
+        self.recipe = TRAINING_KINDS[self.job.network.kind].make(self.job, self.host, self.model)
+        state = TrainingState(
+            self.dtype,
+            self.job.training.gradient_checkpointing,
+            self.recipe.trains_text_encoder,
+            frozenset(self.recipe.replaces),
+            eight_bits=self.job.training.weights == "fp8",
+        )
+        with Session(self.model, self.recipe, state) as session, self._freed():
+            self._learn(samples, session)
+        if self.step == 0:
+            return ev.Finished(0, None, stopped=True)
+        self._save(self.output, final=True)
+        result = result_path(self.output, self.job)
+        self._tell_host(result)
+        self._finish()
+        return ev.Finished(self.step, result, stopped=self.step < self.facts.total_steps)
+
+    def _learn(self, samples: Sequence[Sample], session: Session) -> None:
+        """Everything that happens while the model is held for training."""
+        self.point = "encoding"
+        encoded = self._encode_pictures(samples)
+        source = PictureSource(self.job, encoded, self.plan.captions, self.model.latent_scale)
+        self.point = "captions"
+        captions = self._captions(source)
+        if not self.stopping():
+            self.point = "setup"
+            session.train(text_encoder=isinstance(captions, LiveCaptions))
+            self._train(source, captions, session)
+
+    @contextlib.contextmanager
+    def _freed(self) -> Iterator[None]:
+        """After an error the step's graph, gradients and optimizer go before the model is put back: the device may be
+        full, and putting back must find what it needs."""
         try:
-            check_replaced(self.plan.replaced, self.model)
-            samples = [*self.plan.scan.samples, *self.plan.before, *self._class_pictures()]
-            self.recipe = TRAINING_KINDS[self.job.network.kind].make(self.job, self.host, self.model)
-            state = TrainingState(
-                self.dtype,
-                self.job.training.gradient_checkpointing,
-                self.recipe.trains_text_encoder,
-                eight_bits=self.job.training.weights == "fp8",
-            )
-            with Session(self.model, self.recipe, state) as session:
-                encoded = self._encode_pictures(samples)
-                source = PictureSource(self.job, encoded, self.plan.captions, self.model.latent_scale)
-                captions = self._captions(source)
-                if not self.stopping():
-                    session.train(text_encoder=isinstance(captions, LiveCaptions))
-                    self._train(source, captions, session)
-            if self.step == 0:
-                return ev.Finished(0, None, stopped=True)
-            self._save(self.output, final=True)
-            result = result_path(self.output, self.job)
-            self._tell_host(result)
-            return ev.Finished(self.step, result, stopped=self.step < self.facts.total_steps)
+            yield
         except Exception as error:
-            failure = self._explain(error)
-            failure.kept = self._keep()
-            if failure.kept is not None:
-                self._tell_host(failure.kept)
-            if failure is error:
-                raise
-            raise failure from error
+            for parameter in parameters(self.recipe):
+                parameter.grad = None
+            self.trace = release(error, self.model.device)
+            raise
 
     def stopping(self) -> bool:
         """A host may take its Interrupt back (the WebUI does so with its next task): once seen, it holds."""
@@ -177,7 +230,7 @@ class Run:
         try:
             self.host.added(path)
         except Exception as error:
-            logger.warning("The host could not take up %s", path, exc_info=True)
+            logger.warning("The host could not take up %s\n%s", path, release(error, self.model.device))
             self.emit(ev.Message(f"{path.name} is saved, but its list was not read anew ({error}).", "warning"))
 
     def _encode_pictures(self, samples: Sequence[Sample]) -> Encoded:
@@ -226,8 +279,7 @@ class Run:
             self.recipe,
         )
         optimizer = OPTIMIZERS[job.optimizer.name](self.recipe.groups(), job.optimizer)
-        if self.model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.model.device)
+        forget_peak(self.model.device)
         self.emit(ev.Started(total, sum(p.numel() for p in parameters(self.recipe)), self.recipe.modules()))
         own_devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(own_devices):  # a recipe's dropouts seed torch's own generator
@@ -243,10 +295,11 @@ class Run:
             )
 
     def _after_step(self, done: ev.StepDone, session: Session) -> None:
-        self.step, self.epoch = done.step, done.epoch
+        self.step, self.epoch, self.point = done.step, done.epoch, "step"
         if done.applied:
             self.recipe.after_step()
         self.emit(done)
+        self._watch_the_pace(done.seconds)
         self.lease.progress(done.step, done.total_steps, f"loss {done.loss:.4f}")
         last = done.step == done.total_steps
         every, save_every = self.job.preview.every, self.job.output.save_every
@@ -256,42 +309,65 @@ class Run:
         if not last and (self.control.take_save() or (save_every and done.step % save_every == 0)):
             self._save_between()
 
+    def _watch_the_pace(self, seconds: float) -> None:
+        """Told once: a step many times the usual, and on Windows a card that is full, where drivers spill silently."""
+        slow, device = self.pace.step(seconds), self.model.device
+        told = ""
+        if slow is not None:
+            told = f"A step takes {slow[0]:.1f} s now and took {slow[1]:.1f} s at first"
+        elif not self.spilled and spills(device):
+            self.spilled, told = True, "The memory of the card is full, and Windows lends it the computer's"
+        if told:
+            lower = what_to_lower(self.job, "step", device)
+            self.emit(ev.Message(f"{told}: if another program uses the device, end it; otherwise {lower}.", "warning"))
+
     def _save_between(self) -> None:
-        """A full disk must not cost what is still to be learned: the run goes on, and its end saves again."""
+        """A full disk or memory must not cost what is still to be learned: the run goes on, and its end saves again."""
         try:
             self._save(step_path(self.output, self.step), final=False)
-        except SaveError as error:
-            logger.warning("%s", error)
-            self.emit(ev.Message(str(error), "warning"))
+        except Exception as error:
+            if not (isinstance(error, SaveError) or short_of_memory(error)):
+                raise
+            failure = explained(error, self.job, self.model.device, "saving", self.step)
+            logger.warning("%s\n%s", failure, release(error, self.model.device))
+            self.emit(ev.Message(f"Step {self.step} was not saved. {failure}", "warning"))
+        self.point = "step"
 
     def _preview(self, session: Session) -> None:
         """A preview that fails is a warning: hours of training are worth more than a picture."""
-        preview, data = self.job.preview, self.job.dataset
-        request = PreviewRequest(
-            prompt=preview.prompt or data.trigger_word or " ".join(word_names(self.job)),
-            negative_prompt=preview.negative_prompt,
-            width=preview.width or data.width,
-            height=preview.height or data.height,
-            steps=preview.steps,
-            cfg_scale=preview.cfg_scale,
-            sampler=preview.sampler,
-            seed=preview.seed,
-            clip_skip=self.job.training.clip_skip,
-        )
+        request = preview_request(self.job)
         image: Image.Image | None = None
-        with session.generating():
-            try:
-                image = self.host.preview(request)
-            except Exception as error:
-                logger.warning("The preview failed", exc_info=True)
-                self.emit(ev.Message(f"The preview of step {self.step} failed: {error}", "warning"))
+        failed = ""
+        self.point = "preview"
+        try:
+            with session.generating():
+                try:
+                    image = self.host.preview(request)
+                except Exception as error:
+                    failed = self._preview_failed(error)
+        except Exception as error:  # no room to hold the model as its host draws with it, or on the way back
+            if not short_of_memory(error):
+                raise
+            failed = self._preview_failed(error)
+            session.resume()
+        forget_peak(self.model.device)  # what a run is said to need is what its steps need
+        if failed:
+            self.emit(ev.Message(failed, "warning"))
         if image is not None:
             self.cover = image
             self.emit(ev.PreviewMade(self.step, image, request.prompt))
+        self.point = "step"
+
+    def _preview_failed(self, error: Exception) -> str:
+        told: object = error
+        if short_of_memory(error):
+            told = out_of_memory(error, self.job, self.model.device, "preview", self.step)
+        logger.warning("The preview failed\n%s", release(error, self.model.device))
+        return f"The preview of step {self.step} failed: {told}"
 
     def _save(self, path: Path, *, final: bool) -> None:
-        facts = run_metadata(self.facts, step=self.step, epoch=self.epoch, cover=self.cover)
-        self._write(path, facts, final=final)
+        self.point = "saving"
+        self._write(path, final=final)
         result = result_path(path, self.job)
         self.last_saved = (self.step, result)
         if final:
@@ -300,39 +376,44 @@ class Run:
                 write_card(one, self.job, self.model.family, self.cover)
         self.emit(ev.Saved(self.step, result, final))
 
-    def _write(self, path: Path, facts: dict[str, str], *, final: bool) -> None:
+    def _write(self, path: Path, *, final: bool) -> None:
         """What is to be replaced is moved away when its successor is there, and not before."""
         due = [old for old in self.replaced if final or is_of_step(old, self.step)]
         discard(due)
         self.replaced = [old for old in self.replaced if old not in due]
-        self.recipe.save(path, facts, overwrite=False)
+        self.recipe.save(path, self._facts(), overwrite=False)
 
-    def _keep(self) -> Path | None:
+    def _facts(self) -> dict[str, str]:
+        return run_metadata(self.facts, step=self.step, epoch=self.epoch, cover=self.cover)
+
+    def _finish(self) -> None:
+        """What a kind leaves beside its file. The file is there, so a failure is a warning; a further Stop skips it."""
+        self.point, before = "difference", self.control.stops
+        try:
+            self.recipe.finish(self._facts(), self._phase, lambda: self.control.stops > before)
+        except Exception as error:
+            failure = explained(error, self.job, self.model.device, self.point, self.step)
+            logger.warning("%s\n%s", failure, release(error, self.model.device))
+            self.emit(ev.Message(f"The LoRA of the difference is not there: {failure}", "warning"))
+
+    def keep(self) -> Path | None:
         """After a failure: the file with the newest good weights, written now if there is none of this step.
 
         Also after a file could not be written: its name may be taken now, and this one is another.
         """
         written = None if self.last_saved is None else self.last_saved[1]
-        if self.step == 0 or (self.last_saved is not None and self.last_saved[0] == self.step):
-            return written
-        if not _all_finite(self.recipe):
-            return written
-        try:
-            path = step_path(self.output, self.step)
-            facts = run_metadata(self.facts, step=self.step, epoch=self.epoch, cover=self.cover)
-            self._write(path, facts, final=False)
-        except Exception:
-            logger.warning("The weights of step %d could not be kept", self.step, exc_info=True)
-            return written
-        return result_path(path, self.job)
-
-    def _explain(self, error: Exception) -> TrainerError:
-        if not is_out_of_memory(error):
-            return error if isinstance(error, TrainerError) else UnexpectedError(f"{type(error).__name__}: {error}")
-        where = f"at step {self.step + 1}" if self.step else "before the first step was done"
-        return MemoryExhausted(
-            f"The {self.model.device.type} ran out of memory {where}: lower {what_to_lower(self.job)}."
-        )
+        if self.step and (self.last_saved is None or self.last_saved[0] != self.step):
+            try:
+                if all_finite(self.recipe):
+                    path = step_path(self.output, self.step)
+                    self._write(path, final=False)
+                    written = result_path(path, self.job)
+            except Exception as error:
+                trace = release(error, self.model.device)
+                logger.warning("The weights of step %d could not be kept\n%s", self.step, trace)
+        if written is not None:
+            self._tell_host(written)
+        return written
 
     def _phase(self, name: str) -> _PhaseProgress:
         return _PhaseProgress(self, name)
@@ -348,5 +429,17 @@ class _PhaseProgress:
         self.run.lease.progress(0, 0, f"{self.name} {done}/{total}")
 
 
-def _all_finite(recipe: Recipe) -> bool:
-    return all(bool(torch.isfinite(parameter).all()) for parameter in parameters(recipe))
+def preview_request(job: JobConfig) -> PreviewRequest:
+    """The picture that a job wants to see between its steps."""
+    preview, data = job.preview, job.dataset
+    return PreviewRequest(
+        prompt=preview.prompt or data.trigger_word or " ".join(word_names(job)),
+        negative_prompt=preview.negative_prompt,
+        width=preview.width or data.width,
+        height=preview.height or data.height,
+        steps=preview.steps,
+        cfg_scale=preview.cfg_scale,
+        sampler=preview.sampler,
+        seed=preview.seed,
+        clip_skip=job.training.clip_skip,
+    )

@@ -48,6 +48,10 @@ class Session:
         self._held.generate()
         with self._recipe.previewed():
             yield
+        self.resume()
+
+    def resume(self) -> None:
+        """Ready for steps again, also after `generating` has ended with an error."""
         self._held.train(text_encoder=self._text_encoder)
         self._apply()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lib_trainer.host.held import Holdable
 from lib_trainer.host.holding import attribute, checkpointed, encode_moments, fingerprint, frozen
 from lib_trainer.host.ldm.attention import efficient_attention, efficient_gates
 from lib_trainer.host.norms import direct_norms
-from lib_trainer.networks.formats.checkpoint_file import is_weight
+from lib_trainer.networks.formats.checkpoint_file import names_without
 from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.networks.naming import block_of, diffusers_unet_name, unet_key
 from lib_trainer.ports import (
@@ -117,7 +117,7 @@ class LdmModel(Holdable):
             for name, parameter in owner.named_parameters(recurse=False)
         ]
 
-    def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
+    def checkpoint_tensors(self, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
         """Of the live modules, so that it does not matter what kind of file they came from.
 
         A module that is stored in 8 bits has its weights in `fp16_weight`, if the WebUI was told to keep them.
@@ -129,7 +129,7 @@ class LdmModel(Holdable):
         for own in self.own_parameters():
             if own.unrounded is not None:
                 named[own.key] = own.unrounded
-        return {name: tensor.detach().cpu() for name, tensor in named.items() if is_weight(name)}
+        return {name: named[name].detach().cpu() for name in names_without(named, without)}
 
     @contextlib.contextmanager
     def _set_aside(self, state: TrainingState) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, 
 from lib_trainer.host.ldm.attention import efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
-from lib_trainer.networks.formats.checkpoint_file import read_checkpoint
+from lib_trainer.networks.formats.checkpoint_file import names_without, read_checkpoint
 from lib_trainer.networks.naming import block_of, unet_key
 from lib_trainer.ports import (
     AdaptableModule,
@@ -120,13 +120,14 @@ class DiffusersModel(Holdable):
             for name, parameter in owner.named_parameters(recurse=False)
         ]
 
-    def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
+    def checkpoint_tensors(self, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
         """Of the file the model was read from: only the UNet and the text encoder are ever trained."""
         if self.file is None:
             raise ModelError(
                 f"{self.name} is a diffusers folder: a whole checkpoint is written from a single file only."
             )
-        return read_checkpoint(self.file)
+        tensors = read_checkpoint(self.file)
+        return {name: tensors[name] for name in names_without(tensors, without)}
 
     @contextlib.contextmanager
     def _set_aside(self, state: TrainingState) -> Iterator[None]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from lib_trainer.errors import ModelError
 from lib_trainer.files import found
 from lib_trainer.networks.formats import reading
-from lib_trainer.networks.formats.writing import write_new
+from lib_trainer.networks.formats.tensor_file import write_tensors
 from lib_trainer.ports import Part
 
 PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
@@ -40,6 +39,16 @@ def is_weight(name: str) -> bool:
     return name.startswith(PREFIXES) and not name.endswith("position_ids") and ".loss." not in name
 
 
+def names_without(names: Iterable[str], without: Collection[str]) -> list[str]:
+    """The names of a checkpoint's weights but for some. Raises `ModelError` if one of those is not among them."""
+    weights = [name for name in names if is_weight(name)]
+    missing = sorted(set(without) - set(weights))
+    if missing:
+        raise ModelError(f"The checkpoint has no tensor {missing[0]}: load one in a single .safetensors file.")
+    left_out = set(without)
+    return [name for name in weights if name not in left_out]
+
+
 def write_checkpoint(
     path: Path,
     tensors: Mapping[str, torch.Tensor],
@@ -51,10 +60,10 @@ def write_checkpoint(
 ) -> None:
     """Write all tensors in `dtype`, and the base model's .yaml, where `beside` has one, under the new name.
 
-    Raises `SaveError` naming the file and the remedy.
+    The tensors may be on any device: they are fetched and cast one after another. Raises `SaveError` naming the file
+    and the remedy.
     """
-    stored = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
-    write_new(path, safetensors.torch.save(stored, metadata=dict(metadata)), overwrite=overwrite)
+    write_tensors(path, tensors, metadata, overwrite=overwrite, dtype=dtype)
     described = beside.with_suffix(".yaml") if beside else None
     if described is not None and described.is_file():
         shutil.copyfile(described, path.with_suffix(".yaml"))

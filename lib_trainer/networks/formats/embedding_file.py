@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from lib_trainer.errors import ModelError
 from lib_trainer.networks.formats.picture_embedding import PICTURES, read_picture
 from lib_trainer.networks.formats.reading import read_file
+from lib_trainer.networks.formats.tensor_file import write_tensors
 from lib_trainer.networks.formats.torch_archive import to_archive
 from lib_trainer.networks.formats.writing import write_new
 
@@ -38,9 +38,9 @@ def write_embedding(path: Path, rows: torch.Tensor, facts: Mapping[str, str], *,
                 "sd_checkpoint_name": Path(facts.get("ss_sd_model_name", "")).stem or None,
             }
         )
+        write_new(path, data, overwrite=overwrite)
     else:
-        data = safetensors.torch.save({"emb_params": vectors}, metadata=dict(facts))
-    write_new(path, data, overwrite=overwrite)
+        write_tensors(path, {"emb_params": vectors}, facts, overwrite=overwrite)
 
 
 def read_embedding(path: Path) -> torch.Tensor:

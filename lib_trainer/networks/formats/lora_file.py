@@ -9,12 +9,10 @@ the first MiB on, of a file with the `ss_` metadata alone (sd-scripts, precalcul
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from lib_trainer.errors import ModelError
@@ -22,10 +20,13 @@ from lib_trainer.files import found
 from lib_trainer.networks.formats.lora_facts import BUNDLED, with_ranks
 from lib_trainer.networks.formats.plain_pickle import read_plain
 from lib_trainer.networks.formats.reading import is_pickle, read_safetensors
-from lib_trainer.networks.formats.writing import write_new
+from lib_trainer.networks.formats.tensor_file import content, write_tensors
 from lib_trainer.networks.lora import module_keys
 
 __all__ = ["BUNDLED", "LoraFile", "bundled", "read_lora", "write_lora"]
+
+LEGACY = range(0x100000, 0x110000)
+"""Bytes of a file that the oldest of the hashes is made of."""
 
 
 def bundled(embeddings: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -59,14 +60,18 @@ def write_lora(
     """
     described = with_ranks(metadata, tensors)
     trained = {name: value for name, value in described.items() if name.startswith("ss_")}
-    data = safetensors.torch.save(dict(tensors), metadata=trained)
-    body = memoryview(data)[8 + struct.unpack("<Q", data[:8])[0] :]
-    identity = {
-        "sshs_model_hash": hashlib.sha256(body).hexdigest(),
-        "sshs_legacy_hash": hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8],
-    }
-    data = safetensors.torch.save(dict(tensors), metadata=described | identity)
-    write_new(path, data, overwrite=overwrite)
+    write_tensors(path, tensors, described | _identity(tensors, trained), overwrite=overwrite)
+
+
+def _identity(tensors: Mapping[str, torch.Tensor], trained: Mapping[str, str]) -> dict[str, str]:
+    """Hashes of a file with the metadata of training alone: of all behind its header, and of 64 KiB at 1 MiB."""
+    model, legacy, place = hashlib.sha256(), hashlib.sha256(), 0
+    for number, piece in enumerate(content(tensors, trained)):
+        if number:
+            model.update(piece)
+        legacy.update(piece[max(0, LEGACY.start - place) : max(0, LEGACY.stop - place)])
+        place += len(piece)
+    return {"sshs_model_hash": model.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()[:8]}
 
 
 def read_lora(path: Path) -> LoraFile:

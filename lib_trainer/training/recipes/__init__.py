@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
+from lib_trainer.ports import Part
+
+Progress = Callable[[int, int], None]
+"""Is told (done, total)."""
+
 
 class Recipe(Protocol):
     """One kind of training. `network_module` is what a file's metadata calls it, in sd-scripts' names."""
 
     trains_text_encoder: bool
+    replaces: tuple[Part, ...] = ()
+    """Parts of the model whose own weights `applied` replaces, so that they need not be held in the run's precision."""
     network_module: str
 
     def groups(self) -> list[dict[str, Any]]:
@@ -37,7 +45,11 @@ class Recipe(Protocol):
         return
 
     def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
-        """Write what has been learned so far. `facts` is metadata of the run."""
+        """Write what has been learned so far. `facts` is metadata of the run. Allocates next to nothing."""
+
+    def finish(self, facts: dict[str, str], phase: Callable[[str], Progress], stopping: Callable[[], bool]) -> None:
+        """Called once after the final file was written and the model is its host's again: what else a kind leaves."""
+        return
 
 
 def parameters(recipe: Recipe) -> list[nn.Parameter]:

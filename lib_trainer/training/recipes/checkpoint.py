@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ModelError
+from lib_trainer.errors import MemoryExhausted, ModelError
 from lib_trainer.networks.difference import lora_of_differences
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, write_checkpoint
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.ports import LoadedModel, OwnParameter, Part
 from lib_trainer.training.precision import DTYPES
-from lib_trainer.training.recipes import Recipe
+from lib_trainer.training.recipes import Progress, Recipe
+from lib_trainer.training.slots import Slot, give_back, parameter_of, whole_weight
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +40,11 @@ class CheckpointRecipe(Recipe):
         self._owned = [own for own in model.own_parameters() if self._rates.get(own.part, 0) > 0]
         self.trains_text_encoder = self._rates["te1"] > 0
         start = _read_start(job)
-        self._whole = model.checkpoint_tensors()  # of now: later the modules hold other weights
-        missing = sorted({own.key for own in self._owned} - self._whole.keys())
-        if missing:
-            raise ModelError(f"The checkpoint has no tensor {missing[0]}: load one in a single .safetensors file.")
-        self.learned = {own.key: nn.Parameter(_copied(own, start, self._whole)) for own in self._owned}
+        self.replaces = tuple({own.part: None for own in self._owned})
+        self._rest = _apart(model, [own.key for own in self._owned])
+        self.learned = {own.key: nn.Parameter(_copied(own, start)) for own in self._owned}
+        self._waiting: dict[str, torch.Tensor] = {}
+        self._lost = False
         self._average: dict[str, torch.Tensor] | None = None
         if tuning.ema:
             self._average = {key: parameter.detach().clone() for key, parameter in self.learned.items()}
@@ -66,31 +67,32 @@ class CheckpointRecipe(Recipe):
             counts.setdefault(own.part, set()).add(id(own.owner))
         return {part: len(owners) for part, owners in counts.items()}
 
-    def applied(self) -> contextlib.AbstractContextManager[None]:
-        return self._swapped(lambda own, original: self.learned[own.key])
-
-    def previewed(self) -> contextlib.AbstractContextManager[None]:
-        """In the host's own precision, and what would be saved: the average where there is one."""
-        result = self._result()
-        return self._swapped(
-            lambda own, original: nn.Parameter(result[own.key].to(original.dtype), requires_grad=False)
-        )
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The weights that learn, in fp32. After an error they are on the CPU, as the device may be full."""
+        slots = [Slot(own, self._waiting) for own in self._owned]
+        try:
+            for slot in slots:
+                slot.take(self.learned[slot.own.key])
+            yield
+        except BaseException:
+            give_back(slots, clear=True)
+            raise
+        finally:
+            self._lost = self._lost or any(slot.lost for slot in slots)
+        give_back(slots, clear=False)
 
     @contextlib.contextmanager
-    def _swapped(self, replacement: Callable[[OwnParameter, nn.Parameter], nn.Parameter]) -> Iterator[None]:
-        originals = [(own, _parameter(own)) for own in self._owned]
-        devices = [original.device for _, original in originals]
+    def previewed(self) -> Iterator[None]:
+        """In the host's own precision, and what would be saved: the average where there is one."""
+        result = self._result()
+        slots = [Slot(own, self._waiting) for own in self._owned]
         try:
-            for own, original in originals:
-                own.owner._parameters[own.name] = replacement(own, original)
-                if original.device.type == "cuda":
-                    original.data = original.data.to("cpu")
+            for slot in slots:
+                slot.take_copy(result[slot.own.key])
             yield
         finally:
-            for (own, original), device in zip(originals, devices, strict=True):
-                if original.device != device:
-                    original.data = original.data.to(device)
-                own.owner._parameters[own.name] = original
+            give_back(slots, clear=False)
 
     def after_step(self) -> None:
         """EMA with a warm-up: early weights are forgotten soon (the decay of step n is at most (1+n)/(10+n))."""
@@ -107,43 +109,51 @@ class CheckpointRecipe(Recipe):
         return {key: parameter.detach() for key, parameter in self.learned.items()}
 
     def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
-        result = self._result()
-        whole = self._whole | {key: tensor.cpu() for key, tensor in result.items()}
+        if self._lost:
+            raise MemoryExhausted("What was learned is lost: neither the device nor the computer had room to keep it.")
         dtype = DTYPES[self._job.output.precision]
-        write_checkpoint(path, whole, dtype, facts, self._model.file, overwrite=overwrite)
-        if self._difference is not None and path.stem == self._job.output.name:
-            self._save_difference(self._difference, result, facts, overwrite=overwrite)
+        write_checkpoint(path, self._rest | self._result(), dtype, facts, self._model.file, overwrite=overwrite)
 
-    def _save_difference(
-        self, path: Path, result: dict[str, torch.Tensor], facts: dict[str, str], *, overwrite: bool
-    ) -> None:
-        keys = {id(own.owner): own.key for own in self._owned if own.name == "weight"}
-        changed = (
-            (target.key, result[keys[id(target.module)]].cpu() - self._whole[keys[id(target.module)]].float())
-            for target in self._model.adaptable_modules()
-            if id(target.module) in keys
-        )
-        tensors = lora_of_differences(changed, self._job.finetune.difference_rank, torch.float16)
-        if tensors:
-            write_lora(path, tensors, {**facts, "ss_network_module": "networks.lora"}, overwrite=overwrite)
+    def finish(self, facts: dict[str, str], phase: Callable[[str], Progress], stopping: Callable[[], bool]) -> None:
+        """The difference to the loaded checkpoint as a LoRA, if the job wants it."""
+        if self._difference is None:
+            return
+        result, device = self._result(), self._model.device
+        owned = {id(own.owner): own for own in self._owned if own.name == "weight"}
+        targets = [target for target in self._model.adaptable_modules() if id(target.module) in owned]
+
+        def changed() -> Iterator[tuple[str, torch.Tensor]]:
+            progress = phase("Making the difference a LoRA")
+            for done, target in enumerate(targets):
+                if stopping():
+                    return
+                progress(done, len(targets))
+                own = owned[id(target.module)]
+                yield target.key, result[own.key].to(device) - whole_weight(own).to(device).float()
+            progress(len(targets), len(targets))
+
+        tensors = lora_of_differences(changed(), self._job.finetune.difference_rank, torch.float16)
+        if stopping():
+            logger.info("The LoRA of the difference is left out: Stop was pressed while it was made")
+        elif tensors:
+            write_lora(self._difference, tensors, {**facts, "ss_network_module": "networks.lora"}, overwrite=False)
 
 
-def _parameter(own: OwnParameter) -> nn.Parameter:
-    parameter = own.owner._parameters[own.name]
-    assert parameter is not None
-    return parameter
+def _apart(model: LoadedModel, without: list[str]) -> dict[str, torch.Tensor]:
+    """What is not trained, as it is now: later the host may hold it in another precision, in the same memory."""
+    tensors = model.checkpoint_tensors(without)
+    return {key: tensor.clone() for key, tensor in tensors.items()} if model.device.type == "cpu" else tensors
 
 
-def _copied(own: OwnParameter, start: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) -> torch.Tensor:
-    """From the file to continue from, or from the checkpoint: the parameter itself may be held in 8 bits."""
-    original = _parameter(own)
+def _copied(own: OwnParameter, start: dict[str, torch.Tensor]) -> torch.Tensor:
+    original = parameter_of(own)
     found = start.get(own.key)
     if found is not None and found.shape != original.shape:
         raise ModelError(
             f"network.continue_from: {own.key} has the shape {tuple(found.shape)} there and {tuple(original.shape)} in "
             "this checkpoint: choose a file made from it."
         )
-    source = whole[own.key] if found is None else found
+    source = whole_weight(own) if found is None else found
     return source.to(original.device, torch.float32, copy=True)
 
 

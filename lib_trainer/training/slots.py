@@ -1,0 +1,145 @@
+"""Places in a model's modules whose own parameters wait on the CPU while others are in them.
+
+The own parameter comes back to a device that may be full, so that must not hang on an allocation: where there is no
+room for it, the storage of what was in its place is used, which is at least as large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+
+import torch
+from torch import nn
+
+from lib_trainer.memory import is_out_of_memory
+from lib_trainer.ports import OwnParameter
+
+CPU = torch.device("cpu")
+
+
+def parameter_of(own: OwnParameter) -> nn.Parameter:
+    parameter = own.owner._parameters[own.name]
+    assert parameter is not None
+    return parameter
+
+
+def whole_weight(own: OwnParameter) -> torch.Tensor:
+    """The parameter's values, also where the host stores it in 8 bits and has kept what it was before."""
+    return parameter_of(own).detach() if own.unrounded is None else own.unrounded.detach()
+
+
+def moves(device: torch.device) -> bool:
+    """Whether parameters of a device go to the CPU while they wait: there they are already on the CPU itself."""
+    return device.type != "cpu"
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.to(device, copy=True)
+
+
+class Slot:
+    """One place. `lost` is true if the parameter that was in it could be kept nowhere."""
+
+    def __init__(self, own: OwnParameter, waiting: MutableMapping[str, torch.Tensor]) -> None:
+        """`waiting` keeps the copies on the CPU from one time to the next: the originals do not change meanwhile."""
+        self.own, self.original, self._waiting = own, parameter_of(own), waiting
+        self.device = self.original.device
+        self.lost = False
+        self._inside: nn.Parameter | None = None
+        self._learned = self._away = self._borrowed = False
+
+    def take(self, learned: nn.Parameter) -> None:
+        """Put the parameter itself in."""
+        self._send_away()
+        if learned.device != self.device:  # it went to the CPU when there was no room
+            learned.data = sent(learned.data, self.device)
+        self._put(learned)
+        self._learned = True
+
+    def take_copy(self, learned: torch.Tensor) -> None:
+        """Put a copy of the original's precision in."""
+        self._send_away()
+        copy = torch.empty_like(self.original.data, device=self.device).copy_(learned.detach())
+        self._put(nn.Parameter(copy, requires_grad=False))
+
+    def give_back(self, *, clear: bool) -> None:
+        """The own parameter with its bytes, on its device. `clear`: what learned goes to the CPU, to make room."""
+        try:
+            if self._away:
+                self.original.data = self._returned(self.original.data, clear=clear)
+                self._away = False
+        finally:
+            self.own.owner._parameters[self.own.name] = self.original
+            self._inside = None
+
+    def compact(self) -> None:
+        """A storage of its own size instead of a borrowed one, where one can be had."""
+        if self._borrowed:
+            try:
+                self.original.data = self.original.data.clone()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+
+    def _send_away(self) -> None:
+        if moves(self.device):
+            key = self.own.key
+            if key not in self._waiting:
+                self._waiting[key] = sent(self.original.data, CPU)
+            self.original.data = self._waiting[key]
+            self._away = True
+
+    def _put(self, parameter: nn.Parameter) -> None:
+        self.own.owner._parameters[self.own.name] = self._inside = parameter
+
+    def _returned(self, waiting: torch.Tensor, *, clear: bool) -> torch.Tensor:
+        inside = self._inside
+        if inside is None:  # its own room is free again
+            return sent(waiting, self.device)
+        if not self._learned:
+            return self._borrow(inside.data, waiting)
+        if not clear:
+            try:
+                return sent(waiting, self.device)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+        place = inside.data
+        try:
+            inside.data = sent(place, CPU)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return self._without_room(inside, waiting)
+        return self._borrow(place, waiting)
+
+    def _without_room(self, inside: nn.Parameter, waiting: torch.Tensor) -> torch.Tensor:
+        """The CPU cannot take what learned either: if the device has no room for both, the model goes first."""
+        try:
+            return sent(waiting, self.device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self.lost = True
+        return self._borrow(inside.data, waiting)
+
+    def _borrow(self, place: torch.Tensor, waiting: torch.Tensor) -> torch.Tensor:
+        storage = place.untyped_storage()
+        data = torch.empty(0, dtype=waiting.dtype, device=self.device)
+        data.set_(storage, 0, waiting.shape, waiting.stride())
+        self._borrowed = storage.nbytes() > waiting.nbytes
+        return data.copy_(waiting)
+
+
+def give_back(slots: Sequence[Slot], *, clear: bool) -> None:
+    """All of them, also after one that could not be given back as it should."""
+    failed: Exception | None = None
+    for slot in slots:
+        try:
+            slot.give_back(clear=clear)
+        except Exception as error:
+            failed = error
+    for slot in slots:
+        slot.compact()
+    if failed is not None:
+        raise failed

@@ -1,0 +1,194 @@
+"""Memory runs out at every point of every kind of run: the host, what is left, what is kept, and what is said.
+
+The allocator of `faults` refuses. Each case asserts that the model is bit for bit what it was, that no tensor of the
+run is left although nothing was collected but by the run itself, that the weights so far are in a file, that the
+sentence names what to lower, and that the next job runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_trainer import events as ev
+from lib_trainer.training.run import prepare, run_plan
+from tests.support import ModelHost, differences, draw_pictures, make_job, roots_of, snapshot
+from tests.training.faults import Allocator, run_with
+
+LORA: dict[str, Any] = {}
+PREVIEW = {"preview__prompt": "x", "preview__every": 1}
+SAVE = {"output__save_every": 1}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": LORA,
+    "lora, checkpointing": {"training__gradient_checkpointing": True},
+    "lora, preview": PREVIEW,
+    "lora, saving": SAVE,
+    "dora": {"network__dora": True},
+    "loha": {"network__kind": "loha"},
+    "lokr": {"network__kind": "lokr", "network__factor": 4},
+    "embedding": {"network__kind": "embedding", "output__name": "zrk-new"},
+    "pivotal": {"network__kind": "pivotal", "embedding__names": "zrk-a"},
+    "hypernetwork": {"network__kind": "hypernetwork"},
+    "checkpoint": {"network__kind": "checkpoint"},
+    "checkpoint, preview": {"network__kind": "checkpoint", "finetune__ema": True, **PREVIEW},
+    "checkpoint, saving": {"network__kind": "checkpoint", **SAVE},
+    "checkpoint, text": {"network__kind": "checkpoint", "finetune__text_encoder_lr": 1e-6, "finetune__ema": True},
+    "difference": {"network__kind": "difference", "training__max_steps": 4, "difference__base_steps": 2},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`said`: what the sentence must name. `step`: steps that are done then, or None where the run goes on."""
+
+    kind: str
+    trigger: str
+    said: str
+    step: int | None
+    number: int = 1
+    lasting: bool = True
+    half: bool = False
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{'half ' if self.half else ''}{self.kind}-{self.trigger}-{self.number}".replace(" ", "_")
+
+
+AGAIN = {"output__name": "again", "training__max_steps": 1, "optimizer__text_encoder_lr": 0.0, "dataset__cache": "disk"}
+RANK, SIZE = "network.rank (now 4)", "dataset.width and dataset.height (now 64×64)"
+CASES = [
+    Case("lora", "start", RANK, 0),
+    Case("lora", "phase Caching latents", SIZE, 0),
+    Case("lora", "started", RANK, 0, number=150),
+    Case("lora", "backward 1", SIZE, 0, number=60),
+    Case("lora", "optimizer 1", "before the first step was done", 0),
+    Case("lora", "step 1", "at step 2", 1, number=80, more={"training__batch_size": 2}),
+    Case("lora", "backward 2", "training.batch_size (now 2)", 1, more={"training__batch_size": 2}),
+    Case("lora", "leaving", "", None),
+    Case("lora", "step 3", "while the file was written", 3, lasting=False),
+    Case("lora, checkpointing", "backward 2", "at step 2", 1, number=40),
+    Case("lora, preview", "preview", "preview.width and preview.height (now 64×64)", None, lasting=False),
+    Case("lora, saving", "step 1", "Step 1 was not saved", None, lasting=False),
+    Case("dora", "step 1", "at step 2", 1, number=200),
+    Case("loha", "backward 1", RANK, 0, number=30),
+    Case("loha", "optimizer 2", "at step 3", 2),
+    Case("lokr", "step 1", "at step 2", 1, number=100),
+    Case("embedding", "backward 2", "at step 2", 1),
+    Case("embedding", "step 3", "while the file was written", 3, lasting=False),
+    Case("pivotal", "optimizer 1", RANK, 0, number=3),
+    Case("pivotal", "step 2", "at step 3", 2, number=20),
+    Case("hypernetwork", "phase Caching captions", "close other programs", 0),
+    Case("hypernetwork", "step 1", "hypernetwork.layer_structure", 1, number=9),
+    Case("checkpoint", "start", "or train a LoRA", 0, number=5),
+    Case("checkpoint", "optimizer 1", "before the first step", 0, number=7),
+    Case("checkpoint", "backward 2", "at step 2", 1, number=50),
+    Case("checkpoint", "leaving", "", None),
+    Case("checkpoint, preview", "step 1", "preview.width", None, number=4, lasting=False),
+    Case("checkpoint, preview", "preview", "preview.width", None, lasting=False, more={"preview__every": 2}),
+    Case(
+        "checkpoint, saving", "step 2", "Step 2 was not saved", None, lasting=False, more={"output__precision": "fp16"}
+    ),
+    Case("checkpoint, text", "step 1", "finetune.text_encoder_lr to 0", 1, number=30),
+    Case("checkpoint, text", "optimizer 2", "leave out finetune.ema", 2, number=1),
+    Case("difference", "start", RANK, 0, number=50),
+    Case("difference", "step 2", "at step 3", 2, number=60),
+    Case("lora, preview", "after preview", "preview.width", None, number=3, lasting=False, half=True),
+    Case("lora", "leaving", "", None, half=True),
+    Case("dora", "backward 1", RANK, 0, half=True),
+    Case("embedding", "optimizer 1", "before the first step", 0, half=True),
+    Case("pivotal", "backward 2", "at step 2", 1, half=True),
+    Case("checkpoint, text", "backward 2", "or train a LoRA", 1, number=20, half=True),
+    Case("checkpoint, text", "leaving", "", None, half=True),
+]
+
+
+class CountingHost(ModelHost):
+    """A host that tells the sizes of its model, as a whole checkpoint wants to know them."""
+
+    def parameter_counts(self) -> dict[Any, int]:
+        return {"unet": sum(p.numel() for p in self.loaded.unet.parameters()), "te1": 0}  # type: ignore[attr-defined]
+
+    cache: Path | None = None
+
+    def cache_folder(self) -> Path:
+        return self.cache or super().cache_folder()
+
+    def token_count(self, text: str) -> int:
+        return 3
+
+
+@pytest.fixture(scope="module")
+def models(ldm_model: Any) -> dict[bool, tuple[Any, Any]]:
+    """The tiny model as it is, and as a user's WebUI holds it: everything in fp16."""
+    from lib_trainer.host.clip import ClipText
+    from lib_trainer.host.ldm.model import LdmModel
+
+    unet, vae = copy.deepcopy(ldm_model.unet).half(), copy.deepcopy(ldm_model.vae).half()
+    text = ClipText(copy.deepcopy(ldm_model.text.transformer).half(), ldm_model.text.tokenizer)
+    unet.dtype = torch.float16
+    half = LdmModel(unet, vae, text, ldm_model.schedule, ldm_model.latent_scale, "half", ldm_model.file)
+    models = ((False, ldm_model), (True, half))
+    return {half: (model, snapshot(*roots_of(model))) for half, model in models}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light_collections(models: dict[bool, tuple[Any, Any]]) -> Iterator[None]:
+    """What is there before the first run is no run's: collecting need not look at it, and takes a tenth."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def two_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_pictures(tmp_path_factory.mktemp("two"), count=2)
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents are encoded once for all cases: no case but one is about them."""
+    return tmp_path_factory.mktemp("encoded")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_memory_runs_out(
+    case: Case, models: dict[bool, tuple[Any, Any]], two_pictures: Path, encoded: Path, tmp_path: Path
+) -> None:
+    (model, before), pictures = models[case.half], two_pictures
+    host = CountingHost(model, tmp_path)
+    if case.trigger != "phase Caching latents":
+        host.cache = encoded
+    values = {"training__precision": "bf16" if case.half else "fp32", "dataset__cache": "disk"}
+    values |= {**KINDS[case.kind], **case.more}
+    if case.kind == "difference":
+        values["difference__before"] = str(pictures)
+    told: list[ev.Event] = []
+    allocator = Allocator(case.trigger, case.number, case.lasting)
+    failure = run_with(allocator, host, make_job(pictures, **values), [told.append])
+    assert allocator.refused or case.trigger == "leaving", "nothing was refused: the case tests nothing"
+    assert differences(before, snapshot(*roots_of(model))) == []
+    assert allocator.alive(*roots_of(model)) == 0
+    warnings = [event.text for event in told if isinstance(event, ev.Message) and event.level == "warning"]
+    if case.step is None:
+        assert failure is None and isinstance(told[-1], ev.Finished)
+        assert any(case.said in text for text in warnings) or not case.said, warnings
+    else:
+        sentence = str(failure)
+        assert "ran out of memory" in sentence and case.said in sentence and sentence.endswith("."), sentence
+        assert failure is not None and (failure.kept is not None) == (case.step > 0)
+        if failure.kept is not None:
+            assert f"-step{case.step:08d}" in failure.kept.name and failure.kept.stat().st_size > 0
+    run_plan(prepare(make_job(pictures, **AGAIN), host), host, ev.Control(), told.append)
+    assert isinstance(told[-1], ev.Finished) and told[-1].path is not None
+
+
+def test_there_are_thirty_points_and_more() -> None:
+    assert len({(case.kind, case.trigger, case.number, case.half) for case in CASES}) == len(CASES) >= 30
