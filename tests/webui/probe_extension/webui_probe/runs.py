@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -161,8 +162,16 @@ _audited: list[tuple[set[str], list[str]]] = []
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-    """Sees every open that goes through Python; safetensors' own are seen by the spies."""
+    """Sees every open that goes through Python; safetensors' own are seen by the spies.
+
+    A result's metadata names the checkpoint by a hash of 64 KiB of its file, which is no loading of it.
+    """
     if event == "open" and _audited and str(args[0]) in _audited[-1][0]:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if Path(frame.f_code.co_filename).name == "metadata.py" and frame.f_code.co_name == "_base_model":
+                return
+            frame = frame.f_back
         _audited[-1][1].append("open")
 
 
