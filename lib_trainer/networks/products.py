@@ -33,8 +33,7 @@ class LoraProduct(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> torch.Tensor:
         flat = x.to(dtype).reshape(-1, x.shape[-1])
-        out = flat.mm(weight.t()) if bias is None else torch.addmm(bias, flat, weight.t())
-        hidden = flat.mm(down.t())
+        out, hidden = F.linear(flat, weight, bias), F.linear(flat, down)
         out.addmm_(hidden, up.t(), alpha=scale)
         ctx.save_for_backward(flat, hidden, weight, down, up)
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
