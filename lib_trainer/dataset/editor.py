@@ -94,6 +94,11 @@ class Editor:
             return True
 
     @property
+    def revision(self) -> int:
+        """Of the set's history, as far as it is known here."""
+        return self._revision
+
+    @property
     def keys(self) -> list[str]:
         """All pictures, in order."""
         return list(self.items)

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
@@ -75,7 +75,7 @@ def download(
     """
     target = folder / model.name
     base = f"{endpoint()}/{model.repo}/resolve/{urllib.parse.quote(model.revision, safe='')}"
-    remotes = {name: _ask(f"{base}/{name}") for name in files or KINDS[model.kind].files}
+    remotes = {name: _known(_ask(f"{base}/{name}"), model, name) for name in files or KINDS[model.kind].files}
     missing = {n: r for n, r in remotes.items() if not _is_whole(target / n, r)}
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -103,6 +103,17 @@ def download(
         _fetch(remote, target / name, stop, tell)
         done += remote.size
     return target
+
+
+def _known(remote: Remote, model: KnownModel, name: str) -> Remote:
+    """With the hash that is known here, which no server can change. Raises `TaggerError` where it names another."""
+    digest = model.hashes.get(name, "")
+    if digest and len(remote.digest) == 64 and remote.digest != digest:
+        raise TaggerError(
+            f"{remote.url} is another file than the one that is known as {model.name} (its checksum differs): "
+            "nothing was fetched; set HF_ENDPOINT to the hub or another mirror."
+        )
+    return replace(remote, digest=digest) if digest else remote
 
 
 def _ask(url: str) -> Remote:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +52,9 @@ class Tagger(Protocol):
 
 @dataclass(frozen=True)
 class KnownModel:
-    """`threshold`: precision = recall by the model's card; None where none was published or could be confirmed."""
+    """`threshold`: precision = recall by the model's card; None where none was published or could be confirmed.
+    `hashes`: {file: SHA-256 in hexadecimal} at `revision`, as far as several independent sources agree; what the hub or
+    a mirror sends instead is refused."""
 
     name: str
     repo: str
@@ -60,6 +62,7 @@ class KnownModel:
     threshold: float | None
     generation: int
     about: str
+    hashes: Mapping[str, str] = field(default_factory=dict, hash=False)
     kind: str = "wd"
 
 
@@ -88,12 +91,52 @@ def _fingerprint_wd(folder: Path) -> str:
 
 KINDS: Mapping[str, Kind] = {"wd": Kind("wd", WD_FILES, _open_wd, _fingerprint_wd)}
 
+TAGS_V3 = "298633d94d0031d2081c0893f29c82eab7f0df00b08483ba8f29d1e979441217"
+"""SHA-256 of the list of tags, which all models of the third generation share."""
+
+
+def _v3(name: str, revision: str, model: str, threshold: float | None, about: str) -> KnownModel:
+    """`model`: SHA-256 of the network."""
+    hashes = {"model.onnx": model, "selected_tags.csv": TAGS_V3}
+    return KnownModel(name, f"SmilingWolf/{name}", revision, threshold, 3, about, hashes)
+
+
 KNOWN_MODELS: tuple[KnownModel, ...] = (
-    KnownModel("wd-vit-tagger-v3", "SmilingWolf/wd-vit-tagger-v3", "main", 0.2614, 3, "small and quick"),
-    KnownModel("wd-swinv2-tagger-v3", "SmilingWolf/wd-swinv2-tagger-v3", "main", 0.2653, 3, "a good first choice"),
-    KnownModel("wd-convnext-tagger-v3", "SmilingWolf/wd-convnext-tagger-v3", "main", 0.2682, 3, "between the two"),
-    KnownModel("wd-eva02-large-tagger-v3", "SmilingWolf/wd-eva02-large-tagger-v3", "main", 0.5296, 3, "best, slowest"),
-    KnownModel("wd-vit-large-tagger-v3", "SmilingWolf/wd-vit-large-tagger-v3", "main", None, 3, "large"),
+    _v3(
+        "wd-vit-tagger-v3",
+        "7f6b584d0bd3f55c4531f14ba3d4761b2bccdc0f",
+        "35f23693620b668f4d53fd3c62bf65e40af739bc52c7eb0fbc49258b58d065b6",
+        0.2614,
+        "small and quick",
+    ),
+    _v3(
+        "wd-swinv2-tagger-v3",
+        "627aef95638667ddcaa3ac8ae625e88ea5b02f51",
+        "e6774bff34d43bd49f75a47db4ef217dce701c9847b546523eb85ff6dbba1db1",
+        0.2653,
+        "a good first choice",
+    ),
+    _v3(
+        "wd-convnext-tagger-v3",
+        "d39e46de298d27340111b64965e20b8185c407e6",
+        "1b8a7abf13d9b8368267df47501d523789c4aeae66b2296ad98483239dfa32eb",
+        0.2682,
+        "between the two",
+    ),
+    _v3(
+        "wd-eva02-large-tagger-v3",
+        "b25b82a03f7282e41aa2f257a52c7583b710bd1c",
+        "9e768793060c7939b277ccb382783e8670e8a042d29d77aa736be0c8cc898bfc",
+        0.5296,
+        "best, slowest",
+    ),
+    _v3(
+        "wd-vit-large-tagger-v3",
+        "ae469aa2e4706a3af08d3673cf73a11d1add314c",
+        "e4c8001b000a6c98f2db10794f7c406daa79873d071d6ca924330fa053fa1845",
+        None,
+        "large",
+    ),
     KnownModel("wd-v1-4-moat-tagger-v2", "SmilingWolf/wd-v1-4-moat-tagger-v2", "v2.0", 0.3771, 2, "best of v2"),
     KnownModel("wd-v1-4-vit-tagger-v2", "SmilingWolf/wd-v1-4-vit-tagger-v2", "v2.0", 0.3537, 2, ""),
     KnownModel("wd-v1-4-convnext-tagger-v2", "SmilingWolf/wd-v1-4-convnext-tagger-v2", "v2.0", 0.3685, 2, ""),

@@ -10,7 +10,7 @@ import time
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edits import EDITS, make_edit
 from lib_trainer.dataset.facts import duplicates, near_duplicates
-from lib_trainer.dataset.mending import rename_captions
+from lib_trainer.dataset.mending import preview_renaming
 from lib_trainer.dataset.report import Finding, make_report
 from lib_trainer.errors import ConfigError, DatasetError, TrainerError
 from lib_trainer.ui.dataset_common import Answer, Values, number, opened_set, show_preview
@@ -74,17 +74,16 @@ def remedy(view: View, values: Values) -> str | None:
     finding, opened = finding_of(view, values), opened_set(view)
     editor = opened.editor
     present = [key for key in finding.pictures if key in editor.items]
-    if finding.remedy in ("trash", "trash-orphans", "keep-one", "convert"):
+    if finding.remedy in ("trash", "trash-orphans", "keep-one", "convert", "rename"):
         preview = {
             "trash": lambda: editor.preview_trash(present),
             "trash-orphans": lambda: editor.preview_trash([], finding.paths),
             "keep-one": lambda: editor.preview_trash(superfluous(opened, finding.kind)),
             "convert": editor.preview_conversion,
+            "rename": lambda: preview_renaming(editor),
         }[finding.remedy]()
         show_preview(view, preview)
         return None
-    if finding.remedy == "rename":
-        return f"{rename_captions(editor).label}: Undo gives the old names back."
     if finding.remedy in EDITS:
         show_preview(view, editor.preview(make_edit(finding.remedy, {}), present))
         return None

@@ -11,6 +11,7 @@ from html import escape
 from lib_trainer.captions.edits import EDITS, EditField, edit_fields
 from lib_trainer.captions.knowledge import GROUPS
 from lib_trainer.captions.plans import SCHOOLS, Implied, Trait, warnings
+from lib_trainer.dataset.editor import TRASH
 from lib_trainer.dataset.file_moves import Change
 from lib_trainer.dataset.previews import Altered, Preview
 from lib_trainer.ui.dataset_html import button, command
@@ -112,16 +113,21 @@ def preview_html(view: View) -> str:
 
 
 def _steps_html(preview: Preview) -> str:
-    """The dry run of what goes to the trash, or of captions that are written in another encoding."""
-    moved = preview.moved
-    lines = [f"<li><code>{escape(path)}</code></li>" for path in moved[:EXAMPLES]]
-    for step in preview.steps[:EXAMPLES] if not moved else ():
-        text = step.after.decode("utf-8", "replace") if isinstance(step, Change) and step.after else ""
-        lines.append(f"<li><code>{escape(step.path)}</code> {escape(text)}</li>")
+    """The dry run of what goes to the trash, gets another name, or is written in another encoding."""
+    done, lines = "", []
+    for step in preview.steps[:EXAMPLES]:
+        path = f"<code>{escape(step.path)}</code>"
+        if isinstance(step, Change):
+            done = "be written as UTF-8"
+            lines.append(f"<li>{path} {escape((step.after or b'').decode('utf-8', 'replace'))}</li>")
+        elif step.target.startswith(TRASH):
+            done = "go to the set's trash"
+            lines.append(f"<li>{path}</li>")
+        else:
+            done = "be renamed"
+            lines.append(f"<li>{path} → <code>{escape(step.target)}</code></li>")
     count = len(preview.steps)
-    what = ("file" if moved else "caption") + ("" if count == 1 else "s")
-    done = "go to the set's trash" if moved else "be written as UTF-8"
-    told = f"{count:,} {what} would {done}."
+    told = f"{count:,} file{'' if count == 1 else 's'} would {done}."
     return (
         f'<div class="dataset-preview" role="status"><b>{escape(preview.label)}</b>: '
         f'<span class="dataset-changes">{told}</span>'

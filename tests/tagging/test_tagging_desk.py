@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +91,12 @@ def test_who_has_the_turn_does_not_wait_for_itself(desk: TaggerDesk, turns: Turn
 
 
 @pytest.fixture
-def mini_hub(hub: Hub) -> Hub:
-    hub.revision = "main"
+def mini_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    known = registry.known_model("wd-vit-tagger-v3")
+    assert known is not None
+    hub.revision = known.revision
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in MINI.iterdir()}
+    monkeypatch.setattr(registry, "KNOWN_MODELS", (replace(known, hashes=hashes), *registry.KNOWN_MODELS[1:]))
     hub.files = {path.name: path.read_bytes() for path in MINI.iterdir()}
     return hub
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,23 @@ def test_both_files_arrive_whole_with_progress(hub: Hub, tmp_path: Path) -> None
     assert done == sorted(done) and done[-1] == total == seen[0].total and len(done) > 10
     assert seen[-1].what == "Downloading model.onnx", "the large one last: until then the folder is not taken for whole"
     assert at(folder).problem == ""
+
+
+def test_what_is_known_by_its_hash_is_that_file_whatever_the_server_says(hub: Hub, tmp_path: Path) -> None:
+    """A mirror that names another hash is refused unread; one that names none is found out by the file."""
+    right = {name: hashlib.sha256(data).hexdigest() for name, data in hub.files.items()}
+    folder = download(replace(MODEL, hashes=right), tmp_path / "right")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files
+    hub.asked.clear()
+    for name in ("model.onnx", "selected_tags.csv"):
+        other = replace(MODEL, hashes={**right, name: "0" * 64})
+        with pytest.raises(TaggerError, match=r"is another file than the one|was damaged on the way"):
+            download(other, tmp_path / name)
+        assert not (tmp_path / name / MODEL.name / name).exists()
+    hub.hashes = False
+    with pytest.raises(TaggerError, match="was damaged on the way"):
+        download(replace(MODEL, hashes={**right, "model.onnx": "0" * 64}), tmp_path / "silent")
+    assert not (tmp_path / "silent" / MODEL.name / "model.onnx").exists()
 
 
 def test_what_is_there_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from lib_trainer.errors import TaggerError
 from lib_trainer.tagging import wd
 from lib_trainer.tagging.folders import at, find_taggers, pick
 from lib_trainer.tagging.labels import CHARACTER, GENERAL, RATING, read_labels
-from lib_trainer.tagging.registry import KNOWN_MODELS, Tagger, known_model, threshold_of
+from lib_trainer.tagging.registry import KINDS, KNOWN_MODELS, Tagger, known_model, threshold_of
 from lib_trainer.tagging.wd import fingerprint
 from tests.tagging.conftest import MINI, MakeModel
 
@@ -198,4 +199,8 @@ def test_names_people_give_are_known(name: str, known: str | None, threshold: fl
 
 def test_known_models_are_told_apart() -> None:
     assert [known_model(model.name) for model in KNOWN_MODELS] == list(KNOWN_MODELS)
-    assert all(model.revision == ("v2.0" if model.generation == 2 else "main") for model in KNOWN_MODELS)
+    for model in KNOWN_MODELS:
+        pinned = model.generation == 3
+        assert re.fullmatch("[0-9a-f]{40}" if pinned else r"v2\.0", model.revision)
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in model.hashes.values())
+        assert set(model.hashes) == (set(KINDS[model.kind].files) if pinned else set())

@@ -245,6 +245,7 @@ def test_check_finds_shows_and_mends(tab: Tab) -> None:
     assert not ((folder / "copy.png").exists() and (folder / "5.png").exists())
     tab("undo")
     assert (folder / "copy.png").exists() and (folder / "5.png").exists()
+    finish(tab)
     tab("clear")
     tab("filter", text="trouble:duplicate")
     assert "2 of 71" in tab.panels["bar"]
@@ -303,12 +304,26 @@ def test_a_conversion_is_shown_before_it_is_done(tab: Tab) -> None:
     tab("reload")
     check(tab)
     tab("remedy", number=[one.kind for one in tab.view.open.report.findings].index("unreadable"))
-    assert "1 caption would be written as UTF-8." in tab.panels["preview"] and "grüne Augen" in tab.panels["preview"]
+    assert "1 file would be written as UTF-8." in tab.panels["preview"] and "grüne Augen" in tab.panels["preview"]
     assert (tab.root / "3_alba" / "0.txt").read_bytes() == before
     tab("apply")
     assert tab.text("0.txt") == "grüne Augen"
     tab("undo")
     assert (tab.root / "3_alba" / "0.txt").read_bytes() == before
+
+
+def test_captions_of_another_name_are_renamed_when_it_is_applied(tab: Tab) -> None:
+    folder = tab.root / "3_alba"
+    (folder / "0.txt").rename(folder / "0.caption")
+    tab("reload")
+    check(tab)
+    tab("remedy", number=[one.remedy for one in tab.view.open.report.findings].index("rename"))
+    assert "1 file would be renamed." in tab.panels["preview"] and "3_alba/0.txt" in tab.panels["preview"]
+    assert (folder / "0.caption").exists()
+    tab("apply")
+    assert (folder / "0.txt").exists() and not (folder / "0.caption").exists()
+    tab("undo")
+    assert (folder / "0.caption").exists()
 
 
 def test_what_is_not_ticked_is_said(tab: Tab) -> None:
