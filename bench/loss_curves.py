@@ -2,9 +2,9 @@
 
     python -m bench.loss_curves --kinds lora locon loha lokr --steps 200
 
-The plain way is what each piece of docs/speed.md replaces: adapters that keep their own tensors on top of the layer's own
-forward, norms in fp32, gates by autograd, transformers' own text encoder. In fp32 both must be one curve up to rounding; in
-bf16 they differ as two orders of summation do, far less than two seeds.
+The plain way is what each piece of docs/speed.md replaces: adapters that keep their own tensors on top of the layer's
+own forward, norms in fp32, gates by autograd, transformers' own text encoder. In fp32 both must be one curve up to
+rounding; in bf16 they differ as two orders of summation do, far less than two seeds.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     options = parser.parse_args()
     print(
-        f"{options.steps} steps, batch {options.batch}, torch {torch.__version__}; differences relative to the mean loss"
+        f"{options.steps} steps, batch {options.batch}, torch {torch.__version__}; differences to the mean loss"
     )
     print(
-        "| kind | precision | mean loss now | plain | largest of one step | of a mean of 20 | the same of another seed |"
+        "| kind | precision | mean loss now | plain | largest of one step | of a mean of 20 | of another seed |"
     )
     print("|---|---|---|---|---|---|---|")
     for kind in options.kinds:
