@@ -85,12 +85,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=4)
     options = parser.parse_args()
-    print(
-        f"{options.steps} steps, batch {options.batch}, torch {torch.__version__}; differences to the mean loss"
-    )
-    print(
-        "| kind | precision | mean loss now | plain | largest of one step | of a mean of 20 | of another seed |"
-    )
+    print(f"{options.steps} steps, batch {options.batch}, torch {torch.__version__}; differences to the mean loss")
+    print("| kind | precision | mean loss now | plain | largest of one step | of a mean of 20 | of another seed |")
     print("|---|---|---|---|---|---|---|")
     for kind in options.kinds:
         for precision in options.precisions:
