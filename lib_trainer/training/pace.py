@@ -5,6 +5,10 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
+import torch
+
+from lib_trainer.memory import spills
+
 WARM_UP = 3
 """Steps at the beginning that tell nothing: kernels are chosen and memory is asked for."""
 USUAL = 20
@@ -26,7 +30,17 @@ class Pace:
         self._first: list[float] = []
         self._last: deque[float] = deque(maxlen=RECENT)
         self._skipped = 0
-        self._told = False
+        self._told = self._spilled = False
+
+    def told(self, seconds: float, device: torch.device) -> str:
+        """The beginning of a sentence, once for each of two reasons, or nothing."""
+        slow = self.step(seconds)
+        if slow is not None:
+            return f"A step takes {slow[0]:.1f} s now and took {slow[1]:.1f} s at first"
+        if not self._spilled and spills(device):
+            self._spilled = True
+            return "The memory of the card is full, and Windows lends it the computer's"
+        return ""
 
     def step(self, seconds: float) -> tuple[float, float] | None:
         """(seconds of a step now, seconds of a usual one) when a run has just been found to crawl."""

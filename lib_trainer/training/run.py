@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +17,13 @@ from lib_trainer.dataset.batches import FixedSize
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
 from lib_trainer.errors import Problems, SaveError, TrainerError
-from lib_trainer.memory import forget_peak, release, spills
-from lib_trainer.ports import Host, Lease, LoadedModel, PreviewRequest, TrainingState
+from lib_trainer.memory import forget_peak, release
+from lib_trainer.ports import Host, Lease, LoadedModel, TrainingState
+from lib_trainer.training import failures
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.card import write_card
 from lib_trainer.training.checks import NAMES, check_job, output_path, result_path, step_path, with_a_name
-from lib_trainer.training.failures import (
-    Point,
-    all_finite,
-    explained,
-    out_of_memory,
-    short_of_memory,
-    what_to_lower,
-)
+from lib_trainer.training.failures import Point, all_finite, explained
 from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.memory_need import memory_warning
@@ -38,6 +32,7 @@ from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
 from lib_trainer.training.pace import Pace
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.precision import autocast, resolve_precision
+from lib_trainer.training.previews import preview_request
 from lib_trainer.training.prior import before_samples, class_samples, wants_class_pictures
 from lib_trainer.training.recipes import Recipe, parameters
 from lib_trainer.training.results import Settled, check_replaced, discard, is_of_step, settle
@@ -152,7 +147,7 @@ class Run:
         self.dtype = resolve_precision(self.job.training.precision, model.device)
         self.step = self.epoch = 0
         self.replaced = list(plan.replaced)
-        self.pace, self.spilled = Pace(), False
+        self.pace = Pace()
         self.trace = ""
         """Of the error that ended the steps, as text: a log that kept the traceback would keep all tensors."""
         self.cover: Image.Image | None = None
@@ -269,14 +264,7 @@ class Run:
         kind = TRAINING_KINDS[job.network.kind]
         precision = str(self.dtype).removeprefix("torch.")
         self.facts = RunFacts(
-            job,
-            self.model,
-            self.plan.scan,
-            source.encoded,
-            total,
-            source.batches_per_epoch(),
-            precision,
-            self.recipe,
+            job, self.model, self.plan.scan, source.encoded, total, source.batches_per_epoch(), precision, self.recipe
         )
         optimizer = OPTIMIZERS[job.optimizer.name](self.recipe.groups(), job.optimizer)
         forget_peak(self.model.device)
@@ -299,7 +287,9 @@ class Run:
         if done.applied:
             self.recipe.after_step()
         self.emit(done)
-        self._watch_the_pace(done.seconds)
+        if told := self.pace.told(done.seconds, self.model.device):
+            lower = failures.what_to_lower(self.job, "step", self.model.device)
+            self.emit(ev.Message(f"{told}: if another program uses the device, end it; otherwise {lower}.", "warning"))
         self.lease.progress(done.step, done.total_steps, f"loss {done.loss:.4f}")
         last = done.step == done.total_steps
         every, save_every = self.job.preview.every, self.job.output.save_every
@@ -309,24 +299,12 @@ class Run:
         if not last and (self.control.take_save() or (save_every and done.step % save_every == 0)):
             self._save_between()
 
-    def _watch_the_pace(self, seconds: float) -> None:
-        """Told once: a step many times the usual, and on Windows a card that is full, where drivers spill silently."""
-        slow, device = self.pace.step(seconds), self.model.device
-        told = ""
-        if slow is not None:
-            told = f"A step takes {slow[0]:.1f} s now and took {slow[1]:.1f} s at first"
-        elif not self.spilled and spills(device):
-            self.spilled, told = True, "The memory of the card is full, and Windows lends it the computer's"
-        if told:
-            lower = what_to_lower(self.job, "step", device)
-            self.emit(ev.Message(f"{told}: if another program uses the device, end it; otherwise {lower}.", "warning"))
-
     def _save_between(self) -> None:
         """A full disk or memory must not cost what is still to be learned: the run goes on, and its end saves again."""
         try:
             self._save(step_path(self.output, self.step), final=False)
         except Exception as error:
-            if not (isinstance(error, SaveError) or short_of_memory(error)):
+            if not (isinstance(error, SaveError) or failures.short_of_memory(error)):
                 raise
             failure = explained(error, self.job, self.model.device, "saving", self.step)
             logger.warning("%s\n%s", failure, release(error, self.model.device))
@@ -346,7 +324,7 @@ class Run:
                 except Exception as error:
                     failed = self._preview_failed(error)
         except Exception as error:  # no room to hold the model as its host draws with it, or on the way back
-            if not short_of_memory(error):
+            if not failures.short_of_memory(error):
                 raise
             failed = self._preview_failed(error)
             session.resume()
@@ -360,8 +338,8 @@ class Run:
 
     def _preview_failed(self, error: Exception) -> str:
         told: object = error
-        if short_of_memory(error):
-            told = out_of_memory(error, self.job, self.model.device, "preview", self.step)
+        if failures.short_of_memory(error):
+            told = failures.out_of_memory(error, self.job, self.model.device, "preview", self.step)
         logger.warning("The preview failed\n%s", release(error, self.model.device))
         return f"The preview of step {self.step} failed: {told}"
 
@@ -415,31 +393,9 @@ class Run:
             self._tell_host(written)
         return written
 
-    def _phase(self, name: str) -> _PhaseProgress:
-        return _PhaseProgress(self, name)
+    def _phase(self, name: str) -> Callable[[int, int], None]:
+        def progress(done: int, total: int) -> None:
+            self.emit(ev.Phase(name, done, total))
+            self.lease.progress(0, 0, f"{name} {done}/{total}")
 
-
-@dataclass(frozen=True)
-class _PhaseProgress:
-    run: Run
-    name: str
-
-    def __call__(self, done: int, total: int) -> None:
-        self.run.emit(ev.Phase(self.name, done, total))
-        self.run.lease.progress(0, 0, f"{self.name} {done}/{total}")
-
-
-def preview_request(job: JobConfig) -> PreviewRequest:
-    """The picture that a job wants to see between its steps."""
-    preview, data = job.preview, job.dataset
-    return PreviewRequest(
-        prompt=preview.prompt or data.trigger_word or " ".join(word_names(job)),
-        negative_prompt=preview.negative_prompt,
-        width=preview.width or data.width,
-        height=preview.height or data.height,
-        steps=preview.steps,
-        cfg_scale=preview.cfg_scale,
-        sampler=preview.sampler,
-        seed=preview.seed,
-        clip_skip=job.training.clip_skip,
-    )
+        return progress

@@ -40,8 +40,13 @@ def test_what_is_no_crawling(seconds: list[float]) -> None:
     assert told(seconds) == []
 
 
+class Crawling(Pace):
+    def step(self, seconds: float) -> tuple[float, float]:
+        return 9.0, 1.5
+
+
 def test_it_is_told_while_the_run_goes_on(watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Pace", lambda: type("", (), {"step": lambda self, seconds: (9.0, 1.5)})())
+    monkeypatch.setattr(module, "Pace", Crawling)
     assert watched.run(pictures, training__max_steps=1).state == "finished"
     (message,) = (event for event in watched.of(ev.Message) if event.level == "warning")
     assert message.text.startswith("A step takes 9.0 s now and took 1.5 s at first: if another program")
@@ -54,5 +59,7 @@ def test_a_full_card_on_windows_is_told_once(monkeypatch: pytest.MonkeyPatch) ->
     assert not memory.spills(card) and not memory.spills(torch.device("cpu"))
     monkeypatch.setattr("lib_trainer.memory.os.name", "nt")
     assert memory.spills(card)
+    pace = Pace()
+    assert "Windows lends" in pace.told(0.1, card) and pace.told(0.1, card) == ""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 8 * 2**30))
     assert not memory.spills(card)
