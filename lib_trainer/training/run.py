@@ -387,8 +387,7 @@ class Run:
                     self._write(path, final=False)
                     written = result_path(path, self.job)
             except Exception as error:
-                trace = release(error, self.model.device)
-                logger.warning("The weights of step %d could not be kept\n%s", self.step, trace)
+                logger.warning("Step %d could not be kept\n%s", self.step, release(error, self.model.device))
         if written is not None:
             self._tell_host(written)
         return written
