@@ -268,7 +268,7 @@ def sdxl(folder: Path) -> LdmModel:
                 spatial_transformer_attn_type="softmax",
             )
     with META:
-        no_text = _NoText(nn.Linear(1, 1), None)
+        no_text = _NoText(_half(nn.Linear(1, 1)), None)
     return _model(unet, no_text)
 
 
@@ -370,6 +370,8 @@ def count_step(
 ) -> Count:
     """One step of a kind of training in one of `FORMS`."""
     network = network_of(model, kind, rank, text_encoder=text_encoder)
+    if form == "ours":
+        network.flatten(list(network), whole=True)
     count, keeping = Count(), dict[int, torch.UntypedStorage]()
     weights = {p.untyped_storage()._cdata for root in (model.unet, model.text.transformer) for p in root.parameters()}
     weights |= {parameter.untyped_storage()._cdata for parameter in network.parameters()}
@@ -380,12 +382,11 @@ def count_step(
             keeping[storage._cdata] = storage
         return tensor
 
-    state = TrainingState(DTYPE, checkpointing, text_encoder)
+    state = TrainingState(DTYPE, checkpointing, text_encoder=True)  # held alike; it is left out below
     own = contextlib.ExitStack()
     with own, CudaAutocast().emulated():
         if form == "ours":
             own.enter_context(model.training(state))
-            network.flatten(list(network), whole=True)
             own.enter_context(network.applied())
         else:
             own.enter_context(scripts_adapters(model, network))

@@ -27,7 +27,7 @@ from lib_trainer.networks.functional import (
     lora_conv2d,
     lora_linear,
 )
-from lib_trainer.networks.products import LoraProduct
+from lib_trainer.networks.products import LoraPointwise, LoraProduct
 from lib_trainer.ports import AdaptableModule
 
 Forward = Callable[..., torch.Tensor]
@@ -239,10 +239,12 @@ class LoraAdapter(Adapter):
             down, up = self.current(dtype)
             if not plain or not _computed_in(dtype, layer.weight, layer.bias, down, up):
                 return convolution(input)
-            weight, down, up = layer.weight.flatten(1), down.flatten(1), up.flatten(1)
-            pixels = input.permute(0, 2, 3, 1)
-            out: torch.Tensor = LoraProduct.apply(pixels, weight, layer.bias, down, up, scale, dtype)
-            return out.permute(0, 3, 1, 2)
+            own = layer.weight.flatten(1), layer.bias, down.flatten(1), up.flatten(1), scale, dtype
+            if not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last):
+                rows: torch.Tensor = LoraProduct.apply(input.permute(0, 2, 3, 1), *own)
+                return rows.permute(0, 3, 1, 2)
+            out: torch.Tensor = LoraPointwise.apply(input, *own)
+            return out
 
         def convolution(input: torch.Tensor) -> torch.Tensor:
             down, up = (one if one.ndim == 4 else one[:, :, None, None] for one in self.current(compute_dtype(input)))

@@ -56,6 +56,56 @@ class LoraProduct(torch.autograd.Function):
         return g_x, None, None, g_down, g_up, None, None
 
 
+class LoraPointwise(torch.autograd.Function):
+    """The same for a 1×1 convolution of pictures x (B, in, H, W) whose channels lie apart: nothing is transposed.
+
+    W (out, in), b (out,) or None, A (r, in), B (out, r) → (B, out, H, W).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        flat = x.to(dtype).flatten(2)
+        count = len(flat)
+        wide = weight.expand(count, -1, -1)
+        out = wide.bmm(flat) if bias is None else torch.baddbmm(bias[:, None], wide, flat)
+        hidden = down.expand(count, -1, -1).bmm(flat)
+        out.baddbmm_(up.expand(count, -1, -1), hidden, alpha=scale)
+        ctx.save_for_backward(flat, hidden, weight, down, up)
+        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
+        return out.view(count, -1, *x.shape[2:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        flat, hidden, weight, down, up = ctx.saved_tensors
+        count, scale = len(flat), ctx.scale
+        g = gradient.to(flat.dtype).flatten(2)
+        g_hidden = torch.baddbmm(hidden, up.t().expand(count, -1, -1), g, beta=0, alpha=scale)
+        g_x = g_down = g_up = None
+        if ctx.needs_input_grad[0]:
+            whole = weight.t().expand(count, -1, -1).bmm(g)
+            g_x = whole.baddbmm_(down.t().expand(count, -1, -1), g_hidden).view(ctx.shape).to(ctx.dtype)
+        if ctx.needs_input_grad[3]:
+            g_down = _summed(g_hidden.bmm(flat.transpose(1, 2)))
+        if ctx.needs_input_grad[4]:
+            g_up = _summed(torch.baddbmm(up, g, hidden.transpose(1, 2), beta=0, alpha=scale))
+        return g_x, None, None, g_down, g_up, None, None
+
+
+def _summed(gradients: torch.Tensor) -> torch.Tensor:
+    """Of all pictures of a batch."""
+    return gradients[0] if len(gradients) == 1 else gradients.sum(0)
+
+
 def _scaled_product(one: torch.Tensor, other: torch.Tensor, scale: float, row: torch.Tensor) -> torch.Tensor:
     """scale·one·other in one kernel; `row` is any tensor of as many columns, which beta = 0 leaves out."""
     return one.mm(other) if scale == 1 else torch.addmm(row, one, other, beta=0, alpha=scale)

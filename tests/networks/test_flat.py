@@ -18,7 +18,7 @@ from lib_trainer.networks import adapters, flat
 from lib_trainer.networks.adapters import AdapterSpec, Dropouts, replaced_forward
 from lib_trainer.networks.functional import is_plain
 from lib_trainer.networks.lora import LoraNetwork, make_adapter
-from lib_trainer.networks.products import GatedGelu, LohaProduct, LoraProduct
+from lib_trainer.networks.products import GatedGelu, LohaProduct, LoraPointwise, LoraProduct
 from lib_trainer.ports import AdaptableModule
 
 LAYERS: dict[str, Callable[[], Any]] = {
@@ -83,6 +83,33 @@ def test_the_product_with_an_adapter_has_its_gradients(scale: float, bias: bool)
 
     torch.testing.assert_close(product(x, down, up), F.linear(x, weight + scale * up @ down, b))
     assert torch.autograd.gradcheck(product, (x, down, up))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_product_with_pictures_has_its_gradients(scale: float, bias: bool, count: int) -> None:
+    torch.manual_seed(0)
+    shapes = ((count, 6, 2, 3), (4, 6), (5, 4))
+    x, down, up = (torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes)
+    weight, b = torch.randn(5, 6, dtype=torch.double), torch.randn(5, dtype=torch.double) if bias else None
+
+    def product(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> Any:
+        return LoraPointwise.apply(x, weight, b, down, up, scale, torch.double)
+
+    merged = (weight + scale * up @ down)[:, :, None, None]
+    torch.testing.assert_close(product(x, down, up), F.conv2d(x, merged, b))
+    assert torch.autograd.gradcheck(product, (x, down, up))
+
+
+def test_pictures_of_either_layout_are_left_in_it() -> None:
+    (layer,) = frozen("1x1")
+    network, x = network_on([layer], SPECS["lora"]), picture(layer)
+    network.flatten(list(network), whole=True)
+    with network.applied():
+        one, other = layer(x), layer(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(one, other)
+    assert one.is_contiguous() and other.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_gate_has_its_gradients() -> None:
