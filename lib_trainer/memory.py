@@ -24,6 +24,9 @@ SHARE = 0.9
 FULL = 0.01
 """Share of a card's memory below which it counts as full."""
 
+TRACE = "_trainer_trace"
+"""Attribute of an error that was released: its traceback as text."""
+
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
@@ -146,9 +149,14 @@ def release(error: BaseException, device: torch.device) -> str:
     """Free what an error keeps alive: every frame that it, its cause and its context came through.
 
     A traceback holds its frames, and they hold the tensors of a step, its graph and the optimizer; so the errors lose
-    theirs. Frames that are still running keep what they hold. Returns the traceback as text.
+    theirs. Frames that are still running keep what they hold. Returns the traceback as text: of the first time, where
+    an error is released again on its way out.
     """
-    told = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
+    told: str = (
+        getattr(error, TRACE, "")
+        or "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
+    )
+    setattr(error, TRACE, told)
     for one in chain(error):
         traceback.clear_frames(one.__traceback__)
         one.__traceback__ = None  # a cleared frame has its function still, and that the layers in its closure

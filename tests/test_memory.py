@@ -141,6 +141,7 @@ def test_an_error_lets_go_of_what_its_frames_hold() -> None:
         told = release(caught.value, CPU)
         assert "out of memory" in told and "in inner" in told and "wrapped" in told
         assert [one() is None for one in held] == [True, True]
+        assert release(caught.value, CPU) == told, "whoever releases it again on its way out logs the same"
     finally:
         gc.enable()
 

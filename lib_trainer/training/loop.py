@@ -87,8 +87,8 @@ def train(
             results.tell()
             if stopping():
                 break
-            norm, learned = _step(optimizer, trained, loss, scaler, options.max_gradient_norm)
-            results.put(step, drawn.epoch, current, loss, norm, learned=learned)
+            numbers, learned = _step(optimizer, trained, loss, scaler, options.max_gradient_norm)
+            results.put(step, drawn.epoch, current, numbers, model.device, learned=learned)
             if not (model.device.type == "cuda" or options.late):
                 results.tell()
         except BaseException as error:
@@ -131,21 +131,24 @@ def _gradients(
 
 def _step(
     optimizer: Optimizer, trained: list[nn.Parameter], loss: torch.Tensor, scaler: Any, largest: float
-) -> tuple[torch.Tensor, bool]:
-    """Clip and learn, unless the loss or a gradient is not finite. Returns the gradients' norm, and if there were any.
+) -> tuple[Callable[[], list[float]], bool]:
+    """Clip and learn, unless the loss or a gradient is not finite. Returns a promise of the loss and the gradients'
+    norm, and if there were any gradients. It is made before the weights change: what is allocated after that and fails
+    would leave the weights of a step that nobody was told of.
 
     Gradients are scaled down to a norm of `largest` (0: left alone). Pascanu et al. 2013, arXiv:1211.5063.
     """
     if all(parameter.grad is None for parameter in trained):
-        return torch.zeros_like(loss), False
+        return arriving(torch.stack([loss.float(), torch.zeros_like(loss).float()])), False
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(trained, largest if largest > 0 else float("inf"))
+    numbers = arriving(torch.stack([loss.float(), norm.float()]))
     if scaler.is_enabled():
         scaler.step(optimizer)
         scaler.update()
     else:
         step_unless(optimizer, (loss + norm).isfinite().logical_not())
-    return norm, True
+    return numbers, True
 
 
 class _Results:
@@ -157,7 +160,14 @@ class _Results:
         self._since = time.perf_counter()
 
     def put(
-        self, step: int, epoch: int, rates: dict[str, float], loss: torch.Tensor, norm: torch.Tensor, *, learned: bool
+        self,
+        step: int,
+        epoch: int,
+        rates: dict[str, float],
+        numbers: Callable[[], list[float]],
+        device: torch.device,
+        *,
+        learned: bool,
     ) -> None:
         def done(numbers: list[float]) -> StepDone:
             return StepDone(
@@ -168,11 +178,11 @@ class _Results:
                 learning_rates=rates,
                 gradient_norm=numbers[1],
                 seconds=time.perf_counter() - self._since,
-                memory_bytes=peak_bytes(loss.device),
+                memory_bytes=peak_bytes(device),
                 applied=learned and _finite(numbers[1]),
             )
 
-        self._waiting = done, arriving(torch.stack([loss.float(), norm.float()]))
+        self._waiting = done, numbers
 
     def tell(self) -> None:
         """Tell of the step that waits, if one does."""

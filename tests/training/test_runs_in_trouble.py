@@ -103,6 +103,19 @@ def test_out_of_memory_says_what_to_lower(
     assert watched.files == ([] if call == 1 else ["learned-step00000002.safetensors"])
 
 
+def test_the_log_says_where_memory_ran_out(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The frames are let go of on the way out, in the loop and around it; what they said is kept as text."""
+
+    def greedy(out: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    _predict_with(watched, monkeypatch, 2, greedy)
+    assert watched.run(pictures).state == "failed"
+    assert "in greedy" in caplog.text and "in predict" in caplog.text
+
+
 def test_out_of_memory_in_the_backward_pass_and_in_the_optimizer(
     watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
