@@ -10,6 +10,7 @@
     const IDLE_MS = 5000; // else: another page may start one, or the host may load another checkpoint
     const PATIENCE_MS = 15000; // a poll without an answer for so long is taken for lost
     const FIRST_PATIENCE_MS = 3000; // the first click may come before gradio listens
+    const PAUSE_MS = 400; // of typing, before the memory is reckoned anew
     const TICK_MS = 250;
     const NATIVE_PATIENCE_S = 40; // how long the WebUI's bar waits for a task that has not begun
 
@@ -152,6 +153,22 @@
         click(prefix, "poll");
     }
 
+    // The forecast of memory follows the form, when nothing has been changed for a moment.
+    function changed(prefix) {
+        const page = pageOf(prefix);
+        clearTimeout(page.foreseen);
+        page.foreseen = setTimeout(() => click(prefix, "foresee"), PAUSE_MS);
+    }
+
+    // Another checkpoint, or the end of a run, makes another forecast.
+    function foreseeAnew(prefix, active) {
+        const page = pageOf(prefix);
+        const header = find(prefix, "header");
+        const seen = `${header ? header.textContent : ""} ${active}`;
+        if (page.foreseenFor !== seen) changed(prefix);
+        page.foreseenFor = seen;
+    }
+
     function polled(prefix) {
         const page = pageOf(prefix);
         const panel = document.querySelector(`.trainer-status[data-prefix="${prefix}"]`);
@@ -162,6 +179,7 @@
         }
         page.answered = true;
         page.waitingSince = 0;
+        foreseeAnew(prefix, active);
         page.due = Date.now() + (active ? ACTIVE_MS : IDLE_MS);
         if (panel) panel.classList.remove("trainer-offline");
     }
@@ -227,7 +245,7 @@
         box.dispatchEvent(new Event("input", {bubbles: true}));
     }
 
-    window.trainerPage = {polled, refresh, restored, fill, download, insert, openTab};
+    window.trainerPage = {polled, refresh, changed, restored, fill, download, insert, openTab};
     setInterval(() => {
         document.querySelectorAll(".trainer-status").forEach(tend);
         if (find("generate", "notice")) markFields("generate");

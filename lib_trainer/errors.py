@@ -160,5 +160,9 @@ class NumericalError(TrainerError):
     """The loss is no longer a finite number."""
 
 
+class MemoryShort(TrainerError):
+    """A job seems not to fit the memory that is free, and nobody has said yet that it is to be started all the same."""
+
+
 class MemoryExhausted(TrainerError):
     """The device ran out of memory; the message says what to lower."""

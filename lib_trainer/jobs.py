@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from lib_trainer import events as ev
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ConfigError, TrainerError
+from lib_trainer.errors import ConfigError, MemoryShort, TrainerError
 from lib_trainer.monitor import Monitor, RunView
 from lib_trainer.ports import Host
 from lib_trainer.training.failures import UnexpectedError
@@ -33,16 +33,19 @@ class JobRunner:
         self.job: JobConfig | None = None
         """Of the run under way or the last one."""
 
-    def start(self, job: JobConfig, listener: ev.Listener | None = None) -> None:
+    def start(self, job: JobConfig, listener: ev.Listener | None = None, *, confirmed: bool = True) -> None:
         """Check the job and start it in the background.
 
         Raises a `TrainerError` with the user's sentence if the job cannot run or one is running; no model has been
-        touched then. What goes wrong later is told by `view()` and to `listener`.
+        touched then. What goes wrong later is told by `view()` and to `listener`. A job that seems not to fit the
+        memory is started with a warning; unless `confirmed`, that is `MemoryShort` and nothing is started.
         """
         with self._lock:
             if self.running:
                 raise ConfigError("A training run is already under way: wait for it or stop it first.")
             plan = prepare(job, self.host)
+            if plan.warnings and not confirmed:
+                raise MemoryShort(" ".join(plan.warnings))
             self.job, self._monitor = plan.job, Monitor(plan.job.output.name)
             self._control = ev.Control()
             listeners: list[ev.Listener] = [self._monitor] if listener is None else [self._monitor, listener]

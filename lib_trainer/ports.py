@@ -226,6 +226,25 @@ class LoadedModel(Protocol):
         """Hold the model for a run; on leaving, however that happens, everything is what it was."""
 
 
+@dataclass(frozen=True)
+class HeldPart:
+    """How many numbers a part of a model has, what most of them are held in, and its bytes on the device now."""
+
+    numbers: int
+    dtype: torch.dtype
+    on_device: int = 0
+
+    @classmethod
+    def of(cls, root: nn.Module, device: torch.device) -> HeldPart:
+        parameters = list(root.parameters())
+        numbers: dict[torch.dtype, int] = {}
+        for parameter in parameters:
+            numbers[parameter.dtype] = numbers.get(parameter.dtype, 0) + parameter.numel()
+        there = sum(one.numel() * one.itemsize for one in parameters if one.device.type == device.type)
+        dtype = max(numbers, key=lambda one: numbers[one], default=torch.float32)
+        return cls(sum(numbers.values()), dtype, there)
+
+
 class Host(Protocol):
     """Where a run takes place."""
 
@@ -274,8 +293,11 @@ class Host(Protocol):
     def token_count(self, text: str) -> int:
         """How many tokens a text has. A name that has one is a word of the vocabulary."""
 
-    def parameter_counts(self) -> Mapping[Part, int]:
-        """Parameters of each part of the model that would be trained; nothing is loaded for it."""
+    def parts(self) -> Mapping[str, HeldPart]:
+        """The parts of the model that would be trained: "unet", "te1", "vae". Nothing is loaded for it.
+
+        Empty where the host cannot tell, as of a folder.
+        """
 
     def added(self, path: Path) -> None:
         """Let the host find a file that a run has written to one of its folders. Called when the run has let go."""

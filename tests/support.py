@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from lib_trainer.config import JobConfig, from_values
-from lib_trainer.ports import LoadedModel, NoiseSchedule, PreviewRequest
+from lib_trainer.ports import HeldPart, LoadedModel, NoiseSchedule, PreviewRequest
 
 CONTEXT = 32
 SCALE = 0.18215
@@ -297,7 +297,7 @@ class ModelHost:
     def token_count(self, text: str) -> int:
         return 2
 
-    def parameter_counts(self) -> dict[Any, int]:
+    def parts(self) -> dict[str, HeldPart]:
         return {}
 
     def added(self, path: Path) -> None: ...

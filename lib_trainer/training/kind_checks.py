@@ -165,7 +165,7 @@ def check_checkpoint(job: JobConfig, host: Host) -> None:
             raise ConfigError(f"{CONTINUE} = {job.network.continue_from!r} is of another family: choose one of SD 1.x.")
         if not any(name.startswith("model.diffusion_model.") for name in names):
             raise ModelError(f"{job.network.continue_from} holds no UNet: choose a whole checkpoint.")
-    if not host.parameter_counts():
+    if not host.parts():
         raise ModelError("A whole checkpoint is fine-tuned from a single file, which this one is not: choose another.")
 
 

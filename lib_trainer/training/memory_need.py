@@ -1,56 +1,206 @@
-"""What a job needs of its device's memory, reckoned before anything is loaded, and what is said where that is short.
+"""What a job is foreseen to need on its host, whether that is there, and which change would make it fit.
 
-A reckoning is no refusal: it may be wrong, a picture that is being drawn will be done soon, and what does not fit ends
-in a sentence of its own. So a job that seems too large is started all the same, with a warning.
+A forecast is no refusal: a picture that is being drawn will be done soon, and what does not fit ends in a sentence of
+its own. So a job that seems too large is told what to change, and can be started all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from lib_trainer.config import JobConfig
-from lib_trainer.memory import free_bytes
-from lib_trainer.ports import Host, Part
+from lib_trainer.config import JobConfig, from_values, to_values
+from lib_trainer.memory import SHARE, free_bytes, host_free_bytes
+from lib_trainer.ports import HeldPart, Host
+from lib_trainer.training.forecast import Forecast, Need, Place, Table, forecast, table_for
 from lib_trainer.training.precision import resolve_precision
 
 GIB = 2**30
-PER_PICTURE = 1.1 * GIB / 860e6 / (512 * 512)
-"""Bytes of activations for each UNet parameter, picture and pixel in half precision, as counted on SD 1.5 at 512²."""
-CHECKPOINTED = 0.25
-"""Share of the activations that gradient checkpointing leaves."""
+SMALLEST = 256
+"""Pixels: no remedy makes pictures smaller than this."""
+SHOWN = 0.05
+"""GiB: what is less is not listed."""
 
 
-def memory_need(job: JobConfig, counts: Mapping[Part, int], device: torch.device) -> int | None:
-    """Bytes on the device beside the loaded model, or None for a kind that is not reckoned.
+@dataclass(frozen=True)
+class Remedy:
+    """Options that would be changed, and the bytes that the job would need then."""
 
-    `counts` are the parameters of each part. A whole checkpoint: the fp32 copy that learns, its gradient, the
-    optimizer's states and the average; autocast's half-precision weights, which do not grow with the batch; and the
-    activations, which do. What waits in the computer's memory meanwhile (the originals of a GPU) is taken off.
-    """
-    if job.network.kind != "checkpoint":
+    changes: Mapping[str, Any]
+    total: int
+
+    def text(self) -> str:
+        told = [_change(path, value) for path, value in self.changes.items()]
+        return f"{' and '.join(told)} (then {self.total / GIB:.1f} GiB)"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """`room` and `ram_room` are bytes that the run can have: what is free, and what the model already takes there."""
+
+    forecast: Forecast
+    device: str
+    room: int
+    ram_room: int
+    remedies: tuple[Remedy, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.forecast.needed <= SHARE * self.room
+
+    @property
+    def ram_fits(self) -> bool:
+        return not self.forecast.apart or self.forecast.ram.total <= SHARE * self.ram_room
+
+    def line(self) -> str:
+        """For beside a Start button."""
+        need = self.forecast.device
+        where = "the computer has" if not self.forecast.apart else f"the {_name(self.device)} has"
+        told = f"About {_gib(need.total)} of the {_gib(self.room)} that {where} free ({_items(need)})"
+        if self.forecast.apart:
+            told += f" · RAM {_gib(self.forecast.ram.total)} of {_gib(self.ram_room)}"
+        return told
+
+    def note(self) -> str:
+        return f"Memory: {self.line()}."
+
+    def warning(self) -> str | None:
+        """One sentence where the job seems not to fit."""
+        if not self.fits:
+            told = [remedy.text() for remedy in self.remedies]
+            what = ", or ".join(told) if told else "no option alone is enough: take a smaller kind of training"
+            return (
+                f"This job needs about {_gib(self.forecast.needed)} of the {_name(self.device)}'s memory and "
+                f"{_gib(self.room)} are free for it: {what}."
+            )
+        if not self.ram_fits:
+            return (
+                f"This job needs about {_gib(self.forecast.ram.total)} of the computer's memory and "
+                f"{_gib(self.ram_room)} are free: close other programs."
+            )
         return None
-    tuning, unet = job.finetune, counts.get("unet", 0)
-    trained = (unet if tuning.unet_lr else 0) + (counts.get("te1", 0) if tuning.text_encoder_lr else 0)
-    states = 2 if job.optimizer.name.endswith("8bit") else 8
-    half = resolve_precision(job.training.precision, device) is not torch.float32
-    pixels = job.dataset.width * job.dataset.height * job.training.batch_size
-    activations = PER_PICTURE * unet * pixels * (1 if half else 2)
-    if job.training.gradient_checkpointing:
-        activations *= CHECKPOINTED
-    each = 4 + 4 + states + (4 if tuning.ema else 0) + (2 if half else 0) - (0 if device.type == "cpu" else 2)
-    return int(trained * each + activations)
+
+
+def outlook(job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = None) -> Outlook | None:
+    """What a job will need here; None for a model that no table is about. Loads nothing and takes no lock.
+
+    `parts` are the host's, where they are known already. Raises a `TrainerError` for a job that is not sound.
+    """
+    parts = host.parts() if parts is None else parts
+    table = table_for({part: held.numbers for part, held in parts.items()})
+    if table is None:
+        return None
+    device = host.device()
+    place = Place(
+        device,
+        resolve_precision(job.training.precision, device),
+        {part: parts[part].dtype if part in parts else torch.float32 for part in table.weights},
+    )
+    resident = sum(held.on_device for held in parts.values())
+    room = free_bytes(device) + resident
+    ram_room = host_free_bytes() if place.apart else room
+    found = Outlook(forecast(job, table, place), device.type, room, ram_room)
+    if found.fits:
+        return found
+    remedies = remedies_for(job, table, place, int(SHARE * room))
+    return Outlook(found.forecast, device.type, room, ram_room, tuple(remedies))
 
 
 def memory_warning(job: JobConfig, host: Host) -> str | None:
     """One sentence where a job seems not to fit what is free now."""
-    device = host.device()
-    needed, free = memory_need(job, host.parameter_counts(), device), free_bytes(device)
-    if needed is None or needed <= free:
-        return None
+    found = outlook(job, host)
+    return None if found is None else found.warning()
+
+
+def remedies_for(job: JobConfig, table: Table, place: Place, room: int) -> list[Remedy]:
+    """Changes that each make the job fit `room` bytes, the least harmful first; at most three.
+
+    Where none is enough alone, as many of them together as it takes; none where that is not enough either.
+    """
+    alone = []
+    steps = list(_possible(job, place))
+    for choices in steps:
+        found = next((one for one in (_tried(job, c, table, place) for c in choices) if one.total <= room), None)
+        if found is not None:
+            alone.append(found)
+    if alone:
+        return alone[:3]
+    together: dict[str, Any] = {}
+    for choices in steps:
+        for change in choices:
+            found = _tried(job, {**together, **change}, table, place)
+            if found.total <= room:
+                return [found]
+        together |= choices[-1]
+    return []
+
+
+def _tried(job: JobConfig, changes: Mapping[str, Any], table: Table, place: Place) -> Remedy:
+    changed = from_values(to_values(job) | dict(changes))
+    return Remedy(changes, forecast(changed, table, place).needed)
+
+
+def _possible(job: JobConfig, place: Place) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """Changes by option, each from the smallest on."""
+    training, data, kind = job.training, job.dataset, job.network.kind
+    if not training.gradient_checkpointing:
+        yield [{"training.gradient_checkpointing": True}]
+    if training.batch_size > 1:
+        sizes = sorted({max(1, training.batch_size // divisor) for divisor in (2, 4, 8, 256)}, reverse=True)
+        yield [{"training.batch_size": size} for size in sizes]
+    if job.optimizer.name == "AdamW" and place.device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
+        yield [{"optimizer.name": "AdamW8bit"}]
+    if job.training.weights != "fp8" and not job.network.dora and not (kind == "checkpoint" and job.finetune.unet_lr):
+        yield [{"training.weights": "fp8"}]
+    if kind == "checkpoint" and job.finetune.ema:
+        yield [{"finetune.ema": False}]
+    if kind == "checkpoint" and job.finetune.text_encoder_lr and job.finetune.unet_lr:
+        yield [{"finetune.text_encoder_lr": 0.0}]
+    if (
+        kind in ("lora", "locon", "loha", "lokr", "difference")
+        and job.optimizer.text_encoder_lr
+        and job.optimizer.unet_lr
+    ):
+        yield [{"optimizer.text_encoder_lr": 0.0}]
+    if job.preview.prompt and job.preview.every:
+        yield [{"preview.prompt": ""}]
+    smaller = [
+        {"dataset.width": width, "dataset.height": height}
+        for share in (0.75, 0.5)
+        for width, height in [tuple(max(SMALLEST, int(side * share) // 64 * 64) for side in (data.width, data.height))]
+        if width * height < data.width * data.height
+    ]
+    if smaller:
+        yield smaller
+    if kind in ("lora", "locon", "pivotal", "difference", "loha") and job.network.rank > 8:
+        yield [{"network.rank": rank} for rank in (job.network.rank // 2, 8) if rank >= 8]
+    if kind == "checkpoint":
+        yield [{"network.kind": "lora"}]
+
+
+def _change(path: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"turn {'on' if value else 'off'} {path}"
     return (
-        f"Fine-tuning this checkpoint needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free: if it runs "
-        "out of memory, train a LoRA, or leave out the text encoder (finetune.text_encoder_lr = 0) and EMA, take "
-        "AdamW8bit, a smaller training.batch_size and training.gradient_checkpointing."
+        f"leave {path} empty"
+        if value == ""
+        else f"set {path} = {value if not isinstance(value, float) else f'{value:g}'}"
     )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _items(need: Need) -> str:
+    """The larger items first."""
+    shown = sorted(need.items.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {size / GIB:.1f}" for name, size in shown if size >= SHOWN * GIB) or "next to nothing"
+
+
+def _name(device: str) -> str:
+    return "computer" if device == "cpu" else "card" if device in ("cuda", "xpu") else device

@@ -26,7 +26,7 @@ from lib_trainer.training.checks import NAMES, check_job, output_path, result_pa
 from lib_trainer.training.failures import Point, all_finite, explained
 from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.loop import LoopOptions, train
-from lib_trainer.training.memory_need import memory_warning
+from lib_trainer.training.memory_need import outlook
 from lib_trainer.training.metadata import RunFacts, run_metadata
 from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
 from lib_trainer.training.pace import Pace
@@ -85,8 +85,8 @@ def prepare(job: JobConfig, host: Host) -> Plan:
         before = before_samples(job, scan) if job.network.kind == "difference" and not problems.found else []
     problems.raise_if_any()
     assert captions is not None
-    warning = memory_warning(job, host)
-    warnings, notes = ((one,) if one else () for one in (warning, settled.note))
+    warning, line = (memory.warning(), memory.note()) if (memory := outlook(job, host)) else (None, None)
+    warnings, notes = (tuple(filter(None, told)) for told in ([warning], [settled.note, line]))
     return Plan(job, scan, output, captions, tuple(before), warnings, settled.replaced, notes)
 
 

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import msgspec
 
-from lib_trainer.config import JobConfig, dump_job, field_specs, from_values, load_job, to_values
-from lib_trainer.errors import ConfigError, Problems, TrainerError
+from lib_trainer.config import JobConfig, OutputConfig, dump_job, field_specs, from_values, load_job, to_values
+from lib_trainer.errors import ConfigError, MemoryShort, Problems, TrainerError
 from lib_trainer.files import write_atomically
 from lib_trainer.jobs import JobRunner
 from lib_trainer.monitor import Preview, RunView
 from lib_trainer.training.card import trigger_words
 from lib_trainer.training.kinds import prompt_for
 from lib_trainer.ui.chart import chart_html
+from lib_trainer.ui.memory_line import MemoryLine
 from lib_trainer.ui.status import header_html, log_html, notice_html, problems_html, status_html
 
 LAST_JOB = "last.toml"
@@ -85,18 +87,28 @@ class TrainActions:
         self._token = secrets.token_hex(4)  # tells what was seen of this server from what was seen before a restart
         self._previews = PreviewFiles()
         self._last_use: tuple[Path, Use] | None = None
+        self.memory = MemoryLine(runner)
+        self._told_short: JobConfig | None = None
 
     def start(self, values: Mapping[str, Any], existing: str = "") -> tuple[str, Offer]:
         """Start a run. If it cannot, the notice names all that is wrong, and for a taken name there is an offer.
 
-        `existing` takes the place of the form's own choice for a taken name, this once.
+        `existing` takes the place of the form's own choice for a taken name, this once. A job that seems not to fit
+        the memory is told what to change and starts when Start is pressed again.
         """
         offer = Offer()
 
         def begin() -> str:
             nonlocal offer
             try:
-                self.runner.start(self._checked({**values, **({EXISTING: existing} if existing else {})}))
+                job = self._checked({**values, **({EXISTING: existing} if existing else {})})
+                asked = msgspec.structs.replace(job, output=OutputConfig())  # its name plays no part
+                confirmed, self._told_short = asked == self._told_short, None
+                try:
+                    self.runner.start(job, confirmed=confirmed)
+                except MemoryShort as short:
+                    self._told_short = asked
+                    return self._notice(f"{short} Press Start again to start it as it is.", error=True)
             except TrainerError as error:
                 taken = (one for one in error.problems if one.taken is not None)
                 offer = next((Offer(one.taken, one.free, one.replaceable) for one in taken), offer)

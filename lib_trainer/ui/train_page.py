@@ -29,6 +29,7 @@ class _Page:
 
     form: Form
     header: gr.HTML
+    memory: gr.HTML
     notice: gr.HTML
     status: gr.HTML
     chart: gr.HTML
@@ -43,6 +44,7 @@ class _Page:
     export: gr.Button
     load: gr.UploadButton
     poll: gr.Button
+    foresee: gr.Button
     restore: gr.Button
     lora: gr.Textbox
     lora_prompt: gr.Textbox
@@ -88,6 +90,7 @@ def _lay_out(options: PageOptions) -> _Page:
                     stop = make(gr.Button, "stop", value="Stop", variant="stop", interactive=False, min_width=90)
                     save = make(gr.Button, "save", value="Save now", interactive=False, min_width=90)
                     preview = make(gr.Button, "preview_now", value="Preview now", interactive=False, min_width=90)
+                memory = make(gr.HTML, "memory")
                 notice = make(gr.HTML, "notice")
                 # The WebUI's own progress bar is put before the anchor; polls never touch this box.
                 make(gr.HTML, "native", value='<div class="trainer-native"><div class="trainer-anchor"></div></div>')
@@ -110,10 +113,12 @@ def _lay_out(options: PageOptions) -> _Page:
                 with make(gr.Accordion, "log_box", label="Log", open=True):
                     log = make(gr.HTML, "log")
         return _Page(
-            form=form, header=header, notice=notice, status=status, chart=chart, gallery=gallery, log=log,
+            form=form, header=header, memory=memory, notice=notice, status=status, chart=chart, gallery=gallery,
+            log=log,
             start=start, stop=stop, save=save, preview=preview, use=use, use_prompt=use_prompt,
             export=export, load=load, offered=offered[0], ways=ways,
             poll=make(gr.Button, "poll", value="", visible=False),
+            foresee=make(gr.Button, "foresee", value="", visible=False),
             restore=make(gr.Button, "restore", value="", visible=False),
             lora=make(gr.Textbox, "lora", value="", visible=False),
             lora_prompt=make(gr.Textbox, "lora_prompt", value="", visible=False),
@@ -230,6 +235,14 @@ def _connect_watch(page: _Page, actions: TrainActions) -> None:
 
     answered = _script(f"polled({actions.options.prefix!r})")
     page.poll.click(poll, [page.seen], page.polled(), **QUIET).success(None, None, None, _js=answered)
+
+    def foresee(*raw: Any) -> str:
+        return actions.memory.html(page.form.values(raw))
+
+    page.foresee.click(foresee, page.form.inputs, [page.memory], **QUIET)
+    changed = _script(f"changed({actions.options.prefix!r})")
+    for component in page.form.inputs:
+        component.change(None, None, None, _js=changed)
 
 
 def _script(call: str) -> str:

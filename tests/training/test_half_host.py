@@ -23,6 +23,7 @@ from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.jobs import JobRunner
 from lib_trainer.monitor import RunView
+from lib_trainer.ports import HeldPart
 from lib_trainer.training import precision
 from tests.support import SCALE, ModelHost, Tiny, differences, roots_of, snapshot, tiny_schedule
 
@@ -143,8 +144,8 @@ def _run(model: LdmModel, root: Path, folder: Path, changes: dict[str, Any]) -> 
 
 
 class _HalfHost(ModelHost):
-    def parameter_counts(self) -> dict[Any, int]:
-        return {"unet": sum(parameter.numel() for parameter in self.loaded.unet.parameters()), "te1": 0}  # type: ignore[attr-defined]
+    def parts(self) -> dict[str, HeldPart]:
+        return {"unet": HeldPart.of(self.loaded.unet, torch.device("cpu"))}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("job", JOBS)

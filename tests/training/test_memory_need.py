@@ -1,49 +1,130 @@
-"""What a job is reckoned to need, and that a reckoning is told and never refuses."""
+"""Whether a job fits, what is said where it does not, and that nothing is refused for it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lib_trainer import events as ev
-from lib_trainer.training import memory_need as module
-from lib_trainer.training.memory_need import GIB, memory_need
-from tests.support import make_job
+from lib_trainer.config import JobConfig, from_values, to_values
+from lib_trainer.jobs import JobRunner
+from lib_trainer.ports import HeldPart
+from lib_trainer.training import forecast as forecasts
+from lib_trainer.training import memory_need
+from lib_trainer.training.forecast import Place, forecast, read_table, table_for
+from lib_trainer.training.memory_need import GIB, outlook, remedies_for
+from tests.support import ModelHost, make_job
 from tests.training.watched import Watched
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-SD1 = {"unet": 860_000_000, "te1": 123_000_000}
-JOB = {"network__kind": "checkpoint", "dataset__width": 512, "dataset__height": 512, "training__precision": "fp16"}
+TINY = read_table(Path(__file__).with_name("memory_tiny.json"))
+SD1 = read_table(forecasts.TABLES / "sd1.json")
+CARD = Place(torch.device("cuda", 0), torch.bfloat16, dict.fromkeys(SD1.weights, torch.float16))
+PARTS = {part: HeldPart(weights.all, torch.float16) for part, weights in SD1.weights.items()}
 
 
-def test_the_parts_of_a_whole_checkpoint(pictures: Path) -> None:
-    def need(device: torch.device = CUDA, **changes: object) -> float:
-        found = memory_need(make_job(pictures, **{**JOB, **changes}), SD1, device)
-        assert found is not None
-        return found / GIB
+def _job(pictures: Path, **changes: Any) -> JobConfig:
+    usual = {"dataset__width": 512, "dataset__height": 512, "training__precision": "bf16", "network__rank": 32}
+    return make_job(pictures, **usual | changes)
 
-    base = need()
-    assert need(finetune__ema=True) - base == pytest.approx(4 * 860e6 / GIB, rel=1e-3)
-    assert need(finetune__text_encoder_lr=1e-6) - base == pytest.approx(16 * 123e6 / GIB, rel=1e-3)
-    assert need(optimizer__name="AdamW8bit") - base == pytest.approx(-6 * 860e6 / GIB, rel=1e-3)
-    assert need(training__batch_size=2) - base == pytest.approx(1.1, rel=1e-3), "counted: 3.76 - 2.66 GiB"
+
+@pytest.mark.parametrize(
+    ("room", "changes"),
+    [
+        (8, {"training__batch_size": 8}),
+        (6, {"network__kind": "loha", "dataset__width": 1024, "dataset__height": 1024}),
+        (4, {"training__batch_size": 2, "dataset__width": 768, "dataset__height": 768, "preview__prompt": "a"}),
+        (16, {"network__kind": "checkpoint", "finetune__ema": True, "finetune__text_encoder_lr": 1e-6}),
+        (8, {"network__kind": "checkpoint"}),
+        (3, {"network__kind": "lora", "training__batch_size": 16, "dataset__width": 1024, "dataset__height": 1024}),
+    ],
+)
+def test_the_change_that_is_named_makes_the_job_fit(pictures: Path, room: int, changes: dict[str, Any]) -> None:
+    job = _job(pictures, **changes)
+    assert forecast(job, SD1, CARD).needed > room * GIB
+    remedies = remedies_for(job, SD1, CARD, room * GIB)
+    assert remedies
+    for remedy in remedies:
+        changed = from_values(to_values(job) | dict(remedy.changes))
+        assert forecast(changed, SD1, CARD).needed == remedy.total <= room * GIB
+        assert all(path in remedy.text() for path in remedy.changes)
+
+
+def test_where_nothing_helps_nothing_is_promised(pictures: Path) -> None:
+    assert remedies_for(_job(pictures), SD1, CARD, GIB // 2) == []
+
+
+def test_more_of_anything_needs_more(pictures: Path) -> None:
+    """By the arithmetic that is known: four bytes of a copy, of a gradient and of each moment."""
+
+    def need(**changes: Any) -> float:
+        return forecast(_job(pictures, network__kind="checkpoint", **changes), SD1, CARD).needed / GIB
+
+    base, unet, text = need(), SD1.weights["unet"].all / GIB, SD1.weights["te1"].all / GIB
+    assert need(finetune__ema=True) - base == pytest.approx(4 * unet, rel=1e-3)
+    assert need(optimizer__name="AdamW8bit") - base == pytest.approx(-(8 - 2.06) * unet, rel=1e-3)
+    assert 12 * text < need(finetune__text_encoder_lr=1e-6) - base < 24 * text
+    assert need(training__batch_size=4) - need(training__batch_size=2) == pytest.approx(2 * 1.1, rel=0.15)
     assert need(training__batch_size=4) < 19, "18.8 GiB were counted on an RTX 4090, which has 24"
-    assert need(training__gradient_checkpointing=True) < base
-    assert memory_need(make_job(pictures), SD1, CPU) is None
+    assert need(training__batch_size=4, training__gradient_checkpointing=True) < need(training__batch_size=2)
 
 
-def test_too_little_memory_is_told_and_the_run_goes_on(
+def test_a_model_is_known_by_its_size() -> None:
+    assert table_for({part: held.numbers for part, held in PARTS.items()}) is forecasts.tables()["sd1"]
+    assert table_for({"unet": 2_000_000_000, "te1": 123_000_000}) is None
+    assert table_for({}) is None
+
+
+class _Host(ModelHost):
+    def parts(self) -> dict[str, HeldPart]:
+        return PARTS
+
+
+def test_the_outlook_counts_what_the_model_takes_already(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 8 * GIB)
+    host: Any = _Host(None, tmp_path)  # type: ignore[arg-type]
+    found = outlook(_job(pictures), host)
+    assert found is not None and found.fits and found.warning() is None and found.room == 8 * GIB
+    assert found.line().startswith(f"About {found.forecast.device.total / GIB:.1f} GiB of the 8.0 GiB")
+    assert "activations" in found.line() and "weights" in found.line()
+    loaded = {part: HeldPart(held.numbers, held.dtype, 2 * held.numbers) for part, held in PARTS.items()}
+    more = outlook(_job(pictures), host, loaded)
+    assert more is not None and more.room == 8 * GIB + 2 * sum(held.numbers for held in PARTS.values())
+    assert outlook(_job(pictures), host, {}) is None
+
+
+def test_too_little_memory_is_told_before_the_start_and_the_run_goes_on(
     watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "free_bytes", lambda device: 10 * 2**20)
-    view = watched.run(pictures, network__kind="checkpoint", training__max_steps=1)
+    """As the command line starts a job. The page asks first: tests/ui/test_memory_line.py."""
+    monkeypatch.setattr(forecasts, "tables", lambda: {"tiny": TINY})
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 0)
+    view = watched.run(pictures, network__kind="checkpoint", training__precision="bf16", training__max_steps=1)
     assert view.state == "finished"
-    (told,) = (message for message in watched.of(ev.Message) if "needs about" in message.text)
-    assert told.level == "warning" and "GiB are free" in told.text and watched.events[0] is told
+    told = [message for message in watched.of(ev.Message) if "needs about" in message.text]
+    assert [message.level for message in told] == ["warning"] and watched.events[0] is told[0]
+    assert any(message.text.startswith("Memory: About") for message in watched.of(ev.Message))
 
 
 def test_what_fits_is_not_warned_of(watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "free_bytes", lambda device: 10 * 2**30)
-    assert module.memory_warning(make_job(pictures, network__kind="checkpoint"), watched.host) is None
+    monkeypatch.setattr(forecasts, "tables", lambda: {"tiny": TINY})
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 10 * GIB)
+    found = outlook(make_job(pictures, network__kind="checkpoint"), watched.host)
+    assert found is not None and found.warning() is None
+
+
+def test_an_unconfirmed_job_that_does_not_fit_is_not_started(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lib_trainer.errors import MemoryShort
+
+    monkeypatch.setattr(forecasts, "tables", lambda: {"tiny": TINY})
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 0)
+    runner = JobRunner(watched.host)
+    with pytest.raises(MemoryShort, match="needs about"):
+        runner.start(make_job(pictures, training__precision="bf16"), confirmed=False)
+    assert not runner.running and runner.view() is None

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw
 
 from lib_trainer import events as ev
 from lib_trainer.config import JobConfig
 from lib_trainer.errors import DatasetError, ModelError, TrainerError
-from lib_trainer.ports import Host, LoadedModel, PreviewRequest
+from lib_trainer.ports import HeldPart, Host, LoadedModel, PreviewRequest
+from lib_trainer.training.memory_need import memory_warning
 
 
 @dataclass
@@ -24,6 +26,7 @@ class FakeHost:
 
     root: Path
     description: str = "miniature <b>[879db523c3]</b> · SD 1.x"
+    model_parts: dict[str, HeldPart] = field(default_factory=dict)
 
     def check(self) -> None: ...
 
@@ -39,6 +42,12 @@ class FakeHost:
 
     def describe(self) -> str:
         return self.description
+
+    def parts(self) -> dict[str, HeldPart]:
+        return self.model_parts
+
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     def samplers(self) -> Sequence[str]:
         return ("Euler", "DPM++ 2M")
@@ -91,6 +100,7 @@ def _set_event() -> threading.Event:
 class ScriptedPlan:
     job: JobConfig
     host: Host
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -116,7 +126,8 @@ class Script:
             raise DatasetError("dataset.folder is empty: choose the folder <that> holds your pictures.")
         if not Path(job.dataset.folder).is_dir():
             raise DatasetError(f"There is no folder {job.dataset.folder}: check the path.")
-        return ScriptedPlan(job, host)
+        warning = memory_warning(job, host)
+        return ScriptedPlan(job, host, (warning,) if warning else ())
 
     def run_plan(self, plan: ScriptedPlan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
         job = plan.job

@@ -23,7 +23,7 @@ from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.networks.lora import LoraNetwork
-from lib_trainer.ports import Part, PreviewRequest
+from lib_trainer.ports import HeldPart, PreviewRequest
 
 LORAS = (".safetensors", ".pt", ".ckpt")
 """Endings of what `<lora:name:1>` finds, as in the WebUI."""
@@ -133,13 +133,15 @@ class StandaloneHost:
         ids = load_tokenizer()(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         return len(ids)
 
-    def parameter_counts(self) -> Mapping[Part, int]:
+    def parts(self) -> Mapping[str, HeldPart]:
+        """Of the file where nothing is loaded yet; it will be held in fp32."""
         if self._model is None:
-            return count_parameters(self.checkpoint) if self.checkpoint and found(self.checkpoint).is_file() else {}
-        return {
-            "unet": sum(parameter.numel() for parameter in self._model.unet.parameters()),
-            "te1": sum(parameter.numel() for parameter in self._model.text.transformer.parameters()),
-        }
+            if not self.checkpoint or not found(self.checkpoint).is_file():
+                return {}
+            counts = count_parameters(found(self.checkpoint))
+            return {part: HeldPart(numbers, torch.float32) for part, numbers in counts.items()}
+        roots = {"unet": self._model.unet, "te1": self._model.text.transformer, "vae": self._model.vae}
+        return {part: HeldPart.of(root, self._device) for part, root in roots.items()}
 
     def added(self, path: Path) -> None:
         """Folders are read at every prompt."""

@@ -17,7 +17,7 @@ from lib_trainer.host.holding import attribute
 from lib_trainer.host.webui.interrupts import BUTTON, Interrupts
 from lib_trainer.host.webui.low_vram import LowVram
 from lib_trainer.host.webui.model import WebuiModel, check_model, own_backups, take_out_prompt_networks
-from lib_trainer.ports import Part, PreviewRequest
+from lib_trainer.ports import HeldPart, PreviewRequest
 
 STATE_FIELDS = (
     "job", "job_no", "job_count", "sampling_step", "sampling_steps", "textinfo",
@@ -149,12 +149,18 @@ class WebuiHost:
         tokenizer = sd_models.model_data.sd_model.cond_stage_model.wrapped.tokenizer
         return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
-    def parameter_counts(self) -> Mapping[Part, int]:
-        model = sd_models.model_data.sd_model
-        return {
-            "unet": sum(parameter.numel() for parameter in model.model.diffusion_model.parameters()),
-            "te1": sum(parameter.numel() for parameter in model.cond_stage_model.wrapped.transformer.parameters()),
+    def parts(self) -> Mapping[str, HeldPart]:
+        model, device = sd_models.model_data.sd_model, self.device()
+        try:
+            check_model(model)
+        except ModelError:
+            return {}
+        roots = {
+            "unet": model.model.diffusion_model,
+            "te1": model.cond_stage_model.wrapped.transformer,
+            "vae": model.first_stage_model,
         }
+        return {part: HeldPart.of(root, device) for part, root in roots.items()}
 
     def added(self, path: Path) -> None:
         """Embeddings are read, hypernetworks and checkpoints appear in their lists; LoRAs are found by themselves."""

@@ -1,0 +1,571 @@
+"""What a step of each kind of training keeps, measured on tensors without contents: the tables of the forecast.
+
+    python -m bench.memory table sd1       make lib_trainer/training/memory_tables/sd1.json anew (minutes)
+    python -m bench.memory table tiny      the same for the tests' miniature of SD1
+    python -m bench.memory check           forecast beside a measured step, SD1's real size
+
+A step is the real one: the recipe, the session and the model's own modules, forward and backward, on torch's meta
+device, which computes shapes and no numbers, under the device's rules of autocast. An allocation hook follows every
+storage. So nothing depends on the machine, and no memory of the models' size is needed. Kernels' own workspaces are not
+seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import multiprocessing
+import sys
+import types
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import msgspec
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from bench.allocations import Allocations
+from bench.count_step import CudaAutocast
+from lib_trainer.config import JobConfig, from_values
+from lib_trainer.host.clip import ClipText
+from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.host.weights import Bus
+from lib_trainer.networks.hypernetwork import attention_sizes
+from lib_trainer.ports import Conditioning, NoiseSchedule, TrainingState
+from lib_trainer.training.forecast import (
+    CELL,
+    FULL,
+    TABLES,
+    Layer,
+    Place,
+    Table,
+    Weights,
+    Work,
+    forecast,
+    learned_numbers,
+    tables,
+    trains_text_encoder,
+    work_key,
+)
+from lib_trainer.training.kinds import TRAINING_KINDS
+from lib_trainer.training.objective import loss_of
+from lib_trainer.training.precision import DTYPES
+from lib_trainer.training.session import Session
+
+GIB = 2**30
+WEIGHTS = ("unet", "te1", "vae")
+ADAPTER_KINDS = ("lora", "locon", "loha", "lokr")
+SHAPES = ("sd1", "tiny")
+NORMS = (torch.nn.functional.group_norm, torch.nn.functional.layer_norm, torch.group_norm, torch.layer_norm)
+TINY = Path(__file__).parents[1] / "tests" / "training" / "memory_tiny.json"
+UNET: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "attention_resolutions": [4, 2, 1],
+    "num_res_blocks": 2,
+    "channel_mult": [1, 2, 4, 4],
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "transformer_depth": 1,
+    "context_dim": 768,
+    "use_checkpoint": False,
+    "legacy": False,
+}
+CLIP: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+}
+VAE: dict[str, Any] = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Configurations of the three parts, the table's file, and the side of the pictures that it is measured at."""
+
+    unet: dict[str, Any]
+    clip: dict[str, Any]
+    vae: dict[str, Any]
+    file: Path
+    side: int
+    on_cpu: bool = False
+
+
+def shape_of(name: str) -> Shape:
+    if name == "sd1":
+        return Shape(UNET, CLIP, VAE, TABLES / "sd1.json", 512)
+    from tests import support
+
+    return Shape(support.UNET, support.CLIP, support.VAE, TINY, 128, on_cpu=True)
+
+
+class _Bus(Bus):
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.in_place = False
+
+
+class _Text(ClipText):
+    def usual_norm(self) -> float:
+        """A number, which nothing has that has no contents."""
+        return 1.0
+
+
+class _Vae(nn.Module):
+    """ldm's encoder and decoder as its AutoencoderKL holds them, with the fused attention that the hosts use."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        from ldm.modules.diffusionmodules.model import Decoder, Encoder
+
+        super().__init__()
+        self.encoder, self.decoder = Encoder(**config), Decoder(**config)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
+        for block in (self.encoder.mid.attn_1, self.decoder.mid.attn_1):
+            block.__dict__["forward"] = _fused_attention(block)
+
+    def encode(self, pixels: torch.Tensor) -> Any:
+        return types.SimpleNamespace(parameters=self.quant_conv(self.encoder(pixels)))
+
+
+def _fused_attention(block: Any) -> Any:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        h = block.norm(x)
+        flat = [one(h).flatten(2).transpose(1, 2).unsqueeze(1) for one in (block.q, block.k, block.v)]
+        out = nn.functional.scaled_dot_product_attention(*flat).squeeze(1).transpose(1, 2).reshape(x.shape)
+        return x + block.proj_out(out)
+
+    return forward
+
+
+def build(shape: Shape, make: type[LdmModel] = LdmModel) -> LdmModel:
+    """The three parts on the device that is entered, in fp32."""
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with contextlib.redirect_stdout(None):
+        unet, vae = UNetModel(**shape.unet).eval(), _Vae(shape.vae).eval()
+    text = CLIPTextModel(CLIPTextConfig(**shape.clip)).eval()
+    schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000), "epsilon")
+    return make(unet, vae, _Text(text, load_tokenizer()), schedule, 0.18215)
+
+
+def job_of(side: int, **changes: Any) -> JobConfig:
+    """`changes` are `section__field=value`."""
+    values = {
+        "output.name": "x",
+        "embedding.names": "zork",
+        "dataset.width": side,
+        "dataset.height": side,
+        "training.precision": "bf16",
+        "optimizer.text_encoder_lr": 0.0,
+    }
+    return from_values(values | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+class _Model(LdmModel):
+    """Nothing can be brought to the CPU that has no contents."""
+
+    make_bus = _Bus
+
+    def checkpoint_tensors(self, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
+        return {own.key: parameter for own in self.own_parameters() for parameter in [getattr(own.owner, own.name)]}
+
+
+class _Autocast(CudaAutocast):
+    """The rules of the device that a table is about; a CPU's norms stay in half precision. `dtype` fp32 is none."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.on, self.caching, self._on_cpu = dtype is not torch.float32, True, shape.on_cpu
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._on_cpu and function in NORMS:
+            return function(*args, **(kwargs or {}))
+        return super().__torch_function__(function, types, args, kwargs)
+
+    @contextlib.contextmanager
+    def switched(self, kind: str, dtype: torch.dtype | None = None, enabled: bool = True) -> Iterator[None]:
+        """Stands for `torch.autocast`, which knows no meta device."""
+        before, self.on = self.on, self.on and enabled
+        try:
+            yield
+        finally:
+            self.on = before
+
+    def checkpoint(self, forward: Any, *args: Any, **options: Any) -> Any:
+        """Stands for torch's: the backward pass, in which a block is recomputed, is outside of every function mode."""
+
+        def inside(*own: Any, **named: Any) -> Any:
+            with self:
+                return forward(*own, **named)
+
+        return checkpoint(inside, *args, **options)
+
+    def leave(self) -> None:
+        """The forward pass is over: casts of weights live as long as the graph needs them."""
+        self._cast.clear()
+        self.caching = False
+
+    def _as(self, dtype: torch.dtype, value: Any) -> Any:
+        found = super()._as(dtype, value)
+        if not self.caching:
+            self._cast.clear()
+        return found
+
+
+@functools.cache
+def _model(file: Path) -> LdmModel:
+    """Once in a process."""
+    shape = next(shape for shape in map(shape_of, SHAPES) if shape.file == file)
+    with torch.device("meta"):
+        return build(shape, _Model)
+
+
+@contextlib.contextmanager
+def without_contents(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[Allocations, LdmModel, _Autocast]]:
+    """Tensors are made on the meta device. Checkpointing is told of a device that it knows."""
+    model, mode = _model(shape.file), _Autocast(shape, dtype)
+    known = mock.patch("torch.utils.checkpoint._infer_device_type", lambda *args: "cuda")
+    off = mock.patch("torch.autocast", mode.switched)
+    again = mock.patch("lib_trainer.host.holding.checkpoint", mode.checkpoint)
+    stay = mock.patch("lib_trainer.training.slots.moves", lambda device: False)
+    with known, off, again, stay, mode.emulated(), Allocations() as live, torch.device("meta"):
+        roots = (model.unet, model.vae, model.text.transformer)
+        live.watch(tensor for root in roots for tensor in (*root.parameters(), *root.buffers()))
+        yield live, model, mode
+
+
+class Measured(NamedTuple):
+    """Bytes: of the weights that a step uses, as they are held; of what learns; and at the step's peak beside both."""
+
+    weights: int
+    learned: int
+    step: int
+
+
+def measure_step(shape: Shape, job: JobConfig, chunks: int = 1) -> Measured:
+    """One step of a job, forward and backward."""
+    dtype = DTYPES[job.training.precision]
+    batch, height, width = job.training.batch_size, job.dataset.height // CELL, job.dataset.width // CELL
+    host: Any = None
+    with without_contents(shape, dtype) as (live, model, mode):
+        recipe = TRAINING_KINDS[job.network.kind].make(job, host, model)
+        recomputed, replaced = job.training.gradient_checkpointing, frozenset(recipe.replaces)
+        state = TrainingState(dtype, recomputed, recipe.trains_text_encoder, replaced)
+        with Session(model, recipe, state) as session:
+            session.train(text_encoder=recipe.trains_text_encoder)
+            learns = [parameter for group in recipe.groups() for parameter in group["params"]]
+            own = {id(parameter) for parameter in learns}
+            roots = [model.unet, *([model.text.transformer] if recipe.trains_text_encoder else [])]
+            held = [one for root in roots for one in root.parameters() if id(one) not in own]
+            if not recipe.trains_text_encoder:
+                told = Conditioning(torch.empty(batch, 77 * chunks, shape.clip["hidden_size"]))
+            before = live.now
+            live.forget_peak()
+            if recipe.trains_text_encoder:
+                told = model.encode_text([_caption(chunks)] * batch, job.training.clip_skip, chunks)
+            latents = torch.empty(batch, 4, height, width)
+            prediction = model.predict(latents, torch.zeros(batch, dtype=torch.int64), told)
+            mode.leave()
+            loss = loss_of(prediction, torch.empty(prediction.shape))
+            del prediction, told
+            torch.autograd.backward(loss)  # Tensor.backward would leave the mode
+            del loss
+            return Measured(_bytes(held), _bytes(learns), live.peak - before)
+
+
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _caption(chunks: int) -> str:
+    return " ".join(["zork", *["disc"] * (75 * chunks - 10)])
+
+
+def measure_quiet(shape: Shape, side: int, what: str) -> int:
+    """Bytes at the peak of encoding a picture, of decoding one, or of a sampler's step with guidance, in fp32."""
+    with without_contents(shape, torch.float32) as (live, model, _), torch.no_grad():
+        cells = side // CELL
+        before = live.now
+        live.forget_peak()
+        if what == "encode":
+            model.vae.quant_conv(model.vae.encoder(torch.empty(1, 3, side, side)))
+        elif what == "decode":
+            model.vae.decoder(model.vae.post_quant_conv(torch.empty(1, 4, cells, cells)))
+        else:
+            with model.training(TrainingState(torch.float32, False, False)):
+                told = Conditioning(torch.empty(2, 77, shape.clip["hidden_size"]))
+                model.predict(torch.empty(2, 4, cells, cells), torch.zeros(2, dtype=torch.int64), told)
+        return live.peak - before
+
+
+Point = tuple[JobConfig, int]
+
+
+def works(shape: Shape) -> Iterator[tuple[str, list[Point]]]:
+    """Each kind of step by its key, and the jobs and chunks of captions that are measured for it."""
+    full = ("lora",) if shape.on_cpu else ("lora", "checkpoint")
+    for precision, kinds in (("bf16", KINDS), ("fp32", full)):
+        for recomputed in (False,) if shape.on_cpu and precision == "fp32" else (False, True):
+            common = {"training__precision": precision, "training__gradient_checkpointing": recomputed}
+            for kind in kinds:
+                more = SMALL if shape.on_cpu and recomputed else 1
+                points = _points(kind, shape.side, common, more)
+                if precision == "fp32":
+                    points = points[:2]
+                elif recomputed:
+                    points = points[: 3 if kind in LARGE else 2]
+                yield work_key(points[0][0], DTYPES[precision]), points
+
+
+SMALL = 8
+"""As many times the pictures are needed before a small model's recomputed steps take more than gradients do."""
+LARGE = ("loha", "checkpoint")
+"""Kinds whose gradients alone may be the most that a step of small pictures takes."""
+KINDS = ("lora", "loha", "lokr", "lora+dora", "locon", "embedding", "hypernetwork", "checkpoint")
+
+
+def _points(kind: str, side: int, common: dict[str, Any], more: int = 1) -> list[Point]:
+    """Two sizes of the batch, and what else costs memory: captions, a wider network, gradients alone."""
+    name, _, dora = kind.partition("+")
+    own = common | {"network__kind": name, "network__dora": bool(dora)}
+    counts = (4, 8) if kind in LARGE else (1, 2)
+    points = [(job_of(side, **own, training__batch_size=more * count), 1) for count in counts]
+    if kind == "lora":
+        points.append((job_of(side, **own, optimizer__text_encoder_lr=1e-5), 1))
+    elif kind == "embedding":
+        points.append((points[0][0], 3))
+    elif kind == "hypernetwork":
+        points.append((job_of(side, **own, hypernetwork__layer_structure="1, 4, 4, 1"), 1))
+    elif kind == "loha":
+        points.append((job_of(64, **own), 1))
+    elif kind == "checkpoint":
+        trained = job_of(side, **own, finetune__text_encoder_lr=1e-6, training__batch_size=4)
+        points += [(job_of(64, **own), 1), (trained, 1)]
+    return points
+
+
+def fitted(table: Table, points: list[Point], sizes: list[int]) -> Work:
+    """What a step costs by pictures' size, what learns and captions, through the measured points."""
+    first, second = (job for job, _ in points[:2])
+    kind, batch, (low, high) = first.network.kind, first.training.batch_size, sizes[:2]
+    cell = (high - low) / (cells_of(second) - cells_of(first))
+    fixed = low - cell * cells_of(first)
+    if kind == "embedding":
+        text = (sizes[2] - low) / (points[2][1] - 1) / batch if len(sizes) > 2 else 0.0
+        return Work(fixed=fixed - text * batch, cell=cell, text=text)
+    if kind == "hypernetwork":
+        wide = (sizes[2] - low) / 6 / cells_of(first) if len(sizes) > 2 else 0.0
+        return Work(fixed=fixed, cell=cell, wide=wide)
+    learned = FULL * sum(learned_numbers(first, table).values())
+    share = max(fixed, 0.0) / learned
+    text = 0.0
+    trained = {"lora": 2, "checkpoint": 3}.get(kind, 9)
+    if len(sizes) > trained:
+        more = FULL * sum(learned_numbers(points[trained][0], table).values()) - learned
+        text = max(0.0, sizes[trained] - low - share * more) / batch
+    least = sizes[2] / learned if kind in LARGE and len(sizes) > 2 else 0.0
+    if kind == "lokr":
+        return Work(fixed=fixed, cell=cell)
+    return Work(learned=share, cell=cell, text=text, least=least)
+
+
+def completed(table: Table) -> None:
+    """Steps that were not measured, from those that are alike."""
+    steps, new = table.steps, msgspec.structs.replace
+    for kind in ("loha", "lokr", "lora+dora", "locon"):  # their text encoder is as LoRA's
+        steps[f"{kind} half kept"] = new(steps[f"{kind} half kept"], text=steps["lora half kept"].text)
+    for kind in KINDS:
+        kept, other = steps[f"{kind} half kept"], steps[f"{kind} half recomputed"]
+        if kind != "embedding":
+            ratio = other.cell / kept.cell
+            steps[f"{kind} half recomputed"] = new(other, text=kept.text * ratio, wide=kept.wide * ratio)
+    for memory in ("kept", "recomputed"):
+        one, two, plain = (steps[f"{kind} half {memory}"] for kind in ("locon", "lora+dora", "lora"))
+        steps[f"locon+dora half {memory}"] = new(one, cell=one.cell + two.cell - plain.cell, text=two.text)
+        if f"lora full {memory}" not in steps:
+            continue
+        ratio = steps[f"lora full {memory}"].cell / plain.cell
+        for kind in (*KINDS, "locon+dora"):
+            half = steps[f"{kind} half {memory}"]
+            scaled = {name: getattr(half, name) * ratio for name in ("fixed", "cell", "text", "wide")}
+            full = steps.get(f"{kind} full {memory}", new(half, **scaled))
+            steps[f"{kind} full {memory}"] = new(full, text=scaled["text"], least=half.least)
+
+
+def cells_of(job: JobConfig) -> int:
+    return job.training.batch_size * (job.dataset.width // CELL) * (job.dataset.height // CELL)
+
+
+def layers_of(shape: Shape) -> tuple[list[Layer], dict[str, Weights], list[int]]:
+    """The adaptable layers, alike ones together; the parts' sizes; the widths that attentions read."""
+    with without_contents(shape, torch.float32) as (_, model, _), torch.no_grad():
+        targets = model.adaptable_modules()
+        seen: dict[int, float] = {}
+        cells = (shape.side // CELL) ** 2
+
+        def look(module: Any, inputs: Any, out: torch.Tensor) -> None:
+            seen[id(module)] = out.numel() / module.weight.shape[0] / cells
+
+        hooks = [target.module.register_forward_hook(look) for target in targets if target.part == "unet"]
+        with model.training(TrainingState(torch.float32, False, False)):
+            told = Conditioning(torch.empty(1, 77 * 64, shape.clip["hidden_size"]))
+            side = shape.side // CELL
+            model.predict(torch.empty(1, 4, side, side), torch.zeros(1, dtype=torch.int64), told)
+        for hook in hooks:
+            hook.remove()
+        counted: Counter[Layer] = Counter()
+        for target in targets:
+            module: Any = target.module
+            share = seen.get(id(module), 0.0)
+            told_layer = target.part != "unet" or ("attn2_to_" in target.key and target.key[-1] in "kv")
+            kernel, stride = (module.kernel_size[0], module.stride[0]) if isinstance(module, nn.Conv2d) else (0, 1)
+            out, inner = module.weight.shape[:2]
+            layer = Layer(
+                target.part, target.group, target.block, inner, out, kernel, stride, 0.0 if told_layer else share
+            )
+            counted[layer] += 1
+        layers = [msgspec.structs.replace(layer, count=count) for layer, count in counted.items()]
+        roots = {"unet": model.unet, "te1": model.text.transformer, "vae": model.vae}
+        weights = {part: _weights(root) for part, root in roots.items()}
+        return layers, weights, attention_sizes(targets)
+
+
+def _weights(root: nn.Module) -> Weights:
+    products = sum(
+        parameter.numel()
+        for module in root.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+        for parameter in module.parameters(recurse=False)
+    )
+    return Weights(products, sum(parameter.numel() for parameter in root.parameters()) - products)
+
+
+def make_table(name: str, processes: int) -> Table:
+    shape = shape_of(name)
+    layers, weights, sizes = layers_of(shape)
+    table = Table(layers, weights, sizes, shape.clip["hidden_size"], {}, {})
+    for what in ("encode", "decode", "sample"):
+        per = (shape.side // CELL) ** 2
+        low, high = (measure_quiet(shape, side, what) for side in (shape.side, 2 * shape.side))
+        table.quiet[what] = Work(cell=(high - low) / (3 * per), fixed=max(0.0, low - (high - low) / 3))
+    planned = list(works(shape))
+    points = [(name, job, chunks) for _, own in planned for job, chunks in own]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        found = iter(pool.imap(_measured, points))
+        for key, own in planned:
+            sizes = [next(found) for _ in own]
+            table.steps[key] = fitted(table, own, sizes)
+            print(f"{key}: {', '.join(f'{size / 2**20:.1f}' for size in sizes)} MiB → {table.steps[key]}", flush=True)
+    completed(table)
+    return table
+
+
+def _measured(point: tuple[str, JobConfig, int]) -> int:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    name, job, chunks = point
+    return measure_step(shape_of(name), job, chunks).step
+
+
+CHECKED: tuple[dict[str, Any], ...] = (
+    {"network__kind": "lora"},
+    {"network__kind": "lora", "training__batch_size": 4},
+    {"network__kind": "lora", "side": 768, "training__gradient_checkpointing": True, "training__batch_size": 4},
+    {"network__kind": "lora", "training__precision": "fp32", "network__rank": 128},
+    {"network__kind": "lora", "optimizer__text_encoder_lr": 0.0, "optimizer__name": "AdamW8bit", "side": 768},
+    {"network__kind": "lora", "network__dora": True, "training__batch_size": 2},
+    {"network__kind": "locon", "side": 768},
+    {"network__kind": "loha", "training__batch_size": 4},
+    {"network__kind": "loha", "training__gradient_checkpointing": True, "side": 768},
+    {"network__kind": "lokr", "training__batch_size": 4},
+    {"network__kind": "embedding", "training__batch_size": 4},
+    {"network__kind": "hypernetwork", "side": 768},
+    {"network__kind": "checkpoint"},
+    {"network__kind": "checkpoint", "training__batch_size": 4, "optimizer__name": "AdamW8bit"},
+    {"network__kind": "checkpoint", "side": 768, "training__gradient_checkpointing": True, "finetune__ema": True},
+    {"network__kind": "checkpoint", "training__precision": "fp32", "finetune__text_encoder_lr": 1e-6},
+)
+"""Jobs beside those that the tables are made from."""
+
+
+def checked(changes: dict[str, Any]) -> tuple[str, int, int]:
+    """A job in words, and the forecast and the measured bytes of its training on a card whose host holds fp16.
+
+    What is measured is the step; the optimizer's state and an average are arithmetic on both sides.
+    """
+    shape, own = shape_of("sd1"), {"optimizer__text_encoder_lr": 1e-5} | changes
+    job = job_of(own.pop("side", 512), **own)
+    place = Place(torch.device("cuda", 0), DTYPES[job.training.precision], dict.fromkeys(WEIGHTS, torch.float16))
+    foreseen = forecast(job, tables()["sd1"], place)
+    training = next(need for need in foreseen.phases if need.phase == "training")
+    found = measure_step(shape, job)
+    beside = training.items["optimizer"] + training.items["EMA"]
+    return in_words(job), training.total, sum(found) + beside
+
+
+def in_words(job: JobConfig) -> str:
+    told = [job.network.kind + (" + DoRA" if job.network.dora else ""), f"{job.dataset.width}²"]
+    told += [f"batch {job.training.batch_size}", job.training.precision]
+    if job.network.rank != 32:
+        told.append(f"rank {job.network.rank}")
+    if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not trains_text_encoder(job):
+        told.append("without text encoder")
+    if job.network.kind == "checkpoint" and job.finetune.ema:
+        told.append("EMA")
+    if job.training.gradient_checkpointing:
+        told.append("checkpointing")
+    return ", ".join(told + ([job.optimizer.name] if job.optimizer.name != "AdamW" else []))
+
+
+def check() -> None:
+    """Print the table of docs/memory.md."""
+    print("| job | forecast, GiB | measured, GiB | ratio |\n|---|---|---|---|")
+    for changes in CHECKED:
+        words, foreseen, found = checked(changes)
+        print(f"| {words} | {foreseen / GIB:.2f} | {found / GIB:.2f} | {foreseen / found:.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("table", "check"))
+    parser.add_argument("shape", choices=SHAPES, nargs="?", default="sd1")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.command == "check":
+        check()
+    if options.command == "table":
+        table = make_table(options.shape, options.processes)
+        path = shape_of(options.shape).file
+        path.write_text(json.dumps(msgspec.to_builtins(table), indent=1) + "\n", encoding="utf-8")
+        print(path, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The forecast beside Start: shown as the form changes, said once where it does not fit, and no refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_trainer import jobs
+from lib_trainer.config import JobConfig, to_values
+from lib_trainer.jobs import JobRunner
+from lib_trainer.ports import HeldPart
+from lib_trainer.training import memory_need
+from lib_trainer.training.forecast import tables
+from lib_trainer.ui.memory_line import MemoryLine
+from lib_trainer.ui.train_actions import PageOptions, TrainActions
+from tests.ui.fakes import FakeHost, Script
+
+GIB = 2**30
+
+
+class _Host(FakeHost):
+    asked = 0
+
+    def parts(self) -> dict[str, HeldPart]:
+        self.asked += 1
+        return {part: HeldPart(weights.all, torch.float16) for part, weights in tables()["sd1"].weights.items()}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> _Host:
+    return _Host(tmp_path)
+
+
+@pytest.fixture
+def runner(host: _Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobRunner]:
+    script = Script(step_seconds=0.002, cache_seconds=0)
+    monkeypatch.setattr(jobs, "prepare", script.prepare)
+    monkeypatch.setattr(jobs, "run_plan", script.run_plan)
+    runner = JobRunner(host)
+    yield runner
+    runner.stop()
+    runner.wait(10)
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    batch = {"training.batch_size": 8, "training.precision": "bf16", "training.max_steps": 3}
+    return {**to_values(JobConfig()), "dataset.folder": str(tmp_path), "output.name": "cat", **batch}
+
+
+def test_the_line_follows_the_form(
+    runner: JobRunner, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 24 * GIB)
+    line = MemoryLine(runner)
+    large, small = line.html(values), line.html({**values, "training.batch_size": 1})
+    assert large != small and all("trainer-memory-fits" in one and "of the 24.0 GiB" in one for one in (large, small))
+    assert line.html({**values, "training.batch_size": 0}) == "", "a value that is refused"
+    assert host.asked == 1, "the host is asked once for each model"
+    host.description = "another"
+    line.html(values)
+    assert host.asked == 2
+
+
+def test_what_does_not_fit_is_said_in_the_line_with_the_remedy(
+    runner: JobRunner, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 8 * GIB)
+    told = MemoryLine(runner).html(values)
+    assert "trainer-memory-short" in told and "turn on training.gradient_checkpointing (then " in told
+
+
+def test_start_says_it_once_and_starts_at_the_second_press(
+    runner: JobRunner, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 8 * GIB)
+    actions = TrainActions(runner, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}"))
+    notice, _ = actions.start(values)
+    assert "needs about" in notice and "Press Start again" in notice and not runner.running
+    notice, _ = actions.start({**values, "training.batch_size": 7})
+    assert "Press Start again" in notice and not runner.running, "another job is asked about anew"
+    notice, _ = actions.start({**values, "training.batch_size": 7})
+    assert notice == ""
+    view = runner.wait(10)
+    assert view is not None and view.state == "finished"
+
+
+def test_what_fits_starts_at_once(
+    runner: JobRunner, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 24 * GIB)
+    actions = TrainActions(runner, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}"))
+    assert actions.start(values)[0] == ""
+    assert runner.view() is not None
+
+
+def test_nothing_is_said_of_a_model_that_no_table_is_about(values: dict[str, Any], tmp_path: Path) -> None:
+    assert MemoryLine(JobRunner(FakeHost(tmp_path))).html(values) == ""
