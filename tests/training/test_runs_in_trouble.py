@@ -220,8 +220,10 @@ def test_a_full_disk_keeps_the_earlier_file(
 
 
 def test_a_folder_that_cannot_be_made(watched: Watched, pictures: Path) -> None:
-    (watched.host.root / "file").write_text("")
-    view = watched.run(pictures, output__folder=str(watched.host.root / "file" / "inner"), training__max_steps=1)
+    """A file takes its place after the checks."""
+    place = watched.host.root / "taken"
+    watched.react = lambda event: place.write_text("") and None if isinstance(event, ev.Started) else None
+    view = watched.run(pictures, output__folder=str(place / "inner"), training__max_steps=1)
     assert view.state == "failed" and "learned.safetensors could not be written" in one_sentence(view.error)
 
 
