@@ -84,7 +84,7 @@ def test(rest: list[str]) -> int:
         ("lint", ["ruff", "check", *CHECKED]),
         ("format", ["ruff", "format", "--check", *CHECKED]),
         ("types", ["mypy", "lib_trainer"]),
-        ("tests", ["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadgroup", *rest]),
+        ("tests", ["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--no-loadscope-reorder", *rest]),
     )
     for name, command in checks:
         print(f"== {name}: {' '.join(command)}", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,14 +13,23 @@ if TYPE_CHECKING:
     from tests.support import Tiny
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay on one worker, and so do all that share one WebUI; what takes long begins first."""
-    webui = Path(__file__).parent / "webui"
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("webui" if webui in item.path.parents else str(item.path)))
+    """What takes long begins first, so that no worker is left alone with it at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay on one worker, and so do all that share one WebUI (xdist's groups need an older pytest)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "webui" if file.startswith("tests/webui/") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
