@@ -230,5 +230,5 @@ FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "memory": lambda: _attention(_exhausted, SECOND_STEP),
     "backward": lambda: _attention(_raises_in_backward, SECOND_STEP),
     "preview": lambda: mock.patch.object(processing, "decode_latent_batch", _broken_decoder),
-    "save": lambda: mock.patch("lib_trainer.networks.formats.writing.write_atomically", _full_disk),
+    "save": lambda: mock.patch("lib_trainer.files._temporary", _full_disk),
 }
