@@ -33,7 +33,7 @@ JOB = from_values({"output.name": "cat", "dataset.folder": "/pictures"})
 
 def runner(body: Body, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> JobRunner:
     """A runner whose runs are `body`."""
-    monkeypatch.setattr(jobs, "prepare", lambda job, host: SimpleNamespace(job=job))
+    monkeypatch.setattr(jobs, "prepare", lambda job, host: SimpleNamespace(job=job, warnings=()))
 
     def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
         body(control, emit)

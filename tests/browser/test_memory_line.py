@@ -29,7 +29,7 @@ def test_the_line_follows_what_is_typed_and_start_asks_once(
     assert "trainer-memory-fits" in str(line.get_attribute("class"))
     before = line.inner_text()
     page.fill_job(site, 60)
-    page.field("training_batch_size").fill("40")
+    page.field("training_batch_size").fill("4")
     page.sees("#trainer_memory .trainer-memory-short", "turn on training.gradient_checkpointing")
     assert line.inner_text() != before
     page.find("start").click()

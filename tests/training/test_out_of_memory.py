@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from lib_trainer import events as ev
+from lib_trainer.ports import HeldPart
 from lib_trainer.training.run import prepare, run_plan
 from tests.support import ModelHost, differences, draw_pictures, make_job, roots_of, snapshot
 from tests.training.faults import Allocator, run_with
@@ -112,8 +113,8 @@ CASES = [
 class CountingHost(ModelHost):
     """A host that tells the sizes of its model, as a whole checkpoint wants to know them."""
 
-    def parameter_counts(self) -> dict[Any, int]:
-        return {"unet": sum(p.numel() for p in self.loaded.unet.parameters()), "te1": 0}  # type: ignore[attr-defined]
+    def parts(self) -> dict[str, HeldPart]:
+        return {"unet": HeldPart.of(self.loaded.unet, torch.device("cpu"))}  # type: ignore[attr-defined]
 
     cache: Path | None = None
 
