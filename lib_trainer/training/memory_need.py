@@ -110,12 +110,6 @@ def outlook(job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = N
     return Outlook(found.forecast, device.type, room, ram_room, tuple(remedies))
 
 
-def memory_warning(job: JobConfig, host: Host) -> str | None:
-    """One sentence where a job seems not to fit what is free now."""
-    found = outlook(job, host)
-    return None if found is None else found.warning()
-
-
 def remedies_for(job: JobConfig, table: Table, place: Place, room: int) -> list[Remedy]:
     """Changes that each make the job fit `room` bytes, the least harmful first; at most three.
 

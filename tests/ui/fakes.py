@@ -17,7 +17,7 @@ from lib_trainer import events as ev
 from lib_trainer.config import JobConfig
 from lib_trainer.errors import DatasetError, ModelError, TrainerError
 from lib_trainer.ports import HeldPart, Host, LoadedModel, PreviewRequest
-from lib_trainer.training.memory_need import memory_warning
+from lib_trainer.training.memory_need import outlook
 
 
 @dataclass
@@ -126,7 +126,8 @@ class Script:
             raise DatasetError("dataset.folder is empty: choose the folder <that> holds your pictures.")
         if not Path(job.dataset.folder).is_dir():
             raise DatasetError(f"There is no folder {job.dataset.folder}: check the path.")
-        warning = memory_warning(job, host)
+        memory = outlook(job, host)
+        warning = memory.warning() if memory else None
         return ScriptedPlan(job, host, (warning,) if warning else ())
 
     def run_plan(self, plan: ScriptedPlan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
