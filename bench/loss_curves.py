@@ -22,7 +22,6 @@ import msgspec
 import torch
 from torch.nn import functional as F
 
-from lib_trainer import events as ev
 from lib_trainer.config import OptimizerConfig
 from lib_trainer.host import norms
 from lib_trainer.host.clip import ClipText
@@ -31,6 +30,7 @@ from lib_trainer.networks import adapters
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.networks.products import GatedGelu
 from lib_trainer.training.run import prepare, run_plan
+from lib_trainer.work import events as ev
 from miniature.demo import COLOURS, SHAPE, SIDE, TRIGGER, concept_job
 from miniature.export import export_webui
 from miniature.world import write_concept

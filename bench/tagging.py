@@ -31,16 +31,16 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from lib_trainer.tagging.existing import Captioned
-from lib_trainer.tagging.folders import at
-from lib_trainer.tagging.labels import Labels
+from lib_trainer.tagging.captions.effect import Opened
+from lib_trainer.tagging.captions.existing import Captioned
+from lib_trainer.tagging.captions.style import Existing, Style
+from lib_trainer.tagging.models.folders import at
+from lib_trainer.tagging.models.labels import Labels
+from lib_trainer.tagging.models.registry import Tagger
 from lib_trainer.tagging.pictures import list_pictures
-from lib_trainer.tagging.pipeline import score_pictures
-from lib_trainer.tagging.plan import Opened
-from lib_trainer.tagging.registry import Tagger
-from lib_trainer.tagging.store import ScoreStore
-from lib_trainer.tagging.style import Existing, Style
-from lib_trainer.tagging.table import ScoreTable, Thresholds
+from lib_trainer.tagging.scores.pipeline import score_pictures
+from lib_trainer.tagging.scores.store import ScoreStore
+from lib_trainer.tagging.scores.table import ScoreTable, Thresholds
 
 
 class Cost(NamedTuple):

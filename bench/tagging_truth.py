@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lib_trainer.tagging.folders import at
-from lib_trainer.tagging.labels import RATING
+from lib_trainer.tagging.models.folders import at
+from lib_trainer.tagging.models.labels import RATING
+from lib_trainer.tagging.models.registry import Tagger
 from lib_trainer.tagging.pictures import list_pictures
-from lib_trainer.tagging.pipeline import score_pictures
-from lib_trainer.tagging.registry import Tagger
-from lib_trainer.tagging.store import ScoreStore
-from lib_trainer.tagging.table import Thresholds, select
+from lib_trainer.tagging.scores.pipeline import score_pictures
+from lib_trainer.tagging.scores.store import ScoreStore
+from lib_trainer.tagging.scores.table import Thresholds, select
 from miniature.tagger_model import truths
 from miniature.world import ALL_SHAPES, combos, draw, random_scene
 

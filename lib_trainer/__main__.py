@@ -2,7 +2,7 @@
 
 import sys
 
-from lib_trainer.cli import main
+from lib_trainer.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from PIL import Image, ImageDraw, ImageFont
 
-from lib_trainer import cli
+from lib_trainer.cli import main as cli
 from lib_trainer.config import (
     DatasetConfig,
     JobConfig,

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lib_trainer import events as ev
 from lib_trainer.config import from_values
 from lib_trainer.host.standalone.host import StandaloneHost
-from lib_trainer.jobs import JobRunner
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.training.kinds import prompt_for
+from lib_trainer.work import events as ev
+from lib_trainer.work.jobs import JobRunner
 
 from .demo import CFG_SCALE, COLOURS, SAMPLER, SHAPE, SIDE, TRIGGER
 from .export import export_webui

@@ -19,8 +19,8 @@ from lib_trainer.captions.knowledge import read_knowledge
 from lib_trainer.captions.plans import fold, traits
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.host.standalone.host import StandaloneHost
-from lib_trainer.jobs import JobRunner
 from lib_trainer.ports import PreviewRequest
+from lib_trainer.work.jobs import JobRunner
 
 from .demo import CFG_SCALE, SAMPLER, SHAPE, SIDE, TRIGGER, concept_job
 from .export import export_webui

@@ -3,9 +3,9 @@
 import gradio as gr
 from modules import script_callbacks
 
-from lib_trainer.cli_captions import clip_tokens
-from lib_trainer.tagging.known import known_tags
-from lib_trainer.ui.dataset_page import build_dataset_page
+from lib_trainer.cli.captions import clip_tokens
+from lib_trainer.tagging.scores.known import known_tags
+from lib_trainer.ui.dataset.page import build_dataset_page
 
 TRAIN_JS = "(folder) => { window.trainerDataset.train(folder); window.trainerDataset.openTrainer(); }"
 

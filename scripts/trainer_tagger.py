@@ -5,8 +5,8 @@ from modules import script_callbacks, scripts_postprocessing, ui_components
 
 from lib_trainer.host.webui.tagger import tagger_places
 from lib_trainer.tagging.desk import process_desk
-from lib_trainer.ui.tagger_extras import build_extras_step, caption_picture
-from lib_trainer.ui.tagger_page import TaggerOptions, build_tagger_page
+from lib_trainer.ui.tagger.extras import build_extras_step, caption_picture
+from lib_trainer.ui.tagger.page import TaggerOptions, build_tagger_page
 
 INSERT_JS = "(text) => { window.trainerPage.insert('txt2img_prompt', text); switch_to_txt2img(); }"
 desk = process_desk(tagger_places)

@@ -16,14 +16,16 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from lib_trainer import __version__, cli, jobs
-from lib_trainer import events as ev
+from lib_trainer import __version__
+from lib_trainer.cli import main as cli
 from lib_trainer.config import JobConfig, dump_job, field_specs, from_values
 from lib_trainer.errors import DatasetError, SaveError
-from lib_trainer.jobs import JobRunner
 from lib_trainer.options_doc import options_text
 from lib_trainer.ports import Host
 from lib_trainer.training.run import Plan
+from lib_trainer.work import events as ev
+from lib_trainer.work import jobs
+from lib_trainer.work.jobs import JobRunner
 from tests.ui.fakes import FakeHost
 
 ROOT = Path(__file__).parents[1]
@@ -265,7 +267,7 @@ def test_no_control_character_is_printed(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_plain_question_needs_no_heavy_package() -> None:
     code = (
-        "import sys\nfrom lib_trainer.cli import main\nmain(['options'])\n"
+        "import sys\nfrom lib_trainer.cli.main import main\nmain(['options'])\n"
         "print([name for name in ('torch', 'diffusers', 'gradio') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lib_trainer import events as ev
-from lib_trainer.monitor import CURVE_POINTS, LOG_LINES, PREVIEWS, SMOOTHING, Monitor
+from lib_trainer.work import events as ev
+from lib_trainer.work.monitor import CURVE_POINTS, LOG_LINES, PREVIEWS, SMOOTHING, Monitor
 
 
 def step(number: int, loss: float = 0.1, total: int = 100, seconds: float = 0.5, memory: int = 0) -> ev.StepDone:
@@ -86,7 +86,7 @@ def test_eta_is_the_rest_at_the_pace_of_the_last_steps() -> None:
 
 def test_eta_is_gone_and_the_clock_stands_when_the_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("lib_trainer.monitor.time.monotonic", lambda: now)
+    monkeypatch.setattr("lib_trainer.work.monitor.time.monotonic", lambda: now)
     monitor = Monitor("cat")
     monitor(step(1))
     now = 130.0

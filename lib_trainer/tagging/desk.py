@@ -16,21 +16,21 @@ from pathlib import Path
 
 from lib_trainer.dataset.folder import Skipped
 from lib_trainer.errors import TaggerError, TrainerError
+from lib_trainer.tagging.captions.effect import Opened
+from lib_trainer.tagging.captions.style import Style
+from lib_trainer.tagging.captions.writing import write_captions
 from lib_trainer.tagging.choices import How
-from lib_trainer.tagging.database import content_of
-from lib_trainer.tagging.download import Stopped, download
-from lib_trainer.tagging.ensemble import combine
 from lib_trainer.tagging.events import Progress
-from lib_trainer.tagging.folders import find_taggers, pick
+from lib_trainer.tagging.models.download import Stopped, download
+from lib_trainer.tagging.models.folders import find_taggers, pick
+from lib_trainer.tagging.models.registry import Found, Tagger, known_model
 from lib_trainer.tagging.pictures import list_pictures
-from lib_trainer.tagging.plan import Opened
-from lib_trainer.tagging.registry import Found, Tagger, known_model
 from lib_trainer.tagging.run import score_folder
-from lib_trainer.tagging.store import ScoreStore
-from lib_trainer.tagging.style import Style
-from lib_trainer.tagging.table import ScoreTable, Thresholds, sparse
+from lib_trainer.tagging.scores.database import content_of
+from lib_trainer.tagging.scores.ensemble import combine
+from lib_trainer.tagging.scores.store import ScoreStore
+from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, sparse
 from lib_trainer.tagging.views import JobView, Places, Selection, State
-from lib_trainer.tagging.writing import write_captions
 
 logger = logging.getLogger(__name__)
 KEPT_SINGLES = 4

@@ -7,15 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from lib_trainer.dataset.folder import Skipped
+from lib_trainer.tagging.captions.effect import UNSCORED, Opened
+from lib_trainer.tagging.captions.style import Style
+from lib_trainer.tagging.captions.writing import write_captions
 from lib_trainer.tagging.events import Progress, ScoreReport, WriteReport
+from lib_trainer.tagging.models.registry import Tagger
 from lib_trainer.tagging.pictures import Folder
-from lib_trainer.tagging.pipeline import score_pictures
-from lib_trainer.tagging.plan import UNSCORED, Opened
-from lib_trainer.tagging.registry import Tagger
-from lib_trainer.tagging.store import ScoreStore
-from lib_trainer.tagging.style import Style
-from lib_trainer.tagging.table import Thresholds
-from lib_trainer.tagging.writing import write_captions
+from lib_trainer.tagging.scores.pipeline import score_pictures
+from lib_trainer.tagging.scores.store import ScoreStore
+from lib_trainer.tagging.scores.table import Thresholds
 
 Stop = Callable[[], bool]
 Listener = Callable[[Progress], None]

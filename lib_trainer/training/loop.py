@@ -12,7 +12,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lib_trainer.errors import NumericalError
-from lib_trainer.events import StepDone
 from lib_trainer.memory import peak_bytes, release
 from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
 from lib_trainer.training.captions import CaptionSource
@@ -20,6 +19,7 @@ from lib_trainer.training.objective import draw_noised, loss_of
 from lib_trainer.training.optimizers import LearningRates, step_unless
 from lib_trainer.training.precision import autocast, loss_scaler
 from lib_trainer.transfer import arriving, sent
+from lib_trainer.work.events import StepDone
 
 
 @dataclass(frozen=True)

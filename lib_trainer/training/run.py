@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lib_trainer import events as ev
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import FixedSize
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
@@ -38,6 +37,7 @@ from lib_trainer.training.recipes import Recipe, parameters
 from lib_trainer.training.results import Settled, check_replaced, discard, is_of_step, settle
 from lib_trainer.training.session import Session
 from lib_trainer.training.words import CaptionMaker, caption_maker, word_names, word_path
+from lib_trainer.work import events as ev
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_trainer.jobs import JobRunner
+from lib_trainer.work.jobs import JobRunner
 from tests.browser.axe import findings
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Any]:
-    from lib_trainer.ui.standalone_page import build_app, serve
+    from lib_trainer.ui.standalone import build_app, serve
 
     app = build_app(JobRunner(FakeHost(tmp_path)), FakeGenerator(), count_tokens=len)
     with socket.socket() as free:
@@ -117,7 +117,7 @@ def test_open_filter_prune_with_a_preview_undo_and_train(page: Any, root: Path) 
 def test_the_set_that_was_pressed_is_in_the_form_the_first_time_too(page: Any, root: Path, tmp_path: Path) -> None:
     """The form's restore of the last job comes with the first sight of it, and must not come over it."""
     from lib_trainer.config import dump_job, from_values
-    from lib_trainer.ui.train_actions import LAST_JOB
+    from lib_trainer.ui.train.actions import LAST_JOB
 
     jobs = tmp_path / "cache" / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)

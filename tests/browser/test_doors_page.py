@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from starlette.routing import Route
 
-from lib_trainer.jobs import JobRunner
 from lib_trainer.ui.doors import Doors
+from lib_trainer.work.jobs import JobRunner
 from tests.ui.fakes import FakeGenerator, FakeHost
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -93,7 +93,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    from lib_trainer.ui.standalone_page import build_app, serve
+    from lib_trainer.ui.standalone import build_app, serve
 
     pictures = tmp_path_factory.mktemp("pictures")
     Image.new("RGB", (64, 64), "red").save(pictures / "a.png")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lib_trainer import jobs
-from lib_trainer.jobs import JobRunner
+from lib_trainer.work import jobs
+from lib_trainer.work.jobs import JobRunner
 from tests.browser.axe import findings
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 from tests.ui.test_train_actions import taken_name
@@ -50,7 +50,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    from lib_trainer.ui.standalone_page import build_app, serve
+    from lib_trainer.ui.standalone import build_app, serve
 
     script = Script(step_seconds=0.02, cache_seconds=0.02)
     monkeypatch.setattr(jobs, "prepare", script.prepare)

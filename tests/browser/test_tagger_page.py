@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from lib_trainer.captions.tags import split_tags
-from lib_trainer.jobs import JobRunner
 from lib_trainer.tagging.desk import TaggerDesk
-from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.views import Places
+from lib_trainer.work.jobs import JobRunner
 from tests.browser.axe import findings
 from tests.browser.test_page import ARGUMENTS, CHROMIUM, SLOW
 from tests.tagging.conftest import MINI, draw_scenes
@@ -33,7 +33,7 @@ expect.set_options(timeout=SLOW)
 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
-    from lib_trainer.ui.standalone_page import build_app, serve
+    from lib_trainer.ui.standalone import build_app, serve
 
     shutil.copytree(MINI, tmp_path / "models" / "wd" / "wd-mini")
     desk = TaggerDesk(Places(lambda: [tmp_path / "models"], lambda: tmp_path / "models"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lib_trainer import cli
+from lib_trainer.cli import main as cli
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_trainer import cli
 from lib_trainer.captions.knowledge import built_in
 from lib_trainer.captions.tokens import TokenCounter
+from lib_trainer.cli import main as cli
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import FactsCache
 from lib_trainer.dataset.folder import Misnamed, checked_folder, list_folder, walk

@@ -157,7 +157,7 @@ def test_tokens_are_counted_by_words() -> None:
 
 
 def test_clip_counts_words_as_it_counts_the_whole() -> None:
-    from lib_trainer.cli_captions import clip_tokens
+    from lib_trainer.cli.captions import clip_tokens
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
 
     for text in (

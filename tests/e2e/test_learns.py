@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lib_trainer.host.standalone.host import StandaloneHost
-from lib_trainer.jobs import JobRunner
 from lib_trainer.ports import PreviewRequest
+from lib_trainer.work.jobs import JobRunner
 from miniature.demo import CFG_SCALE, COLOURS, NAME, SAMPLER, SHAPE, SIDE, TRIGGER, concept_job
 from miniature.export import export_webui
 from miniature.judge import Judge

@@ -175,7 +175,7 @@ def _read_caption(path: Path) -> None:
     from lib_trainer.captions.edits import EDITS, Facts, make_edit
     from lib_trainer.captions.filters import Record, parse_filter
     from lib_trainer.dataset.scan import with_trigger
-    from lib_trainer.tagging.style import Existing, Guess, Style, compose
+    from lib_trainer.tagging.captions.style import Existing, Guess, Style, compose
 
     data = path.read_bytes()
     guess_encoding(data)
@@ -228,7 +228,7 @@ def _tables() -> list[bytes]:
 
 def _read_table(path: Path) -> None:
     from lib_trainer.captions.knowledge import read_knowledge
-    from lib_trainer.tagging.labels import read_labels
+    from lib_trainer.tagging.models.labels import read_labels
 
     try:
         read_labels(path)

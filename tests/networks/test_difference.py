@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib_trainer.networks import difference
-from lib_trainer.networks.difference import difference_as_lora, largest_parts
+from lib_trainer.networks import low_rank as difference
+from lib_trainer.networks.low_rank import difference_as_lora, largest_parts
 
 RANK = 16
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lib_trainer.tagging.folders import at
-from lib_trainer.tagging.registry import Tagger
-from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.tagging.models.folders import at
+from lib_trainer.tagging.models.registry import Tagger
+from lib_trainer.tagging.scores.store import ScoreStore
 from miniature.world import ALL_SHAPES, Scene, combos, draw, random_scene
 
 MINI = Path(__file__).parents[2] / "miniature" / "data" / "wd-mini"

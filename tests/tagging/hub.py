@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lib_trainer.tagging import download as module
-from lib_trainer.tagging.registry import KnownModel
+from lib_trainer.tagging.models import download as module
+from lib_trainer.tagging.models.registry import KnownModel
 
 MODEL = KnownModel("wd-vit-tagger-v3", "SmilingWolf/wd-vit-tagger-v3", "v2.0", None, 3, "")
 LARGE = bytes(range(256)) * 20_000

@@ -21,18 +21,18 @@ from PIL import Image
 
 from lib_trainer.captions.tags import split_tags
 from lib_trainer.errors import TaggerError
-from lib_trainer.tagging import pipeline
+from lib_trainer.tagging.captions.effect import Opened
+from lib_trainer.tagging.captions.style import Style
+from lib_trainer.tagging.captions.writing import write_captions
 from lib_trainer.tagging.events import Progress, WriteReport
-from lib_trainer.tagging.labels import Labels
+from lib_trainer.tagging.models.labels import Labels
+from lib_trainer.tagging.models.registry import Tagger
 from lib_trainer.tagging.pictures import CaptionPlaces, Folder, list_pictures
-from lib_trainer.tagging.pipeline import PixelBudget, score_pictures
-from lib_trainer.tagging.plan import Opened
-from lib_trainer.tagging.registry import Tagger
 from lib_trainer.tagging.run import Scored, score_folder
-from lib_trainer.tagging.store import ScoreStore
-from lib_trainer.tagging.style import Style
-from lib_trainer.tagging.table import Thresholds, select
-from lib_trainer.tagging.writing import write_captions
+from lib_trainer.tagging.scores import pipeline
+from lib_trainer.tagging.scores.pipeline import PixelBudget, score_pictures
+from lib_trainer.tagging.scores.store import ScoreStore
+from lib_trainer.tagging.scores.table import Thresholds, select
 from miniature.world import Scene
 from tests.tagging.conftest import draw_scenes
 
@@ -61,7 +61,7 @@ class Watched:
         self.gate.set()
 
     def load(self, path: Path, data: bytes | None = None) -> Any:
-        from lib_trainer.tagging.preprocess import load
+        from lib_trainer.tagging.models.preprocess import load
 
         self.loaded += 1
         self.most = max(self.most, self.loaded - self.scored)
@@ -294,10 +294,10 @@ def write(mini: Tagger, store: ScoreStore, folder: Folder) -> WriteReport:
 KILLED = """
 import contextlib, sys, time
 from pathlib import Path
-from lib_trainer.tagging.folders import at
+from lib_trainer.tagging.models.folders import at
 from lib_trainer.tagging.pictures import list_pictures
 from lib_trainer.tagging.run import score_folder
-from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.tagging.scores.store import ScoreStore
 folder = list_pictures(Path(sys.argv[1]))
 tagger = at(Path(sys.argv[2])).open(threads=1, device="cpu")
 with ScoreStore(folder.root) as store:

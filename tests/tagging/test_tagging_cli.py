@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lib_trainer.cli import main
-from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.cli.main import main
+from lib_trainer.tagging.scores.store import ScoreStore
 from miniature.world import Scene, tags_of
 from tests.tagging.conftest import MINI, MakeModel, draw_scenes
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from lib_trainer.cli import main
+from lib_trainer.cli.main import main
 from lib_trainer.errors import TaggerError
 from lib_trainer.tagging import desk as desk_module
-from lib_trainer.tagging import registry
+from lib_trainer.tagging.captions.style import Style
 from lib_trainer.tagging.desk import TaggerDesk
-from lib_trainer.tagging.folders import at, find_taggers
-from lib_trainer.tagging.registry import Found, Kind
-from lib_trainer.tagging.style import Style
-from lib_trainer.tagging.table import Thresholds
+from lib_trainer.tagging.models import registry
+from lib_trainer.tagging.models.folders import at, find_taggers
+from lib_trainer.tagging.models.registry import Found, Kind
+from lib_trainer.tagging.scores.table import Thresholds
 from lib_trainer.tagging.views import Places, Selection
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.tagging.hub import Hub

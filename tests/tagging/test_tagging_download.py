@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from lib_trainer.errors import TaggerError
-from lib_trainer.tagging import download as module
-from lib_trainer.tagging.download import Stopped, download
 from lib_trainer.tagging.events import Progress
-from lib_trainer.tagging.folders import at
+from lib_trainer.tagging.models import download as module
+from lib_trainer.tagging.models.download import Stopped, download
+from lib_trainer.tagging.models.folders import at
 from tests.tagging.hub import LARGE, MODEL, SMALL, Hub
 from tests.tagging.hub import hub as hub
 

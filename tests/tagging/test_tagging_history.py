@@ -17,15 +17,15 @@ from lib_trainer.captions.document import Caption
 from lib_trainer.captions.edits import make_edit
 from lib_trainer.captions.tags import split_tags, tag_key
 from lib_trainer.dataset.editor import Editor
+from lib_trainer.tagging.captions.effect import Opened, Preview
+from lib_trainer.tagging.captions.style import Style
+from lib_trainer.tagging.captions.writing import planned, write_captions
 from lib_trainer.tagging.choices import POLICIES
-from lib_trainer.tagging.known import known_tags
-from lib_trainer.tagging.labels import Labels
+from lib_trainer.tagging.models.labels import Labels
 from lib_trainer.tagging.pictures import list_pictures
-from lib_trainer.tagging.plan import Opened, Preview
-from lib_trainer.tagging.store import ScoreStore
-from lib_trainer.tagging.style import Style
-from lib_trainer.tagging.table import Thresholds, sparse
-from lib_trainer.tagging.writing import planned, write_captions
+from lib_trainer.tagging.scores.known import known_tags
+from lib_trainer.tagging.scores.store import ScoreStore
+from lib_trainer.tagging.scores.table import Thresholds, sparse
 
 NAMES = ("red", "round", "long_hair", "hat")
 LABELS = Labels(NAMES, (0, 0, 0, 0))

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib_trainer.tagging.known import known_tags
-from lib_trainer.tagging.labels import Labels
-from lib_trainer.tagging.store import FILE, FOLDER, ScoreStore
-from lib_trainer.tagging.table import Rows
+from lib_trainer.tagging.models.labels import Labels
+from lib_trainer.tagging.scores.known import known_tags
+from lib_trainer.tagging.scores.store import FILE, FOLDER, ScoreStore
+from lib_trainer.tagging.scores.table import Rows
 from tests.tagging.conftest import record_origins
 
 LABELS = Labels(("general", "long_hair", "smile"), (9, 0, 0), (1, 2, 3))

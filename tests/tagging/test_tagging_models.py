@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from lib_trainer.errors import TaggerError
-from lib_trainer.tagging import wd
-from lib_trainer.tagging.folders import at, find_taggers, pick
-from lib_trainer.tagging.labels import CHARACTER, GENERAL, RATING, read_labels
-from lib_trainer.tagging.registry import KINDS, KNOWN_MODELS, Tagger, known_model, threshold_of
-from lib_trainer.tagging.wd import fingerprint
+from lib_trainer.tagging.models import wd
+from lib_trainer.tagging.models.folders import at, find_taggers, pick
+from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING, read_labels
+from lib_trainer.tagging.models.registry import KINDS, KNOWN_MODELS, Tagger, known_model, threshold_of
+from lib_trainer.tagging.models.wd import fingerprint
 from tests.tagging.conftest import MINI, MakeModel
 
 

@@ -15,15 +15,15 @@ from PIL import Image
 from lib_trainer.captions.tags import split_tags, tag_key
 from lib_trainer.dataset import file_moves
 from lib_trainer.errors import ConfigError, TaggerError
-from lib_trainer.tagging import writing
+from lib_trainer.tagging.captions import writing
+from lib_trainer.tagging.captions.effect import Opened
+from lib_trainer.tagging.captions.style import Style
+from lib_trainer.tagging.captions.writing import write_captions
 from lib_trainer.tagging.choices import POLICIES
-from lib_trainer.tagging.labels import Labels
+from lib_trainer.tagging.models.labels import Labels
 from lib_trainer.tagging.pictures import list_pictures
-from lib_trainer.tagging.plan import Opened
-from lib_trainer.tagging.store import ScoreStore
-from lib_trainer.tagging.style import Style
-from lib_trainer.tagging.table import Thresholds, mcut, sparse
-from lib_trainer.tagging.writing import write_captions
+from lib_trainer.tagging.scores.store import ScoreStore
+from lib_trainer.tagging.scores.table import Thresholds, mcut, sparse
 from tests.tagging.conftest import record_origins
 
 LABELS = Labels(("safe", "lewd", "long_hair", "sword", "hat", "saber_(fate)"), (9, 9, 0, 0, 0, 4))

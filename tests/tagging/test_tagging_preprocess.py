@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lib_trainer.dataset.pictures import PictureError, load_picture
-from lib_trainer.tagging import preprocess
-from lib_trainer.tagging.preprocess import MAX_SIDE, batched, load, squared
+from lib_trainer.tagging.models import preprocess
+from lib_trainer.tagging.models.preprocess import MAX_SIDE, batched, load, squared
 
 SIDE = 48
 

@@ -12,10 +12,10 @@ import pytest
 
 from lib_trainer.dataset.history import REMOVED, Change
 from lib_trainer.errors import TaggerError
-from lib_trainer.tagging.database import content_of
-from lib_trainer.tagging.labels import Labels
-from lib_trainer.tagging.store import ScoreStore, removed_of
-from lib_trainer.tagging.table import sparse
+from lib_trainer.tagging.models.labels import Labels
+from lib_trainer.tagging.scores.database import content_of
+from lib_trainer.tagging.scores.store import ScoreStore, removed_of
+from lib_trainer.tagging.scores.table import sparse
 from tests.tagging.conftest import record_origins
 
 LABELS = Labels(("safe", "long_hair", ">_<", "rin"), (9, 0, 0, 4), (1, 2, 3, 4))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lib_trainer.captions.document import Caption
 from lib_trainer.captions.tags import TagPatterns, tag_key
 from lib_trainer.errors import ConfigError
+from lib_trainer.tagging.captions.style import Existing, Guess, Style, compose
 from lib_trainer.tagging.pictures import caption_path, check_template
-from lib_trainer.tagging.style import Existing, Guess, Style, compose
 
 GUESSES = [
     Guess("long_hair", 0.9, "wd 0.9000"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.tagging_truth import measure
-from lib_trainer.tagging.registry import Tagger
-from lib_trainer.tagging.store import ScoreStore
+from lib_trainer.tagging.models.registry import Tagger
+from lib_trainer.tagging.scores.store import ScoreStore
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lib_trainer import events as ev
 from lib_trainer.training.captions import LiveCaptions
+from lib_trainer.work import events as ev
 from tests.training.watched import Watched
 
 TEXT = "a disc,\n\nred zork\nblue on white\n"

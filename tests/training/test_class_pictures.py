@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from lib_trainer import events as ev
 from lib_trainer.dataset.scan import scan_folder
 from lib_trainer.training.prior import before_samples, class_folder
+from lib_trainer.work import events as ev
 from tests.support import make_job
 from tests.training.watched import Watched
 

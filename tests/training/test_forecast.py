@@ -12,13 +12,13 @@ from torch import nn
 
 from bench.allocations import Allocations
 from bench.memory import CHECKED, checked
-from lib_trainer import events as ev
 from lib_trainer.config import JobConfig
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.ports import HeldPart
 from lib_trainer.training.forecast import Place, forecast, read_table
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.run import prepare, run_plan
+from lib_trainer.work import events as ev
 from tests.support import ModelHost, make_job, roots_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

@@ -21,10 +21,10 @@ from torch import nn
 from lib_trainer.config import from_values
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
-from lib_trainer.jobs import JobRunner
-from lib_trainer.monitor import RunView
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import precision
+from lib_trainer.work.jobs import JobRunner
+from lib_trainer.work.monitor import RunView
 from tests.support import SCALE, ModelHost, Tiny, differences, roots_of, snapshot, tiny_schedule
 
 pytestmark = pytest.mark.skipif(not precision._cpu_multiplies_fp16(), reason="this torch has no fp16 on the CPU")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib_trainer import events as ev
 from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.ports import PreviewRequest
+from lib_trainer.work import events as ev
 from tests.support import network_difference, relative
 from tests.training.watched import Watched
 
@@ -277,7 +277,7 @@ def test_a_checkpoint_run_that_goes_on_from_another(watched: Watched, pictures: 
 
 
 def test_the_difference_of_a_run_is_its_best_low_rank_approximation() -> None:
-    from lib_trainer.networks.difference import difference_as_lora
+    from lib_trainer.networks.low_rank import difference_as_lora
 
     generator = torch.Generator().manual_seed(0)
     for shape in ((12, 8), (12, 8, 3, 3)):

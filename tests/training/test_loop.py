@@ -14,10 +14,10 @@ from torch import nn
 
 from lib_trainer.config import OptimizerConfig
 from lib_trainer.errors import NumericalError
-from lib_trainer.events import StepDone
 from lib_trainer.ports import Conditioning, PictureSize
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
 from lib_trainer.training.optimizers import LearningRates, adamw
+from lib_trainer.work.events import StepDone
 from tests.support import tiny_schedule
 
 SIZE = PictureSize((8, 8), (0, 0), (8, 8))

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer import events as ev
 from lib_trainer.config import JobConfig, from_values, to_values
-from lib_trainer.jobs import JobRunner
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import forecast as forecasts
 from lib_trainer.training import memory_need
 from lib_trainer.training.forecast import Place, forecast, read_table, table_for
 from lib_trainer.training.memory_need import GIB, outlook, remedies_for
+from lib_trainer.work import events as ev
+from lib_trainer.work.jobs import JobRunner
 from tests.support import ModelHost, make_job
 from tests.training.watched import Watched
 

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer import events as ev
 from lib_trainer.ports import HeldPart
 from lib_trainer.training.run import prepare, run_plan
+from lib_trainer.work import events as ev
 from tests.support import ModelHost, differences, draw_pictures, make_job, roots_of, snapshot
 from tests.training.faults import Allocator, run_with
 

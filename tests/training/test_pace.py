@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib_trainer import events as ev
 from lib_trainer import memory
 from lib_trainer.training import run as module
 from lib_trainer.training.pace import Pace
+from lib_trainer.work import events as ev
 from tests.training.watched import Watched
 
 

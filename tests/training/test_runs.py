@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_trainer import events as ev
 from lib_trainer.networks.formats.lora_file import read_lora
+from lib_trainer.work import events as ev
 from tests.support import assert_same_training, network_difference
 from tests.training.watched import Watched, at_step, weights_after
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer import events as ev
 from lib_trainer import files
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.training.optimizers import OPTIMIZERS
+from lib_trainer.work import events as ev
 from tests.support import assert_same_training
 from tests.training.watched import Watched, one_sentence, raising, weights_after
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from lib_trainer import events as ev
 from lib_trainer.host.standalone.host import StandaloneHost
-from lib_trainer.jobs import JobRunner
-from lib_trainer.monitor import RunView
 from lib_trainer.networks.formats.lora_file import read_lora
+from lib_trainer.work import events as ev
+from lib_trainer.work.jobs import JobRunner
+from lib_trainer.work.monitor import RunView
 from tests.support import make_job
 
 PATIENCE = 120.0

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_trainer.ui.dataset_actions import COMMANDS, PANELS, DatasetActions
-from lib_trainer.ui.dataset_common import note_form
-from lib_trainer.ui.dataset_page import shown
-from lib_trainer.ui.dataset_view import SetPool, View
+from lib_trainer.ui.dataset.actions import COMMANDS, PANELS, DatasetActions
+from lib_trainer.ui.dataset.common import note_form
+from lib_trainer.ui.dataset.page import shown
+from lib_trainer.ui.dataset.view import SetPool, View
 
 ROOT = Path(__file__).parents[2]
 
@@ -350,7 +350,7 @@ def test_an_unexpected_error_is_a_sentence_and_its_trace_is_logged(
 
     monkeypatch.setitem(COMMANDS, "tags", broken)
     assert "Unexpected error, see the console: RuntimeError: a bug &lt;b&gt;" in tab("tags", text="x")
-    monkeypatch.setattr("lib_trainer.ui.dataset_checking.make_report", broken)
+    monkeypatch.setattr("lib_trainer.ui.dataset.checking.make_report", broken)
     check(tab)
     assert "Unexpected error, see the console: RuntimeError: a bug &lt;b&gt;" in tab.panels["work"]
     traces = [record for record in caplog.records if record.exc_info]

@@ -18,11 +18,11 @@ from PIL import Image
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from lib_trainer import jobs
 from lib_trainer.errors import ConfigError
-from lib_trainer.jobs import JobRunner
 from lib_trainer.origins import foreign_page, host_name, is_loopback, names_of, same_origin
 from lib_trainer.ui.doors import check_password
+from lib_trainer.work import jobs
+from lib_trainer.work.jobs import JobRunner
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 
 pytestmark = [
@@ -107,7 +107,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    from lib_trainer.ui.standalone_page import build_app, serve
+    from lib_trainer.ui.standalone import build_app, serve
 
     script, patch = Script(step_seconds=0.01, cache_seconds=0), pytest.MonkeyPatch()
     patch.setattr(jobs, "prepare", script.prepare)
@@ -265,7 +265,7 @@ def test_a_link_among_the_uploads_leads_nowhere(site: Site, tmp_path: Path) -> N
 
 
 def test_another_address_asks_for_a_password(tmp_path: Path) -> None:
-    from lib_trainer.ui.standalone_page import build_app, serve
+    from lib_trainer.ui.standalone import build_app, serve
 
     with pytest.raises(ConfigError, match="--password"):
         serve(build_app(JobRunner(FakeHost(tmp_path)), FakeGenerator()), "0.0.0.0", free_port(), block=False)

@@ -9,7 +9,7 @@ import pytest
 
 from lib_trainer.config import JobConfig, field_specs, from_values, to_values
 from lib_trainer.errors import ConfigError
-from lib_trainer.ui.form import HIDDEN, HOST_DEFAULT, Form, build_form, from_widget, label, to_widget
+from lib_trainer.ui.kit.form import HIDDEN, HOST_DEFAULT, Form, build_form, from_widget, label, to_widget
 
 NATIVE_LABELS = {
     "Name", "Initialization text", "Number of vectors per token", "Embedding", "Hypernetwork",
@@ -160,7 +160,7 @@ def test_units_are_not_said_twice() -> None:
 
 def test_fields_of_other_kinds_are_hidden() -> None:
     from lib_trainer.config.base import KINDS
-    from lib_trainer.ui.form import KIND
+    from lib_trainer.ui.kit.form import KIND
 
     form, _ = make()
     assert form.components["network.rank"].visible and not form.components["hypernetwork.sizes"].visible

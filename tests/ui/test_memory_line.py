@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer import jobs
 from lib_trainer.config import JobConfig, to_values
-from lib_trainer.jobs import JobRunner
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import memory_need
 from lib_trainer.training.forecast import tables
-from lib_trainer.ui.memory_line import MemoryLine
-from lib_trainer.ui.train_actions import PageOptions, TrainActions
+from lib_trainer.ui.train.actions import PageOptions, TrainActions
+from lib_trainer.ui.train.memory_line import MemoryLine
+from lib_trainer.work import jobs
+from lib_trainer.work.jobs import JobRunner
 from tests.ui.fakes import FakeHost, Script
 
 GIB = 2**30

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lib_trainer.monitor import LossPoint, RunView
-from lib_trainer.ui.chart import HEIGHT, MAX_DRAWN, WIDTH, chart_html, ticks
-from lib_trainer.ui.status import clock, header_html, log_html, notice_html, rate_text, size, speed, status_html
+from lib_trainer.ui.train.chart import HEIGHT, MAX_DRAWN, WIDTH, chart_html, ticks
+from lib_trainer.ui.train.status import clock, header_html, log_html, notice_html, rate_text, size, speed, status_html
+from lib_trainer.work.monitor import LossPoint, RunView
 
 EVIL = "<img src=x onerror=alert(1)>&\"'"
 

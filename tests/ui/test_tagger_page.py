@@ -17,12 +17,12 @@ from lib_trainer.captions.edits import make_edit
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.errors import ConfigError, TaggerError
 from lib_trainer.tagging.desk import TaggerDesk
-from lib_trainer.tagging.known import known_tags
+from lib_trainer.tagging.scores.known import known_tags
 from lib_trainer.tagging.views import Places
-from lib_trainer.ui.tagger_actions import TaggerActions, TaggerOptions
-from lib_trainer.ui.tagger_extras import build_extras_step, caption_picture
-from lib_trainer.ui.tagger_form import Maker, Settings, lay_out_captions, lay_out_models, lay_out_thresholds
-from lib_trainer.ui.tagger_page import build_tagger_page
+from lib_trainer.ui.tagger.actions import TaggerActions, TaggerOptions
+from lib_trainer.ui.tagger.extras import build_extras_step, caption_picture
+from lib_trainer.ui.tagger.form import Maker, Settings, lay_out_captions, lay_out_models, lay_out_thresholds
+from lib_trainer.ui.tagger.page import build_tagger_page
 from miniature.world import Scene, draw
 from tests.tagging.conftest import MINI, draw_scenes
 

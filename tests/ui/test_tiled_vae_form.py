@@ -8,7 +8,7 @@ import gradio as gr
 import pytest
 
 from lib_trainer.ui import tiled_vae as page
-from lib_trainer.ui.tagger_extras import build_extras_step
+from lib_trainer.ui.tagger.extras import build_extras_step
 
 
 def build() -> list[Any]:

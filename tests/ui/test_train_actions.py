@@ -12,14 +12,14 @@ import gradio as gr
 import msgspec
 import pytest
 
-from lib_trainer import jobs
 from lib_trainer.config import JobConfig, from_values, to_values
 from lib_trainer.errors import ConfigError, NameTaken
-from lib_trainer.jobs import JobRunner
-from lib_trainer.ui.generate_page import HOST_DEFAULT, draw
-from lib_trainer.ui.standalone_page import build_app
-from lib_trainer.ui.train_actions import Offer, PageOptions, TrainActions, Use, use_of, with_label
-from lib_trainer.ui.train_page import build_train_page
+from lib_trainer.ui.generate import HOST_DEFAULT, draw
+from lib_trainer.ui.standalone import build_app
+from lib_trainer.ui.train.actions import Offer, PageOptions, TrainActions, Use, use_of, with_label
+from lib_trainer.ui.train.page import build_train_page
+from lib_trainer.work import jobs
+from lib_trainer.work.jobs import JobRunner
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 
 SKIP = gr.update()

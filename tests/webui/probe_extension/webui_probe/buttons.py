@@ -8,8 +8,8 @@ from unittest import mock
 
 from modules import lowvram, processing, progress, sd_models, shared
 
-from lib_trainer import events
 from lib_trainer.config import from_values
+from lib_trainer.work import events
 from webui_probe import leftovers, runs
 
 CHECKS = ("low_vram_run", "moved", "waiting", "preview_clip_skip")

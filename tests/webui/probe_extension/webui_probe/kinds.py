@@ -15,8 +15,8 @@ from modules import sd_hijack, shared
 from modules.hypernetworks import hypernetwork
 from modules.textual_inversion import textual_inversion
 
-from lib_trainer import events
 from lib_trainer.config import from_values
+from lib_trainer.work import events
 from webui_probe import runs
 
 CHECKS = ("remove_files", "known", "built_in", "timed_run")

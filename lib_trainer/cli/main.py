@@ -1,0 +1,218 @@
+"""The command line: `train` a job file, `tag` a folder, `serve` the standalone page, list the `options`.
+
+Heavy packages are imported by the commands that use them, so that `--help` and a mistake in a job file answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lib_trainer import __version__
+from lib_trainer.cli import captions as cli_captions
+from lib_trainer.cli import tag as cli_tag
+from lib_trainer.config import JobConfig, field_specs, load_job
+from lib_trainer.errors import ConfigError, TrainerError, printable
+from lib_trainer.options_doc import options_markdown, options_text
+
+if TYPE_CHECKING:
+    from lib_trainer.work.jobs import JobRunner
+
+TEMPLATE = "dataset.template"
+"""A path that may also be a name in the host's folder of templates."""
+
+DONE, FAILED, BAD_JOB, ABANDONED = 0, 1, 2, 130
+"""Exit codes: finished or stopped; failed while running; refused before it ran; ended by a second Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    # What a user can mend is printed once, here: the log would repeat it. A defect is logged with its traceback.
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.ERROR, stream=sys.stderr)
+    try:
+        code: int = options.run(options)
+    except TrainerError as error:
+        for problem in error.problems:
+            print(f"error: {problem.sentence}", file=sys.stderr)
+        return BAD_JOB
+    except KeyboardInterrupt:
+        return ABANDONED
+    except Exception as error:
+        logging.getLogger(__name__).exception("The command met an unexpected error")
+        print(f"error: Unexpected: {printable(f'{type(error).__name__}: {error}')}", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib_trainer", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--verbose", action="store_true", help="log to the terminal, with tracebacks")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train",
+        help="run a job file",
+        description="Run a job file. Relative paths in it are meant from its own folder. Ctrl-C ends the run after the "
+        "step in progress and keeps the LoRA so far. Exit codes: 0 finished or stopped, 1 failed, 2 a bad job.",
+    )
+    train.add_argument("job", type=Path, metavar="JOB.toml")
+    _add_host_options(train)
+    train.set_defaults(run=_train)
+
+    serve = commands.add_parser("serve", help="open the page without a WebUI")
+    _add_host_options(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    serve.add_argument(
+        "--password",
+        default=os.environ.get("TRAINER_PASSWORD", ""),
+        help="asked for by the page; needed where --host lets other machines in (default: TRAINER_PASSWORD)",
+    )
+    serve.add_argument("--port", type=int, default=7861)
+    serve.add_argument("--size", type=int, default=512, help="size in pixels that the Generate tab starts with")
+    serve.add_argument("--open", action="store_true", help="open a browser")
+    serve.set_defaults(run=_serve)
+
+    cli_tag.add_parser(commands)
+    cli_captions.add_parser(commands)
+    listing = commands.add_parser("options", help="list every option of a job")
+    listing.add_argument("--markdown", action="store_true", help="as docs/options.md has it")
+    listing.set_defaults(run=_options)
+    return parser
+
+
+def _add_host_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="a .safetensors or .ckpt file or a diffusers folder; overrides the job's",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("trainer"),
+        metavar="DIR",
+        help="where results and caches go (default: trainer)",
+    )
+
+
+def _options(options: argparse.Namespace) -> int:
+    print(options_markdown() if options.markdown else options_text(), end="")
+    return DONE
+
+
+def resolve_paths(job: JobConfig, folder: Path) -> JobConfig:
+    """The job with its relative paths made absolute, as seen from `folder`; `~` is the home folder."""
+    for spec in field_specs().values():
+        section, _, name = spec.path.partition(".")
+        part = getattr(job, section)
+        value = getattr(part, name)
+        if spec.is_path and value and spec.path != TEMPLATE:
+            absolute = str(folder.absolute() / Path(value).expanduser())
+            job = msgspec.structs.replace(job, **{section: msgspec.structs.replace(part, **{name: absolute})})
+    template = folder.absolute() / job.dataset.template
+    if job.dataset.template and os.path.isfile(template):  # unlike Path's own it takes any name
+        job = msgspec.structs.replace(job, dataset=msgspec.structs.replace(job.dataset, template=str(template)))
+    return job
+
+
+def _train(options: argparse.Namespace) -> int:
+    job = resolve_paths(load_job(options.job), options.job.parent)
+    checkpoint = options.checkpoint or (Path(job.model.checkpoint) if job.model.checkpoint else None)
+
+    from lib_trainer.host.standalone.host import StandaloneHost
+    from lib_trainer.work.jobs import JobRunner
+
+    return train(job, JobRunner(StandaloneHost(_absolute(checkpoint), options.root.absolute())))
+
+
+def train(job: JobConfig, runner: JobRunner) -> int:
+    """Run a job with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for a bad job."""
+    from lib_trainer.cli.progress_bar import ProgressBar
+    from lib_trainer.training.kinds import prompt_for
+
+    with ProgressBar() as bar, _stopping_at_interrupt(runner):
+        runner.start(job, bar)
+        while runner.running:
+            runner.wait(0.2)
+    view = runner.view()
+    assert view is not None  # a run was started
+    if view.state == "failed":
+        print(f"error: {printable(view.error)}", file=sys.stderr)
+        if view.output is not None:
+            print(f"The last good weights are in {printable(str(view.output))}", file=sys.stderr)
+        return FAILED
+    if view.output is None:
+        print("Stopped before the first step: nothing was saved.")
+    else:
+        word = "Stopped" if view.state == "stopped" else "Finished"
+        print(f"{word} after {view.step} steps in {view.elapsed_seconds:.0f} s: {printable(str(view.output))}")
+        call = prompt_for(runner.host, view.output)
+        if call:
+            print(f"Use it in a prompt as {call}")
+    return DONE
+
+
+@contextlib.contextmanager
+def _stopping_at_interrupt(runner: JobRunner) -> Iterator[None]:
+    """The first Ctrl-C (or a terminate signal) stops the run and keeps what it has; the second one ends the process.
+
+    While a job is still being checked there is nothing to keep, and the first one ends it.
+    """
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked or not runner.running:
+            raise KeyboardInterrupt
+        asked = True
+        runner.stop()
+        print(
+            "\nStopping after this step; what was learned so far is kept. Press Ctrl-C again to give it up.",
+            file=sys.stderr,
+        )
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from lib_trainer.ui.doors import check_password
+
+    check_password(options.host, options.password)
+    checkpoint = _absolute(options.checkpoint)
+    if checkpoint is not None and not checkpoint.exists():
+        raise ConfigError(f"--checkpoint {checkpoint} does not exist: correct the path.")
+
+    from lib_trainer.host.standalone.host import StandaloneHost
+    from lib_trainer.ui.standalone import build_app, serve
+    from lib_trainer.work.jobs import process_runner
+
+    host = StandaloneHost(checkpoint, options.root.absolute())
+    runner = process_runner(lambda: host)
+    desk = cli_tag.make_desk(options.root.absolute())
+    app = build_app(runner, host, size=options.size, desk=desk, count_tokens=cli_captions.clip_tokens)
+    address = serve(app, options.host, options.port, options.open, block=False, password=options.password)
+    print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
+    app.block_thread()
+    return DONE
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()

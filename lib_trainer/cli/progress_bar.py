@@ -1,0 +1,71 @@
+"""A run's events as progress bars in a terminal."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from lib_trainer.errors import printable
+from lib_trainer.work import events as ev
+
+LOG_SECONDS = 15.0
+"""Where the output is no terminal, a bar is a line in a log: seldom is enough."""
+
+
+class ProgressBar:
+    """A listener. One bar for each phase and one for the steps, warnings above it, all on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._name = ""
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __call__(self, event: ev.Event) -> None:
+        match event:
+            case ev.Phase(name, done, total):
+                self._move(name, done, total, "")
+            case ev.Started():
+                parts = ", ".join(f"{count} in {part}" for part, count in event.modules.items())
+                self._say(f"Training {event.trained_parameters:,} parameters in adapters: {parts}")
+            case ev.StepDone():
+                self._move("Training", event.step, event.total_steps, f"loss={event.loss:.4f}, epoch={event.epoch}")
+            case ev.PreviewMade(step, _, prompt):
+                self._say(f"Step {step}: drew a preview of {prompt!r}")
+            case ev.Saved(step, path, final):
+                if not final:
+                    self._say(f"Step {step}: saved {path}")
+            case ev.Message(text, level):
+                self._say(text if level == "info" else f"{level}: {text}")
+            case ev.Finished() | ev.Failed():
+                self._close()
+
+    def _move(self, name: str, done: int, total: int, note: str) -> None:
+        if name != self._name:
+            self._close()
+            self._name = name
+            if total:
+                seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+                self._bar = tqdm(total=total, desc=name, file=sys.stderr, mininterval=seconds, dynamic_ncols=True)
+            else:
+                self._say(name)
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+
+    def _say(self, line: str) -> None:
+        tqdm.write(printable(line), file=sys.stderr)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._name = None, ""

@@ -1,0 +1,270 @@
+"""`python -m lib_trainer tag FOLDER`: score a folder's pictures and write captions beside them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from lib_trainer.tagging.choices import (
+    DEFAULT_CHARACTER_THRESHOLD,
+    DEFAULT_TEMPLATE,
+    POLICIES,
+    SORTS,
+    WAYS,
+)
+
+if TYPE_CHECKING:
+    from lib_trainer.dataset.folder import Skipped
+    from lib_trainer.tagging.captions.style import Style
+    from lib_trainer.tagging.desk import TaggerDesk
+    from lib_trainer.tagging.events import Progress, WriteReport
+    from lib_trainer.tagging.models.registry import Tagger
+    from lib_trainer.tagging.pictures import Folder
+    from lib_trainer.tagging.scores.store import ScoreStore
+    from lib_trainer.tagging.scores.table import Thresholds
+
+DONE, FAILED = 0, 1
+DESCRIPTION = """Score pictures with a WD14 tagger and write captions beside them. Scores are kept in
+FOLDER/.trainer, so that another threshold or a second run costs nothing. Ctrl-C keeps what is done. Exit codes: 0 done
+or stopped, 1 some pictures or captions were left out, 2 refused."""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "tag", help="tag the pictures of a folder", description=DESCRIPTION
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    _add_model_options(parser.add_argument_group("model"))
+    _add_threshold_options(parser.add_argument_group("thresholds"))
+    _add_caption_options(parser.add_argument_group("captions"))
+    parser.set_defaults(run=run)
+
+
+def _add_model_options(group: Any) -> None:
+    group.add_argument(
+        "--model", action="append", metavar="NAME|DIR",
+        help="a folder with model.onnx and selected_tags.csv, or the name of one below --models; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--models", type=Path, default=Path("models"), metavar="DIR", help="where taggers are looked for"
+    )
+    group.add_argument(
+        "--download", action="store_true", help="fetch a known model that is not there into --models/wd-tagger"
+    )
+    group.add_argument("--ensemble", choices=WAYS, default="mean", help="how several models are taken together")
+    group.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    group.add_argument("--threads", type=int, default=0, metavar="N", help="of the model (default: its own choice)")
+    group.add_argument("--no-recursive", action="store_true", help="leave subfolders out")
+
+
+def _add_threshold_options(group: Any) -> None:
+    group.add_argument("--general", type=float, metavar="P", help="default: where the model's precision equals recall")
+    group.add_argument("--character", type=float, default=DEFAULT_CHARACTER_THRESHOLD, metavar="P")
+    group.add_argument("--mcut-general", action="store_true", help="a line of its own for each picture, by MCut")
+    group.add_argument("--mcut-character", action="store_true")
+    group.add_argument("--ratings", action="store_true", help="write the likeliest rating, too")
+    group.add_argument("--tag-threshold", action="append", default=[], metavar="TAG:P", help="may be repeated")
+
+
+def _add_caption_options(group: Any) -> None:
+    group.add_argument("--policy", choices=POLICIES, default="merge", help="what becomes of a caption that is there")
+    group.add_argument("--foreign", action="store_true", help="tags of unknown origin are another tagger's: may go")
+    group.add_argument("--restore", action="store_true", help="tags that were removed by hand may come back")
+    group.add_argument("--sort", choices=SORTS, default="score")
+    group.add_argument("--trigger", default="", metavar="WORD", help="put in front")
+    group.add_argument("--always", default="", metavar="TAGS", help="tags for every picture")
+    group.add_argument("--exclude", default="", metavar="TAGS", help="tags, wildcards and /expressions/ to leave out")
+    group.add_argument("--underscores", action="store_true", help="long_hair instead of long hair")
+    group.add_argument("--escape", action="store_true", help="escape brackets as prompts want them")
+    group.add_argument("--file-name", default=DEFAULT_TEMPLATE, metavar="TEMPLATE", help="default: {name}.txt")
+    group.add_argument("--dry-run", action="store_true", help="score, show what would change, and write nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit code; raises `TrainerError` for what is refused before it starts."""
+    from lib_trainer.captions.tags import TagPatterns, split_tags
+    from lib_trainer.tagging.captions.style import Style
+    from lib_trainer.tagging.pictures import list_pictures
+    from lib_trainer.tagging.scores.store import ScoreStore
+    from lib_trainer.tagging.scores.table import Thresholds, parse_overrides
+
+    style = Style(
+        policy=options.policy,
+        sort=options.sort,
+        underscores=options.underscores,
+        escaped=options.escape,
+        trigger=options.trigger,
+        always=tuple(split_tags(options.always)),
+        excluded=TagPatterns.parse(options.exclude, "--exclude"),
+        foreign=options.foreign,
+        restore=options.restore,
+        template=options.file_name,
+    )
+    folder = list_pictures(options.folder, recursive=not options.no_recursive, template=style.template)
+    with _stopping_at_interrupt() as stop, _Bar() as bar:
+        taggers = _taggers(options, stop, bar)
+        first = options.general if options.general is not None else _preset([tagger.name for tagger in taggers])
+        thresholds = Thresholds(
+            first,
+            options.character,
+            options.mcut_general,
+            options.mcut_character,
+            options.ratings,
+            parse_overrides("\n".join(options.tag_threshold)),
+        )
+        with ScoreStore(folder.root) as store:
+            return _run(options, folder, store, taggers, thresholds, style, stop, bar)
+
+
+def _run(
+    options: argparse.Namespace,
+    folder: Folder,
+    store: ScoreStore,
+    taggers: Sequence[Tagger],
+    thresholds: Thresholds,
+    style: Style,
+    stop: threading.Event,
+    bar: _Bar,
+) -> int:
+    from lib_trainer.tagging.captions.effect import Opened
+    from lib_trainer.tagging.run import score_folder, write_scored
+
+    for note in [*folder.notes, *(note for tagger in taggers for note in tagger.notes)]:
+        bar.say(note)
+    scored = score_folder([_opened(tagger) for tagger in taggers], store, folder, stop=stop.is_set, listener=bar)
+    bar.close()
+    for report in scored.reports:
+        print(f"{report.name}: {report.scored} scored on {report.device}, {report.cached} known before.")
+    unknown = {tagger.fingerprint for tagger in taggers} - store.models().keys()
+    if scored.stopped and (options.dry_run or unknown):
+        return _tell_end(None, scored.left_out, True)
+    opened = Opened.read(store, folder.pictures, [t.fingerprint for t in taggers], style, options.ensemble)
+    if options.dry_run:
+        _show(opened, thresholds, style)
+        return _tell_end(None, scored.left_out, False)
+    # after Ctrl-C, too: what is scored is written, and a second Ctrl-C ends it
+    written, left_out = write_scored(opened, scored, thresholds, style, stop=lambda: False, listener=bar)
+    bar.close()
+    return _tell_end(written, left_out, stop.is_set())
+
+
+def _opened(tagger: Tagger) -> Callable[[], contextlib.AbstractContextManager[Tagger]]:
+    return lambda: contextlib.nullcontext(tagger)
+
+
+def _show(opened: Any, thresholds: Thresholds, style: Style) -> None:
+    preview = opened.preview(thresholds, style)
+    print(f"{preview.changed} captions would change: {preview.added} tags added, {preview.removed} removed.")
+    if preview.withheld:
+        print(f"{preview.withheld} tags stay away that were removed by hand; --restore brings them back.")
+    print(f"{'tag':40} {'before':>7} {'after':>7} {'added':>7} {'removed':>7}")
+    for line in preview.tags:
+        print(f"{line.tag[:40]:40} {line.before:7} {line.after:7} {line.added:7} {line.removed:7}")
+
+
+def _tell_end(written: WriteReport | None, left_out: Sequence[Skipped], stopped: bool) -> int:
+    if written is not None:
+        print(written.sentence)
+        if written.written:
+            print("`captions FOLDER undo` takes it back.")
+    if stopped:
+        print("Stopped; the same command goes on from here.")
+    for item in left_out:
+        print(f"left out: {item.path} ({item.reason})", file=sys.stderr)
+    return FAILED if left_out else DONE
+
+
+def _taggers(options: argparse.Namespace, stop: threading.Event, bar: _Bar) -> list[Tagger]:
+    from lib_trainer.tagging.models.download import download
+    from lib_trainer.tagging.models.folders import at, find_taggers, pick
+    from lib_trainer.tagging.models.registry import KNOWN_MODELS, known_model
+
+    found = find_taggers([options.models])
+    wanted = options.model or [item.name for item in found if not item.problem][:1] or [KNOWN_MODELS[0].name]
+    taggers = []
+    for name in wanted:
+        known = known_model(name)
+        if options.download and known and not any(item.name == name and not item.problem for item in found):
+            place = download(known, options.models / "wd-tagger", stop=stop.is_set, listener=bar)
+            bar.close()
+            item = at(place)
+        else:
+            item = pick(found, name)
+        taggers.append(item.open(threads=options.threads, device=options.device))
+    return taggers
+
+
+def _preset(names: Sequence[str]) -> float:
+    from lib_trainer.tagging.models.registry import threshold_of
+
+    return sum(threshold_of(name) for name in names) / len(names)
+
+
+@contextlib.contextmanager
+def _stopping_at_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C (or a terminate signal) stops and keeps what is done; the second one ends the process."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def make_desk(root: Path) -> TaggerDesk:
+    """The standalone page's: taggers are looked for in ./models and in `root`/models, where downloads go, too."""
+    from lib_trainer.tagging.desk import TaggerDesk
+    from lib_trainer.tagging.views import Places
+
+    return TaggerDesk(
+        Places(lambda: [Path("models").absolute(), root / "models"], lambda: root / "models" / "wd-tagger")
+    )
+
+
+class _Bar:
+    """A listener: one bar for each thing that is done, on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._what = ""
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __call__(self, progress: Progress) -> None:
+        from tqdm import tqdm
+
+        if progress.what != self._what:
+            self.close()
+            self._what = progress.what
+            byte = {"unit": "B", "unit_scale": True} if progress.what.startswith("Downloading") else {"unit": "picture"}
+            seconds = 0.1 if sys.stderr.isatty() else 15.0
+            self._bar = tqdm(total=progress.total, desc=progress.what, file=sys.stderr, mininterval=seconds, **byte)
+        self._bar.update(progress.done - self._bar.n)
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._what = None, ""

@@ -1,0 +1,1 @@
+"""Captions from scores: style, effect on a folder, and writing."""

@@ -1,0 +1,70 @@
+"""Finding taggers on disk: folders with `model.onnx` and `selected_tags.csv`, whole or not. Nothing is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lib_trainer.errors import TaggerError
+from lib_trainer.tagging.models.files import problem_of_files
+from lib_trainer.tagging.models.registry import KINDS, Found
+
+DEPTH = 4
+"""How many folders below a root are looked into; the hub's own cache keeps its files three below."""
+
+
+def find_taggers(roots: Iterable[Path]) -> list[Found]:
+    """Every tagger below the roots, the usable ones first, each folder once, in the order of names.
+
+    A folder that holds one of the two files and not the other, or an empty one, is reported with its `problem`.
+    """
+    found: dict[Path, Found] = {}
+    for root in roots:
+        for folder, files in _walk(Path(root), DEPTH):
+            for kind in KINDS.values():
+                if files.intersection(kind.files):
+                    problem = problem_of_files(folder, kind.files)
+                    found.setdefault(folder.resolve(), Found(_name(folder), folder, kind.name, problem))
+    return sorted(found.values(), key=lambda item: (bool(item.problem), item.name.casefold(), str(item.folder)))
+
+
+def at(folder: Path) -> Found:
+    """The tagger of this very folder. Raises `TaggerError` where there is none."""
+    if not folder.is_dir():
+        raise TaggerError(f"There is no folder '{folder}' with a tagger: check the path.")
+    kind = next((kind for kind in KINDS.values() if any((folder / name).exists() for name in kind.files)), None)
+    kind = kind or next(iter(KINDS.values()))  # of none: its problem says what is missing
+    return Found(_name(folder), folder, kind.name, problem_of_files(folder, kind.files))
+
+
+def pick(found: Iterable[Found], name: str) -> Found:
+    """The found tagger of that name, or the one at that path. Raises `TaggerError`."""
+    known = list(found)
+    for item in known:
+        if name in (item.name, str(item.folder)):
+            return item
+    if Path(name).expanduser().is_dir():
+        return at(Path(name).expanduser())
+    there = ", ".join(item.name for item in known if not item.problem) or "none"
+    raise TaggerError(f"There is no tagger called '{name}' (found: {there}): download it, or give its folder.")
+
+
+def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:
+    try:
+        with os.scandir(folder) as entries:
+            listed = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return
+    yield folder, {name for name, is_folder in listed if not is_folder}
+    if depth > 0:
+        for name, is_folder in sorted(listed):
+            if is_folder and name not in ("blobs", "refs"):
+                yield from _walk(folder / name, depth - 1)
+
+
+def _name(folder: Path) -> str:
+    """The folder's name; in the hub's cache (`models--owner--name/snapshots/commit`) the model's."""
+    match = re.search(r"models--[^/\\]+?--([^/\\]+)[/\\]snapshots[/\\][^/\\]+$", str(folder))
+    return match.group(1) if match else folder.name

@@ -1,0 +1,1 @@
+"""Scores of pictures: computed once, kept beside the set, and thresholds over them."""

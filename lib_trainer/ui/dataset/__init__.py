@@ -1,0 +1,1 @@
+"""The Dataset tab: layout, its commands, and its panels as HTML."""

@@ -1,0 +1,142 @@
+"""What the Dataset tab does: one command in, changed panels out. Knows no gradio, so that tests may drive it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from lib_trainer.dataset.file_moves import ConflictError
+from lib_trainer.errors import DatasetError, TrainerError
+from lib_trainer.ui.dataset import checking as dataset_checking
+from lib_trainer.ui.dataset import editing as dataset_editing
+from lib_trainer.ui.dataset import html as html
+from lib_trainer.ui.dataset import looking as dataset_looking
+from lib_trainer.ui.dataset.common import Answer, Values, note_form
+from lib_trainer.ui.dataset.view import PAGE, SetPool, View
+from lib_trainer.ui.dataset.work import conflict_html, preview_html, work_html
+from lib_trainer.ui.train.status import notice_html
+
+_log = logging.getLogger(__name__)
+PANELS = ("notice", "bar", "tags", "gallery", "picture", "preview", "work", "marks", "known", "download")
+
+COMMANDS: dict[str, Callable[[View, Values], Answer]] = {
+    "filter": dataset_looking.filter,
+    "clear": dataset_looking.clear,
+    "check-typed": dataset_looking.check_typed,
+    "tags": dataset_looking.tags,
+    "tag": dataset_looking.tag,
+    "page": dataset_looking.page,
+    "click": dataset_looking.click,
+    "move": dataset_looking.move,
+    "select": dataset_looking.select,
+    "tab": dataset_looking.tab,
+    "chip": dataset_editing.chip,
+    "preview": dataset_editing.preview,
+    "apply": dataset_editing.apply,
+    "cancel": dataset_editing.cancel,
+    "undo": dataset_editing.undo,
+    "undo-others": dataset_editing.undo_others,
+    "redo": dataset_editing.redo,
+    "trash": dataset_editing.trash,
+    "convert": dataset_editing.convert,
+    "reload": dataset_editing.reload,
+    "keep-mine": dataset_editing.keep_mine,
+    "plan": dataset_editing.plan,
+    "plan-preview": dataset_editing.plan_preview,
+    "implied": dataset_editing.implied,
+    "implied-preview": dataset_editing.implied_preview,
+    "snapshot": dataset_editing.snapshot,
+    "compare": dataset_editing.compare,
+    "outside": dataset_editing.outside,
+    "check": dataset_checking.start_check,
+    "check-stop": dataset_checking.check_stop,
+    "poll": dataset_checking.poll,
+    "show": dataset_checking.show,
+    "remedy": dataset_checking.remedy,
+    "export": dataset_checking.export,
+}
+"""Every command by the name that the page sends."""
+
+
+class DatasetActions:
+    """Carries out commands on a tab's view."""
+
+    def __init__(self, pool: SetPool) -> None:
+        self.pool = pool
+        self._number = 0
+
+    def run(self, view: View, command: Values) -> dict[str, str]:
+        """Carry out a command and render. A mistake is a sentence in the notice, and nothing has changed."""
+        notice, error = "", False
+        extra = {"hint": "", "focus": str(command.get("focus", "")), "download": ""}
+        try:
+            answer = self._carried_out(view, command)
+            if isinstance(answer, dict):
+                extra |= answer
+            else:
+                notice = answer or ""
+        except ConflictError as conflict:
+            notice, error = str(conflict), True
+            view.conflicts, view.undoing = conflict.conflicts, command.get("do") == "undo"
+        except TrainerError as problem:
+            notice, error = str(problem), True
+        except Exception as bug:  # must not cost what was typed
+            _log.exception("The Dataset tab met an unexpected error in '%s'", command.get("do"))
+            notice, error = f"Unexpected error, see the console: {type(bug).__name__}: {bug}", True
+        dataset_checking.renew(view)
+        self._number += 1
+        if command.get("do") == "check-typed" and view.shown and not notice:  # at every key: nothing else has changed
+            return view.shown | {"marks": html.marks_html(view, extra["hint"], extra["focus"], self._number)}
+        panels = self.render(view, extra)
+        if view.open is not None:
+            view.open.look_ahead(view.keys()[(view.page + 1) * PAGE : (view.page + 2) * PAGE])
+        panels["notice"] = notice_html(notice, error=error, number=self._number)
+        return panels
+
+    def _carried_out(self, view: View, command: Values) -> Answer:
+        name = str(command.get("do", ""))
+        note_form(view, command)
+        if name == "open":
+            return self._open(view, command)
+        if name == "train":
+            return self._train(str(command.get("folder", "")))
+        if view.open is None or name not in COMMANDS:
+            raise DatasetError("No set is open: give its folder and press Open.")
+        view.open.editor.follow()
+        return COMMANDS[name](view, command)
+
+    def _train(self, folder: str) -> str:
+        """The script puts the folder into the training form; without one there is something to be said."""
+        if not folder.strip():
+            raise DatasetError("No folder is given: write the full path of the set, then it can be trained.")
+        return ""
+
+    def _open(self, view: View, values: Values) -> str:
+        opened = self.pool.open(str(values.get("folder", "")))
+        kept = {"trigger": view.trigger, "size": view.size, "typed_size": view.typed_size, "shown": view.shown}
+        view.__dict__.update(View(open=opened, **kept).__dict__)  # type: ignore[arg-type]
+        told = [opened.editor.history.recovered, f"{len(opened.editor.items):,} pictures are open."]
+        opened.editor.history.recovered = ""
+        if opened.editor.unreadable:
+            told.append(
+                f"{len(opened.editor.unreadable):,} captions cannot be read: the Check tab lists and converts them."
+            )
+        return " ".join(filter(None, told))
+
+    def render(self, view: View, extra: Mapping[str, str]) -> dict[str, str]:
+        """All panels."""
+        view.settle()
+        spellings = view.open.editor.spellings() if view.open else {}
+        most = [spellings.get(key, key) for key, _ in view.counts().most_common(500)] if view.open else []
+        return {
+            "notice": "",
+            "bar": html.bar_html(view),
+            "tags": html.tags_html(view),
+            "gallery": html.gallery_html(view),
+            "picture": html.picture_html(view),
+            "preview": conflict_html(view) + preview_html(view),
+            "work": work_html(view),
+            "marks": html.marks_html(view, extra["hint"], extra["focus"], self._number),
+            "known": html.known_tags_html(most),
+            "download": extra["download"],
+        }

@@ -1,0 +1,1 @@
+"""What every page is made of: the form derived from declared options."""

@@ -1,0 +1,237 @@
+"""What the Tagger's buttons do, and what its polls answer: everything but the layout."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from lib_trainer.captions.tags import tag_key
+from lib_trainer.errors import TaggerError, TrainerError
+from lib_trainer.tagging.captions.effect import Opened, Preview
+from lib_trainer.tagging.captions.style import Guess, Style, compose
+from lib_trainer.tagging.captions.writing import planned
+from lib_trainer.tagging.desk import TaggerDesk
+from lib_trainer.tagging.models.registry import threshold_of
+from lib_trainer.tagging.scores.table import ScoreTable, select
+from lib_trainer.ui.tagger.form import Settings, names_of
+from lib_trainer.ui.tagger.view import (
+    border_html,
+    captions_html,
+    examples_html,
+    job_html,
+    mark_html,
+    scores_html,
+    summary_html,
+    table_html,
+)
+from lib_trainer.ui.train.status import notice_html
+
+FIRST_CAPTIONS = 6
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaggerOptions:
+    """What the page must know of its place; `insert_js` puts a text into the host's prompt."""
+
+    insert_js: str
+    prefix: str = "tagger"
+    send_label: str = "Send to txt2img"
+
+
+class TaggerActions:
+    """The page's use of a desk. Holds nothing of a page, so any number of pages may watch."""
+
+    def __init__(self, desk: TaggerDesk, options: TaggerOptions) -> None:
+        self.desk, self.options = desk, options
+        self._notices = itertools.count(1)
+
+    # -- jobs ----------------------------------------------------------------------------------------------------
+
+    def tag(self, settings: Settings) -> str:
+        return self._told(lambda: self.desk.start_scoring(settings.selection, settings.device))
+
+    def write(self, settings: Settings) -> str:
+        return self._told(lambda: self.desk.start_writing(settings.selection, settings.thresholds, settings.style))
+
+    def download(self, name: str) -> str:
+        return self._told(lambda: self.desk.start_download(name.split(" ", 1)[0]))
+
+    def stop(self) -> str:
+        if not self.desk.running:
+            return self._notice("Nothing is under way.")
+        self.desk.stop()
+        return ""
+
+    def unload(self) -> str:
+        self.desk.unload()
+        return self._notice("The tagger is closed and its memory free.")
+
+    def poll(self, seen: str, models: Sequence[str]) -> tuple[Any, Any, Any, Any, Any, str, str]:
+        """The panel, Tag, Stop, Write and the list of taggers as they are now, a mark that changes with the folders'
+        captions, and what has been seen."""
+        view = self.desk.view()
+        now = json.dumps([view.number, view.state, view.stopping] if view else [0, ""])
+        active = bool(view and view.active)
+        turned = now != seen
+        panel = job_html(view, self.desk.device(), self.options.prefix) if active or turned else gr.update()
+        mark = mark_html(self.desk.mark())
+        idle, busy = (
+            (gr.update(interactive=not active), gr.update(interactive=active)) if turned else (gr.update(),) * 2
+        )
+        return panel, idle, busy, idle, self._listed(models) if turned else gr.update(), mark, now
+
+    # -- models --------------------------------------------------------------------------------------------------
+
+    def refresh_models(self, settings: Settings) -> tuple[str, Any]:
+        """A notice, and the list of taggers, looked for again; what is chosen stays if it is there."""
+        found = [item for item in self.desk.found(again=True) if not item.problem]
+        return self._notice(f"Taggers found: {len(found)}."), self._listed(settings.models)
+
+    def _listed(self, chosen: Sequence[str]) -> Any:
+        names = names_of(self.desk.found())
+        return gr.update(choices=names, value=[name for name in chosen if name in names] or names[:1])
+
+    def preset(self, settings: Settings) -> tuple[str, float]:
+        """A notice, and the general line where precision equals recall; of several taggers the mean."""
+        lines = [threshold_of(name) for name in settings.models] or [threshold_of("")]
+        line = round(sum(lines) / len(lines), 4)
+        return self._notice(f"General tags: {line:g}, for {', '.join(settings.models) or 'any tagger'}."), line
+
+    def send(self, prompt: str) -> str:
+        """What is to be said where there is no prompt to send."""
+        return "" if prompt.strip() else self._notice("There is no prompt yet: drop a picture first.", error=True)
+
+    # -- the folder ----------------------------------------------------------------------------------------------
+
+    def look(self, settings: Settings, tag: str, complained: str = "") -> list[Any]:
+        """Notice, summary, table and first captions for the settings as they are, which is what follows the slider;
+        and whether the notice is a complaint of this. `complained`: whether the one that stands there is; any other is
+        left, as it answers a button."""
+        shown = ["", "", ""]
+
+        def work() -> None:
+            style, thresholds = settings.style, settings.thresholds
+            if not settings.selection.folder:
+                return
+            try:
+                opened = self.desk.opened(settings.selection, style)
+            except TaggerError as error:  # a folder that waits for Tag, say: no reason for red
+                shown[0] = f'<div class="tagger-empty">{escape(str(error))}</div>'
+            else:
+                preview = opened.preview(thresholds, style)
+                captions = captions_html(self._first(opened, preview, style))
+                shown[:] = [summary_html(opened, preview), table_html(preview, len(opened.paths), tag), captions]
+
+        told = self._told(work)
+        notice = told if told or complained else gr.update()
+        return [notice, *shown, "1" if told else ""]
+
+    def reread(self, settings: Settings, tag: str) -> list[Any]:
+        """As `look`, with the folder and its captions read again."""
+        told = self._told(lambda: self.desk.opened(settings.selection, settings.style, again=True))
+        return [told, *self.look(settings, tag)[1:4], ""]
+
+    def details(self, settings: Settings, tag: str) -> list[Any]:
+        """The pictures of the chosen tag, and those near its line: they need thumbnails and come after the rest."""
+        shown = ["", ""]
+
+        def work() -> None:
+            style, thresholds = settings.style, settings.thresholds
+            if settings.selection.folder:
+                opened = self.desk.opened(settings.selection, style)
+                preview = opened.preview(thresholds, style)
+                line = next((line for line in preview.tags if tag_key(line.tag) == tag_key(tag)), None)
+                border = opened.borderline(thresholds, tag) if tag else []
+                shown[:] = [examples_html(opened, line, tag, preview), border_html(opened, border, tag)]
+
+        self._told(work)  # `look` has told already what is wrong
+        return shown
+
+    def _first(self, opened: Opened, preview: Preview, style: Style) -> list[Any]:
+        rows = np.unique(preview.moved[0])[:FIRST_CAPTIONS].tolist()
+        first = planned(opened, rows, preview.chosen, style)
+        return [(c.picture, c.existing.text if c.existing else "", c.composed.text) for c in first]
+
+    def judge(self, settings: Settings, verdict: str) -> str:
+        """A verdict of the border: JSON of [content hash, tag, 'accept' | 'reject' | 'undo']."""
+
+        def work() -> None:
+            content, tag, word = json.loads(verdict)
+            opened = self.desk.opened(settings.selection, settings.style)
+            accepted = {"accept": True, "reject": False}.get(word)
+            for row in (row for row, known in enumerate(opened.contents) if known == content):
+                opened.decide(row, tag, accepted)
+
+        return self._told(work)
+
+    # -- one picture ---------------------------------------------------------------------------------------------
+
+    def single(self, image: Image.Image | None, settings: Settings) -> list[str]:
+        """A new picture: its key, notice, bars, prompt and caption."""
+        if image is None:
+            return [""] * 5
+        buffer = BytesIO()
+        image.save(buffer, "PNG", compress_level=0)
+        key = self.desk.remember(buffer.getvalue())
+        return [key, *self.describe(key, settings)]
+
+    def describe(self, key: str, settings: Settings) -> list[str]:
+        """Notice, bars, prompt and caption of a picture that was given before, for the settings as they are."""
+        result = ["", "", ""]
+
+        def work() -> None:
+            selection = settings.selection
+            table = self.desk.single(key, selection.models, selection.how, settings.device)
+            result[:] = self._described(table, settings)
+
+        return [self._told(work), *result]
+
+    def _described(self, table: ScoreTable, settings: Settings) -> list[str]:
+        style, thresholds = settings.style, settings.thresholds
+        chosen = select(table, thresholds, style.excluded)
+        guesses = [
+            Guess(table.labels.names[column], float(score), "")
+            for column, score in zip(table.columns[chosen], table.values[chosen])
+        ]
+        texts = [caption_of(guesses, style, escaped) for escaped in (True, False)]
+        return [scores_html(table, thresholds, chosen.tolist()), *texts]
+
+    # -- within --------------------------------------------------------------------------------------------------
+
+    def _told(self, action: Callable[[], object]) -> str:
+        """Run `action`; an error becomes a sentence for the page, and a bug's trace goes to the console only."""
+        try:
+            action()
+        except TrainerError as error:
+            return self._notice(str(error), error=True)
+        except Exception as error:  # a bug must not cost what was typed
+            _log.exception("The Tagger's page met an unexpected error")
+            return self._notice(f"Unexpected error, see the console: {type(error).__name__}: {error}", error=True)
+        return ""
+
+    def _notice(self, text: str, *, error: bool = False) -> str:
+        return notice_html(text, error=error, number=next(self._notices))
+
+
+def caption_of(guesses: Sequence[Guess], style: Style, escaped: bool) -> str:
+    """A picture's tags as a prompt (brackets escaped) or as a caption for training."""
+    plain = Style(
+        sort="score" if style.sort == "frequency" else style.sort,
+        underscores=style.underscores and not escaped,
+        escaped=escaped,
+        trigger=style.trigger,
+        always=style.always,
+    )
+    done = compose(None, guesses, plain)
+    return done.text if done else ""

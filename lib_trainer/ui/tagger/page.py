@@ -1,0 +1,234 @@
+"""The Tagger: settings on the left, a folder or one picture on the right.
+
+gradio 3.41 has neither a timer nor a way to drop stale requests. `javascript/tagger.js` clicks hidden buttons: `poll`
+every second while a job runs, and `refresh` once the settings have rested for a moment, never two at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from lib_trainer.tagging.desk import TaggerDesk
+from lib_trainer.tagging.models.registry import KNOWN_MODELS, threshold_of
+from lib_trainer.ui.kit.form import keep_out_of_ui_config
+from lib_trainer.ui.tagger.actions import TaggerActions, TaggerOptions
+from lib_trainer.ui.tagger.form import (
+    Maker,
+    TaggerForm,
+    lay_out_captions,
+    lay_out_models,
+    lay_out_thresholds,
+    names_of,
+    title,
+)
+from lib_trainer.ui.tagger.view import job_html
+
+__all__ = ["TaggerOptions", "build_tagger_page"]
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_name": False}
+"""Past the host's queue, which a generation may hold, and without flicker."""
+
+
+@dataclass(frozen=True)
+class _Page:
+    """The components that the events connect, by name."""
+
+    form: TaggerForm
+    parts: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.parts[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def build_tagger_page(desk: TaggerDesk, options: TaggerOptions) -> None:
+    """Lay out the page in the open gradio context and connect it with the desk."""
+    actions = TaggerActions(desk, options)
+    page = _lay_out(desk, options)
+    _connect_jobs(page, actions)
+    _connect_models(page, actions)
+    _connect_folder(page, actions)
+    _connect_single(page, actions)
+
+
+def _lay_out(desk: TaggerDesk, options: TaggerOptions) -> _Page:
+    make = Maker(options.prefix)
+    parts: dict[str, Any] = {}
+    names = names_of(desk.found(again=True))
+    with (
+        gr.Column(elem_id=f"{options.prefix}_page", elem_classes="trainer-page tagger-page"),
+        gr.Row(elem_classes="trainer-columns", equal_height=False),
+    ):
+        with gr.Column(elem_classes="trainer-left", min_width=340, scale=2):
+            with gr.Column(elem_classes="trainer-section"):
+                title("Tagger")
+                lay_out_models(make, names)
+                _lay_out_download(make, parts, opened=not names)
+            with gr.Column(elem_classes="trainer-section"):
+                parts["preset"] = lay_out_thresholds(make, threshold_of(names[0] if names else ""))
+            with gr.Column(elem_classes="trainer-section"):
+                lay_out_captions(make)
+        with gr.Column(elem_classes="trainer-right", min_width=340, scale=3):
+            parts["notice"] = make(gr.HTML, "notice", classes=["trainer-box-notice"])
+            with gr.Tabs(elem_id=f"{options.prefix}_tabs"):
+                with gr.Tab("Folder", elem_id=f"{options.prefix}_tab_folder"):
+                    _lay_out_folder(make, parts, options)
+                with gr.Tab("One picture", elem_id=f"{options.prefix}_tab_single"):
+                    _lay_out_single(make, parts, options)
+        for name in ("poll", "refresh", "show", "judge"):
+            parts[name] = make(gr.Button, name, value="", visible=False)
+        for name in ("seen", "tag", "verdict", "single", "complained"):
+            parts[name] = make(gr.Textbox, name, value="", visible=False)
+        parts["mark"] = make(gr.HTML, "mark")
+    return _Page(TaggerForm(dict(make.settings)), parts)
+
+
+def _lay_out_download(make: Maker, parts: dict[str, Any], *, opened: bool) -> None:
+    with gr.Row():
+        parts["rescan"] = make(gr.Button, "rescan", value="Look for taggers again", size="sm", min_width=120)
+        parts["unload"] = make(gr.Button, "unload", value="Close the tagger", size="sm", min_width=120)
+    with keep_out_of_ui_config(gr.Accordion("Download a tagger", open=opened, elem_classes="trainer-more")):
+        choices = [f"{model.name} ({model.about})" if model.about else model.name for model in KNOWN_MODELS]
+        parts["known"] = make(
+            gr.Dropdown,
+            "known",
+            choices=choices,
+            value=choices[1],
+            label="From the model hub (0.3 to 1.3 GB)",
+            classes=["trainer-wide"],
+            info="HF_ENDPOINT names a mirror. Nothing is fetched before you press the button.",
+        )
+        parts["download"] = make(gr.Button, "download", value="Download", size="sm")
+
+
+def _lay_out_folder(make: Maker, parts: dict[str, Any], options: TaggerOptions) -> None:
+    make.setting(
+        gr.Textbox, "folder", label="Folder of pictures", placeholder="/path/to/pictures", max_lines=1, value=""
+    )
+    make.setting(gr.Checkbox, "recursive", label="With its subfolders", value=True)
+    with gr.Row(elem_classes="trainer-buttons"):
+        parts["tag_folder"] = make(gr.Button, "tag_folder", value="Tag", variant="primary", min_width=90)
+        parts["stop"] = make(gr.Button, "stop", value="Stop", variant="stop", interactive=False, min_width=90)
+        parts["reread"] = make(gr.Button, "reread", value="Read again", min_width=90)
+        parts["write"] = make(gr.Button, "write", value="Write captions", variant="primary", min_width=120)
+    parts["job"] = make(gr.HTML, "job", value=job_html(None, "", options.prefix))
+    parts["summary"] = make(gr.HTML, "summary")
+    with gr.Tabs(elem_id=f"{options.prefix}_views"):
+        with gr.Tab("Tags"):
+            parts["table"] = make(gr.HTML, "table")
+            parts["examples"] = make(gr.HTML, "examples")
+        with gr.Tab("First captions"):
+            parts["captions"] = make(gr.HTML, "captions")
+        with gr.Tab("Near the line"):
+            parts["border"] = make(gr.HTML, "border")
+
+
+def _lay_out_single(make: Maker, parts: dict[str, Any], options: TaggerOptions) -> None:
+    parts["image"] = make(
+        gr.Image, "image", label="Picture", type="pil", image_mode="RGBA", tool=None, height=320, show_label=False
+    )
+    parts["prompt"] = make(
+        gr.Textbox, "prompt", label="As a prompt", show_copy_button=True, lines=3, interactive=False, value=""
+    )
+    parts["send"] = make(gr.Button, "send", value=options.send_label, size="sm")
+    parts["caption"] = make(
+        gr.Textbox,
+        "caption",
+        label="As a caption for training",
+        show_copy_button=True,
+        lines=3,
+        interactive=False,
+        value="",
+    )
+    parts["scores"] = make(gr.HTML, "scores")
+
+
+def _connect_jobs(page: _Page, actions: TaggerActions) -> None:
+    def with_settings(action: Callable[[Any], str]) -> Callable[..., list[str]]:
+        return lambda *raw: [action(page.form.values(raw)), ""]
+
+    hurry = _script(f"hurry({actions.options.prefix!r})")
+    for button, action in ((page.tag_folder, actions.tag), (page.write, actions.write)):
+        event = button.click(with_settings(action), page.form.inputs, [page.notice, page.complained], **QUIET)
+        event.then(None, None, None, _js=hurry)
+    page.download.click(actions.download, [page.known], [page.notice], **QUIET).then(None, None, None, _js=hurry)
+    page.stop.click(actions.stop, None, [page.notice], **QUIET).then(None, None, None, _js=hurry)
+    page.unload.click(actions.unload, None, [page.notice], **QUIET)
+    models = page.form.parts["models"]
+    outputs = [page.job, page.tag_folder, page.stop, page.write, models, page.mark, page.seen]
+    polled = page.poll.click(actions.poll, [page.seen, models], outputs, **QUIET)
+    polled.success(None, None, None, _js=_script(f"polled({actions.options.prefix!r})"))
+
+
+def _connect_models(page: _Page, actions: TaggerActions) -> None:
+    def rescan(*raw: Any) -> tuple[str, Any]:
+        return actions.refresh_models(page.form.values(raw))
+
+    def preset(*raw: Any) -> tuple[str, float]:
+        return actions.preset(page.form.values(raw))
+
+    refresh = _script(f"changed({actions.options.prefix!r})")
+    models, general = page.form.parts["models"], page.form.parts["general"]
+    page.rescan.click(rescan, page.form.inputs, [page.notice, models], **QUIET)
+    set_line = page.preset.click(preset, page.form.inputs, [page.notice, general], **QUIET)
+    set_line.then(None, None, None, _js=refresh)
+    for name, part in page.form.parts.items():  # sliders and boxes alike: the page's clock waits until they rest
+        if name != "folder":  # a path that is being typed names other folders all the way
+            part.change(None, None, None, _js=refresh)
+
+
+def _connect_folder(page: _Page, actions: TaggerActions) -> None:
+    shown = [page.notice, page.summary, page.table, page.captions, page.complained]
+    inputs = [page.tag, *page.form.inputs]
+    details = [page.examples, page.border]
+
+    def look(complained: str, tag: str, *raw: Any) -> list[Any]:
+        return actions.look(page.form.values(raw), tag, complained)
+
+    def reread(complained: str, tag: str, *raw: Any) -> list[Any]:
+        return actions.reread(page.form.values(raw), tag)
+
+    def show(tag: str, *raw: Any) -> list[Any]:
+        return actions.details(page.form.values(raw), tag)
+
+    def judge(verdict: str, complained: str, tag: str, *raw: Any) -> list[Any]:
+        settings = page.form.values(raw)
+        told = actions.judge(settings, verdict)
+        seen = actions.look(settings, tag, complained)
+        return [told or seen[0], *seen[1:]]
+
+    answered = _script(f"refreshed({actions.options.prefix!r})")
+    folder = page.form.parts["folder"]
+    for trigger, action in ((page.refresh.click, look), (page.reread.click, reread), (folder.submit, reread)):
+        event = trigger(action, [page.complained, *inputs], shown, **QUIET)
+        event.then(show, inputs, details, **QUIET).then(None, None, None, _js=answered)
+    shown_again = _script(f"shown({actions.options.prefix!r})")
+    page.show.click(show, inputs, details, **QUIET).then(None, None, None, _js=shown_again)
+    judged = page.judge.click(judge, [page.verdict, page.complained, *inputs], shown, **QUIET)
+    judged.then(None, None, None, _js=_script(f"judged({actions.options.prefix!r})"))
+
+
+def _connect_single(page: _Page, actions: TaggerActions) -> None:
+    def single(image: Any, *raw: Any) -> list[str]:
+        return actions.single(image, page.form.values(raw))
+
+    def describe(key: str, *raw: Any) -> list[Any]:
+        return actions.describe(key, page.form.values(raw))[1:] if key else [gr.update()] * 3
+
+    shown = [page.scores, page.prompt, page.caption]
+    outputs = [page.single, page.notice, *shown]
+    page.image.change(single, [page.image, *page.form.inputs], outputs, queue=False, api_name=False)
+    page.refresh.click(describe, [page.single, *page.form.inputs], shown, **QUIET)  # the line moves in the bars, too
+    insert = f"(text) => {{ ({actions.options.insert_js})(text); return []; }}"
+    page.send.click(actions.send, [page.prompt], [page.notice], **QUIET)
+    page.send.click(None, [page.prompt], None, _js=insert)
+
+
+def _script(call: str) -> str:
+    return f"() => {{ window.taggerPage?.{call}; return []; }}"

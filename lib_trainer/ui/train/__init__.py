@@ -1,0 +1,1 @@
+"""The training page: layout, what its buttons do, and a run as HTML."""

@@ -1,0 +1,355 @@
+"""What the buttons of the training page do, and what a poll answers: everything but the layout."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import secrets
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import msgspec
+
+from lib_trainer.config import JobConfig, OutputConfig, dump_job, field_specs, from_values, load_job, to_values
+from lib_trainer.errors import ConfigError, MemoryShort, Problems, TrainerError
+from lib_trainer.files import write_atomically
+from lib_trainer.training.card import trigger_words
+from lib_trainer.training.kinds import prompt_for
+from lib_trainer.ui.train.chart import chart_html
+from lib_trainer.ui.train.memory_line import MemoryLine
+from lib_trainer.ui.train.status import header_html, log_html, notice_html, problems_html, status_html
+from lib_trainer.work.jobs import JobRunner
+from lib_trainer.work.monitor import Preview, RunView
+
+LAST_JOB = "last.toml"
+NAME, EXISTING, CONTINUE = "output.name", "output.existing", "network.continue_from"
+CHANGED = (NAME, "embedding.names", CONTINUE)
+"""What a way out of a taken name may change of the form."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What the page must know of the place it is shown in.
+
+    `insert_js` is a JavaScript function of one text that puts it into the host's prompt. `job_folder` keeps the last
+    started job, with which the form is filled when the page is opened again. `task_id` names the host's own task while
+    a run holds its queue, for the host's own progress bar.
+    """
+
+    job_folder: Path
+    insert_js: str
+    samplers: Sequence[str] = ()
+    prefix: str = "trainer"
+    use_label: str = "Use in txt2img"
+    task_id: Callable[[], str | None] = lambda: None
+
+
+@dataclass(frozen=True)
+class PageUpdate:
+    """One answer to a poll, field by field in the order of the page's outputs; `gr.update()` leaves one as it is."""
+
+    header: Any
+    status: Any
+    chart: Any
+    gallery: Any
+    log: Any
+    start: Any
+    stop: Any
+    save: Any
+    preview: Any
+    use: Any
+    use_prompt: Any
+    lora: Any
+    lora_prompt: Any
+    seen: str
+
+    def outputs(self) -> list[Any]:
+        return [getattr(self, name) for name in PageUpdate.__dataclass_fields__]
+
+
+class TrainActions:
+    """The page's use of a runner. Holds nothing of the run itself, so any number of pages may watch."""
+
+    def __init__(self, runner: JobRunner, options: PageOptions) -> None:
+        self.runner = runner
+        self.options = options
+        self._notices = itertools.count(1)
+        self._token = secrets.token_hex(4)  # tells what was seen of this server from what was seen before a restart
+        self._previews = PreviewFiles()
+        self._last_use: tuple[Path, Use] | None = None
+        self.memory = MemoryLine(runner)
+        self._told_short: JobConfig | None = None
+
+    def start(self, values: Mapping[str, Any], existing: str = "") -> tuple[str, Offer]:
+        """Start a run. If it cannot, the notice names all that is wrong, and for a taken name there is an offer.
+
+        `existing` takes the place of the form's own choice for a taken name, this once. A job that seems not to fit
+        the memory is told what to change and starts when Start is pressed again.
+        """
+        offer = Offer()
+
+        def begin() -> str:
+            nonlocal offer
+            try:
+                job = self._checked({**values, **({EXISTING: existing} if existing else {})})
+                asked = msgspec.structs.replace(job, output=OutputConfig())  # its name plays no part
+                confirmed, self._told_short = asked == self._told_short, None
+                try:
+                    self.runner.start(job, confirmed=confirmed)
+                except MemoryShort as short:
+                    self._told_short = asked
+                    return self._notice(f"{short} Press Start again to start it as it is.", error=True)
+            except TrainerError as error:
+                taken = (one for one in error.problems if one.taken is not None)
+                offer = next((Offer(one.taken, one.free, one.replaceable) for one in taken), offer)
+                raise
+            if self.runner.job is not None:
+                kept = {**to_values(self.runner.job), EXISTING: values.get(EXISTING, field_specs()[EXISTING].default)}
+                with contextlib.suppress(OSError):  # the run is what matters: the form's memory is a convenience
+                    dump_job(from_values(kept), self.options.job_folder / LAST_JOB)
+            return ""
+
+        return self._told(begin), offer
+
+    def start_otherwise(self, values: Mapping[str, Any], offer: Offer, how: str) -> tuple[str, Offer, dict[str, Any]]:
+        """Start a job whose name is taken: under the next "free" name, with "replace", or "continue" from the file.
+
+        Also gives what the form is to show: the names that the run has got, and the file that it goes on from.
+        """
+        asked = {**values, CONTINUE: str(offer.taken)} if how == "continue" else values
+        notice, left = self.start(asked, "replace" if how == "replace" else "number")
+        if notice or self.runner.job is None:
+            return notice, left, {}
+        shown = to_values(self.runner.job)
+        return notice, left, {path: shown[path] for path in CHANGED if values.get(path) or path == CONTINUE}
+
+    def _checked(self, values: Mapping[str, Any]) -> JobConfig:
+        """The job of the form. Raises everything that is wrong with it, also what the host has to say."""
+        problems = Problems()
+        job = from_values(values, problems)
+        if problems.found:
+            with problems.at(but={problem.field for problem in problems.found}):
+                self.runner.check(job)  # with defaults in the place of what was refused
+            problems.raise_if_any()
+        return job
+
+    def command(self, action: Callable[[], None], told: str) -> str:
+        """Tell the running job something; the notice confirms it."""
+        if not self.runner.running:
+            return self._notice("No run is under way.")
+        action()
+        return self._notice(told, while_active=True)
+
+    def export(self, values: Mapping[str, Any]) -> tuple[str, str]:
+        """A notice, and what `trainer.js` offers for download (empty if the form cannot be exported)."""
+        payload = ""
+
+        def write() -> str:
+            nonlocal payload
+            job = from_values(values)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "job.toml")
+                dump_job(job, path)
+                payload = json.dumps({"name": f"{job.output.name or 'job'}.toml", "text": path.read_text("utf-8")})
+            return ""
+
+        return self._told(write), payload
+
+    def load(self, path: Path) -> tuple[str, dict[str, Any] | None]:
+        """A notice, and the values of a job file (None if it is not one)."""
+        values: dict[str, Any] | None = None
+
+        def read() -> str:
+            nonlocal values
+            try:
+                values = to_values(load_job(path))
+            except ConfigError as error:  # an upload lies in a temporary folder whose name would mean nothing
+                raise ConfigError(str(error).replace(str(path), path.name)) from error
+            return self._notice(f"The form now shows {path.name}.")
+
+        return self._told(read), values
+
+    def last_job(self) -> dict[str, Any] | None:
+        """The values of the job that was started last, if its file is there and readable."""
+        try:
+            return to_values(load_job(self.options.job_folder / LAST_JOB))
+        except ConfigError:
+            return None
+
+    def poll(self, seen: str) -> PageUpdate:
+        """What has changed since a watcher saw `seen`; the clock moves while a run is active."""
+        view = self.runner.view()
+        header = self.runner.host.describe()
+        task = self.options.task_id()
+        now = _Seen(
+            self._token,
+            header,
+            task or "",
+            view.run if view else 0,
+            view.revision if view else 0,
+            view.step if view else 0,
+            view.previews[-1].number if view and view.previews else 0,
+            bool(view and view.active),
+        )
+        before = _Seen.parse(seen)
+        same_run = before is not None and (before.token, before.run) == (now.token, now.run)
+        fresh = before if same_run else None
+        skip = gr.update()
+        turned = fresh is None or fresh.active != now.active
+        idle = gr.update(interactive=not now.active) if turned else skip
+        busy = gr.update(interactive=now.active) if turned else skip
+        moved = fresh is None or (fresh.revision, fresh.task) != (now.revision, now.task)
+        use = self._use(view) if moved else Use()
+        return PageUpdate(
+            header=skip if fresh and fresh.header == header else header_html(header),
+            status=status_html(view, prefix=self.options.prefix, task_id=task) if moved or now.active else skip,
+            chart=skip if fresh and fresh.step == now.step else _chart(view),
+            gallery=skip if fresh and fresh.previews == now.previews else self._gallery(view),
+            log=log_html(view) if moved else skip,
+            start=idle,
+            stop=busy,
+            save=busy,
+            preview=busy,
+            use=gr.update(visible=bool(use.parts)) if moved else skip,
+            use_prompt=gr.update(visible=bool(use.with_prompt)) if moved else skip,
+            lora=use.parts if moved else skip,
+            lora_prompt=use.with_prompt if moved else skip,
+            seen=now.text(),
+        )
+
+    def _gallery(self, view: RunView | None) -> Any:
+        items = self._previews.items(view)
+        return gr.update(value=items, visible=bool(items))
+
+    def _use(self, view: RunView | None) -> Use:
+        """What a prompt needs for the saved file; nothing where the host's prompts would not find it.
+
+        Told anew only when another file was saved: it looks at the host's folders.
+        """
+        path = None if view is None else view.output
+        if path is None:
+            return Use()
+        if self._last_use is None or self._last_use[0] != path:
+            self._last_use = path, use_of(prompt_for(self.runner.host, path), self.runner.job)
+        return self._last_use[1]
+
+    def _told(self, action: Callable[[], str]) -> str:
+        """Run `action`; an error becomes a sentence for the page, and a bug's trace goes to the console only."""
+        try:
+            return action()
+        except TrainerError as error:
+            told = [replace(one, sentence=with_label(one.sentence)) for one in error.problems]
+            return problems_html(told, prefix=self.options.prefix, number=next(self._notices))
+        except Exception as error:  # a bug must not cost what was typed
+            _log.exception("The training page met an unexpected error")
+            return self._notice(f"Unexpected error, see the console: {type(error).__name__}: {error}", error=True)
+
+    def _notice(self, text: str, *, error: bool = False, while_active: bool = False) -> str:
+        return notice_html(text, error=error, number=next(self._notices), while_active=while_active)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A name that is taken: by which file, the next free name, and whether the file can be replaced."""
+
+    taken: Path | None = None
+    free: str = ""
+    replaceable: bool = False
+
+    @property
+    def ways(self) -> list[str]:
+        """Which of "free", "replace" and "continue" there are."""
+        known = {"free": bool(self.free), "replace": self.replaceable, "continue": bool(self.free)}
+        return [way for way, there in known.items() if there and self.taken is not None]
+
+    def text(self) -> str:
+        return json.dumps([str(self.taken or ""), self.free, self.replaceable])
+
+    @classmethod
+    def parse(cls, text: str) -> Offer:
+        taken, free, replaceable = json.loads(text or '["", "", false]')
+        return cls(Path(taken) if taken else None, str(free), bool(replaceable))
+
+
+@dataclass(frozen=True)
+class Use:
+    """Lines that go into a prompt, each where it is not in it yet; `with_prompt` has the preview's prompt too."""
+
+    parts: str = ""
+    with_prompt: str = ""
+
+
+def use_of(call: str, job: JobConfig | None) -> Use:
+    """The trigger words of a job and the call of its file."""
+    if not call:
+        return Use()
+    parts = [*(trigger_words(job) if job is not None else []), call]
+    prompt = " ".join(job.preview.prompt.split()) if job is not None else ""
+    return Use("\n".join(parts), "\n".join([prompt, *parts]) if prompt else "")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a watcher has been shown. It is kept by the watcher's page, not here."""
+
+    token: str
+    header: str
+    task: str
+    run: int
+    revision: int
+    step: int
+    previews: int
+    active: bool
+
+    def text(self) -> str:
+        return json.dumps([getattr(self, name) for name in _Seen.__dataclass_fields__])
+
+    @classmethod
+    def parse(cls, text: str) -> _Seen | None:
+        try:
+            return cls(*json.loads(text))
+        except (TypeError, ValueError):
+            return None
+
+
+class PreviewFiles:
+    """Previews as files, each written once however many watch: gradio would encode all of them at every change."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="trainer-previews-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # with the page, or when Python ends
+
+    def items(self, view: RunView | None) -> list[tuple[str, str]]:
+        """(file, caption) for the gallery, the newest first."""
+        if view is None:
+            return []
+        return [(str(self._file(view.run, preview)), f"Step {preview.step}") for preview in reversed(view.previews)]
+
+    def _file(self, run: int, preview: Preview) -> Path:
+        path = self._folder / f"run{run}-{preview.number:05}-step{preview.step}.png"
+        if not path.exists():
+            buffer = BytesIO()
+            preview.image.save(buffer, "PNG", compress_level=1)
+            write_atomically(path, buffer.getvalue())
+        return path
+
+
+def with_label(sentence: str) -> str:
+    """The sentence with the field's label in place of its path in the job file: the page shows no paths."""
+    path = sentence.split(" ", 1)[0]
+    spec = field_specs().get(path)
+    return sentence if spec is None else f"{spec.label}{sentence[len(path) :]}"
+
+
+def _chart(view: RunView | None) -> str:
+    return chart_html(view.curve if view else ())

@@ -1,0 +1,249 @@
+"""The training page: the form on the left, the run on the right.
+
+gradio 3.41 has no timer. `javascript/trainer.js` clicks a hidden button every second while the page is visible and a
+run is active, and the answer holds only what has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lib_trainer.ui.kit.form import QUIET, Form, build_form, keep_out_of_ui_config
+from lib_trainer.ui.train.actions import CHANGED, NAME, Offer, PageOptions, PageUpdate, TrainActions
+from lib_trainer.ui.train.status import status_html
+from lib_trainer.work.jobs import JobRunner
+
+__all__ = ["PageOptions", "build_train_page"]
+
+REPLACE = "Replace it (the old file goes to the trash)"
+
+
+@dataclass(frozen=True)
+class _Page:
+    """The components that the events connect."""
+
+    form: Form
+    header: gr.HTML
+    memory: gr.HTML
+    notice: gr.HTML
+    status: gr.HTML
+    chart: gr.HTML
+    gallery: gr.Gallery
+    log: gr.HTML
+    start: gr.Button
+    stop: gr.Button
+    save: gr.Button
+    preview: gr.Button
+    use: gr.Button
+    use_prompt: gr.Button
+    export: gr.Button
+    load: gr.UploadButton
+    poll: gr.Button
+    foresee: gr.Button
+    restore: gr.Button
+    lora: gr.Textbox
+    lora_prompt: gr.Textbox
+    offer: gr.Textbox
+    offered: gr.Row
+    ways: dict[str, gr.Button]
+    seen: gr.Textbox
+    payload: gr.Textbox
+
+    def polled(self) -> list[Any]:
+        """The components that a poll writes, in the order of `PageUpdate`."""
+        return [getattr(self, name) for name in PageUpdate.__dataclass_fields__]
+
+
+def build_train_page(runner: JobRunner, options: PageOptions) -> None:
+    """Lay out the page in the open gradio context and connect it with the runner."""
+    actions = TrainActions(runner, options)
+    page = _lay_out(options)
+    _connect_run(page, actions)
+    _connect_files(page, actions)
+    _connect_watch(page, actions)
+
+
+def _lay_out(options: PageOptions) -> _Page:
+    make = _Maker(options.prefix)
+    with gr.Column(elem_id=f"{options.prefix}_page", elem_classes="trainer-page"):
+        header = make(gr.HTML, "header")
+        with gr.Row(elem_classes="trainer-columns", equal_height=False):
+            with gr.Column(elem_classes="trainer-left", min_width=340):
+                with gr.Row(elem_classes="trainer-files"):
+                    load = make(gr.UploadButton, "import", label="Import job file", file_types=[".toml"], size="sm")
+                    export = make(gr.Button, "export", value="Export job file", size="sm")
+                offered: list[gr.Row] = []
+                ways: dict[str, gr.Button] = {}
+
+                def offer_names() -> None:
+                    offered.append(_lay_out_offer(make, ways))
+
+                form = build_form(prefix=options.prefix, samplers=options.samplers, beside={NAME: offer_names})
+            with gr.Column(elem_classes="trainer-right", min_width=340):
+                with gr.Row(elem_classes="trainer-buttons"):
+                    start = make(gr.Button, "start", value="Start", variant="primary", min_width=90)
+                    stop = make(gr.Button, "stop", value="Stop", variant="stop", interactive=False, min_width=90)
+                    save = make(gr.Button, "save", value="Save now", interactive=False, min_width=90)
+                    preview = make(gr.Button, "preview_now", value="Preview now", interactive=False, min_width=90)
+                memory = make(gr.HTML, "memory")
+                notice = make(gr.HTML, "notice")
+                # The WebUI's own progress bar is put before the anchor; polls never touch this box.
+                make(gr.HTML, "native", value='<div class="trainer-native"><div class="trainer-anchor"></div></div>')
+                status = make(gr.HTML, "status", value=status_html(None, prefix=options.prefix))
+                with gr.Row(elem_classes="trainer-buttons"):
+                    use = make(gr.Button, "use", value=options.use_label, variant="primary", visible=False)
+                    with_prompt = "… with the preview prompt"
+                    use_prompt = make(gr.Button, "use_prompt", value=with_prompt, visible=False)
+                chart = make(gr.HTML, "chart")
+                gallery = make(
+                    gr.Gallery,
+                    "gallery",
+                    label="Previews",
+                    visible=False,
+                    show_label=False,
+                    columns=3,
+                    height="auto",
+                    object_fit="contain",
+                )
+                with make(gr.Accordion, "log_box", label="Log", open=True):
+                    log = make(gr.HTML, "log")
+        return _Page(
+            form=form, header=header, memory=memory, notice=notice, status=status, chart=chart, gallery=gallery,
+            log=log,
+            start=start, stop=stop, save=save, preview=preview, use=use, use_prompt=use_prompt,
+            export=export, load=load, offered=offered[0], ways=ways,
+            poll=make(gr.Button, "poll", value="", visible=False),
+            foresee=make(gr.Button, "foresee", value="", visible=False),
+            restore=make(gr.Button, "restore", value="", visible=False),
+            lora=make(gr.Textbox, "lora", value="", visible=False),
+            lora_prompt=make(gr.Textbox, "lora_prompt", value="", visible=False),
+            offer=make(gr.Textbox, "offer", value="", visible=False),
+            seen=make(gr.Textbox, "seen", value="", visible=False),
+            payload=make(gr.Textbox, "payload", value="", visible=False),
+        )  # fmt: skip
+
+
+def _lay_out_offer(make: _Maker, ways: dict[str, gr.Button]) -> gr.Row:
+    """Beside the name: what can be done where it is taken. Hidden until then."""
+    with make(gr.Row, "taken", visible=False) as row:
+        ways["free"] = make(gr.Button, "start_free", value="Start under the next free name", size="sm")
+        ways["replace"] = make(gr.Button, "start_replace", value=REPLACE, size="sm")
+        ways["continue"] = make(gr.Button, "start_continue", value="Go on from that file", size="sm")
+    return row
+
+
+class _Maker:
+    """Makes components with the page's ids, kept out of the WebUI's saved values."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __call__(self, kind: type[Any], name: str, **options: Any) -> Any:
+        identity = {"elem_id": f"{self._prefix}_{name}", "elem_classes": f"trainer-box-{name.replace('_', '-')}"}
+        return keep_out_of_ui_config(kind(**identity, **options))
+
+
+def _connect_run(page: _Page, actions: TrainActions) -> None:
+    """Start, Stop, Save now, Preview now. None of them writes the form, so nothing that was typed is lost."""
+    refresh = _script(f"refresh({actions.options.prefix!r})")
+
+    def start(*raw: Any) -> list[Any]:
+        notice, offer = actions.start(page.form.values(raw))
+        return [notice, *_offered(page, offer)]
+
+    answered = [page.notice, page.offer, page.offered, *page.ways.values()]
+    page.start.click(start, page.form.inputs, answered, **QUIET).then(None, None, None, _js=refresh)
+    for how, button in page.ways.items():
+        changed = [page.form.components[path] for path in CHANGED]
+        event = button.click(
+            _starter(page, actions, how), [page.offer, *page.form.inputs], [*answered, *changed], **QUIET
+        )
+        event.then(None, None, None, _js=refresh)
+    runner = actions.runner
+    commands: list[tuple[gr.Button, Callable[[], None], str]] = [
+        (page.stop, runner.stop, "Stopping after the step in progress; what has been learned is saved."),
+        (page.save, runner.save, "The file will be written after the step in progress."),
+        (page.preview, runner.sample, "A preview will be drawn after the step in progress."),
+    ]
+    for button, action, told in commands:
+        event = button.click(_commander(actions, action, told), None, [page.notice], **QUIET)
+        event.then(None, None, None, _js=refresh)
+    insert = f"(lines) => {{ lines.split('\\n').forEach({actions.options.insert_js}); return []; }}"
+    page.use.click(None, [page.lora], None, _js=insert)
+    page.use_prompt.click(None, [page.lora_prompt], None, _js=insert)
+
+
+def _offered(page: _Page, offer: Offer) -> list[Any]:
+    """The offer for later, its row, and its buttons."""
+    labels = {
+        "free": f"Start as {offer.free}",
+        "replace": REPLACE,
+        "continue": f"Go on from that file as {offer.free}",
+    }
+    buttons = [gr.update(value=labels[way], visible=way in offer.ways) for way in page.ways]
+    return [offer.text(), gr.update(visible=bool(offer.ways)), *buttons]
+
+
+def _starter(page: _Page, actions: TrainActions, how: str) -> Callable[..., list[Any]]:
+    """What one of the offers does: it starts, and the form shows under which name and from which file."""
+
+    def start(text: str, *raw: Any) -> list[Any]:
+        notice, offer, changes = actions.start_otherwise(page.form.values(raw), Offer.parse(text), how)
+        shown = [gr.update(value=changes[path]) if path in changes else gr.update() for path in CHANGED]
+        return [notice, *_offered(page, offer), *shown]
+
+    return start
+
+
+def _commander(actions: TrainActions, action: Callable[[], None], told: str) -> Callable[[], str]:
+    return lambda: actions.command(action, told)
+
+
+def _connect_files(page: _Page, actions: TrainActions) -> None:
+    """Export, import, and the form of the last started job when the page is opened again."""
+
+    def export(*raw: Any) -> tuple[str, str]:
+        return actions.export(page.form.values(raw))
+
+    def load(file: Any) -> list[Any]:
+        notice, values = actions.load(Path(file.name))
+        return [notice, *_shown(page.form, values)]
+
+    def restore() -> list[Any]:
+        return _shown(page.form, actions.last_job())
+
+    download = "(payload) => { window.trainerPage?.download(payload); return []; }"
+    exported = page.export.click(export, page.form.inputs, [page.notice, page.payload], **QUIET)
+    exported.then(None, [page.payload], None, _js=download)
+    page.load.upload(load, [page.load], [page.notice, *page.form.inputs], **QUIET)
+    restored = f"() => {{ window.trainerPage?.restored({actions.options.prefix!r}); return []; }}"
+    page.restore.click(restore, None, page.form.inputs, **QUIET).then(None, None, None, _js=restored)
+
+
+def _shown(form: Form, values: dict[str, Any] | None) -> list[Any]:
+    return [gr.update() for _ in form.inputs] if values is None else form.updates(values)
+
+
+def _connect_watch(page: _Page, actions: TrainActions) -> None:
+    def poll(seen: str) -> list[Any]:
+        return actions.poll(seen).outputs()
+
+    answered = _script(f"polled({actions.options.prefix!r})")
+    page.poll.click(poll, [page.seen], page.polled(), **QUIET).success(None, None, None, _js=answered)
+
+    def foresee(*raw: Any) -> str:
+        return actions.memory.html(page.form.values(raw))
+
+    page.foresee.click(foresee, page.form.inputs, [page.memory], **QUIET)
+    changed = _script(f"changed({actions.options.prefix!r})")
+    for component in page.form.inputs:
+        component.change(None, None, None, _js=changed)
+
+
+def _script(call: str) -> str:
+    return f"() => {{ window.trainerPage?.{call}; return []; }}"

@@ -1,0 +1,180 @@
+"""A run as HTML. Pure functions: a view goes in, escaped markup comes out; `style.css` gives it its looks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from lib_trainer.errors import Problem
+from lib_trainer.work.monitor import RunView
+
+STATES = {
+    "queued": "Waiting",
+    "running": "Running",
+    "finished": "Finished",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+PARTS = {"unet": "UNet", "te1": "text encoder", "te2": "text encoder 2"}
+MISSING = "–"
+
+
+def status_html(view: RunView | None, *, prefix: str, task_id: str | None = None) -> str:
+    """The status panel. `trainer.js` reads the data attributes: whether to poll, the host's task, and the time left.
+
+    That is shown on the host's own bar too: there is one estimate.
+    """
+    attributes = {
+        "class": f"trainer-status trainer-state-{view.state if view else 'idle'}",
+        "data-prefix": prefix,
+        "data-active": "1" if view is not None and view.active else "0",
+        "data-task": task_id or "",
+        "data-eta": clock(view.eta_seconds) if view is not None and view.active else MISSING,
+    }
+    opening = " ".join(f'{name}="{escape(value)}"' for name, value in attributes.items())
+    body = _run_html(view) if view is not None else _idle_html()
+    return f"<div {opening}>{body}</div>"
+
+
+def notice_html(text: str, *, error: bool = False, number: int = 0, while_active: bool = False) -> str:
+    """A sentence above the panel. `number` makes a repeated notice a new one, so that it is seen again.
+
+    `while_active`: it is about a run under way, and goes when that has ended.
+    """
+    if not text:
+        return ""
+    kind, role = ("error", "alert") if error else ("info", "status")
+    more = " trainer-notice-active" if while_active else ""
+    return (
+        f'<div class="trainer-notice trainer-notice-{kind}{more}" role="{role}" data-number="{number}">'
+        f"{escape(text)}</div>"
+    )
+
+
+def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0) -> str:
+    """What is to be mended, each with the id of its field, beside which `trainer.js` says it again."""
+    items = [
+        f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(problem.sentence)}</{tag}>'
+        for tag in ["span" if len(problems) == 1 else "li"]
+        for problem in problems
+    ]
+    body = items[0] if len(items) == 1 else f"<p>{len(items)} things are to be mended:</p><ul>{''.join(items)}</ul>"
+    return f'<div class="trainer-notice trainer-notice-error" role="alert" data-number="{number}">{body}</div>'
+
+
+def field_id(prefix: str, path: str) -> str:
+    """The element's id of an option's component."""
+    return f"{prefix}_{path.replace('.', '_')}" if path else ""
+
+
+def log_html(view: RunView | None) -> str:
+    """The last lines, oldest first."""
+    lines = view.log if view is not None and view.log else ("Nothing has happened yet.",)
+    attributes = 'class="trainer-log" tabindex="0" role="log" aria-label="Log of the run"'
+    return f"<pre {attributes}>{escape(chr(10).join(lines))}</pre>"
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def speed(steps_per_second: float | None) -> str:
+    """Steps per second, or seconds per step where that is the larger number."""
+    if not steps_per_second:
+        return MISSING
+    if steps_per_second >= 1:
+        return f"{steps_per_second:.2f} steps/s"
+    return f"{1 / steps_per_second:.2f} s/step"
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that reads best."""
+    if count <= 0:
+        return MISSING
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
+    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate as people write it: 1e-4, 2.5e-5."""
+    if rate == 0 or not math.isfinite(rate):
+        return f"{rate:g}"
+    digits, exponent = f"{rate:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def _idle_html() -> str:
+    return '<div class="trainer-idle">No run yet. Choose a folder of pictures, give a name and press Start.</div>'
+
+
+def _run_html(view: RunView) -> str:
+    name = f'<span class="trainer-name">{escape(view.name or "unnamed")}</span>'
+    badge = f'<span class="trainer-badge">{STATES[view.state]}</span>'
+    error = f'<div class="trainer-error" role="alert">{escape(view.error)}</div>' if view.error else ""
+    return (
+        f'<div class="trainer-head">{badge}{name}{_phase(view)}</div>{_bar(view)}{error}{_facts(view)}{_output(view)}'
+    )
+
+
+def _phase(view: RunView) -> str:
+    if not view.active:
+        return ""
+    text = view.phase or ("Waiting for the host's queue" if view.state == "queued" else "Starting")
+    count = f" {view.phase_done}/{view.phase_total}" if view.phase_total else ""
+    percent = f" · {_percent(view):.0f}%" if view.phase_total or view.step else ""
+    return f'<span class="trainer-phase">{escape(text)}{count}{percent}</span>'
+
+
+def _bar(view: RunView) -> str:
+    percent = _percent(view)
+    kind = "trainer-bar trainer-bar-phase" if _in_phase(view) else "trainer-bar"
+    name = view.phase if _in_phase(view) else "Training steps"
+    return (
+        f'<div class="{kind}" role="progressbar" aria-label="{escape(name)}" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent:.0f}">'
+        f'<div class="trainer-fill" style="width: {percent:.2f}%"></div></div>'
+    )
+
+
+def _in_phase(view: RunView) -> bool:
+    """Whether the bar shows a phase before or after the steps (another colour) and not the steps."""
+    return view.active and view.phase_total > 0
+
+
+def _percent(view: RunView) -> float:
+    done, total = (view.phase_done, view.phase_total) if _in_phase(view) else (view.step, view.total_steps)
+    return min(100.0, 100 * done / total) if total else 0.0
+
+
+def _facts(view: RunView) -> str:
+    facts = [
+        ("Step", f"{view.step:,} / {view.total_steps:,}" if view.total_steps else MISSING),
+        ("Epoch", str(view.epoch) if view.step else MISSING),
+        ("Time left", clock(view.eta_seconds) if view.active else MISSING),
+        ("Elapsed", clock(view.elapsed_seconds)),
+        ("Speed", speed(view.steps_per_second)),
+        ("Memory, peak", size(view.memory_bytes)),
+        ("Loss", MISSING if view.loss is None else f"{view.loss:.4f}"),
+        ("Loss, smoothed", f"{view.curve[-1].smoothed:.4f}" if view.curve else MISSING),
+    ]
+    facts += [(f"Rate, {PARTS.get(part, part)}", rate_text(rate)) for part, rate in view.learning_rates]
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    return f'<dl class="trainer-facts">{cells}</dl>'
+
+
+def _output(view: RunView) -> str:
+    if view.output is None:
+        return ""
+    return f'<div class="trainer-output">Saved file <code>{escape(str(view.output))}</code></div>'
+
+
+def header_html(text: str) -> str:
+    """The line on what would be trained."""
+    return f'<div class="trainer-host"><span>Checkpoint</span> {escape(text)}</div>'

@@ -1,0 +1,199 @@
+"""What a person sees of a run: the event stream folded into one snapshot.
+
+The page polls `Monitor.view`, so that closing and reopening it loses nothing. The monitor keeps a bounded amount
+whatever the length of the run: the loss curve is thinned, previews and log lines are the last ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from lib_trainer.errors import printable
+from lib_trainer.work import events as ev
+
+State = Literal["queued", "running", "finished", "stopped", "failed"]
+CURVE_POINTS = 1000
+LOG_LINES = 200
+PREVIEWS = 24
+SMOOTHING = 0.02
+"""Weight of a new loss in the smoothed line, once enough have been seen: a memory of about fifty steps."""
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """`smoothed` is the bias-corrected exponential mean of the losses up to `step`."""
+
+    step: int
+    loss: float
+    smoothed: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """`number` counts the previews of a run from 1, also those that are no longer kept."""
+
+    step: int
+    image: Image.Image
+    prompt: str
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A snapshot. `eta_seconds` and `steps_per_second` are None until they are known; `output` is the last saved file.
+
+    `run` tells runs of one process apart and `revision` counts the events that were folded in: a watcher that has seen
+    both need not be told again.
+    """
+
+    name: str
+    state: State
+    run: int = 0
+    revision: int = 0
+    phase: str = ""
+    phase_done: int = 0
+    phase_total: int = 0
+    step: int = 0
+    total_steps: int = 0
+    epoch: int = 0
+    loss: float | None = None
+    learning_rates: tuple[tuple[str, float], ...] = ()
+    steps_per_second: float | None = None
+    eta_seconds: float | None = None
+    elapsed_seconds: float = 0.0
+    memory_bytes: int = 0
+    trained_parameters: int = 0
+    output: Path | None = None
+    error: str = ""
+    curve: tuple[LossPoint, ...] = ()
+    previews: tuple[Preview, ...] = ()
+    log: tuple[str, ...] = ()
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("queued", "running")
+
+
+_runs = itertools.count(1)
+
+
+class Monitor:
+    """A listener that keeps the view; safe to read from other threads."""
+
+    def __init__(self, name: str) -> None:
+        self._lock = threading.Lock()
+        self._view = RunView(name=name, state="queued", run=next(_runs))
+        self._created = time.monotonic()
+        self._ended: float | None = None
+        self._curve: list[LossPoint] = []
+        self._last: LossPoint | None = None
+        self._stride = 1
+        self._mean = 0.0
+        self._weight = 0.0
+        self._previews: deque[Preview] = deque(maxlen=PREVIEWS)
+        self._previews_made = 0
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._seconds: deque[float] = deque(maxlen=50)
+
+    def view(self) -> RunView:
+        with self._lock:
+            end = self._ended if self._ended is not None else time.monotonic()
+            tail = () if self._last is None or self._curve[-1:] == [self._last] else (self._last,)
+            return replace(
+                self._view,
+                elapsed_seconds=end - self._created,
+                curve=(*self._curve, *tail),
+                previews=tuple(self._previews),
+                log=tuple(self._log),
+            )
+
+    def __call__(self, event: ev.Event) -> None:
+        with self._lock:
+            self._fold(event)
+            self._set(revision=self._view.revision + 1)
+
+    def _fold(self, event: ev.Event) -> None:
+        match event:
+            case ev.Phase(name, done, total):
+                if name != self._view.phase:
+                    self._say(name)
+                self._set(state="running", phase=name, phase_done=done, phase_total=total)
+            case ev.Started():
+                self._set(
+                    state="running",
+                    phase="Training",
+                    phase_done=0,
+                    phase_total=0,
+                    total_steps=event.total_steps,
+                    trained_parameters=event.trained_parameters,
+                )
+                parts = ", ".join(f"{part} {count}" for part, count in event.modules.items())
+                self._say(f"Training {event.trained_parameters:,} parameters in modules: {parts}")
+            case ev.StepDone():
+                self._step(event)
+            case ev.PreviewMade(step, image, prompt):
+                self._previews_made += 1
+                self._previews.append(Preview(step, image, prompt, self._previews_made))
+                self._say(f"Step {step}: preview")
+            case ev.Saved(step, path, _):
+                self._set(output=path)
+                self._say(f"Step {step}: saved {path}")
+            case ev.Message(text, level):
+                self._say(text if level == "info" else f"{level.capitalize()}: {text}")
+            case ev.Finished(step, path, stopped):
+                self._end("stopped" if stopped else "finished", path, "")
+                self._say(f"{'Stopped' if stopped else 'Finished'} at step {step}")
+            case ev.Failed(error, path):
+                self._end("failed", path, error)
+                self._say(f"Error: {error}")
+
+    def _step(self, event: ev.StepDone) -> None:
+        self._plot(event)
+        self._seconds.append(event.seconds)
+        rate = len(self._seconds) / max(sum(self._seconds), 1e-9)
+        self._set(
+            phase="Training",
+            phase_done=0,
+            phase_total=0,
+            step=event.step,
+            total_steps=event.total_steps,
+            epoch=event.epoch,
+            loss=event.loss,
+            learning_rates=tuple(event.learning_rates.items()),
+            memory_bytes=max(event.memory_bytes, self._view.memory_bytes),
+            steps_per_second=rate,
+            eta_seconds=max(event.total_steps - event.step, 0) / rate,
+        )
+
+    def _plot(self, event: ev.StepDone) -> None:
+        """Add to the curve. Every step moves the smoothed line, but only one in `_stride` is kept as a point."""
+        if not math.isfinite(event.loss):
+            return  # one NaN would stay in the mean for ever; the run ends with an error of its own
+        self._weight += SMOOTHING * (1 - self._weight)
+        self._mean += SMOOTHING * (event.loss - self._mean)
+        self._last = LossPoint(event.step, event.loss, self._mean / self._weight)
+        if not self._curve or event.step % self._stride == 0:
+            self._curve.append(self._last)
+        if len(self._curve) >= CURVE_POINTS:
+            self._stride *= 2
+            first, *rest = self._curve
+            self._curve = [first, *(point for point in rest if point.step % self._stride == 0)]
+
+    def _end(self, state: State, path: Path | None, error: str) -> None:
+        self._ended = time.monotonic()
+        self._set(state=state, error=error, eta_seconds=None, output=path if path is not None else self._view.output)
+
+    def _set(self, **changes: object) -> None:
+        self._view = replace(self._view, **changes)  # type: ignore[arg-type]
+
+    def _say(self, line: str) -> None:
+        self._log.append(f"{time.strftime('%H:%M:%S')}  {printable(line)}")
