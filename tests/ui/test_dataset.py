@@ -395,7 +395,7 @@ def test_only_what_changed_is_sent(tab: Tab) -> None:
 def test_every_command_that_the_script_and_the_panels_send_is_known() -> None:
     script = (ROOT / "javascript" / "dataset.js").read_text("utf-8")
     named = set(re.findall(r'do: "([a-z-]+)"', script))
-    for path in (ROOT / "lib_trainer" / "ui").glob("dataset*.py"):
+    for path in (ROOT / "lib_trainer" / "ui" / "dataset").glob("*.py"):
         source = path.read_text("utf-8")
         named |= set(re.findall(r"""(?:button\([^()]*?, |command\()["']([a-z-]+)["']""", source))
         named |= set(re.findall(r'data-(?:enter|typed)="([a-z-]+)"', source))
