@@ -14,6 +14,11 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
+def has_place(tensor: torch.Tensor) -> bool:
+    """Whether its bytes lie where they can be read as another tensor. DirectML's tensors are opaque."""
+    return torch._C._has_storage(tensor)
+
+
 def arriving(values: torch.Tensor) -> Callable[[], list[float]]:
     """Send a vector of fp32 from its device; the call that is returned waits for it and gives its numbers."""
     if values.device.type != "cuda":

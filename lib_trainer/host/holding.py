@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lib_trainer.autocasting import without_autocast
 from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.tiling.attach import banded
 from lib_trainer.tiling.changed import changed_layers
@@ -88,7 +89,7 @@ def encode_moments(
     """
     parameter, encoder = next(vae.parameters()), getattr(vae, "encoder", None)
     in_bands = banded(encoder) if isinstance(encoder, nn.Module) else contextlib.nullcontext()
-    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False), in_bands:
+    with torch.no_grad(), without_autocast(parameter.device.type), in_bands:
         moments = encode(pixels.to(parameter.device, parameter.dtype)).float()
         if parameter.dtype is torch.float16 and not bool(torch.isfinite(moments).all()):
             with _in_fp32(vae):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib_trainer.networks import functional
+from lib_trainer import autocasting
 from lib_trainer.networks.adapters import replaced_forward
 
 NORMS = (nn.GroupNorm, nn.LayerNorm)
@@ -38,14 +38,14 @@ def direct_norms(dtype: torch.dtype, *roots: nn.Module) -> Iterator[None]:
 def _direct(norm: Any, before: Callable[..., torch.Tensor], input: torch.Tensor) -> torch.Tensor:
     if norm.weight is None or norm.weight.requires_grad:
         return before(input)
-    kind = input.device.type
-    if functional.autocast_dtype(kind) is None:
+    autocast = autocasting.switch(input.device.type)
+    if autocast is None or not autocast.is_on():
         return _normed(norm, input)
-    functional.switch_autocast(kind, False)
+    autocast.turn(False)
     try:
         return _normed(norm, input)
     finally:
-        functional.switch_autocast(kind, True)
+        autocast.turn(True)
 
 
 def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from lib_trainer.autocasting import compute_dtype, without_autocast
 from lib_trainer.host.weights import Bus, Form, Held
 from lib_trainer.networks.adapters import replaced_forward
-from lib_trainer.networks.functional import compute_dtype
 
 LARGEST = 448.0
 """The largest number of e4m3."""
@@ -109,7 +109,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, codes: Any, scale: Any, bias: Any) -> torch.Tensor:
         ctx.save_for_backward(codes, scale)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return F.linear(x, widened(codes, scale, x.dtype), bias)
 
     @staticmethod
@@ -125,12 +125,12 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Any, codes: Any, scale: Any, bias: Any, geometry: Any) -> torch.Tensor:
         ctx.save_for_backward(codes, scale)
         ctx.geometry, ctx.shape = geometry, x.shape
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return F.conv2d(x, widened(codes, scale, x.dtype), bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         codes, scale = ctx.saved_tensors
         weight = widened(codes, scale, gradient.dtype)
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient.device.type):
             return conv2d_input(ctx.shape, weight, gradient, *ctx.geometry), None, None, None, None

@@ -24,6 +24,7 @@ from torch import nn
 
 from lib_trainer.errors import ModelError
 from lib_trainer.memory import release_cached
+from lib_trainer.transfer import has_place
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,9 @@ class Held:
     def compact(self) -> None:
         """A wider form has left a place that is larger than the original needs."""
         data, grew = self.parameter.data, self.wanted.itemsize > self.dtype.itemsize
-        if self._in_place and grew and data.untyped_storage().nbytes() > data.numel() * data.itemsize:
+        if not (self._in_place and grew and has_place(data)):
+            return
+        if data.untyped_storage().nbytes() > data.numel() * data.itemsize:
             self.parameter.data = data.clone()
 
     def _waits(self, data: torch.Tensor) -> bool:
@@ -226,7 +229,9 @@ def waiting_parameters(root: nn.Module, bus: Bus) -> list[Held]:
 
 
 def _reinterpreted(data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-    """The same place as a tensor of another dtype, from its first byte on; None if it has too little room."""
+    """The same place as a tensor of another dtype, from its first byte on; None if it has none or too little room."""
+    if not has_place(data):
+        return None
     dense = data.is_contiguous() or (data.ndim == 4 and data.is_contiguous(memory_format=torch.channels_last))
     storage, start = data.untyped_storage(), data.storage_offset() * data.itemsize
     if not dense or start % dtype.itemsize or start + data.numel() * dtype.itemsize > storage.nbytes():

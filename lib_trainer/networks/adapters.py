@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lib_trainer.autocasting import compute_dtype, without_autocast
 from lib_trainer.networks.flat import Flat
 from lib_trainer.networks.functional import (
-    compute_dtype,
     convolve,
     dora_input_scale,
     input_norm,
@@ -159,7 +159,7 @@ class Adapter(nn.Module):
         if self._skipped():
             return base(x)
         assert self.dora_scale is not None
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(x.device.type):
             norm = input_norm(self.layer.weight.float() + self.delta().float())
         scaled = x * dora_input_scale(self.dora_scale, norm, x)
         out = base(scaled) + self.added(scaled)

@@ -15,32 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lib_trainer.autocasting import compute_dtype
+
 Forward = Callable[[torch.Tensor], torch.Tensor]
-
-
-def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """What a product of `x` is computed in: autocast's dtype where autocast is on."""
-    return autocast_dtype(x.device.type) or x.dtype
-
-
-def autocast_dtype(kind: str) -> torch.dtype | None:
-    """Autocast's dtype on a kind of device; None where it is off or not known there."""
-    if hasattr(torch, "get_autocast_dtype"):  # from torch 2.4 on, which warns about the older names
-        on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        return torch.get_autocast_dtype(kind) if on else None
-    if kind == "cuda":
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_cpu_dtype() if kind == "cpu" and torch.is_autocast_cpu_enabled() else None
-
-
-def switch_autocast(kind: str, on: bool) -> None:
-    """The bare switch, for places that are passed a hundred times a step: entering `torch.autocast` costs far more."""
-    if hasattr(torch, "get_autocast_dtype"):
-        torch.set_autocast_enabled(kind, on)
-    elif kind == "cuda":
-        torch.set_autocast_enabled(on)
-    else:
-        torch.set_autocast_cpu_enabled(on)
 
 
 def lora_linear(base: Forward, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from lib_trainer.autocasting import autocast_dtype, without_autocast
 from lib_trainer.errors import MemoryExhausted
 from lib_trainer.memory import SHARE, free_bytes, host_free_bytes, is_out_of_memory, release_cached
 from lib_trainer.tiling.choose import candidates, fitting
@@ -51,7 +51,7 @@ def run(network: Network, given: torch.Tensor, options: Options = Options()) -> 
     dtype, late = computed_in(network, given.device)
     network = network.to(dtype)
     plans = plans_for(network, given, options)
-    with torch.no_grad(), without_autocast(given.device):
+    with torch.no_grad(), without_autocast(given.device.type):
         for number, plan in enumerate(plans):
             if options.chosen is not None:
                 options.chosen(plan)
@@ -112,19 +112,8 @@ def check_input(network: Network, given: torch.Tensor) -> None:
 
 def computed_in(network: Network, device: torch.device) -> tuple[torch.dtype, bool]:
     """The dtype of convolutions, and whether norms stay in fp32: what autocast does where it is on."""
-    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
-        on = torch.is_autocast_enabled(device.type)
-        return (torch.get_autocast_dtype(device.type), True) if on else (network.dtype, False)
-    if device.type == "cpu":
-        return (torch.get_autocast_cpu_dtype(), True) if torch.is_autocast_cpu_enabled() else (network.dtype, False)
-    return (torch.get_autocast_gpu_dtype(), True) if torch.is_autocast_enabled() else (network.dtype, False)
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Everything is in the right dtype already; devices that autocast does not know have none to turn off."""
-    if device.type in ("cpu", "cuda", "xpu"):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
+    dtype = autocast_dtype(device.type)
+    return (network.dtype, False) if dtype is None else (dtype, True)
 
 
 def exhausted(network: Network, given: torch.Tensor) -> MemoryExhausted:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lib_trainer.autocasting import autocasts
 from lib_trainer.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -22,51 +22,52 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return _automatic(device)
     dtype = DTYPES[name]
-    if dtype is torch.float16 and not _has_fp16(device):
+    if trains_in(dtype, device):
+        return dtype
+    if dtype is torch.float16:
         where = "a GPU or torch 2.4" if device.type == "cpu" else "another device"
         raise ConfigError(f"training.precision = 'fp16' needs {where}: take bf16, fp32 or auto.")
-    if dtype is torch.bfloat16 and not _has_bf16(device):
-        other = "fp16" if _has_fp16(device) else "fp32"
-        raise ConfigError(f"training.precision = 'bf16' is not supported by this GPU: take {other} or auto.")
-    return dtype
+    other = "fp16" if trains_in(torch.float16, device) else "fp32"
+    raise ConfigError(f"training.precision = 'bf16' is not supported by this GPU: take {other} or auto.")
 
 
 def _automatic(device: torch.device) -> torch.dtype:
-    if device.type == "cpu":
-        return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
-    if _has_bf16(device):
-        return torch.bfloat16
-    return torch.float16 if _has_fp16(device) else torch.float32
+    if device.type == "cpu" and not _cpu_multiplies_bf16():
+        return torch.float32
+    return next(dtype for dtype in (torch.bfloat16, torch.float16, torch.float32) if trains_in(dtype, device))
 
 
-def _has_bf16(device: torch.device) -> bool:
-    """By compute capability: newer torch's own answer counts emulation, which is slower than fp32."""
-    if device.type != "cuda":
-        return _autocasts(device.type, torch.bfloat16)
+def trains_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device's hardware multiplies `dtype` and torch knows there what training in it takes: autocast, and
+    for fp16 loss scaling.
+
+    The hardware is asked, and of the device that is used: newer torch's own answers for bf16 count emulation, which is
+    slower than fp32. AMD's cards are `cuda` to ROCm. DirectML has neither autocast nor scaling, and trains in fp32.
+    """
+    kind, bf16 = device.type, dtype is torch.bfloat16
+    if dtype is torch.float32:
+        return True
+    if kind == "cuda":
+        return not bf16 or _card_multiplies_bf16(device)
+    if not autocasts(kind, dtype) or not (bf16 or hasattr(torch.amp, "GradScaler")):
+        return False
+    backend: Any = getattr(torch, kind, None)
+    if kind == "cpu":
+        return bf16 or _cpu_multiplies_fp16()
+    if kind == "xpu" and hasattr(backend, "get_device_properties"):
+        name = "has_bfloat16_conversions" if bf16 else "has_fp16"  # earlier versions do not tell
+        return bool(getattr(backend.get_device_properties(device), name, True))
+    if kind == "mps":
+        newer = getattr(torch.backends.mps, "is_macos_or_newer", None)
+        return bf16 and (newer is None or bool(newer(14, 0)))
+    return bf16 or kind == "xpu"
+
+
+def _card_multiplies_bf16(device: torch.device) -> bool:
     if torch.version.hip:
         arch = str(getattr(torch.cuda.get_device_properties(device), "gcnArchName", ""))
         return arch.startswith(ROCM_WITH_BF16)
     return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _has_fp16(device: torch.device) -> bool:
-    """fp16 wants loss scaling, which torch has for these devices only."""
-    if device.type == "cuda":
-        return True
-    if device.type not in ("cpu", "xpu") or not hasattr(torch.amp, "GradScaler"):
-        return False
-    return _autocasts(device.type, torch.float16) and (device.type == "xpu" or _cpu_multiplies_fp16())
-
-
-@functools.cache
-def _autocasts(kind: str, dtype: torch.dtype) -> bool:
-    """Whether autocast knows the device and the dtype; where it knows only the device it warns and stays off."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return bool(torch.autocast(kind, dtype)._enabled)
-    except Exception:  # each version of torch and each device's plug-in refuses with an error of its own
-        return False
 
 
 @functools.cache

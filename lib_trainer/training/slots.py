@@ -13,6 +13,7 @@ from torch import nn
 
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import OwnParameter
+from lib_trainer.transfer import has_place
 
 CPU = torch.device("cpu")
 
@@ -124,6 +125,8 @@ class Slot:
         return self._borrow(inside.data, waiting)
 
     def _borrow(self, place: torch.Tensor, waiting: torch.Tensor) -> torch.Tensor:
+        if not has_place(place):
+            return sent(waiting, self.device)
         storage = place.untyped_storage()
         data = torch.empty(0, dtype=waiting.dtype, device=self.device)
         data.set_(storage, 0, waiting.shape, waiting.stride())

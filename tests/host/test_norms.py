@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from lib_trainer.autocasting import autocast_dtype
 from lib_trainer.host import norms
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.norms import direct_norms
-from lib_trainer.networks import functional
 from lib_trainer.ports import Conditioning, TrainingState
 from tests.support import CONTEXT, differences, relative, snapshot
 
@@ -54,7 +54,7 @@ def test_half_precision_in_and_out_and_gradients_near_those_of_fp32(name: str, d
     (wanted * weights).sum().backward()
     with direct_norms(dtype, norm), torch.autocast("cpu", torch.bfloat16):
         out = norm(x)
-        assert functional.autocast_dtype("cpu") is torch.bfloat16
+        assert autocast_dtype("cpu") is torch.bfloat16
         (out * weights.to(out.dtype)).sum().backward()
     assert name == "without weights" or out.dtype is dtype
     assert x.grad is not None and exact.grad is not None
@@ -97,7 +97,7 @@ def test_a_norm_that_fails_leaves_autocast_on() -> None:
     with direct_norms(torch.bfloat16, norm), torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(RuntimeError):
             norm(torch.zeros(2, 7, dtype=torch.bfloat16))
-        assert functional.autocast_dtype("cpu") is torch.bfloat16
+        assert autocast_dtype("cpu") is torch.bfloat16
 
 
 def test_a_models_prediction_stays_as_near_to_fp32(ldm_model: LdmModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_trainer.errors import ModelError
+from lib_trainer.host import weights as weights_module
 from lib_trainer.host.ldm.model import LdmModel
-from lib_trainer.host.weights import Held, Weights, held_parameters, waiting_parameters
-from lib_trainer.ports import TrainingState
+from lib_trainer.host.weights import Held, Weights, _reinterpreted, held_parameters, waiting_parameters
+from lib_trainer.ports import OwnParameter, TrainingState
+from lib_trainer.training import slots
 from lib_trainer.training.session import Session
+from lib_trainer.training.slots import Slot
+from lib_trainer.transfer import has_place
 from tests.host.cards import Card
 from tests.support import differences, roots_of, snapshot
 
@@ -92,6 +96,29 @@ def test_parameters_come_back_in_their_place_without_allocating(stored: torch.dt
 
 def _wanted(name: str, run: torch.dtype, stored: torch.dtype) -> torch.dtype:
     return torch.float32 if name.startswith(("norm", "embedding")) else run
+
+
+@pytest.mark.parametrize("run", HALVES)
+@pytest.mark.parametrize("stored", HALVES)
+def test_a_device_whose_tensors_are_opaque(
+    stored: torch.dtype, run: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DirectML's have no place that could be read otherwise (microsoft/DirectML#425); oneDNN's on a CPU neither."""
+    opaque = torch.ones(2, 2).to_mkldnn()
+    assert not has_place(opaque) and has_place(torch.ones(2, 2))
+    assert _reinterpreted(opaque, torch.float16) is None
+    owner = nn.Linear(2, 2)
+    slot = Slot(OwnParameter("key", owner, "weight", "unet"), {})
+    assert torch.equal(slot._borrow(opaque, torch.zeros(2, 2)), torch.zeros(2, 2))
+    for module in (weights_module, slots):
+        monkeypatch.setattr(module, "has_place", lambda tensor: False)
+    net, card = Net(stored), Card(CPU)
+    before = snapshot(net)
+    weights = weights_of(card, run, unet=net)
+    for phase in ("encoding", "training", "generating", "training", "given back"):
+        weights.place(phase)  # type: ignore[arg-type]
+        assert net.linear.weight.dtype is (run if phase == "training" else stored)
+    assert differences(before, snapshot(net)) == []
 
 
 def test_the_watch_for_allocations_sees_one() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib_trainer.networks.functional import compute_dtype, lora_conv2d, lora_linear
+from lib_trainer.networks.functional import lora_conv2d, lora_linear
 from lib_trainer.networks.lora import LoraAdapter, LoraNetwork, replaced_forward
 from lib_trainer.ports import AdaptableModule
 
@@ -125,15 +125,6 @@ def test_held_in_bf16_under_autocast() -> None:
         out = layer(x)
     assert out.dtype is torch.bfloat16
     assert float((out.detach().float() - reference.detach()).norm() / reference.detach().norm()) < 0.02
-
-
-def test_compute_dtype_follows_autocast() -> None:
-    x = torch.zeros(1)
-    assert compute_dtype(x) is torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        assert compute_dtype(x) is torch.bfloat16
-        with torch.autocast("cpu", enabled=False):
-            assert compute_dtype(x) is torch.float32
 
 
 @pytest.mark.parametrize("kind", ["linear", "1x1", "3x3", "stride"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,53 +120,73 @@ def test_auto_on_a_cpu_takes_bf16_where_it_is_native(
         precision._cpu_multiplies_bf16.cache_clear()
 
 
-CUDA = torch.device("cuda", 1)
-CARDS = [
-    ((7, 5), None, torch.float16),  # RTX 20, GTX 16, T4
-    ((6, 1), None, torch.float16),
-    ((8, 0), None, torch.bfloat16),
-    ((8, 9), None, torch.bfloat16),
-    ((10, 3), "gfx1030:sramecc+:xnack-", torch.float16),  # RX 6000
-    ((11, 0), "gfx1100", torch.bfloat16),
-    ((9, 0), "gfx90a:sramecc+:xnack-", torch.bfloat16),
-]
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+HALVES = (BF16, FP16)
+DEVICES: dict[str, tuple[str, dict[str, Any], tuple[torch.dtype, ...]]] = {
+    # what it is: kind, what it says of itself, what it trains in (`auto` takes the first)
+    "RTX 20, GTX 16, T4": ("cuda", {"capability": (7, 5)}, (FP16,)),
+    "GTX 10": ("cuda", {"capability": (6, 1)}, (FP16,)),
+    "A100": ("cuda", {"capability": (8, 0)}, HALVES),
+    "RTX 40": ("cuda", {"capability": (8, 9)}, HALVES),
+    "RX 6000": ("cuda", {"capability": (10, 3), "arch": "gfx1030:sramecc+:xnack-"}, (FP16,)),
+    "RX 7000": ("cuda", {"capability": (11, 0), "arch": "gfx1100"}, HALVES),
+    "MI200": ("cuda", {"capability": (9, 0), "arch": "gfx90a:sramecc+:xnack-"}, HALVES),
+    "Arc": ("xpu", {"has_bfloat16_conversions": True, "has_fp16": True}, HALVES),
+    "Intel graphics without bf16": ("xpu", {"has_bfloat16_conversions": False, "has_fp16": True}, (FP16,)),
+    "Arc by a torch that does not tell": ("xpu", {}, HALVES),
+    "Arc without autocast": ("xpu", {"autocasts": ()}, ()),
+    "Apple, macOS 14": ("mps", {"macos": (14, 0)}, (BF16,)),  # torch scales no losses there
+    "Apple, macOS 13": ("mps", {"macos": (13, 6)}, ()),
+    "Apple, torch 2.1": ("mps", {"macos": (14, 0), "autocasts": ()}, ()),
+    "DirectML": ("privateuseone", {"autocasts": ()}, ()),
+    "a plug-in with autocast": ("privateuseone", {"autocasts": (BF16,)}, (BF16,)),
+}
 
 
-@pytest.mark.parametrize(("capability", "arch", "expected"), CARDS, ids=str)
-def test_a_card_is_known_by_its_own_capability(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], arch: str | None, expected: torch.dtype
-) -> None:
-    """Newer torch says yes to bf16 on every card and emulates it; and the card is the one that is trained on."""
-    asked = []
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: asked.append(device) or SimpleNamespace(gcnArchName=arch)
-    )
-    monkeypatch.setattr(torch.version, "hip", arch and "6.0")
-    assert resolve_precision("auto", CUDA) is expected
-    assert resolve_precision("fp16", CUDA) is torch.float16
-    if expected is torch.float16:
-        with pytest.raises(ConfigError, match="'bf16' is not supported by this GPU: take fp16 or auto"):
-            resolve_precision("bf16", CUDA)
-    assert set(asked) == {CUDA}
+@pytest.fixture
+def device_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, dict[str, Any]], Any]]:
+    """Makes a device that says the given things of itself, and sees that no other one is asked."""
+    asked: list[Any] = []
+    made: list[Any] = []
+
+    def make(kind: str, says: dict[str, Any]) -> Any:
+        device = SimpleNamespace(type=kind)
+        made.append(device)
+
+        def told(value: Any) -> Callable[[Any], Any]:
+            return lambda which: asked.append(which) or value
+
+        arch = says.get("arch")
+        known = says.get("autocasts", HALVES)
+        monkeypatch.setattr(precision, "autocasts", lambda which, dtype: which == kind and dtype in known)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)  # as newer torch has it
+        monkeypatch.setattr(torch.cuda, "get_device_capability", told(says.get("capability")))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", told(SimpleNamespace(gcnArchName=arch)))
+        monkeypatch.setattr(torch.version, "hip", arch and "6.0")
+        monkeypatch.setattr(torch.xpu, "get_device_properties", told(SimpleNamespace(**says)), raising=False)
+        monkeypatch.setattr(
+            torch.backends.mps, "is_macos_or_newer", lambda *version: says["macos"] >= version, raising=False
+        )
+        return device
+
+    yield make
+    assert all(device in made for device in asked)
 
 
-@pytest.mark.parametrize("kind", ["mps", "xpu", "privateuseone"])
-@pytest.mark.parametrize("has", [True, False])
-def test_other_devices_take_what_they_have(monkeypatch: pytest.MonkeyPatch, kind: str, has: bool) -> None:
-    device = SimpleNamespace(type=kind)
-    monkeypatch.setattr(precision, "_autocasts", lambda asked, dtype: has and asked == kind)
-    assert resolve_precision("auto", device) is (torch.bfloat16 if has else torch.float32)  # type: ignore[arg-type]
-    if not has:
-        for name, other in (("bf16", "fp32"), ("fp16", "another device")):
-            with pytest.raises(ConfigError, match=f"precision = '{name}' .*{other}"):
-                resolve_precision(name, device)  # type: ignore[arg-type]
-
-
-def test_a_device_without_autocast_is_no_error() -> None:
-    assert not precision._autocasts("meta", torch.bfloat16)
-    assert precision._autocasts("cpu", torch.bfloat16)
+@pytest.mark.parametrize("name", DEVICES)
+def test_each_device_takes_what_it_has(name: str, device_of: Callable[[str, dict[str, Any]], Any]) -> None:
+    kind, says, takes = DEVICES[name]
+    device = device_of(kind, says)
+    assert resolve_precision("auto", device) is (*takes, FP32)[0]
+    assert resolve_precision("fp32", device) is FP32
+    for asked, dtype in (("bf16", BF16), ("fp16", FP16)):
+        if dtype in takes:
+            assert resolve_precision(asked, device) is dtype
+        else:
+            other = "another device" if dtype is FP16 else f"take {'fp16' if FP16 in takes else 'fp32'} or auto"
+            with pytest.raises(ConfigError, match=f"precision = '{asked}' .*{other}"):
+                resolve_precision(asked, device)
+    assert not loss_scaler(device, FP32).is_enabled()
 
 
 def test_fp16_on_a_cpu_wants_a_torch_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
