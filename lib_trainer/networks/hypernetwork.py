@@ -97,10 +97,10 @@ class Hypernetwork(nn.Module):
                     raise ValueError(f"the layers of size {size} do not fit their structure") from error
 
     def stored(self) -> dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
-        """Pairs as a file holds them."""
+        """Pairs as a file holds them: the tensors themselves, wherever they are."""
 
         def named(module: nn.Module) -> dict[str, torch.Tensor]:
-            return {f"linear.{name}": t.detach().cpu().clone() for name, t in module.state_dict().items()}
+            return {f"linear.{name}": t.detach() for name, t in module.state_dict().items()}
 
         return {size: (named(self.keys[str(size)]), named(self.values[str(size)])) for size in self.sizes}
 

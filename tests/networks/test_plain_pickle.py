@@ -29,7 +29,7 @@ from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.networks.formats.plain_pickle import read_plain, read_values
 from lib_trainer.networks.formats.reading import read_safetensors
-from lib_trainer.networks.formats.torch_archive import to_archive
+from lib_trainer.networks.formats.torch_archive import write_archive
 
 HELD: dict[str, Any] = {
     "views": [torch.arange(24.0).reshape(4, 6)[1:, ::2], torch.arange(6.0).reshape(2, 3).t()],
@@ -55,18 +55,26 @@ def test_it_reads_what_torch_reads(tmp_path: Path, *, zipped: bool) -> None:
     assert all(torch.equal(ours["state"][name], theirs["state"][name]) for name in ours["state"])
 
 
+def archived(held: dict[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    write_archive(file, held)
+    return file.getvalue()
+
+
 def test_what_is_written_is_read_by_torch(tmp_path: Path) -> None:
     held = {
         320: (OrderedDict(a=torch.randn(3, 4)), {"b": torch.tensor(2.0)}),
         "n": None,
         "h": torch.randn(5, 2).half().t(),
+        "none": torch.zeros(0, 3),
     }
     path = tmp_path / "a.pt"
-    path.write_bytes(to_archive(held))
+    path.write_bytes(archived(held))
     for read in (read_plain(path), torch.load(path, weights_only=True), torch.load(path, weights_only=True, mmap=True)):
         assert torch.equal(read[320][0]["a"], held[320][0]["a"]) and float(read[320][1]["b"]) == 2
         assert torch.equal(read["h"], held["h"]) and read["n"] is None
-    assert path.read_bytes() == to_archive(held)
+        assert read["none"].shape == (0, 3)
+    assert path.read_bytes() == archived(held)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         assert [one.filename for one in archive.infolist()][-1] == "archive/version"

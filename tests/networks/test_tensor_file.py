@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from lib_trainer.errors import SaveError
+from lib_trainer.networks.formats.hypernetwork_file import write_hypernetwork
 from lib_trainer.networks.formats.tensor_file import write_tensors
+from lib_trainer.networks.hypernetwork import Hypernetwork, Structure
 from tests.training.faults import Allocator
 
 TENSORS = {
@@ -73,6 +75,20 @@ def test_saving_takes_less_than_the_largest_tensor(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert 0 < counted.peak + python < largest / 2
     assert (tmp_path / "x.safetensors").stat().st_size > 3 * largest / 2
+
+
+def test_saving_a_hypernetwork_takes_less_than_its_largest_layer(tmp_path: Path) -> None:
+    """For SD 1.x such a structure makes a file of 350 MB: neither the weights nor the file are copied as a whole."""
+    network = Hypernetwork(Structure((1, 8, 1), "relu", "Normal"), [640])
+    largest = 640 * 8 * 640 * 4
+    counted = Counted()
+    tracemalloc.start()
+    with counted:
+        write_hypernetwork(tmp_path / "x.pt", network, {}, overwrite=False)
+    _, python = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert counted.peak + python < largest / 2
+    assert (tmp_path / "x.pt").stat().st_size > 4 * largest
 
 
 class Counted(Allocator):

@@ -17,8 +17,8 @@ from lib_trainer.errors import ModelError
 from lib_trainer.networks.formats.picture_embedding import PICTURES, read_picture
 from lib_trainer.networks.formats.reading import read_file
 from lib_trainer.networks.formats.tensor_file import write_tensors
-from lib_trainer.networks.formats.torch_archive import to_archive
-from lib_trainer.networks.formats.writing import write_new
+from lib_trainer.networks.formats.torch_archive import write_archive
+from lib_trainer.networks.formats.writing import new_file
 
 ENDINGS = (".pt", ".safetensors", ".bin")
 """What the WebUI looks for embeddings in, besides pictures."""
@@ -28,17 +28,16 @@ def write_embedding(path: Path, rows: torch.Tensor, facts: Mapping[str, str], *,
     """Write rows (n, D) in the layout of the path's ending. Raises `SaveError` naming the file."""
     vectors = rows.detach().to("cpu", torch.float32, copy=True).contiguous()
     if path.suffix == ".pt":
-        data = to_archive(
-            {
-                "string_to_token": {"*": 265},
-                "string_to_param": {"*": vectors},
-                "name": path.stem,
-                "step": int(facts.get("ss_steps", 0)),
-                "sd_checkpoint": facts.get("ss_new_sd_model_hash", "")[:10] or None,
-                "sd_checkpoint_name": Path(facts.get("ss_sd_model_name", "")).stem or None,
-            }
-        )
-        write_new(path, data, overwrite=overwrite)
+        data = {
+            "string_to_token": {"*": 265},
+            "string_to_param": {"*": vectors},
+            "name": path.stem,
+            "step": int(facts.get("ss_steps", 0)),
+            "sd_checkpoint": facts.get("ss_new_sd_model_hash", "")[:10] or None,
+            "sd_checkpoint_name": Path(facts.get("ss_sd_model_name", "")).stem or None,
+        }
+        with new_file(path, overwrite=overwrite) as file:
+            write_archive(file, data)
     else:
         write_tensors(path, {"emb_params": vectors}, facts, overwrite=overwrite)
 

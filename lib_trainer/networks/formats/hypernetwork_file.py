@@ -10,8 +10,8 @@ import torch
 
 from lib_trainer.errors import ModelError
 from lib_trainer.networks.formats.reading import read_file
-from lib_trainer.networks.formats.torch_archive import to_archive
-from lib_trainer.networks.formats.writing import write_new
+from lib_trainer.networks.formats.torch_archive import write_archive
+from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.networks.hypernetwork import ACTIVATIONS, Hypernetwork, Structure
 
 OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
@@ -37,7 +37,8 @@ def write_hypernetwork(path: Path, network: Hypernetwork, facts: Mapping[str, st
         "last_layer_dropout": bool(dropouts[-2]),
         "optional_info": None,
     }
-    write_new(path, to_archive(data), overwrite=overwrite)
+    with new_file(path, overwrite=overwrite) as file:
+        write_archive(file, data)
 
 
 def read_hypernetwork(path: Path) -> Hypernetwork:

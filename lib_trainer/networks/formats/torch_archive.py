@@ -1,4 +1,4 @@
-"""Writing files of `torch.save` so that every reader of such files takes them.
+"""Writing files of `torch.save` so that every reader of such files takes them, tensor by tensor.
 
 A zip archive with one folder that holds `data.pkl`, `data/0`, `data/1` … (the bytes of each tensor) and `version`: the
 records that torch has written since 1.6 (torch/csrc/jit/serialization). Newer versions of `torch.save` add others
@@ -14,10 +14,13 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+
+from lib_trainer.networks.formats.tensor_file import pieces
 
 FOLDER = "archive"
 ALIGNMENT = 64
@@ -49,7 +52,7 @@ class _Pickler(pickle.Pickler):
 
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer, protocol=2)
-        self.records: list[bytes] = []
+        self.records: list[torch.Tensor] = []
 
     def persistent_id(self, value: Any) -> Any:
         if isinstance(value, _Storage):
@@ -59,32 +62,35 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return NotImplemented
-        whole = value.detach().cpu().contiguous()
+        whole = value.detach().contiguous()
         storage = _Storage(getattr(torch, STORAGES[whole.dtype]), str(len(self.records)), whole.numel())
-        self.records.append(whole.reshape(-1).view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
+        self.records.append(whole)
         rebuild = torch._utils._rebuild_tensor_v2
         return rebuild, (storage, 0, tuple(whole.shape), whole.stride(), False, OrderedDict())
 
 
-def to_archive(data: dict[Any, Any]) -> bytes:
-    """The bytes of a .pt file that `torch.load` of any version from 1.6 on reads back.
+def write_archive(file: BinaryIO, data: dict[Any, Any]) -> None:
+    """Write what `torch.load` of any version from 1.6 on reads back into a new .pt file.
 
-    `data` holds tensors of the types in `STORAGES`, dicts, lists, tuples, texts, numbers and None.
+    `data` holds tensors of the types in `STORAGES`, dicts, lists, tuples, texts, numbers and None. Beside them there
+    are never more than a few MiB, wherever the tensors are.
     """
-    pickled, archive = io.BytesIO(), io.BytesIO()
+    pickled = io.BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(data)
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        _add(file, archive, "data.pkl", pickled.getvalue())
-        for number, record in enumerate(pickler.records):
-            _add(file, archive, f"data/{number}", record)
-        _add(file, archive, "version", b"3\n")
-    return archive.getvalue()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, file, "data.pkl", [pickled.getbuffer()], pickled.tell())
+        for number, tensor in enumerate(pickler.records):
+            _add(archive, file, f"data/{number}", pieces(tensor, tensor.dtype), tensor.numel() * tensor.itemsize)
+        _add(archive, file, "version", [b"3\n"], 2)
 
 
-def _add(file: zipfile.ZipFile, archive: io.BytesIO, name: str, content: bytes) -> None:
+def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: Iterable[bytes | memoryview], size: int) -> None:
     info = zipfile.ZipInfo(f"{FOLDER}/{name}")  # with a fixed date: the same data gives the same bytes
-    begins = archive.tell() + 30 + len(info.filename) + 4  # behind the local header and the extra field's own one
+    begins = file.tell() + 30 + len(info.filename) + 4  # behind the local header and the extra field's own one
     gap = -begins % ALIGNMENT
     info.extra = struct.pack("<HH", PADDING_FIELD, gap) + b"Z" * gap
-    file.writestr(info, content)
+    info.file_size = size
+    with archive.open(info, "w") as record:
+        for piece in content:
+            record.write(piece)

@@ -11,12 +11,6 @@ from lib_trainer.errors import SaveError
 from lib_trainer.files import whole_file
 
 
-def write_new(path: Path, data: bytes, *, overwrite: bool) -> None:
-    """Write a result whole or not at all. Raises `SaveError` naming the file and the remedy."""
-    with new_file(path, overwrite=overwrite) as file:
-        file.write(data)
-
-
 @contextlib.contextmanager
 def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     """A file to write a result into piece by piece: whole or not there. Raises `SaveError` naming it and the remedy."""
