@@ -41,8 +41,9 @@ from lib_trainer.host.ldm.attention import efficient_attention
 from lib_trainer.host.ldm.model import LdmModel, without_own_checkpoints
 from lib_trainer.host.norms import NORMS
 from lib_trainer.networks import functional
-from lib_trainer.networks.adapters import AdapterSpec, LoraAdapter, replaced_forward
+from lib_trainer.networks.adapters import AdapterSpec, LoraAdapter
 from lib_trainer.networks.lora import LoraNetwork
+from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import Conditioning, NoiseSchedule, TrainingState
 
 DTYPE = torch.bfloat16

@@ -45,7 +45,8 @@ from lib_trainer.host.standalone.checkpoint import Components
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.weights import held_in
-from lib_trainer.networks.lora import LoraNetwork, replaced_forward
+from lib_trainer.networks.lora import LoraNetwork
+from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import Conditioning, NoiseSchedule, PictureSize, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train

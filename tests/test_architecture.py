@@ -137,6 +137,23 @@ def test_import_bodies_only_define(path: Path) -> None:
             assert ast.unparse(node.test).startswith(("TYPE_CHECKING", "sys.version_info", "__name__"))
 
 
+ONCE = {
+    '__dict__["forward"] =': "patching.py",
+    "mem_get_info": "memory.py",
+    "virtual_memory": "memory.py",
+    "could not create a memory": "memory.py",
+    "import fcntl": None,
+    "import msvcrt": None,
+}
+"""What is done in one place of its own: where."""
+
+
+@pytest.mark.parametrize("words", ONCE)
+def test_small_things_are_done_in_one_place(words: str) -> None:
+    users = [str(path.relative_to(PACKAGE)) for path in SOURCES if words in path.read_text(encoding="utf-8")]
+    assert users == ([ONCE[words]] if ONCE[words] else [])
+
+
 def test_scripts_are_short() -> None:
     for path in SCRIPTS:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

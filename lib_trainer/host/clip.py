@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib_trainer.autocasting import compute_dtype
-from lib_trainer.networks.adapters import replaced_forward
 from lib_trainer.networks.naming import text_encoder_key
+from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import AdaptableModule, Conditioning, Part
 from lib_trainer.transfer import sent
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lib_trainer.autocasting import without_autocast
-from lib_trainer.networks.lora import replaced_forward
+from lib_trainer.patching import replaced_forward
 from lib_trainer.tiling.attach import banded
 from lib_trainer.tiling.changed import changed_layers
 
@@ -62,21 +62,6 @@ def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
         # whenever that is collected, in whichever thread: the next run's, say. Out of memory is such an error.
         traceback.clear_frames(error.__traceback__)
         raise
-
-
-@contextlib.contextmanager
-def attribute(owner: object, name: str, value: object) -> Iterator[None]:
-    """Set an attribute for a while; an instance attribute that hid a class attribute is removed again."""
-    own = name in vars(owner)
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
 
 
 def encode_moments(

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib_trainer import autocasting
-from lib_trainer.networks.adapters import replaced_forward
+from lib_trainer.patching import replaced_forward
 
 NORMS = (nn.GroupNorm, nn.LayerNorm)
 

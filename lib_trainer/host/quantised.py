@@ -18,7 +18,7 @@ from torch.nn.grad import conv2d_input
 
 from lib_trainer.autocasting import compute_dtype, without_autocast
 from lib_trainer.host.weights import Bus, Form, Held
-from lib_trainer.networks.adapters import replaced_forward
+from lib_trainer.patching import replaced_forward
 
 LARGEST = 448.0
 """The largest number of e4m3."""

@@ -6,9 +6,8 @@ the decomposition of DoRA are the same for all kinds and are done here; without 
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -275,17 +274,3 @@ def drawn_kaiming(shape: torch.Size, generator: torch.Generator) -> torch.Tensor
     """Uniform in ±1/√fan_in, which is what kaiming_uniform with a = √5 comes to."""
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-
-@contextlib.contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    """Give one module instance another forward for a while."""
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own

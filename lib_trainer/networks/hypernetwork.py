@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib_trainer.networks.adapters import replaced_forward
+from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import AdaptableModule
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from lib_trainer.networks.adapters import Adapter, AdapterSpec, LoraAdapter, replaced_forward
+from lib_trainer.networks.adapters import Adapter, AdapterSpec, LoraAdapter
 from lib_trainer.networks.flat import Flat
 from lib_trainer.networks.lycoris import LohaAdapter, LokrAdapter
+from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import AdaptableModule, Part
 
-__all__ = ["LoraAdapter", "LoraNetwork", "make_adapter", "module_keys", "replaced_forward", "unmatched_keys"]
+__all__ = ["LoraAdapter", "LoraNetwork", "make_adapter", "module_keys", "unmatched_keys"]
 
 FIRST_TENSORS = ("lora_down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 """By which a module of a file is known, kind by kind."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib_trainer.memory import SHARE, free_bytes, is_out_of_memory, release_cached
-from lib_trainer.networks.lora import replaced_forward
+from lib_trainer.patching import replaced_forward
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.changed import changed_layers, has_own_forward
 from lib_trainer.tiling.choose import untiled_bytes

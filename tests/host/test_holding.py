@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from lib_trainer.host import holding
-from lib_trainer.host.holding import attribute, checkpointed, encode_moments, fingerprint, frozen
+from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
 from lib_trainer.host.ldm.model import LdmModel, without_own_checkpoints
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.weights import held_in
+from lib_trainer.patching import attribute
 from lib_trainer.ports import Conditioning, TrainingState
 from tests.support import CONTEXT, differences, relative, roots_of, snapshot
 

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from lib_trainer.host.holding import checkpointed
 from lib_trainer.networks import adapters, flat
-from lib_trainer.networks.adapters import AdapterSpec, Dropouts, replaced_forward
+from lib_trainer.networks.adapters import AdapterSpec, Dropouts
 from lib_trainer.networks.functional import is_plain
 from lib_trainer.networks.lora import LoraNetwork, make_adapter
 from lib_trainer.networks.products import GatedGelu, LohaProduct, LoraPointwise, LoraProduct
+from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import AdaptableModule
 
 LAYERS: dict[str, Callable[[], Any]] = {

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib_trainer.networks.functional import lora_conv2d, lora_linear
-from lib_trainer.networks.lora import LoraAdapter, LoraNetwork, replaced_forward
+from lib_trainer.networks.lora import LoraAdapter, LoraNetwork
+from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import AdaptableModule
 
 RANK, ALPHA = 4, 3.0

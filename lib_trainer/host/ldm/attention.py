@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.networks.products import GatedGelu
+from lib_trainer.patching import replaced_forward
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "heads")
 

@@ -13,12 +13,12 @@ from torch import nn
 from lib_trainer.errors import ModelError
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.held import Holdable
-from lib_trainer.host.holding import attribute, checkpointed, encode_moments, fingerprint, frozen
+from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
 from lib_trainer.host.ldm.attention import efficient_attention, efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.networks.formats.checkpoint_file import names_without
-from lib_trainer.networks.lora import replaced_forward
 from lib_trainer.networks.naming import block_of, diffusers_unet_name, unet_key
+from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import (
     AdaptableModule,
     Conditioning,

@@ -13,10 +13,10 @@ from modules import call_queue, devices, paths, processing, progress, sd_hijack,
 from PIL import Image
 
 from lib_trainer.errors import ModelError
-from lib_trainer.host.holding import attribute
 from lib_trainer.host.webui.interrupts import BUTTON, Interrupts
 from lib_trainer.host.webui.low_vram import LowVram
 from lib_trainer.host.webui.model import WebuiModel, check_model, own_backups, take_out_prompt_networks
+from lib_trainer.patching import attribute
 from lib_trainer.ports import HeldPart, PreviewRequest
 
 STATE_FIELDS = (

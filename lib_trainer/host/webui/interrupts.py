@@ -14,7 +14,7 @@ from typing import Any
 
 from modules import progress, sd_models, shared
 
-from lib_trainer.host.holding import attribute
+from lib_trainer.patching import attribute
 
 logger = logging.getLogger(__name__)
 

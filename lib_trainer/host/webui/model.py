@@ -16,9 +16,8 @@ from torch import nn
 
 from lib_trainer.errors import ModelError
 from lib_trainer.host.clip import ClipText
-from lib_trainer.host.holding import attribute
 from lib_trainer.host.ldm.model import LdmModel
-from lib_trainer.networks.lora import replaced_forward
+from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import NoiseSchedule, TrainingState
 
 
