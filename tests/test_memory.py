@@ -14,7 +14,15 @@ import pytest
 import torch
 
 from lib_trainer import memory
-from lib_trainer.memory import chain, free_bytes, host_free_bytes, is_out_of_memory, release
+from lib_trainer.memory import (
+    chain,
+    forget_peak,
+    free_bytes,
+    host_free_bytes,
+    is_out_of_memory,
+    peak_bytes,
+    release,
+)
 
 CPU = torch.device("cpu")
 
@@ -102,6 +110,31 @@ def test_other_devices_that_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     apple = SimpleNamespace(recommended_max_memory=lambda: 50, current_allocated_memory=lambda: 20)
     monkeypatch.setattr(torch, "mps", apple)
     assert free_bytes(torch.device("mps")) == 30
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_the_peak_is_counted_anew_on_the_device_that_is_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, peaks = torch.device(kind, 1), {0: 70, 1: 90}
+
+    def reset(which: torch.device) -> None:
+        peaks[which.index] = 20
+
+    told = {"max_memory_allocated": lambda which: peaks[which.index], "reset_peak_memory_stats": reset}
+    for name, function in told.items():
+        monkeypatch.setattr(getattr(torch, kind), name, function, raising=False)
+    assert peak_bytes(device) == 90
+    forget_peak(device)
+    assert peak_bytes(device) == 20 and peaks[0] == 70
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mps", "privateuseone", "xpu"])
+def test_devices_that_count_no_peak_have_none_to_forget(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's and the processor's say what is in use now; torch before 2.6 says nothing of Intel's."""
+    monkeypatch.setattr(torch, "xpu", SimpleNamespace(), raising=False)
+    monkeypatch.setattr(torch, "mps", SimpleNamespace(current_allocated_memory=lambda: 40))
+    device: Any = SimpleNamespace(type=kind)
+    forget_peak(device)
+    assert peak_bytes(device) == 40 if kind == "mps" else peak_bytes(device) > 1 << 20
 
 
 def test_a_containers_limit_counts_without_its_file_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,11 @@ class MemoryStore:
 
 
 class DiskStore:
-    """One safetensors file for each picture and size in `folder`; nothing is ever removed from it here."""
+    """One safetensors file for each picture and size in `folder`; nothing is ever removed from it here.
+
+    Each step reads its pictures anew (0.3 ms for one of 512²), and nothing of them stays in this process: after the
+    first reading the system has the files in its cache, which it gives up when memory is wanted for something else.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

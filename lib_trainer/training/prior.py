@@ -21,6 +21,7 @@ from lib_trainer.dataset.scan import Sample, Scan, scan_folder
 from lib_trainer.errors import ConfigError, DatasetError, ModelError
 from lib_trainer.files import write_atomically
 from lib_trainer.ports import Host, LoadedModel, PreviewRequest
+from lib_trainer.training.failures import short_of_memory
 
 CLASS_KINDS = ("lora", "locon", "loha", "lokr", "pivotal", "checkpoint")
 
@@ -138,6 +139,8 @@ def _draw(job: JobConfig, host: Host, folder: Path, number: int) -> None:
         image.save(buffer, "PNG")
         write_atomically(folder / f"class-{number:05}.png", buffer.getvalue(), overwrite=False)
     except Exception as error:  # a host's sampler may raise anything
+        if short_of_memory(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
             f"Class picture {number + 1} of {job.prior.class_pictures} could not be made ({reason}): put pictures of "

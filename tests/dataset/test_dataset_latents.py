@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lib_trainer.dataset import latents
 from lib_trainer.dataset.batches import FixedSize, Sizer
@@ -176,6 +178,31 @@ def test_the_disk_cache_leaves_no_other_files(folder: Path, tmp_path: Path) -> N
     encode(samples_in(folder), CountingVae(), store)
     assert len(list((tmp_path / "cache").iterdir())) == 12
     assert all(path.suffix == ".safetensors" and len(path.stem) == 64 for path in (tmp_path / "cache").iterdir())
+
+
+def test_what_is_on_disk_does_not_pile_up_in_memory(folder: Path, store: LatentStore) -> None:
+    """Three epochs, and no more tensors are alive than one picture's; kept in memory, all of them are."""
+    there: list[StorageWeakRef] = []
+
+    class Watched:
+        def put(self, key: str, moments: torch.Tensor) -> None:
+            there.append(StorageWeakRef(moments.untyped_storage()))
+            store.put(key, moments)
+
+        def get(self, key: str) -> torch.Tensor | None:
+            moments = store.get(key)
+            if moments is not None:
+                there.append(StorageWeakRef(moments.untyped_storage()))
+            return moments
+
+    samples = samples_in(folder)
+    for encoded in (encode(samples, CountingVae(), Watched()), encode(samples, CountingVae(), Watched())):
+        for _ in range(3):
+            for index in range(len(encoded)):
+                encoded.moments(index)
+    gc.collect()
+    alive = len({ref.cdata for ref in there if not ref.expired()})
+    assert alive == (len(samples) if isinstance(store, MemoryStore) else 0)
 
 
 def test_a_full_disk_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save
 
 from lib_trainer.errors import SaveError
-from lib_trainer.networks.formats.hypernetwork_file import write_hypernetwork
+from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
+from lib_trainer.networks.formats.picture_embedding import read_picture
+from lib_trainer.networks.formats.reading import read_safetensors
 from lib_trainer.networks.formats.tensor_file import write_tensors
 from lib_trainer.networks.hypernetwork import Hypernetwork, Structure
 from tests.training.faults import Allocator
@@ -89,6 +93,24 @@ def test_saving_a_hypernetwork_takes_less_than_its_largest_layer(tmp_path: Path)
     tracemalloc.stop()
     assert counted.peak + python < largest / 2
     assert (tmp_path / "x.pt").stat().st_size > 4 * largest
+
+
+def test_too_little_memory_is_no_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user would look for another file, and the next one would be broken too."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    write_tensors(tmp_path / "x.safetensors", TENSORS, {}, overwrite=False)
+    write_hypernetwork(tmp_path / "x.pt", Hypernetwork(Structure(), [32]), {}, overwrite=False)
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    monkeypatch.setattr(Hypernetwork, "load", refuse)
+    monkeypatch.setattr(Image, "open", refuse)
+    readers: dict[str, Any] = {"safetensors": read_safetensors, "pt": read_hypernetwork, "png": read_picture}
+    for ending, read in readers.items():
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            read(tmp_path / f"x.{ending}")
 
 
 class Counted(Allocator):

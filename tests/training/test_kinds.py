@@ -240,6 +240,28 @@ def test_a_whole_checkpoint_is_written_and_the_loaded_one_is_left(
     assert any("_resnets_" in name for name in difference)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_lora_of_the_difference_tells_its_progress_and_can_be_stopped(
+    watched: Watched, pictures: Path, stopped: bool
+) -> None:
+    """The checkpoint is there by then, whatever happens to the LoRA."""
+
+    def stop(event: ev.Event) -> None:
+        if stopped and isinstance(event, ev.Phase) and (event.name, event.done) == (name, 1):
+            watched.runner.stop()
+
+    name, watched.react = "Making the difference a LoRA", stop
+    changes = {"finetune__unet_lr": 1e-3, "finetune__difference_rank": 4, "training__max_steps": 1}
+    view = watched.run(pictures, network__kind="checkpoint", **changes)
+    assert (view.state, view.error, view.step) == ("finished", "", 1)
+    assert view.output is not None and view.output.is_file()
+    phases = [phase for phase in watched.of(ev.Phase) if phase.name == name]
+    total = phases[0].total
+    assert total > 50 and {phase.total for phase in phases} == {total}
+    assert [phase.done for phase in phases] == ([0, 1] if stopped else list(range(total + 1)))
+    assert watched.files == ([] if stopped else ["learned.safetensors"])
+
+
 def test_the_checkpoint_draws_what_the_preview_showed(watched: Watched, pictures: Path) -> None:
     from lib_trainer.host.standalone.host import StandaloneHost
 

@@ -43,6 +43,38 @@ def test_an_epoch_shows_as_many_class_pictures_as_others(others: int) -> None:
     assert pictures.batches_per_epoch() == 10
 
 
+class Compared(int):
+    """A number that counts how often it is compared."""
+
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.count += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+def test_a_thousand_class_pictures_are_not_looked_up_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of them are shown in an epoch: each of the thousand is looked for among five hundred."""
+    shuffled = torch.randperm
+
+    class Numbers(list[Compared]):
+        def __getitem__(self, part: Any) -> Any:
+            return Numbers(list.__getitem__(self, part))
+
+        def tolist(self) -> list[Compared]:
+            return list(self)
+
+    def permuted(count: int, **how: Any) -> Numbers:
+        return Numbers(map(Compared, shuffled(count, **how).tolist()))
+
+    monkeypatch.setattr(torch, "randperm", permuted)
+    repeats = source(250, 1000)._repeats(torch.Generator().manual_seed(0), before=False)
+    assert sum(repeats[250:]) == 500
+    assert 0 < Compared.count <= 2 * 1000
+
+
 class Heard:
     def __init__(self) -> None:
         self.steps: list[tuple[int, bool]] = []

@@ -9,12 +9,15 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from lib_trainer.networks.formats.lora_file import read_lora
+from lib_trainer.ports import PreviewRequest
+from lib_trainer.training import loop, run
 from lib_trainer.work import events as ev
 from tests.support import assert_same_training, network_difference
 from tests.training.watched import Watched, at_step, weights_after
@@ -157,6 +160,29 @@ def test_previews_show_the_lora_and_change_nothing(watched: Watched, pictures: P
     assert made[-1].image.tobytes() == with_lora.tobytes() != plain.tobytes()
     unwatched, shorter = (weights_after(watched.host, pictures, steps, optimizer__unet_lr=0.02) for steps in (4, 3))
     assert_same_training(watched.tensors(), unwatched, apart=shorter)
+
+
+def test_the_peak_that_is_shown_is_that_of_the_steps(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preview may take more than any step; and what was taken before the first step is none of theirs."""
+    peak = {"bytes": 5_000}
+    own = watched.host.preview
+
+    def drawn(request: PreviewRequest) -> Any:
+        peak["bytes"] = max(peak["bytes"], 9_000)
+        return own(request)
+
+    def stepped(*args: Any) -> int:
+        peak["bytes"] = max(peak["bytes"], 1_000)
+        return peak["bytes"]
+
+    monkeypatch.setattr(watched.host, "preview", drawn)
+    monkeypatch.setattr(run, "forget_peak", lambda device: peak.update(bytes=0))
+    monkeypatch.setattr(loop, "peak_bytes", stepped)
+    watched.run(pictures, training__max_steps=3, preview__prompt="x", preview__every=1, preview__steps=1)
+    assert len(watched.of(ev.PreviewMade)) == 3
+    assert [done.memory_bytes for done in watched.of(ev.StepDone)] == [1_000] * 3
 
 
 def test_sample_on_demand(watched: Watched, pictures: Path) -> None:

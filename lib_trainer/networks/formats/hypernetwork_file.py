@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lib_trainer.errors import ModelError
+from lib_trainer.memory import is_out_of_memory
 from lib_trainer.networks.formats.reading import read_file
 from lib_trainer.networks.formats.torch_archive import write_archive
 from lib_trainer.networks.formats.writing import new_file
@@ -64,6 +65,8 @@ def read_hypernetwork(path: Path) -> Hypernetwork:
         network = Hypernetwork(structure, list(pairs))
         network.load({size: (_renamed(keys), _renamed(values)) for size, (keys, values) in pairs.items()})
     except (ValueError, IndexError, AttributeError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"{path} is a broken hypernetwork ({reason}): choose another file.") from error
     return network

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from lib_trainer.errors import ModelError
+from lib_trainer.memory import is_out_of_memory
 
 PICTURES = (".png", ".webp", ".jxl", ".avif")
 """Endings in which the WebUI looks for embeddings."""
@@ -41,6 +42,8 @@ def read_picture(path: Path, *, pixels: bool = True) -> dict[str, Any] | None:
     except FileNotFoundError:
         raise ModelError(f"There is no file {path}: check the name.") from None
     except Exception as error:  # Pillow raises whatever its decoders do
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ModelError(f"{path} is no readable picture ({reason}): choose another file.") from error
     return data if isinstance(data, dict) else None

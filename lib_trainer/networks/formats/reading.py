@@ -13,6 +13,7 @@ import torch
 
 from lib_trainer.errors import ModelError
 from lib_trainer.files import found
+from lib_trainer.memory import is_out_of_memory
 from lib_trainer.networks.formats.plain_pickle import read_values
 
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -55,6 +56,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     except FileNotFoundError:
         raise ModelError(f"There is no file {path}: check the name.") from None
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         loose = _with_loose_metadata(path)
         if loose is not None:
             return loose

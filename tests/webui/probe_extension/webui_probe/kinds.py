@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import time
@@ -17,7 +18,7 @@ from modules.textual_inversion import textual_inversion
 
 from lib_trainer.config import from_values
 from lib_trainer.work import events
-from webui_probe import runs
+from webui_probe import half, runs
 
 CHECKS = ("remove_files", "known", "built_in", "timed_run")
 
@@ -102,7 +103,12 @@ def built_in(kind: str, name: str, data: str, template: str, logs: str, steps: i
     arguments = {parameter: given.get(parameter) for parameter in wanted}
     flags = [(p, p.requires_grad) for p in shared.sd_model.parameters()]
     quiet = mock.patch.dict(shared.opts.data, save_training_settings_to_txt=False)
-    with mock.patch.object(textual_inversion, "write_loss", heard), quiet, torch.random.fork_rng():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(textual_inversion, "write_loss", heard))
+        stack.enter_context(quiet)
+        stack.enter_context(torch.random.fork_rng())
+        if shared.cmd_opts.precision == "half":
+            stack.enter_context(half.in_fp32())
         torch.manual_seed(5)
         function(**arguments)
     for parameter, flag in flags:

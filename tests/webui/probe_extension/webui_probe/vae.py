@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -68,22 +69,18 @@ def vae_api() -> list[str]:
 
 
 def vae_break(kind: str) -> None:
-    """nan: the decoder's last layer gives NaN; nan in fp32: what goes into it is NaN there; error: decoding raises."""
-    decoder = shared.sd_model.first_stage_model.decoder
-    if kind == "nan":
-        weight = decoder.conv_out.weight
-        kept = weight.data
-        weight.data = torch.full_like(kept, float("nan"))
-        _broken.callback(lambda: setattr(weight, "data", kept))
-        return
-    if kind == "nan in fp32":
-        vae = shared.sd_model.first_stage_model
-        weights = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    """nan: the decoder's last layer gives NaN; nan at first: what goes into it is NaN in the precision that the VAE has
+    now; error: decoding raises."""
+    vae = shared.sd_model.first_stage_model
+    if kind in ("nan", "nan at first"):
+        _broken.callback(_as_it_is(vae))
+        weight, dtype = vae.decoder.conv_out.weight, devices.dtype_vae
+        if kind == "nan":
+            weight.data = torch.full_like(weight.data, float("nan"))
+            return
         hook = vae.post_quant_conv.register_forward_hook(
-            lambda module, given, out: out * float("nan") if out.dtype is torch.float32 else out
+            lambda module, given, out: out * float("nan") if out.dtype is dtype else out
         )
-        _broken.callback(lambda: (vae.to(torch.float32), vae.load_state_dict(weights)))
-        _broken.callback(lambda: setattr(devices, "dtype_vae", torch.float32))
         _broken.callback(hook.remove)
         return
     own = processing.decode_latent_batch
@@ -93,6 +90,18 @@ def vae_break(kind: str) -> None:
 
     processing.decode_latent_batch = fail
     _broken.callback(lambda: setattr(processing, "decode_latent_batch", own))
+
+
+def _as_it_is(vae: torch.nn.Module) -> Callable[[], None]:
+    """What puts the VAE back: the WebUI converts it for good when it tries again in another precision."""
+    dtype, kept = devices.dtype_vae, [(parameter, parameter.data) for parameter in vae.parameters()]
+
+    def put_back() -> None:
+        devices.dtype_vae = dtype
+        for parameter, data in kept:
+            parameter.data = data
+
+    return put_back
 
 
 def vae_mend() -> str:
