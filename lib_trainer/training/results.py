@@ -111,6 +111,23 @@ def discard(paths: Iterable[Path]) -> None:
         ) from error
 
 
+def discard_taken(job: JobConfig, host: Host) -> list[Path]:
+    """Move what is there under a job's names to the trash, steps and cards too. Returns what was moved.
+
+    Raises `ConfigError` for a file that is none of this job's results or that is loaded, and `SaveError` where one
+    cannot be moved; then all is where it was.
+    """
+    taken = taken_files(job, host)
+    for path in taken:
+        if not _written_here(path, job, host):
+            raise ConfigError(f"{names_field(job)}: {path} lies elsewhere and is left alone: choose another name.")
+    if host.parts():
+        check_replaced(taken, host.model())
+    moved = [*taken, *(card for path in taken for card in sidecars(path) if os.path.lexists(card))]
+    discard(moved)
+    return moved
+
+
 def is_of_step(path: Path, step: int) -> bool:
     """Whether a file is the one of an intermediate step."""
     return path.stem.endswith(f"-step{step:08d}")

@@ -140,6 +140,14 @@ def test_a_taken_name_is_offered_ways_out_beside_the_field(page: Page, site: Sit
     page.find("start").click()
     expect(page.find("output_name").locator(".trainer-field-error")).to_contain_text("exists already")
     expect(page.find("start_free")).to_have_text("Start as cat-2")
+    old = site.runner.host.lora_folder() / "cat.safetensors"
+    old.parent.mkdir()
+    old.write_bytes(b"what a stopped run left")
+    page.find("discard").click()
+    page.sees(".trainer-notice", "cat.safetensors went to the trash")
+    expect(page.find("start_free")).to_be_hidden()
+    assert not old.exists() and site.runner.view() is None
+    page.find("start").click()
     page.find("start_continue").click()
     page.sees(".trainer-state-finished", "cat-2.safetensors")
     expect(page.field("output_name")).to_have_value("cat-2")
