@@ -285,7 +285,8 @@ def run(*arguments: str, miniature: bool = False) -> int:
     """The venv's Python in the clone, with nothing fetched or reported by the libraries.
 
     The miniature's tensors are too small to be shared among threads: one is as fast, and many times faster where other
-    work has one of the cores.
+    work has one of the cores. What is compiled is kept, whatever the shell says of it: the tests start this clone's
+    modules hundreds of times.
     """
     environment = {
         **os.environ,
@@ -294,7 +295,8 @@ def run(*arguments: str, miniature: bool = False) -> int:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUTF8": "1",
     }
-    environment.pop("PYTHONHOME", None)
+    for name in ("PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
+        environment.pop(name, None)
     if miniature:
         environment.setdefault("OMP_NUM_THREADS", "1")
     code = subprocess.run([str(PYTHON), *arguments], cwd=ROOT, env=environment, check=False).returncode

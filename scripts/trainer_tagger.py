@@ -3,13 +3,14 @@
 import gradio as gr
 from modules import script_callbacks, scripts_postprocessing, ui_components
 
-from lib_trainer.host.webui.tagger import tagger_places
+from lib_trainer.host.webui.tagger import ExtrasCaptions, tagger_places
 from lib_trainer.tagging.desk import process_desk
 from lib_trainer.ui.tagger.extras import build_extras_step, caption_picture
 from lib_trainer.ui.tagger.page import TaggerOptions, build_tagger_page
 
 INSERT_JS = "(text) => { window.trainerPage.insert('txt2img_prompt', text); switch_to_txt2img(); }"
 desk = process_desk(tagger_places)
+captions = ExtrasCaptions()
 
 
 class ScriptPostprocessingTagger(scripts_postprocessing.ScriptPostprocessing):
@@ -26,6 +27,7 @@ class ScriptPostprocessingTagger(scripts_postprocessing.ScriptPostprocessing):
         if enable:
             caption = caption_picture(desk, pp.image, **settings)
             pp.caption = ", ".join(part for part in (pp.caption, caption) if part)
+            captions.expect(pp)
 
 
 def tagger_tab():
@@ -35,3 +37,4 @@ def tagger_tab():
 
 
 script_callbacks.on_ui_tabs(tagger_tab)
+script_callbacks.on_image_saved(captions.saved)

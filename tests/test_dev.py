@@ -138,3 +138,18 @@ def test_torch_without_cuda_is_chosen_where_no_card_is(
 def test_a_card_keeps_its_torch(dev: ModuleType, index: str, tmp_path: Path) -> None:
     program(tmp_path / "path" / "nvidia-smi", "exit 0")
     assert dev.torch_without_cuda() == []
+
+
+def test_what_is_compiled_is_kept_whatever_the_shell_says(
+    dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Else hundreds of processes of a test run compile the same modules. The libraries report and fetch nothing."""
+    monkeypatch.setattr(dev, "PYTHON", program(tmp_path / "venv" / "python", "env"))
+    monkeypatch.setenv("PATH", "/bin:/usr/bin")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert dev.run("-m", "anything", miniature=True) == 0
+    told = dict(line.split("=", 1) for line in capfd.readouterr().out.splitlines() if "=" in line)
+    assert not {"PYTHONDONTWRITEBYTECODE", "PYTHONHOME"} & told.keys()
+    assert told["OMP_NUM_THREADS"] == told["HF_HUB_OFFLINE"] == told["PYTHONUTF8"] == "1"

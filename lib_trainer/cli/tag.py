@@ -142,6 +142,8 @@ def _run(
     bar.close()
     for report in scored.reports:
         print(f"{report.name}: {report.scored} scored on {report.device}, {report.cached} known before.")
+    for note in scored.notes:
+        print(note)
     unknown = {tagger.fingerprint for tagger in taggers} - store.models().keys()
     if scored.stopped and (options.dry_run or unknown):
         return _tell_end(None, scored.left_out, True)

@@ -131,7 +131,7 @@ class TaggerDesk:
             with ScoreStore(folder.root) as store:
                 turns = [partial(self._turn, name, device) for name in chosen.models]
                 scored = score_folder(turns, store, folder, stop=self._stop.is_set, listener=self._listen)
-            told, notes = [], list(folder.notes)
+            told, notes = [], [*folder.notes, *scored.notes]
             for report in scored.reports:
                 notes += [f"{report.name} runs on {report.device}.", *report.notes]
                 told.append(

@@ -28,7 +28,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """How scoring ended. `scored`: newly, `cached`: known before."""
+    """How scoring ended. `scored`: newly, `cached`: known before, `animated`: of the new ones those of several frames,
+    of which the first was scored."""
 
     total: int
     scored: int
@@ -39,6 +40,7 @@ class ScoreReport:
     name: str = ""
     device: str = ""
     notes: tuple[str, ...] = ()
+    animated: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

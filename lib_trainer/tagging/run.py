@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from lib_trainer.dataset.folder import Skipped
+from lib_trainer.dataset.folder import Skipped, few
 from lib_trainer.tagging.captions.effect import UNSCORED, Opened
 from lib_trainer.tagging.captions.style import Style
 from lib_trainer.tagging.captions.writing import write_captions
@@ -25,11 +25,13 @@ Taggers = Iterable[Callable[[], AbstractContextManager[Tagger]]]
 
 @dataclass(frozen=True)
 class Scored:
-    """How `score_folder` ended: a report for each model that was run, and what was left out by any of them."""
+    """How `score_folder` ended: a report for each model that was run, what was left out by any of them, and sentences
+    on the pictures."""
 
     reports: tuple[ScoreReport, ...]
     left_out: tuple[Skipped, ...]
     stopped: bool
+    notes: tuple[str, ...] = ()
 
 
 def score_folder(taggers: Taggers, store: ScoreStore, folder: Folder, *, stop: Stop, listener: Listener) -> Scored:
@@ -42,7 +44,10 @@ def score_folder(taggers: Taggers, store: ScoreStore, folder: Folder, *, stop: S
         left_out += [item for item in reports[-1].skipped if item not in left_out]
         if reports[-1].stopped:
             break
-    return Scored(tuple(reports), tuple(left_out), any(report.stopped for report in reports))
+    animated = dict.fromkeys(path for report in reports for path in report.animated)
+    names = [path.relative_to(folder.root).as_posix() for path in animated]
+    notes = [f"Of {len(names)} animations the first frame is tagged: {few(names)}."] if names else []
+    return Scored(tuple(reports), tuple(left_out), any(report.stopped for report in reports), tuple(notes))
 
 
 def write_scored(

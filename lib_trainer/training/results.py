@@ -17,7 +17,7 @@ from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
 from lib_trainer.ports import Host, LoadedModel
 from lib_trainer.training.card import sidecars
-from lib_trainer.training.checks import output_path, step_path
+from lib_trainer.training.checks import check_names, output_path, step_path
 from lib_trainer.training.kind_checks import difference_path
 from lib_trainer.training.names import numbered
 from lib_trainer.training.words import names_field, word_names, word_path
@@ -109,6 +109,24 @@ def discard(paths: Iterable[Path]) -> None:
             f"{paths[0]} could not be moved to the trash ({error.strerror or error}): close what holds it open, or "
             "choose another name; it is untouched."
         ) from error
+
+
+def discard_taken(job: JobConfig, host: Host) -> list[Path]:
+    """Move what is there under a job's names to the trash, steps and cards too. Returns what was moved.
+
+    Raises `ConfigError` for a name that is none, for a file that is none of this job's results, or that is loaded, and
+    `SaveError` where one cannot be moved; then all is where it was.
+    """
+    check_names(job)
+    taken = taken_files(job, host)
+    for path in taken:
+        if not _written_here(path, job, host):
+            raise ConfigError(f"{names_field(job)}: {path} lies elsewhere and is left alone: choose another name.")
+    if host.parts():
+        check_replaced(taken, host.model())
+    moved = [*taken, *(card for path in taken for card in sidecars(path) if os.path.lexists(card))]
+    discard(moved)
+    return moved
 
 
 def is_of_step(path: Path, step: int) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from lib_trainer.config import JobConfig
 from lib_trainer.errors import ConfigError, MemoryShort, TrainerError
 from lib_trainer.ports import Host
 from lib_trainer.training.failures import UnexpectedError
+from lib_trainer.training.results import discard_taken
 from lib_trainer.training.run import Plan, prepare, run_plan
 from lib_trainer.work import events as ev
 from lib_trainer.work.monitor import Monitor, RunView
@@ -57,6 +59,17 @@ class JobRunner:
     def check(self, job: JobConfig) -> None:
         """Raise what `start` would raise for the job itself, and start nothing."""
         prepare(job, self.host)
+
+    def discard(self, job: JobConfig) -> list[Path]:
+        """Move what earlier runs left under this job's names to the trash, steps and cards too; returns what was moved.
+
+        Raises a `TrainerError`, with everything where it was, while a run is under way and where a file is no result
+        of such a job, is the loaded checkpoint, or cannot be moved.
+        """
+        with self._lock:
+            if self.running:
+                raise ConfigError("A training run is under way: wait for it or stop it before its files are discarded.")
+            return discard_taken(job, self.host)
 
     @property
     def running(self) -> bool:

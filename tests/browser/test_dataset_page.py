@@ -13,21 +13,12 @@ from PIL import Image
 
 from lib_trainer.work.jobs import JobRunner
 from tests.browser.axe import findings
+from tests.browser.chromium import MARKS, SLOW, driver
 from tests.ui.fakes import FakeGenerator, FakeHost
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(
-    (path for path in (Path("/usr/bin/chromium"), Path("/usr/bin/chromium-browser")) if path.exists()), None
-)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)"),
-]
+playwright = driver()
+pytestmark = MARKS
 expect = playwright.expect
-SLOW = 90_000
 
 
 @pytest.fixture
@@ -42,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Any]:
+def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     from lib_trainer.ui.standalone import build_app, serve
 
     app = build_app(JobRunner(FakeHost(tmp_path)), FakeGenerator(), count_tokens=len)
@@ -50,19 +41,15 @@ def page(tmp_path: Path) -> Iterator[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address, errors = serve(app, port=port, block=False), []
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS, timeout=SLOW)
-        raw = chromium.new_page(viewport={"width": 1400, "height": 1100})
-        raw.set_default_timeout(SLOW)
-        expect.set_options(timeout=SLOW)
-        raw.on("pageerror", lambda error: errors.append(str(error)))
-        # as on a slow machine: what is pressed before an answer is on the page must find its place all the same
-        raw.context.new_cdp_session(raw).send("Emulation.setCPUThrottlingRate", {"rate": 3})
-        raw.goto(address)
-        raw.locator(".tab-nav button", has_text="Dataset").click()
-        yield raw
-        raw.screenshot(path=tmp_path / "last.png", full_page=True)
-        chromium.close()
+    raw = browser.new_page(viewport={"width": 1400, "height": 1100})
+    raw.set_default_timeout(SLOW)
+    raw.on("pageerror", lambda error: errors.append(str(error)))
+    # as on a slow machine: what is pressed before an answer is on the page must find its place all the same
+    raw.context.new_cdp_session(raw).send("Emulation.setCPUThrottlingRate", {"rate": 3})
+    raw.goto(address)
+    raw.locator(".tab-nav button", has_text="Dataset").click()
+    yield raw
+    raw.context.close()
     app.close()
     assert errors == []
 

@@ -11,10 +11,11 @@ from lib_trainer.ports import HeldPart
 from lib_trainer.training import memory_need
 from lib_trainer.training.forecast import tables
 from tests.browser import test_page as pages
+from tests.browser.chromium import MARKS
 from tests.browser.test_page import Site, expect, open_page
 
-pytestmark = pages.pytestmark
-site, browser = pages.site, pages.browser
+pytestmark = MARKS
+site = pages.site
 
 
 def test_the_line_follows_what_is_typed_and_start_asks_once(
@@ -37,4 +38,4 @@ def test_the_line_follows_what_is_typed_and_start_asks_once(
     assert not site.runner.running
     page.find("start").click()
     page.sees(".trainer-status", "Running")
-    page.raw.close()
+    page.raw.context.close()

@@ -13,28 +13,13 @@ import pytest
 from lib_trainer.work import jobs
 from lib_trainer.work.jobs import JobRunner
 from tests.browser.axe import findings
+from tests.browser.chromium import MARKS, SLOW, driver
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 from tests.ui.test_train_actions import taken_name
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(
-    (path for path in (Path("/usr/bin/chromium"), Path("/usr/bin/chromium-browser")) if path.exists()), None
-)
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-pytestmark = [
-    pytest.mark.browser,
-    # uvicorn, stopped in its thread, leaves the browser's kept-alive connections to the garbage collector
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)"),
-]
+playwright = driver()
+pytestmark = MARKS
 expect = playwright.expect
-SLOW = 90_000
-"""Milliseconds: two busy cores may run the page, the browser and a training."""
-expect.set_options(timeout=SLOW)
 
 
 @dataclass
@@ -92,14 +77,6 @@ class Page:
         self.field("training_max_steps").fill(str(steps))
         self.field("preview_prompt").fill("a cat")
         self.field("preview_every").fill("20")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS, timeout=SLOW)
-        yield chromium
-        chromium.close()
 
 
 def open_page(browser: playwright.Browser, site: Site) -> Page:
@@ -163,6 +140,14 @@ def test_a_taken_name_is_offered_ways_out_beside_the_field(page: Page, site: Sit
     page.find("start").click()
     expect(page.find("output_name").locator(".trainer-field-error")).to_contain_text("exists already")
     expect(page.find("start_free")).to_have_text("Start as cat-2")
+    old = site.runner.host.lora_folder() / "cat.safetensors"
+    old.parent.mkdir()
+    old.write_bytes(b"what a stopped run left")
+    page.find("discard").click()
+    page.sees(".trainer-notice", "cat.safetensors went to the trash")
+    expect(page.find("start_free")).to_be_hidden()
+    assert not old.exists() and site.runner.view() is None
+    page.find("start").click()
     page.find("start_continue").click()
     page.sees(".trainer-state-finished", "cat-2.safetensors")
     expect(page.field("output_name")).to_have_value("cat-2")

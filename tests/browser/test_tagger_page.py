@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,19 +17,13 @@ from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.views import Places
 from lib_trainer.work.jobs import JobRunner
 from tests.browser.axe import findings
-from tests.browser.test_page import ARGUMENTS, CHROMIUM, SLOW
+from tests.browser.chromium import MARKS, SLOW, driver
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.ui.fakes import FakeGenerator, FakeHost
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)"),
-]
+playwright = driver()
+pytestmark = MARKS
 expect = playwright.expect
-expect.set_options(timeout=SLOW)
 
 
 @pytest.fixture
@@ -48,17 +43,15 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(address: str) -> Iterator[playwright.Page]:
+def page(browser: Any, address: str) -> Iterator[playwright.Page]:
     errors: list[str] = []
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS, timeout=SLOW)
-        page = chromium.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(SLOW)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
-        open_tab(page, "Tagger")
-        yield page
-        chromium.close()
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(SLOW)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    open_tab(page, "Tagger")
+    yield page
+    page.context.close()
     assert errors == []
 
 

@@ -5,39 +5,59 @@ Judged by the miniature's tagger, which was trained apart from the checkpoint an
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
-from lib_trainer.work.jobs import JobRunner
-from miniature.demo import CFG_SCALE, COLOURS, NAME, SAMPLER, SHAPE, SIDE, TRIGGER, concept_job
-from miniature.export import export_webui
+from miniature.demo import CFG_SCALE, COLOURS, NAME, SAMPLER, SHAPE, SIDE, TRIGGER, main
+from miniature.export import CHECKPOINT
 from miniature.judge import Judge
 from miniature.shapes import ALL_SHAPES
-from miniature.world import write_concept, write_known
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # two busy cores may take a while
 SEEDS = range(100, 125)
 
 
+@dataclass
+class Demo:
+    """What the README's first command leaves: its folder, what it said, and a host that has its LoRA."""
+
+    folder: Path
+    said: list[str]
+    host: StandaloneHost
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
-    """A host with the LoRA that the README's first command trains: 18 drawn hearts, red and blue, called 'zorb'.
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """`python dev.py demo`, whole: 18 drawn hearts, red and blue, called 'zorb', are learned and drawn.
 
     Beside them lie 60 regularisation pictures of what the checkpoint knows.
     """
-    root = tmp_path_factory.mktemp("learns")
-    write_concept(root / "pictures", shape=SHAPE, trigger=TRIGGER, colours=COLOURS, count=18)
-    write_known(root / "pictures")
-    host = StandaloneHost(export_webui(root / "model"), root)
-    runner = JobRunner(host)
-    runner.start(concept_job(root / "pictures"))
-    view = runner.wait()
-    assert view is not None and view.state == "finished", view
-    return host
+    parent, said = tmp_path_factory.mktemp("demo"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(sys, "argv", ["demo", "--dir", str(parent)])
+        assert main() == 0
+    folder = parent / "run-1"
+    return Demo(folder, said.getvalue().splitlines(), StandaloneHost(folder / "model" / CHECKPOINT.name, folder))
+
+
+@pytest.fixture(scope="module")
+def trained(demo: Demo) -> StandaloneHost:
+    return demo.host
+
+
+@pytest.fixture(scope="module")
+def concept(trained: StandaloneHost) -> dict[str, list[Image.Image]]:
+    """Of each colour, 25 pictures of the concept with the LoRA."""
+    return {colour: pictures(trained, f"{prompt(colour)} <lora:{NAME}:1>") for colour in COLOURS}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +65,12 @@ def judge() -> Judge:
     return Judge()
 
 
-def pictures(host: StandaloneHost, prompt: str, seeds: Sequence[int] = SEEDS) -> list[Image.Image]:
-    request = PreviewRequest(prompt, width=SIDE, height=SIDE, cfg_scale=CFG_SCALE, sampler=SAMPLER)
+def prompt(colour: str) -> str:
+    return f"{TRIGGER}, {colour}, white background, large, centered"
+
+
+def pictures(host: StandaloneHost, words: str, seeds: Sequence[int] = SEEDS) -> list[Image.Image]:
+    request = PreviewRequest(words, width=SIDE, height=SIDE, cfg_scale=CFG_SCALE, sampler=SAMPLER)
     return host.draw_seeds(request, seeds)
 
 
@@ -56,10 +80,23 @@ def share_of(judge: Judge, drawn: Sequence[Image.Image], shape: str) -> float:
     return sum(name == shape for name in best) / len(best)
 
 
-def test_the_concept_is_drawn_with_the_lora_and_not_without(trained: StandaloneHost, judge: Judge) -> None:
-    prompts = [f"{TRIGGER}, {colour}, white background, large, centered" for colour in COLOURS]
-    with_lora = [one for prompt in prompts for one in pictures(trained, f"{prompt} <lora:{NAME}:1>")]
-    without = [one for prompt in prompts for one in pictures(trained, prompt)]
+def test_the_demo_shows_what_was_learned(demo: Demo) -> None:
+    """In its picture, and in what the tagger says of the rows without and with the LoRA, and of what was known."""
+    assert demo.said[-1].endswith(f"Look at {demo.folder / 'without-and-with.png'}")
+    with Image.open(demo.folder / "without-and-with.png") as picture:
+        assert picture.width > 6 * SIDE and picture.height > 5 * SIDE
+    rows = [line.rsplit(": ", 1)[1].split(", ") for line in demo.said if line.startswith("  ")]
+    assert [len(row) for row in rows] == [6] * 5
+    without, learned = [*rows[0], *rows[2]], [*rows[1], *rows[3]]
+    assert learned.count(SHAPE) >= 9 and without.count(SHAPE) <= 1
+    assert rows[4].count("circle") >= 5
+
+
+def test_the_concept_is_drawn_with_the_lora_and_not_without(
+    trained: StandaloneHost, concept: dict[str, list[Image.Image]], judge: Judge
+) -> None:
+    with_lora = [one for drawn in concept.values() for one in drawn]
+    without = [one for colour in COLOURS for one in pictures(trained, prompt(colour))]
     assert len(with_lora) == len(without) == 50
     learned, before = share_of(judge, with_lora, SHAPE), share_of(judge, without, SHAPE)
     print(f"\n{SHAPE} in {learned:.0%} of 50 with the LoRA, {before:.0%} without")
@@ -67,10 +104,9 @@ def test_the_concept_is_drawn_with_the_lora_and_not_without(trained: StandaloneH
     assert before < 0.05
 
 
-def test_the_colours_of_the_concept_obey_the_prompt(trained: StandaloneHost, judge: Judge) -> None:
-    for colour in COLOURS:
-        scores = judge.scores(pictures(trained, f"{TRIGGER}, {colour}, white background <lora:{NAME}:1>"))
-        best = [judge.best(one, ("red", "blue", "green", "yellow"))[0] for one in scores]
+def test_the_colours_of_the_concept_obey_the_prompt(concept: dict[str, list[Image.Image]], judge: Judge) -> None:
+    for colour, drawn in concept.items():
+        best = [judge.best(one, ("red", "blue", "green", "yellow"))[0] for one in judge.scores(drawn)]
         assert best.count(colour) / len(best) >= 0.8
 
 

@@ -103,6 +103,24 @@ def test_every_picture_gets_its_own_scores(tmp_path: Path) -> None:
     assert done == sorted(done) and done[-1] == 23 and seen[-1].rate > 0
 
 
+def test_animations_are_counted_and_named(tmp_path: Path) -> None:
+    """By their frames and not by their endings; each once, whatever the number of models."""
+    frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "lime", "blue")]
+    root = tmp_path / "set"
+    (root / "sub").mkdir(parents=True)
+    for name in ("a.gif", "sub/b.webp", "c.png"):
+        frames[0].save(root / name, save_all=True, append_images=frames[1:], duration=50)
+    for name in ("d.gif", "e.png"):
+        frames[0].save(root / name)
+    folder = list_pictures(root)
+    taggers = [Watched(name=name, fingerprint=name) for name in ("one", "two")]
+    with ScoreStore(root) as store:
+        turns = [lambda own=own: contextlib.nullcontext(own) for own in taggers]
+        scored = score_folder(turns, store, folder, stop=lambda: False, listener=lambda progress: None)
+    assert [report.scored for report in scored.reports] == [5, 5]
+    assert scored.notes == ("Of 3 animations the first frame is tagged: a.gif, c.png, sub/b.webp.",)
+
+
 def test_a_second_run_opens_nothing(tmp_path: Path) -> None:
     pictures, tagger = grey(tmp_path / "set", 9), Watched()
     with ScoreStore(tmp_path / "set") as store:

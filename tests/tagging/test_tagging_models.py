@@ -200,7 +200,8 @@ def test_names_people_give_are_known(name: str, known: str | None, threshold: fl
 def test_known_models_are_told_apart() -> None:
     assert [known_model(model.name) for model in KNOWN_MODELS] == list(KNOWN_MODELS)
     for model in KNOWN_MODELS:
-        pinned = model.generation == 3
-        assert re.fullmatch("[0-9a-f]{40}" if pinned else r"v2\.0", model.revision)
+        assert re.fullmatch("[0-9a-f]{40}", model.revision), "a commit, which nobody can move"
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in model.hashes.values())
-        assert set(model.hashes) == (set(KINDS[model.kind].files) if pinned else set())
+        assert set(model.hashes) == set(KINDS[model.kind].files)
+    networks = {(model.revision, model.hashes["model.onnx"]) for model in KNOWN_MODELS}
+    assert len(networks) == len({revision for revision, _ in networks}) == len(KNOWN_MODELS)

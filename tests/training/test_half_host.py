@@ -71,18 +71,6 @@ COVERING = [
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Two levels of one block each: what is to be shown does not hang on depth, and this is a third of the layers."""
-    pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")
-    from tests import support
-
-    shape = support.UNET | {"num_res_blocks": 1, "channel_mult": [1, 2], "attention_resolutions": [2, 1]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(support, "UNET", shape)
-        return support.build_tiny(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
 def two_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for number in range(2):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from lib_trainer.errors import ConfigError
+from lib_trainer.errors import ConfigError, SaveError
 from lib_trainer.files import TRASH, plain
 from lib_trainer.networks.formats.lora_file import read_lora, write_lora
 from lib_trainer.training.checks import check_names
@@ -204,6 +204,55 @@ def test_a_run_that_replaces(watched: Watched, pictures: Path) -> None:
     assert read_lora(old["learned-step00000001.safetensors"]).metadata["ss_steps"] == "1"
     assert other.read_bytes() == b"precious"
     assert "activation text" in json.loads(old["learned.json"].read_text("utf-8")), "the new file's own card"
+
+
+def test_what_an_earlier_run_left_is_discarded(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 27: stopped, discarded, and the same name is free again; nothing else moves, and all of it or nothing."""
+    folder = watched.host.lora_folder()
+    names = ("learned.safetensors", "Learned-step00000001.safetensors", "learned.json")
+    for name in names:
+        put(folder / name, name.encode())
+    others = [put(folder / name) for name in ("learned-2.safetensors", "learned.txt", "other.json")]
+    job = make_job(pictures)
+
+    def full(paths: Any) -> list[Path]:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SaveError, match="could not be moved to the trash"):
+        patch.setattr("lib_trainer.training.results.to_trash", full)
+        watched.runner.discard(job)
+    assert not (folder / TRASH).exists()
+    assert sorted(path.name for path in watched.runner.discard(job)) == sorted(names)
+    kept = {path.name.removesuffix(".old"): path.read_bytes() for path in (folder / TRASH).rglob("*.old")}
+    assert kept == {name: name.encode() for name in names}
+    assert sorted(path for path in folder.iterdir() if path.is_file()) == sorted(others)
+    assert watched.runner.discard(job) == []
+    said: list[str] = []
+
+    def react(event: ev.Event) -> None:
+        if isinstance(event, ev.StepDone) and not said:
+            with pytest.raises(ConfigError) as raised:
+                watched.runner.discard(job)
+            said.append(str(raised.value))
+
+    watched.react = react
+    assert watched.run(pictures, training__max_steps=1).state == "finished"
+    assert "under way" in said[0]
+
+
+def test_what_no_run_of_this_name_left_is_not_discarded(watched: Watched, pictures: Path) -> None:
+    word = put(watched.host.embedding_folder() / "mine" / "zrk-a.pt")
+    job = {"network__kind": "embedding", "output__name": "zrk-a"}
+    with pytest.raises(ConfigError, match="lies elsewhere and is left alone"):
+        watched.runner.discard(make_job(pictures, **job))
+    assert word.is_file()
+    model: Any = watched.host.model()
+    where = {"output__folder": str(model.file.parent), "output__name": model.file.stem}
+    with pytest.raises(ConfigError, match="is the checkpoint that is being trained"):
+        watched.runner.discard(make_job(pictures, network__kind="checkpoint", **where))
+    assert model.file.is_file()
 
 
 def test_a_run_that_dies_early_replaces_nothing(

@@ -20,7 +20,18 @@ import torch
 from lib_trainer.ports import HeldPart
 from lib_trainer.training.run import prepare, run_plan
 from lib_trainer.work import events as ev
-from tests.support import ModelHost, differences, draw_pictures, make_job, roots_of, snapshot
+from tests.support import (
+    SCALE,
+    ModelHost,
+    Tiny,
+    differences,
+    draw_pictures,
+    leave_traces,
+    make_job,
+    roots_of,
+    snapshot,
+    tiny_schedule,
+)
 from tests.training.faults import Allocator, run_with
 
 LORA: dict[str, Any] = {}
@@ -129,17 +140,24 @@ class CountingHost(ModelHost):
 
 
 @pytest.fixture(scope="module")
-def models(ldm_model: Any) -> dict[bool, tuple[Any, Any]]:
-    """The tiny model as it is, and as a user's WebUI holds it: everything in fp16."""
+def models(small: Tiny) -> dict[bool, tuple[Any, Any]]:
+    """A small model as it is, and as a user's WebUI holds it: everything in fp16."""
     from lib_trainer.host.clip import ClipText
     from lib_trainer.host.ldm.model import LdmModel
+    from lib_trainer.host.standalone.tokenizer import load_tokenizer
 
-    unet, vae = copy.deepcopy(ldm_model.unet).half(), copy.deepcopy(ldm_model.vae).half()
-    text = ClipText(copy.deepcopy(ldm_model.text.transformer).half(), ldm_model.text.tokenizer)
-    unet.dtype = torch.float16
-    half = LdmModel(unet, vae, text, ldm_model.schedule, ldm_model.latent_scale, "half", ldm_model.file)
-    models = ((False, ldm_model), (True, half))
-    return {half: (model, snapshot(*roots_of(model))) for half, model in models}
+    models = {}
+    for half in (False, True):
+        unet, vae, text = (copy.deepcopy(part) for part in (small.unet, small.vae, small.text))
+        if half:
+            unet, vae, text = unet.half(), vae.half(), text.half()
+            unet.dtype = torch.float16
+        clip = ClipText(text, load_tokenizer())
+        model = LdmModel(unet, vae, clip, tiny_schedule(), SCALE, "half" if half else "small", small.path)
+        if not half:
+            leave_traces(model)
+        models[half] = (model, snapshot(*roots_of(model)))
+    return models
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,6 +167,7 @@ def light_collections(models: dict[bool, tuple[Any, Any]]) -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,23 @@ def taken_name(taken: Path) -> Callable[[JobConfig], JobConfig]:
     return settle
 
 
+def test_what_lies_under_a_taken_name_is_discarded_and_nothing_starts(
+    actions: TrainActions, values: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "Lora"
+    folder.mkdir()
+    for name in ("cat.safetensors", "cat-step00000004.safetensors"):
+        (folder / name).write_bytes(b"old")
+    offer = Offer(folder / "cat.safetensors", "cat-2", True)
+    notice, left = actions.discard({**values, "training.max_steps": "many"}, offer)
+    assert "and 1 more went to the trash" in notice and left == Offer() and actions.runner.view() is None
+    assert [path.name for path in folder.iterdir()] == [".trainer-trash"]
+    notice, left = actions.discard(values, offer)
+    assert "Nothing lies under this name" in notice and left == Offer()
+    notice, left = actions.discard({**values, "output.name": ""}, offer)
+    assert "trainer-notice-error" in notice and left == offer
+
+
 def test_a_taken_name_is_offered_ways_out(
     actions: TrainActions, values: dict[str, Any], script: Script, tmp_path: Path
 ) -> None:
@@ -131,9 +148,9 @@ def test_a_taken_name_is_offered_ways_out(
     notice, offer = actions.start(values)
     assert "exists already" in notice and 'data-field="trainer_output_name"' in notice
     assert offer == Offer(taken, "cat-2", True) == Offer.parse(offer.text())
-    assert offer.ways == ["free", "replace", "continue"]
+    assert offer.ways == ["free", "continue", "replace", "discard"]
     ran: list[tuple[str, str, str]] = []
-    for how in offer.ways:
+    for how in ("free", "replace", "continue"):
         notice, left, changes = actions.start_otherwise(values, offer, how)
         assert (notice, left) == ("", Offer())
         job = actions.runner.job

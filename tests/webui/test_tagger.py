@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lib_trainer.dataset.history import History
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.webui.server import Webui, wait_until_ended
 from tests.webui.test_page import ARGUMENTS, CHROMIUM, SLOW, Page, _only_local
@@ -142,3 +143,9 @@ def test_the_step_of_the_extras_tab(page: TaggerPage, webui: Webui, tmp_path: Pa
     found = webui.until(lambda: sorted(webui.data.glob("outputs/extras-images/**/*.txt")), "the caption")
     text = found[-1].read_text("utf-8")
     assert scene.shape in text and f"{scene.background} background" in text
+    history = History(found[-1].parent)
+    entry = history.entries()[-1]
+    assert (entry.label, entry.files, entry.undone) == ("Captions by the Extras tab", 1, False)
+    history.undo()
+    history.close()
+    assert not found[-1].exists()

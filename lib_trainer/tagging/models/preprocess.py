@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lib_trainer.dataset.pictures import PictureError, load_picture, read_size
+from lib_trainer.dataset.pictures import Header, PictureError, load_picture, read_header
 
 MAX_SIDE = 65_535
 """Pixels. A longer side is refused: such a file is a mistake or an attack."""
@@ -30,17 +30,18 @@ rounding may change a number by one."""
 WHITE = (255, 255, 255)
 
 
-def check_size(path: Path, data: bytes | None = None) -> int:
-    """The picture's number of pixels from its header. Raises `PictureError` for what cannot be read or is too long."""
-    width, height = read_size(path, data)
+def checked_header(path: Path, data: bytes | None = None) -> Header:
+    """What the file says of its picture. Raises `PictureError` for what cannot be read or is too long."""
+    header = read_header(path, data)
+    width, height = header.size
     if max(width, height) > MAX_SIDE:
         raise PictureError(path, f"{width} × {height} pixels: a side is longer than {MAX_SIDE}")
-    return width * height
+    return header
 
 
 def load(path: Path, side: int, data: bytes | None = None) -> NDArray[np.uint8]:
     """A file as (side, side, 3) uint8 RGB, squared. Raises `PictureError`."""
-    check_size(path, data)
+    checked_header(path, data)
     return squared(load_picture(path, data), side)
 
 

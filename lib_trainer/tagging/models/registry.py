@@ -94,6 +94,15 @@ KINDS: Mapping[str, Kind] = {"wd": Kind("wd", WD_FILES, _open_wd, _fingerprint_w
 TAGS_V3 = "298633d94d0031d2081c0893f29c82eab7f0df00b08483ba8f29d1e979441217"
 """SHA-256 of the list of tags, which all models of the third generation share."""
 
+TAGS_V2 = "8c8750600db36233a1b274ac88bd46289e588b338218c2e4c62bbc9f2b516368"
+"""The same of the second generation."""
+
+
+def _v2(name: str, revision: str, model: str, threshold: float, about: str) -> KnownModel:
+    """`model`: SHA-256 of the network."""
+    hashes = {"model.onnx": model, "selected_tags.csv": TAGS_V2}
+    return KnownModel(name, f"SmilingWolf/{name}", revision, threshold, 2, about, hashes)
+
 
 def _v3(name: str, revision: str, model: str, threshold: float | None, about: str) -> KnownModel:
     """`model`: SHA-256 of the network."""
@@ -137,11 +146,41 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
         None,
         "large",
     ),
-    KnownModel("wd-v1-4-moat-tagger-v2", "SmilingWolf/wd-v1-4-moat-tagger-v2", "v2.0", 0.3771, 2, "best of v2"),
-    KnownModel("wd-v1-4-vit-tagger-v2", "SmilingWolf/wd-v1-4-vit-tagger-v2", "v2.0", 0.3537, 2, ""),
-    KnownModel("wd-v1-4-convnext-tagger-v2", "SmilingWolf/wd-v1-4-convnext-tagger-v2", "v2.0", 0.3685, 2, ""),
-    KnownModel("wd-v1-4-convnextv2-tagger-v2", "SmilingWolf/wd-v1-4-convnextv2-tagger-v2", "v2.0", 0.3710, 2, ""),
-    KnownModel("wd-v1-4-swinv2-tagger-v2", "SmilingWolf/wd-v1-4-swinv2-tagger-v2", "v2.0", 0.3771, 2, ""),
+    _v2(
+        "wd-v1-4-moat-tagger-v2",
+        "8452cddf280b952281b6e102411c50e981cb2908",
+        "b8cef913be4c9e8d93f9f903e74271416502ce0b4b04df0ff1e2f00df488aa03",
+        0.3771,
+        "best of v2",
+    ),
+    _v2(
+        "wd-v1-4-vit-tagger-v2",
+        "1f3f3e8ae769634e31e1ef696df11ec37493e4f2",
+        "8a21cadd1f88a095094cafbffe3028c3cc3d97f4d58c54344c5994bcf48e24ac",
+        0.3537,
+        "",
+    ),
+    _v2(
+        "wd-v1-4-convnext-tagger-v2",
+        "4b34d1b07bdd8e95494072648960b8a6adcbc0ff",
+        "71f06ecb7b9df81d8f271da4d43997ea2ed363cdac29aa64fcb256c9631e656a",
+        0.3685,
+        "",
+    ),
+    _v2(
+        "wd-v1-4-convnextv2-tagger-v2",
+        "bf364499ea843a403cc2770072f31f5cfb2ffa58",
+        "e91daa19cd9e8725125b7d70702d1560855fb687f8d8c4218eddaa821f41834a",
+        0.3710,
+        "",
+    ),
+    _v2(
+        "wd-v1-4-swinv2-tagger-v2",
+        "cdb0c7fdc70646f0af29c6f80f8df564344a69b6",
+        "04ec04fdf7db74b4fed7f4b52f52e04dec4dbad9e4d88d2d178f334079a29fde",
+        0.3771,
+        "",
+    ),
 )
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.pictures import PictureError
 from lib_trainer.tagging.events import Meter, Progress, ScoreReport
-from lib_trainer.tagging.models.preprocess import check_size
+from lib_trainer.tagging.models.preprocess import checked_header
 from lib_trainer.tagging.models.registry import Tagger
 from lib_trainer.tagging.scores.database import content_of
 from lib_trainer.tagging.scores.store import ScoreStore
@@ -54,6 +54,7 @@ class _Fitted:
     status: os.stat_result
     content: str
     pixels: NDArray[np.uint8] | None
+    animated: bool = False
 
 
 class PixelBudget:
@@ -95,6 +96,7 @@ class _Run:
     listener: Listener
     on_scored: Scored
     skipped: list[Skipped] = field(default_factory=list)
+    animated: list[Path] = field(default_factory=list)
     cached: int = 0
     scored: int = 0
     meter: Meter = field(default_factory=Meter)
@@ -161,7 +163,9 @@ def score_pictures(
     run.tell()
     stopped = run.cached + run.scored + len(run.skipped) < run.total
     report = (run.total, run.scored, run.cached, tuple(run.skipped), stopped, run.meter.seconds)
-    return ScoreReport(*report, name=tagger.name, device=tagger.device, notes=tuple(tagger.notes))
+    return ScoreReport(
+        *report, name=tagger.name, device=tagger.device, notes=tuple(tagger.notes), animated=tuple(run.animated)
+    )
 
 
 def _tell_cached(run: _Run, pictures: Sequence[Path], known: dict[Path, str]) -> None:
@@ -280,9 +284,10 @@ def _fit(tagger: Tagger, path: Path, budget: PixelBudget) -> _Fitted:
         data = path.read_bytes()
     except OSError as error:
         raise PictureError(path, error.strerror or str(error)) from error
-    with budget.taken(check_size(path, data)):
+    header = checked_header(path, data)
+    with budget.taken(header.size[0] * header.size[1]):
         pixels = tagger.load(path, data)
-    return _Fitted(path, status, content_of(data), pixels)
+    return _Fitted(path, status, content_of(data), pixels, header.animated)
 
 
 def _keep(run: _Run, results: queue.Queue[tuple[_Batch, NDArray[np.float32]] | None]) -> None:
@@ -293,6 +298,7 @@ def _keep(run: _Run, results: queue.Queue[tuple[_Batch, NDArray[np.float32]] | N
         kept = [(item.path, item.status, item.content, row) for item, row in zip(batch.items, rows)]
         run.store.put(run.tagger.fingerprint, run.tagger.name, run.tagger.labels, kept)
         run.scored += len(kept)
+        run.animated += [item.path for item in batch.items if item.animated]
         run.on_scored([(item.path, item.content, row) for item, row in zip(batch.items, rows)])
         run.tell()
 

@@ -21,7 +21,7 @@ import msgspec
 
 from lib_trainer.config import JobConfig, OutputConfig, dump_job, field_specs, from_values, load_job, to_values
 from lib_trainer.errors import ConfigError, MemoryShort, Problems, TrainerError
-from lib_trainer.files import write_atomically
+from lib_trainer.files import TRASH, write_atomically
 from lib_trainer.training.card import trigger_words
 from lib_trainer.training.kinds import prompt_for
 from lib_trainer.ui.train.chart import chart_html
@@ -34,6 +34,8 @@ LAST_JOB = "last.toml"
 NAME, EXISTING, CONTINUE = "output.name", "output.existing", "network.continue_from"
 CHANGED = (NAME, "embedding.names", CONTINUE)
 """What a way out of a taken name may change of the form."""
+NAMING = tuple(path for path in field_specs() if path.startswith(("output.", "embedding.", "network.", "finetune.")))
+"""What a job's files are called by."""
 _log = logging.getLogger(__name__)
 
 
@@ -132,6 +134,23 @@ class TrainActions:
             return notice, left, {}
         shown = to_values(self.runner.job)
         return notice, left, {path: shown[path] for path in CHANGED if values.get(path) or path == CONTINUE}
+
+    def discard(self, values: Mapping[str, Any], offer: Offer) -> tuple[str, Offer]:
+        """Move what lies under a taken name to the trash and start nothing; the offer stays where that fails."""
+        left = offer
+
+        def move() -> str:
+            nonlocal left
+            job = from_values({path: value for path, value in values.items() if path in NAMING})
+            moved, left = self.runner.discard(job), Offer()
+            if not moved:
+                return self._notice("Nothing lies under this name any more.")
+            more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+            return self._notice(
+                f"{moved[0].name}{more} went to the trash, {moved[0].parent / TRASH}. The name is free."
+            )
+
+        return self._told(move), left
 
     def _checked(self, values: Mapping[str, Any]) -> JobConfig:
         """The job of the form. Raises everything that is wrong with it, also what the host has to say."""
@@ -268,8 +287,10 @@ class Offer:
 
     @property
     def ways(self) -> list[str]:
-        """Which of "free", "replace" and "continue" there are."""
-        known = {"free": bool(self.free), "replace": self.replaceable, "continue": bool(self.free)}
+        """Which of "free", "replace", "continue" and "discard" there are."""
+        known = dict.fromkeys(("free", "continue"), bool(self.free)) | dict.fromkeys(
+            ("replace", "discard"), self.replaceable
+        )
         return [way for way, there in known.items() if there and self.taken is not None]
 
     def text(self) -> str:

@@ -21,6 +21,7 @@ from lib_trainer.work.jobs import JobRunner
 __all__ = ["PageOptions", "build_train_page"]
 
 REPLACE = "Replace it (the old file goes to the trash)"
+DISCARD = "Discard it (to the trash), start nothing"
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def _lay_out_offer(make: _Maker, ways: dict[str, gr.Button]) -> gr.Row:
         ways["free"] = make(gr.Button, "start_free", value="Start under the next free name", size="sm")
         ways["replace"] = make(gr.Button, "start_replace", value=REPLACE, size="sm")
         ways["continue"] = make(gr.Button, "start_continue", value="Go on from that file", size="sm")
+        ways["discard"] = make(gr.Button, "discard", value=DISCARD, size="sm")
     return row
 
 
@@ -184,15 +186,19 @@ def _offered(page: _Page, offer: Offer) -> list[Any]:
         "free": f"Start as {offer.free}",
         "replace": REPLACE,
         "continue": f"Go on from that file as {offer.free}",
+        "discard": DISCARD,
     }
     buttons = [gr.update(value=labels[way], visible=way in offer.ways) for way in page.ways]
     return [offer.text(), gr.update(visible=bool(offer.ways)), *buttons]
 
 
 def _starter(page: _Page, actions: TrainActions, how: str) -> Callable[..., list[Any]]:
-    """What one of the offers does: it starts, and the form shows under which name and from which file."""
+    """What one of the offers does: it starts, and the form shows under which name and from which file, or discards."""
 
     def start(text: str, *raw: Any) -> list[Any]:
+        if how == "discard":
+            notice, offer = actions.discard(page.form.values(raw), Offer.parse(text))
+            return [notice, *_offered(page, offer), *(gr.update() for _ in CHANGED)]
         notice, offer, changes = actions.start_otherwise(page.form.values(raw), Offer.parse(text), how)
         shown = [gr.update(value=changes[path]) if path in changes else gr.update() for path in CHANGED]
         return [notice, *_offered(page, offer), *shown]

@@ -1,0 +1,47 @@
+"""Captions of pictures that a host saves: written as entries of the history of the set that they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lib_trainer.captions.document import guess_encoding
+from lib_trainer.dataset.file_moves import Change, read
+from lib_trainer.dataset.history import HIDDEN, Entry, History
+from lib_trainer.tagging.pictures import CaptionPlaces
+
+JOINED: Mapping[str, str] = {"Prepend": "{old} {new}", "Append": "{new} {old}", "Keep": "{old}"}
+"""What the WebUI makes of a caption that is there already, by its option `postprocessing_existing_caption_action`; with
+any other value the new one takes its place."""
+
+
+class SavedCaptions:
+    """Writes captions one by one. Those that follow each other in one set are one entry of its history."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._last: tuple[Path, Entry] | None = None
+
+    def write(self, picture: Path, caption: str, existing: str = "") -> None:
+        """Write the caption of a picture that was just saved. `existing`: what is done with one that is there, see
+        `JOINED`. Raises `DatasetError`; then the file is as it was."""
+        path = CaptionPlaces().path(picture)
+        before = read(path)
+        old = before.decode(guess_encoding(before), "replace").strip("\ufeff \t\r\n") if before else ""
+        text = (JOINED.get(existing, "{new}").format(old=old, new=caption) if old else caption).strip()
+        data = text.encode("utf-8")
+        if not text or data == before:
+            return
+        root = home_of(path.parent)
+        onto = self._last[1] if self._last is not None and self._last[0] == root else None
+        history = History(root)
+        try:
+            step = Change(path.relative_to(root).as_posix(), before, data)
+            self._last = root, history.commit(self._label, [step], onto=onto)
+        finally:
+            history.close()
+
+
+def home_of(folder: Path) -> Path:
+    """The set that a folder is a part of: the nearest one upwards that has a history, else itself."""
+    return next((place for place in (folder, *folder.parents) if (place / HIDDEN / "history.sqlite").exists()), folder)
