@@ -49,7 +49,7 @@ def options_markdown() -> str:
 
 def allowed(spec: FieldSpec) -> str:
     """What is allowed, with its unit where it has one."""
-    return f"{spec.allowed}, in {spec.unit}" if spec.unit else spec.allowed
+    return f"{spec.allowed}, in {spec.unit}" if spec.unit else str(spec.allowed)
 
 
 def toml_value(value: Any) -> str:

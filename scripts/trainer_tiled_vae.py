@@ -36,7 +36,7 @@ class TiledVae(scripts.Script):
         try:
             choice = page.read(values)
         except ValueError as error:
-            tiled_vae.say(p, str(error))
+            tiled_vae.say(p, error.sentence)
             return
         p.extra_generation_params.update(page.parameters(choice))
         settings = tiled_vae.Settings.asked(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from lib_trainer.captions.tags import tag_key
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 
 KEEP = "|||"
 """sd-scripts' usual keep-token separator."""
@@ -41,8 +41,10 @@ class CaptionError(DatasetError):
     """A caption file is not UTF-8 text. `guess` is an encoding that reads it, or an empty text."""
 
     def __init__(self, path: Path | str, guess: str) -> None:
-        remedy = f"it reads as {guess}, and can be converted" if guess else "save it again with that encoding"
-        super().__init__(f"The caption '{path}' is not UTF-8 text: {remedy}.")
+        if guess:
+            super().__init__("caption.other_encoding", path=path, encoding=guess)
+        else:
+            super().__init__("caption.no_encoding", path=path)
         self.path, self.guess = path, guess
 
     def converted(self, data: bytes, encoding: str = "") -> bytes:
@@ -51,8 +53,9 @@ class CaptionError(DatasetError):
         try:
             return data.decode(name).encode("utf-8")
         except (UnicodeError, LookupError):
-            which = name or "any encoding"
-            raise DatasetError(f"The caption '{self.path}' does not read as {which}: name another.") from None
+            if name:
+                raise DatasetError("caption.not_in_encoding", path=self.path, encoding=name) from None
+            raise DatasetError("caption.in_no_encoding", path=self.path) from None
 
 
 @dataclass(frozen=True)
@@ -225,14 +228,12 @@ def read_document(path: Path) -> Caption:
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         if path.is_symlink():
-            raise DatasetError(f"The caption '{path}' is a link to a file that is gone: mend or remove it.") from None
-        raise DatasetError(f"The caption '{path}' is gone.") from None
+            raise DatasetError("caption.dead_link", path=path) from None
+        raise DatasetError("caption.gone", path=path) from None
     except OSError as error:
-        raise DatasetError(
-            f"The caption '{path}' cannot be read ({error.strerror or error}): check its permissions or remove it."
-        ) from error
+        raise DatasetError("caption.unreadable", path=path, reason=error) from error
     if len(data) > MOST_BYTES:
-        raise DatasetError(f"The caption '{path}' is larger than 1 MiB and can be none: move it away.")
+        raise DatasetError("caption.too_large", path=path)
     return Caption.read(data, path)
 
 

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from lib_trainer.captions.document import KEEP, Caption, cached_key
 from lib_trainer.captions.tags import split_tags
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError, Field
 
 BATCH_SECONDS = 20.0
-"""How long the regular expression of one edit may think about a whole set."""
+"""How long the regular expression of one edit may run over a whole set."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def single_tags(text: str, what: str) -> list[str]:
     """The tags of a comma-separated text. Raises `ConfigError` naming `what` where there is none."""
     tags = [tag for line in text.splitlines() for tag in split_tags(line)]
     if not tags:
-        raise ConfigError(f"{what} is empty: write one or more tags, parted by commas.")
+        raise ConfigError("edit.no_tags", field=Field("", what))
     if any(KEEP in tag for tag in tags):
-        raise ConfigError(f"{what} holds the keep-token separator {KEEP}: use the edit for it.")
+        raise ConfigError("edit.separator", field=Field("", what), separator=KEEP)
     return tags
 
 
@@ -86,7 +86,7 @@ class Memory(dict[str, Any]):
 
     def __missing__(self, text: str) -> Any:
         if self._spent > BATCH_SECONDS:
-            raise ConfigError("The expression takes too long on this set: simplify it.")
+            raise ConfigError("expression.too_slow_on_set")
         started = time.monotonic()
         self[text] = answer = self._function(text)
         self._spent += time.monotonic() - started

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lib_trainer.captions.document import KEEP, Caption, cached_key
 from lib_trainer.captions.edit_base import Facts, Plain, option, single_tags
 from lib_trainer.captions.tags import KAOMOJI, escape, split_tags, unescape, with_spaces
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError, Field
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SortTags(Plain):
 
     def check(self) -> None:
         if self.fixed < 0:
-            raise ConfigError(f"Fixed = {self.fixed}: it must be 0 or more.")
+            raise ConfigError("edit.from_zero", field=Field("fixed", "Fixed"), value=self.fixed)
 
     def label(self) -> str:
         return f"Sort tags by {self.by}"
@@ -98,7 +98,7 @@ class KeepTokens(Plain):
 
     def check(self) -> None:
         if self.count < 0:
-            raise ConfigError(f"Tags before it = {self.count}: it must be 0 or more.")
+            raise ConfigError("edit.from_zero", field=Field("count", "Tags before it"), value=self.count)
 
     def label(self) -> str:
         return f"Keep-token separator after {self.count}" if self.count else "Without the keep-token separator"

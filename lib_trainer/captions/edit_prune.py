@@ -9,7 +9,7 @@ from typing import Literal
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edit_base import Facts, Plain, option
 from lib_trainer.captions.tags import TagPatterns
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError, Field
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PruneByCount(Plain):
 
     def check(self) -> None:
         if self.fewer_than < 1:
-            raise ConfigError(f"Fewer than = {self.fewer_than}: it must be 1 or more.")
+            raise ConfigError("edit.from_one", field=Field("fewer_than", "Fewer than"), value=self.fewer_than)
 
     def label(self) -> str:
         return f"Remove tags on fewer than {self.fewer_than} pictures"
@@ -48,7 +48,7 @@ class PruneByShare(Plain):
 
     def check(self) -> None:
         if not 0 <= self.percent <= 100:
-            raise ConfigError(f"Percent = {self.percent:g}: it must be from 0 to 100.")
+            raise ConfigError("edit.percent", field=Field("percent", "Percent"), value=self.percent)
 
     def label(self) -> str:
         return f"Remove tags {self.side} {self.percent:g}% of the pictures"
@@ -80,7 +80,7 @@ class PruneByScore(Plain):
 
     def check(self) -> None:
         if not 0 <= self.below <= 1:
-            raise ConfigError(f"Below = {self.below:g}: it must be from 0 to 1.")
+            raise ConfigError("edit.share", field=Field("below", "Below"), value=self.below)
 
     def label(self) -> str:
         return f"Remove tags scored below {self.below:g}"

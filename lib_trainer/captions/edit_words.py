@@ -11,7 +11,7 @@ import regex
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edit_base import Facts, Memory, Plain, option, single_tags
 from lib_trainer.captions.tags import MATCH_SECONDS, TagPatterns, compile_expression, split_tags
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError, Field
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class AddTags(Plain):
     def check(self) -> None:
         single_tags(self.tags, "Tags")
         if self.position < 0:
-            raise ConfigError(f"Position = {self.position}: it must be 0 or more.")
+            raise ConfigError("edit.from_zero", field=Field("position", "Position"), value=self.position)
 
     def label(self) -> str:
         place = f"position {self.position}" if self.where == "position" else f"the {self.where}"
@@ -53,7 +53,7 @@ class RemoveTags(Plain):
 
     def check(self) -> None:
         if not self._patterns:
-            raise ConfigError("Tags is empty: write one or more tags, parted by commas.")
+            raise ConfigError("edit.no_tags", field=Field("tags", "Tags"))
 
     def label(self) -> str:
         return f"Remove {self.tags.strip()}"
@@ -74,12 +74,12 @@ class RemoveTags(Plain):
 class ReplaceTags(Plain):
     """Replace tags"""
 
-    tags: str = option("Tags", "What is replaced: parted by commas; wildcards and /expressions/ too.", "")
+    tags: str = option("Tags", "What is replaced: separated by commas; wildcards and /expressions/ too.", "")
     by: str = option("By", "One or more tags. They are not repeated where they stand already.", "")
 
     def check(self) -> None:
         if not self._patterns:
-            raise ConfigError("Tags is empty: write one or more tags, parted by commas.")
+            raise ConfigError("edit.no_tags", field=Field("tags", "Tags"))
         single_tags(self.by, "By")
 
     def label(self) -> str:
@@ -114,9 +114,11 @@ def _substituted(expression: Any, replacement: str, text: str) -> str:
         result: str = expression.sub(replacement, text, timeout=MATCH_SECONDS)
         return result
     except TimeoutError:
-        raise ConfigError(f"The expression /{expression.pattern}/ takes too long: simplify it.") from None
+        raise ConfigError("expression.too_slow", pattern=expression.pattern) from None
     except (regex.error, IndexError) as error:
-        raise ConfigError(f"Replacement: {replacement} is not one ({error}): groups are written \\1, \\2 …") from None
+        raise ConfigError(
+            "edit.replacement", field=Field("replacement", "Replacement"), replacement=replacement, reason=error
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,17 @@ class _Expression(Plain):
 
     def check(self) -> None:
         if not self.expression:
-            raise ConfigError("Expression is empty: write a regular expression.")
+            raise ConfigError("edit.no_expression", field=Field("expression", "Expression"))
         _substituted(self._compiled, self.replacement, "")
         groups = self._compiled.groups
         wanted = [int(found) for found in regex.findall(r"(?<!\\)(?:\\\\)*\\(\d+)", self.replacement)]
         if any(number > groups for number in wanted):
-            raise ConfigError(f"Replacement: there is no group {max(wanted)} in /{self.expression}/.")
+            raise ConfigError(
+                "edit.no_group",
+                field=Field("replacement", "Replacement"),
+                number=max(wanted),
+                expression=self.expression,
+            )
 
     @cached_property
     def _compiled(self) -> Any:

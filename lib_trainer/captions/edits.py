@@ -15,7 +15,7 @@ from lib_trainer.captions.edit_order import Deduplicate, KeepTokens, SetTrigger,
 from lib_trainer.captions.edit_prune import PruneByCount, PruneByScore, PruneByShare
 from lib_trainer.captions.edit_words import AddTags, ExpressionOnCaption, ExpressionOnTags, RemoveTags, ReplaceTags
 from lib_trainer.captions.foreign import PlainCommas, PromptOnly
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError, Field
 
 __all__ = ["EDITS", "Edit", "EditField", "Facts", "count_tags", "edit_fields", "make_edit"]
 
@@ -65,10 +65,12 @@ def edit_fields(name: str) -> list[EditField]:
 def make_edit(name: str, values: Mapping[str, Any]) -> Edit:
     """An edit of `EDITS` with these values, checked. Raises `ConfigError` naming the field."""
     if name not in EDITS:
-        raise ConfigError(f"There is no edit '{name}': use one of {', '.join(EDITS)}.")
+        raise ConfigError("edit.missing", name=name, edits=EDITS)
     known = {one.name: one for one in edit_fields(name)}
     if wrong := set(values) - set(known):
-        raise ConfigError(f"The edit '{name}' has no field '{min(wrong)}': it has {', '.join(known) or 'none'}.")
+        if not known:
+            raise ConfigError("edit.no_fields", name=name, field_name=min(wrong))
+        raise ConfigError("edit.no_field", name=name, field_name=min(wrong), known=known)
     edit: Edit = EDITS[name](**{key: _converted(known[key], value) for key, value in values.items()})
     edit.check()
     return edit
@@ -76,15 +78,15 @@ def make_edit(name: str, values: Mapping[str, Any]) -> Edit:
 
 def _converted(spec: EditField, value: Any) -> Any:
     if spec.kind == "choice" and value not in spec.choices:
-        raise ConfigError(f"{spec.label} = {value}: it must be one of {', '.join(spec.choices)}.")
+        raise ConfigError("edit.choice", field=Field(spec.name, spec.label), value=value, choices=spec.choices)
     if spec.kind in ("int", "float"):
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise ConfigError(f"{spec.label} = {value!r}: it must be a number.") from None
+            raise ConfigError("edit.number", field=Field(spec.name, spec.label), value=value) from None
         if spec.kind == "float":
             return number
         if number != int(number):
-            raise ConfigError(f"{spec.label} = {value}: it must be a whole number.")
+            raise ConfigError("edit.whole", field=Field(spec.name, spec.label), value=value)
         return int(number)
     return bool(value) if spec.kind == "bool" else value if spec.kind == "choice" else str(value or "")

@@ -20,7 +20,7 @@ from typing import TypeAlias, TypeVar
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edit_base import Memory
 from lib_trainer.captions.tags import TagPatterns, compile_expression, searched
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError, Sentence
 
 Value = TypeVar("Value")
 NUMBERS = ("tokens", "tags", "width", "height", "pixels", "aspect", "score")
@@ -75,13 +75,12 @@ class Filter:
     needs: frozenset[str]
     reading: str = ""
 
-    def misread(self) -> str:
+    def misread(self) -> Sentence:
         """For a filter that lets nothing through: how it was read, and how it would be written as a tag."""
         text = self.text.strip()
-        said = f"it was read as: {self.reading}"
         if '"' not in text and re.search(r"[\s(),&|!-]", text):
-            said += f'; as one tag it is written "{text}", with the quotes'
-        return said
+            return Sentence("filter.reading_and_tag", reading=self.reading, text=text)
+        return Sentence("filter.reading", reading=self.reading)
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ def parse_filter(text: str, group: Callable[[str], str] = lambda key: "other") -
         return Filter(text, lambda record: True, frozenset())
     part = parser.alternatives()
     if parser.kind != "end":
-        raise parser.trouble("there is a bracket too many" if parser.kind == "close" else "an operator is missing")
+        extra = parser.kind == "close"
+        raise parser.trouble(Sentence("filter.extra_bracket" if extra else "filter.no_operator"))
     return Filter(text, part.matches, frozenset(parser.needs), part.reading)
 
 
@@ -116,9 +116,10 @@ class _Parser:
         self._depth = 0
         self._advance()
 
-    def trouble(self, what: str) -> ConfigError:
-        where = f"before '{self._text[self._place :].strip()[:30]}'" if self.kind != "end" else "at its end"
-        return ConfigError(f"Filter: {what} {where}; example: long hair AND NOT (smile OR *boy*).")
+    def trouble(self, what: Sentence) -> ConfigError:
+        if self.kind == "end":
+            return ConfigError("filter.at_the_end", what=what)
+        return ConfigError("filter.before", what=what, text=self._text[self._place :].strip()[:30])
 
     def _advance(self) -> None:
         self._place = self._next
@@ -128,7 +129,7 @@ class _Parser:
         match = _TOKEN.match(self._text, self._place)
         if match is None:
             self.kind = "bad"
-            raise self.trouble("it cannot be read")
+            raise self.trouble(Sentence("filter.unreadable"))
         self.kind, self._value = str(match.lastgroup), match[match.lastgroup or 0]
         self._next = match.end()
 
@@ -162,7 +163,7 @@ class _Parser:
         if negated:
             self._depth += 1
             if self._depth > 50:
-                raise self.trouble("there are too many NOTs")
+                raise self.trouble(Sentence("filter.too_many_nots"))
             self._advance()
         start = self._place
         part = self._one_or_bracketed() if self.kind == "not" else self._one()
@@ -187,7 +188,7 @@ class _Parser:
         if self.kind == "open":
             return self._bracket()
         if self.kind in ("and", "or", "close", "end"):
-            raise self.trouble("a tag is missing")
+            raise self.trouble(Sentence("filter.no_tag"))
         kind, value = self.kind, self._value
         self._advance()
         if kind == "word":
@@ -206,11 +207,11 @@ class _Parser:
     def _bracket(self) -> _Part:
         self._depth += 1
         if self._depth > 50:
-            raise self.trouble("brackets are too deep")
+            raise self.trouble(Sentence("filter.too_deep"))
         self._advance()
         inside = self.alternatives()
         if self.kind != "close":
-            raise self.trouble("a closing bracket is missing")
+            raise self.trouble(Sentence("filter.no_bracket"))
         self._depth -= 1
         self._end = self._next
         self._advance()
@@ -223,9 +224,9 @@ class _Parser:
         try:
             limit = float(digits)
         except ValueError:
-            raise self.trouble(f"{digits} is not a number") from None
+            raise self.trouble(Sentence("filter.no_number", digits=digits)) from None
         if (name == "score") != (tag is not None):
-            raise self.trouble("a score is written score(smile)>0.5 and is missing its tag, or another name has one")
+            raise self.trouble(Sentence("filter.score"))
         compare = _COMPARE[sign]
         read = self._reader(name, tag or "")
 
@@ -257,7 +258,7 @@ class _Parser:
 
     def _named(self, name: str, value: str) -> Predicate:
         if name not in TEXTS:
-            raise self.trouble(f"there is no '{name}:'; the names are {', '.join(TEXTS)}; it was read")
+            raise self.trouble(Sentence("filter.no_name", name=name, names=TEXTS))
         if name == "caption":
             return _caption(value)
         if name == "tag":

@@ -7,11 +7,12 @@ Chinese or Japanese keyboards, which parts tags for a reader and not for a progr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lib_trainer.captions.document import Caption, prompt_of
 from lib_trainer.captions.edit_base import Facts, Plain
+from lib_trainer.refusals import Sentence, few
 
 COMMAS = "，、；､﹐﹑﹔︐︑،"
 """Signs that stand between tags and are no commas: full-width, ideographic, small, vertical and Arabic ones."""
@@ -71,24 +72,11 @@ def _plain_commas(text: str) -> str:
     return _COMMA.sub(comma, text)
 
 
-def foreign_notes(texts: Mapping[str, str]) -> list[str]:
+def foreign_notes(texts: Mapping[str, str]) -> list[Sentence]:
     """Sentences on captions ({name: text}) that a run reads."""
-    sorts: list[tuple[Callable[[str], bool], str]] = [
-        (
-            lambda text: prompt_of(text) != text,
-            "hold the WebUI's settings of a picture behind the prompt (Negative prompt, Steps): the prompt is trained "
-            "alone. The edit 'prompt-only' takes the rest out",
-        ),
-        (
-            has_foreign_commas,
-            "have full-width commas (，、), which part no tags in training: they are trained as they stand. The edit "
-            "'plain-commas' mends them",
-        ),
-    ]
     said = []
-    for asked, what in sorts:
-        names = [name for name, text in texts.items() if asked(text)]
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            said.append(f"{len(names)} captions {what} ({', '.join(names[:3])}{more}).")
+    if names := [name for name, text in texts.items() if prompt_of(text) != text]:
+        said.append(Sentence("scan.settings", count=len(names), names=few(names)))
+    if names := [name for name, text in texts.items() if has_foreign_commas(text)]:
+        said.append(Sentence("scan.foreign_commas", count=len(names), names=few(names)))
     return said

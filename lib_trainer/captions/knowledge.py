@@ -2,7 +2,7 @@
 
 The tables in `data/` were written for this project from general knowledge of how booru tags are used; they are not
 taken from a site's database, and are under the project's licence (AGPL-3.0). A set may add to them with files of the
-same names and columns in its `.trainer/` folder, or a user with a folder of one's own.
+same names and columns in its `.trainer/` folder, or a user with a folder of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from lib_trainer.captions.document import cached_key
 from lib_trainer.captions.tags import TagPatterns
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 
 DATA = Path(__file__).with_name("data")
 GROUPS = (
@@ -115,7 +115,7 @@ def read_knowledge(folders: Iterable[Path]) -> Knowledge:
     for group, tags in _rows([*reversed(places)], "groups.csv", ("group", "tags")):
         entries.setdefault(group, []).extend(tag.strip() for tag in tags.split(";"))
     if wrong := set(entries) - set(GROUPS):
-        raise DatasetError(f"groups.csv: there is no group '{min(wrong)}': use one of {', '.join(GROUPS)}.")
+        raise DatasetError("groups.unknown", group=min(wrong), known=GROUPS)
     exclusive = [
         Exclusive(name, *(TagPatterns.of([tag for tag in map(str.strip, cell.split(";")) if tag]) for cell in cells))
         for name, *cells in _rows(places, "exclusive.csv", ("name", "tags", "needs", "unless"))
@@ -141,13 +141,13 @@ def _rows(folders: Iterable[Path], name: str, columns: tuple[str, ...]) -> list[
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"The table '{path}' cannot be read: save it as UTF-8 text.") from error
+            raise DatasetError("groups.unreadable", path=path) from error
         lines = [line if line.strip() and not line.startswith("#") else "" for line in text.splitlines()]
         for number, row in enumerate(csv.reader(io.StringIO("\n".join(lines))), 1):
             cells = [cell.strip() for cell in row]
             if not any(cells) or cells == list(columns):
                 continue
             if len(cells) != len(columns) or not cells[0]:
-                raise DatasetError(f"Line {number} of '{path}' must have the columns {', '.join(columns)}.")
+                raise DatasetError("groups.columns", line=number, path=path, columns=columns)
             rows.append(cells)
     return rows

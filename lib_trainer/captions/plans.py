@@ -15,7 +15,7 @@ from lib_trainer.captions.edit_base import Facts, Plain, count_tags
 from lib_trainer.captions.edit_order import SetTrigger
 from lib_trainer.captions.knowledge import GROUPS, Knowledge
 from lib_trainer.captions.tags import TagPatterns
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError, Decimals, Sentence
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,9 @@ def traits(
     tag that stands on less than 90% of the pictures is `partial`: the trigger word will mean it on all of them.
     """
     if school not in SCHOOLS:
-        raise ConfigError(f"There is no plan '{school}': use one of {', '.join(SCHOOLS)}.")
+        raise ConfigError("plan.missing", school=school, schools=SCHOOLS)
     if not 0 < share <= 1:
-        raise ConfigError(f"Share = {share:g}: it must be above 0 and at most 1.")
+        raise ConfigError("plan.share", share=share)
     kept = TagPatterns.parse(protected, "Protected")
     own = {cached_key(word) for word in trigger.split(",")}
     groups = SCHOOLS[school].groups
@@ -204,7 +204,7 @@ class FoldIntoTrigger(Plain):
         SetTrigger(self.trigger).check()
         own = self.tags & {cached_key(word) for word in self.trigger.split(",")}
         if own:
-            raise ConfigError(f"Trigger word: {min(own)} is also one of the tags that would be removed; protect it.")
+            raise ConfigError("plan.trigger_removed", tag=min(own))
 
     def label(self) -> str:
         count = "1 tag" if len(self.tags) == 1 else f"{len(self.tags)} tags"
@@ -223,19 +223,15 @@ def fold(
     return FoldIntoTrigger(frozenset(tags), trigger, SCHOOLS[school].title)
 
 
-def warnings(proposal: Sequence[Trait], chosen: Collection[str] | None = None) -> list[str]:
+def warnings(proposal: Sequence[Trait], chosen: Collection[str] | None = None) -> list[Sentence]:
     """What the user should know before: traits that stand on part of the set only."""
     meant = [one for one in proposal if (one.proposed if chosen is None else one.key in chosen)]
     return [
-        f"{one.key} stands on {one.share:.0%} of the pictures only: the trigger word will mean it on the others too."
-        for one in meant
-        if one.share < 0.9
+        Sentence("plan.partial", tag=one.key, percent=Decimals(100 * one.share, 0)) for one in meant if one.share < 0.9
     ]
 
 
-def several_concepts(concepts: Collection[str]) -> str:
-    """A warning where one trigger word would be given to the pictures of several concepts; empty otherwise."""
+def several_concepts(concepts: Collection[str]) -> Sentence | None:
+    """A warning where one trigger word would be given to the pictures of several concepts."""
     named = sorted(concept for concept in concepts if concept)
-    if len(named) < 2:
-        return ""
-    return f"These are pictures of {', '.join(named)}: filter by folder, so that each gets a trigger word of its own."
+    return Sentence("plan.several_concepts", concepts=named) if len(named) > 1 else None

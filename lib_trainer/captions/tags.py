@@ -15,7 +15,7 @@ from typing import Any
 
 import regex
 
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 KAOMOJI = frozenset(
     {
@@ -26,7 +26,7 @@ KAOMOJI = frozenset(
 """Tags whose underscore is a mouth or a nose, as the boards spell them."""
 
 MATCH_SECONDS = 0.2
-"""How long one regular expression may think about one tag before it is refused."""
+"""How long one regular expression may run on one tag before it is refused."""
 
 
 def split_tags(caption: str) -> list[str]:
@@ -77,7 +77,7 @@ class TagPatterns:
 
     @classmethod
     def parse(cls, text: str, field: str = "The list of tags") -> TagPatterns:
-        """Read entries that are parted by commas or lines; `/…/` may itself hold commas.
+        """Read entries that are separated by commas or lines; `/…/` may itself hold commas.
 
         Raises `ConfigError` naming `field` and the expression that is not one.
         """
@@ -113,7 +113,7 @@ def compile_expression(source: str, field: str) -> Any:
     try:
         return regex.compile(source, regex.IGNORECASE)
     except regex.error as error:
-        raise ConfigError(f"{field}: /{source}/ is not a regular expression ({error}): correct it.") from None
+        raise ConfigError("expression.wrong", what=field, source=source, reason=error) from None
 
 
 def searched(expression: Any, text: str) -> Any:
@@ -121,4 +121,4 @@ def searched(expression: Any, text: str) -> Any:
     try:
         return expression.search(text, timeout=MATCH_SECONDS)
     except TimeoutError:
-        raise ConfigError(f"The expression /{expression.pattern}/ takes too long: simplify it.") from None
+        raise ConfigError("expression.too_slow", pattern=expression.pattern) from None

@@ -29,8 +29,8 @@ from lib_trainer.captions.plans import (
     warnings,
 )
 from lib_trainer.captions.tokens import TokenCounter
-from lib_trainer.errors import ConfigError
 from lib_trainer.files import write_atomically
+from lib_trainer.refusals import ConfigError
 from lib_trainer.tagging.scores.known import known_tags
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _keys(editor: Editor, options: argparse.Namespace) -> list[str]:
         if chosen.matches(record):
             found.append(key)
     if not found:
-        raise ConfigError(f"--filter {options.filter!r} lets no picture through: {chosen.misread()}.")
+        raise ConfigError("filter.nothing_through", filter=options.filter, misread=chosen.misread())
     return found
 
 

@@ -22,8 +22,8 @@ from lib_trainer import __version__
 from lib_trainer.cli import captions as cli_captions
 from lib_trainer.cli import tag as cli_tag
 from lib_trainer.config import JobConfig, field_specs, load_job
-from lib_trainer.errors import ConfigError, TrainerError, printable
 from lib_trainer.options_doc import options_markdown, options_text
+from lib_trainer.refusals import ConfigError, TrainerError, printable
 
 if TYPE_CHECKING:
     from lib_trainer.work.jobs import JobRunner
@@ -198,7 +198,7 @@ def _serve(options: argparse.Namespace) -> int:
     check_password(options.host, options.password)
     checkpoint = _absolute(options.checkpoint)
     if checkpoint is not None and not checkpoint.exists():
-        raise ConfigError(f"--checkpoint {checkpoint} does not exist: correct the path.")
+        raise ConfigError("cli.no_checkpoint", path=checkpoint)
 
     from lib_trainer.host.standalone.host import StandaloneHost
     from lib_trainer.ui.standalone import build_app, serve

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lib_trainer.errors import printable
+from lib_trainer.refusals import Sentence, printable
 from lib_trainer.work import events as ev
 
 LOG_SECONDS = 15.0
@@ -62,8 +62,8 @@ class ProgressBar:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
 
-    def _say(self, line: str) -> None:
-        tqdm.write(printable(line), file=sys.stderr)
+    def _say(self, line: str | Sentence) -> None:
+        tqdm.write(printable(str(line)), file=sys.stderr)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -137,7 +137,7 @@ def _run(
     from lib_trainer.tagging.run import score_folder, write_scored
 
     for note in [*folder.notes, *(note for tagger in taggers for note in tagger.notes)]:
-        bar.say(note)
+        bar.say(str(note))
     scored = score_folder([_opened(tagger) for tagger in taggers], store, folder, stop=stop.is_set, listener=bar)
     bar.close()
     for report in scored.reports:

@@ -11,6 +11,7 @@ import msgspec
 
 from lib_trainer.config.base import KINDS, Section
 from lib_trainer.config.schema import JobConfig
+from lib_trainer.refusals import Field, Sentence
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,32 @@ class FieldSpec:
         return dict(self.names).get(str(choice), str(choice))
 
     @property
-    def allowed(self) -> str:
-        """The allowed values in words."""
+    def allowed(self) -> Sentence:
+        """The allowed values in words, as the end of "it must be …"."""
         if self.kind == "choice":
-            return "one of " + ", ".join(str(choice) for choice in self.choices)
-        noun = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}[self.kind]
-        if self.low is not None and self.high is not None:
-            return f"{noun} from {_number(self.low)} to {_number(self.high)}"
-        return noun
+            return Sentence("allowed.choice", choices=self.choices)
+        if self.low is None or self.high is None:
+            return ALLOWED[self.kind]
+        if self.kind == "int":
+            return Sentence("allowed.whole_from_to", low=self.low, high=self.high)
+        return Sentence("allowed.number_from_to", low=self.low, high=self.high)
+
+
+ALLOWED = {
+    "int": Sentence("allowed.whole"),
+    "float": Sentence("allowed.number"),
+    "bool": Sentence("allowed.switch"),
+    "str": Sentence("allowed.text"),
+}
+
+
+def label_of(field: Field, begins: bool = True) -> str:
+    """What the page calls an option: its label, in quotes within a sentence."""
+    spec = field_specs().get(field.path)
+    label = spec.label if spec is not None else field.label
+    if not label:
+        return field.path
+    return label if begins else f"“{label}”"
 
 
 @functools.cache
@@ -86,7 +105,3 @@ def _spec(name: str, section: type[Section], field: msgspec.structs.FieldInfo, h
         names=tuple(extra.get("names", {}).items()),
         is_path=extra.get("path", False),
     )
-
-
-def _number(value: float) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

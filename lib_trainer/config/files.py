@@ -19,8 +19,8 @@ import tomli_w
 
 from lib_trainer.config.fields import FieldSpec, field_specs
 from lib_trainer.config.schema import JobConfig
-from lib_trainer.errors import ConfigError, Problems, printable
 from lib_trainer.files import write_atomically
+from lib_trainer.refusals import ConfigError, Problems, Sentence, printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,28 +30,34 @@ else:  # Python 3.10, the WebUI's own
 CURRENT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From version N to N + 1."""
-THE_JOB = "the job"
+THE_JOB = Sentence("job.itself")
 """What a job is called that comes from no file."""
+Source = str | Sentence
+"""What a job is called in sentences: its file, or `THE_JOB`."""
 QUOTED_BACKSLASH = re.compile(r"""\s*([\w.-]+)\s*=\s*"[^"]*\\""")
 """A line of a key and a text in double quotes with a backslash in it, as one writes a path of Windows."""
 
 
-def load_job(path: Path) -> JobConfig:
-    """Read a job file, in UTF-8 or UTF-16, with any line ends. Raises `ConfigError` naming the file and the field."""
+def load_job(path: Path, called: str = "") -> JobConfig:
+    """Read a job file, in UTF-8 or UTF-16, with any line ends. Raises `ConfigError` naming the file and the field.
+
+    `called` is what sentences call the file, where that is not its path.
+    """
+    name = called or str(path)
     try:
         text = _decoded(path.read_bytes())
         data = tomllib.loads(text)
     except FileNotFoundError:
-        raise ConfigError(f"There is no job file {path}: check the path.") from None
+        raise ConfigError("job.missing", file=name) from None
     except OSError as error:
-        raise ConfigError(f"The job file {path} cannot be read: {error.strerror}.") from error
+        raise ConfigError("job.unreadable", file=name, reason=error.strerror) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not text in UTF-8 or UTF-16: save it as UTF-8.") from error
+        raise ConfigError("job.encoding", file=name) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_toml_sentence(path, text, str(error))) from error
+        raise _not_toml(name, text, str(error)) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets in brackets
-        raise ConfigError(f"{path} is not a TOML file that can be read: {error}.") from error
-    return from_mapping(data, source=str(path))
+        raise ConfigError("job.beyond_toml", file=name, reason=str(error)) from error
+    return from_mapping(data, source=name)
 
 
 def _decoded(data: bytes) -> str:
@@ -60,18 +66,16 @@ def _decoded(data: bytes) -> str:
     return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _toml_sentence(path: Path, text: str, message: str) -> str:
+def _not_toml(name: str, text: str, message: str) -> ConfigError:
     place = re.search(r"line (\d+)", message)
     lines = text.split("\n")
     line = lines[int(place.group(1)) - 1] if place else lines[-1]
     key = QUOTED_BACKSLASH.match(line)
     if key is None:
-        return f"{path} is not a TOML file: {message}."
-    where = f", line {place.group(1)}," if place else ""
-    return (
-        f"{path}{where} is not TOML, where a backslash in double quotes begins an escape: write the path in single "
-        f"quotes ({key.group(1)} = 'C:\\Users\\me\\pics'), or with '/' in place of '\\'."
-    )
+        return ConfigError("job.not_toml", file=name, reason=message)
+    if place is None:
+        return ConfigError("job.backslash_at_the_end", file=name, key=key.group(1))
+    return ConfigError("job.backslash", file=name, line=place.group(1), key=key.group(1))
 
 
 def dump_job(job: JobConfig, path: Path) -> None:
@@ -101,7 +105,7 @@ def to_values(job: JobConfig) -> dict[str, Any]:
     return {path: _lookup(msgspec.to_builtins(job), path) for path in field_specs()}
 
 
-def from_mapping(data: Mapping[str, Any], source: str = THE_JOB, problems: Problems | None = None) -> JobConfig:
+def from_mapping(data: Mapping[str, Any], source: Source = THE_JOB, problems: Problems | None = None) -> JobConfig:
     """Check a nested mapping. Raises `ConfigError` naming every field that is wrong, its value and what is allowed.
 
     With `problems` what is wrong is put there, and the job has the defaults in its place.
@@ -109,9 +113,7 @@ def from_mapping(data: Mapping[str, Any], source: str = THE_JOB, problems: Probl
     plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in data.items()}
     version = plain.setdefault("version", CURRENT_VERSION)
     if not isinstance(version, int) or not 1 <= version <= CURRENT_VERSION:
-        raise ConfigError(
-            f"version = {version!r} in {source} is not known: this trainer reads up to {CURRENT_VERSION}, update it."
-        )
+        raise ConfigError("job.version", version=version, source=source, newest=CURRENT_VERSION)
     for step in range(version, CURRENT_VERSION):
         plain = MIGRATIONS[step](plain)
     plain["version"] = CURRENT_VERSION
@@ -131,25 +133,26 @@ def from_mapping(data: Mapping[str, Any], source: str = THE_JOB, problems: Probl
     return job
 
 
-def _check_value(path: str, spec: FieldSpec, value: Any, source: str) -> None:
+def _check_value(path: str, spec: FieldSpec, value: Any, source: Source) -> None:
     """What msgspec does not see."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{path} = {value} in {source} is not allowed: it must be {spec.allowed}.")
+        raise ConfigError("option.not_allowed", field=path, value=value, source=source, allowed=spec.allowed)
     if spec.is_path and isinstance(value, str) and value != printable(value):
-        toml = ", which backslashes in double quotes make in TOML: write it in single quotes, or with '/' for '\\'"
-        told = toml if source != THE_JOB else ": write the path anew"
-        raise ConfigError(f"{path} = {value!r} in {source} has control characters{told}.")
+        raise ConfigError(
+            "option.control_characters" if source == THE_JOB else "option.escaped_backslash",
+            field=path,
+            value=value,
+            source=source,
+        )
 
 
-def _converted(plain: dict[str, Any], source: str, problems: Problems) -> JobConfig:
+def _converted(plain: dict[str, Any], source: Source, problems: Problems) -> JobConfig:
     """The job; whatever is refused is noted and left out, until the rest is accepted."""
     while True:
         try:
             return msgspec.convert(plain, JobConfig)
         except msgspec.ValidationError as error:
-            at, unknown = re.search(r"at `\$\.?([^`]*)`", str(error)), re.search(r"field `([^`]*)`", str(error))
-            path = ".".join(part for part in (at and at.group(1), unknown and unknown.group(1)) if part)
-            refused = ConfigError(_sentence(str(error), plain, source))
+            path, refused = _refused(str(error), plain, source)
             refused.__cause__ = error
             problems.add(refused, path)
             if not _drop(plain, path):
@@ -173,18 +176,20 @@ def _compose_names(data: dict[str, Any]) -> None:
             data[section] = {**table, name: unicodedata.normalize("NFC", table[name])}
 
 
-def _sentence(message: str, data: Mapping[str, Any], source: str) -> str:
-    """Turn msgspec's 'Expected `int` >= 1 - at `$.network.rank`' into a sentence with the value and the range."""
-    at = re.search(r"at `\$\.?([^`]*)`", message)
-    path = at.group(1) if at else ""
-    unknown = re.search(r"unknown field `([^`]*)`", message)
-    if unknown:
-        where = f"{path}.{unknown.group(1)}" if path else unknown.group(1)
-        return f"{where} in {source} is not an option: remove it or correct its name."
+def _refused(message: str, data: Mapping[str, Any], source: Source) -> tuple[str, ConfigError]:
+    """What msgspec's 'Expected `int` >= 1 - at `$.network.rank`' is about, and the error with value and range."""
+    at, unknown = re.search(r"at `\$\.?([^`]*)`", message), re.search(r"unknown field `([^`]*)`", message)
+    path = ".".join(part for part in (at and at.group(1), unknown and unknown.group(1)) if part)
     spec = field_specs().get(path)
-    if spec is None:
-        return f"{path or 'A value'} in {source} is not as expected: {message.split(' - ')[0]}."
-    return f"{path} = {_lookup(data, path)!r} in {source} is not allowed: it must be {spec.allowed}."
+    if unknown:
+        return path, ConfigError("option.unknown", field=path, source=source)
+    if spec is not None:
+        value = _lookup(data, path)
+        return path, ConfigError("option.not_allowed", field=path, value=value, source=source, allowed=spec.allowed)
+    reason = message.split(" - ")[0]
+    if not path:
+        return path, ConfigError("job.not_as_expected", source=source, reason=reason)
+    return path, ConfigError("option.not_as_expected", field=path, source=source, reason=reason)
 
 
 def _lookup(data: Mapping[str, Any], path: str) -> Any:
@@ -197,6 +202,6 @@ def _whole(path: str, value: Any) -> Any:
     """Forms hand whole numbers over as floats; an empty number field comes as None and is named as such."""
     spec = field_specs().get(path)
     if spec is not None and value is None:
-        raise ConfigError(f"{path} is empty: it must be {spec.allowed}.")
+        raise ConfigError("option.empty", field=path, allowed=spec.allowed)
     integral = spec is not None and (spec.kind == "int" or (spec.kind == "choice" and isinstance(spec.default, int)))
     return int(value) if integral and isinstance(value, float) and value.is_integer() else value

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 
 class Sizer(Protocol):
@@ -28,7 +28,7 @@ class FixedSize:
     def __post_init__(self) -> None:
         for name, side in (("width", self.width), ("height", self.height)):
             if side <= 0 or side % 8:
-                raise ConfigError(f"The training {name} is {side}: take a multiple of 8 pixels.")
+                raise ConfigError("size.not_of_8", field=f"dataset.{name}", side=side)
 
     def size_for(self, original: tuple[int, int]) -> tuple[int, int]:
         return self.width, self.height

@@ -19,7 +19,7 @@ from lib_trainer.dataset.file_moves import Change, Conflict, ConflictError, Move
 from lib_trainer.dataset.history import HAND, HIDDEN, REMOVED, Entry, History, Origins
 from lib_trainer.dataset.library import Item, Library, open_library
 from lib_trainer.dataset.previews import Altered, Preview
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 
 EMPTY = Caption()
 TRASH = f"{HIDDEN}/trash"
@@ -71,9 +71,7 @@ class Editor:
         try:
             self._take(path, read(f"{self.root}/{path}"))
         except OSError as error:
-            self.unreadable[path] = DatasetError(
-                f"The caption '{self.root / path}' cannot be read ({error.strerror or error}): check its permissions."
-            )
+            self.unreadable[path] = DatasetError("caption.unreadable_here", path=self.root / path, reason=error)
 
     def _take(self, path: str, data: bytes | None) -> None:
         """Hold what a file says, or that it is gone."""
@@ -181,7 +179,7 @@ class Editor:
             steps = [*(self._change(one) for one in preview.altered), *preview.steps]
             stale = any(self._captions.get(one.path, EMPTY) != one.before for one in preview.altered)
             if preview.revision != self._revision and (stale or preview.steps):
-                raise DatasetError("The captions have changed since this preview: make it again.")
+                raise DatasetError("history.preview_is_old")
             return self._commit(preview.label, steps, _by_hand(preview.altered))
 
     def _change(self, one: Altered) -> Change:
@@ -273,7 +271,7 @@ class Editor:
             error = self.unreadable.get(path)
             data = read(self.root / path)
             if not isinstance(error, CaptionError) or data is None:
-                raise DatasetError(f"The caption '{path}' need not be converted.")
+                raise DatasetError("caption.need_not_be_converted", path=path)
             return self._commit(f"Convert {path} to UTF-8", [Change(path, data, error.converted(data, encoding))])
 
     def convert_all(self) -> Entry:

@@ -60,7 +60,7 @@ def look_at(path: Path) -> PictureFacts:
         header = read_header(path, data)
         picture = load_picture(path, data)
     except PictureError as error:
-        return PictureFacts(None, reason=error.reason)
+        return PictureFacts(None, reason=str(error.reason))
     except OSError as error:
         return PictureFacts(None, reason=error.strerror or str(error))
     small = picture.copy()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError, few
 
 FEW = 32
 """So many files are flushed one by one; with more it is faster to let the system flush everything once."""
@@ -52,12 +52,7 @@ class ConflictError(DatasetError):
     """Files were changed by another program. Nothing was written."""
 
     def __init__(self, conflicts: Sequence[Conflict]) -> None:
-        names = ", ".join(one.path for one in conflicts[:3])
-        more = f" and {len(conflicts) - 3} more" if len(conflicts) > 3 else ""
-        super().__init__(
-            f"{names}{more} changed outside of this editor: read the folder again, look, and repeat the edit; nothing "
-            "has been written."
-        )
+        super().__init__("history.changed_outside", files=few([one.path for one in conflicts]))
         self.conflicts = tuple(conflicts)
 
 
@@ -66,10 +61,7 @@ class RefusedError(DatasetError):
     the system does not say. `errno`: its reason."""
 
     def __init__(self, root: Path, error: OSError) -> None:
-        super().__init__(
-            f"The files of '{root}' cannot be changed ({error.strerror or error}): free some space or check the "
-            "permissions; nothing has been changed."
-        )
+        super().__init__("history.files_locked", folder=root, reason=error)
         name = str(error.filename or "")
         self.path = os.path.relpath(name, root).replace(os.sep, "/") if name.startswith(str(root)) else ""
         self.errno = error.errno

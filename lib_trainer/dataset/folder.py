@@ -16,8 +16,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError, Sentence, few
 
 EXTENSIONS = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
@@ -47,7 +48,7 @@ class Skipped:
     """A picture that is left out, and why."""
 
     path: Path
-    reason: str
+    reason: Sentence
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,7 @@ def list_folder(folder: Path) -> Listing:
         with os.scandir(folder) as entries:
             visible = {entry.name: _kind(entry) for entry in entries if not entry.name.startswith(".")}
     except OSError as error:
-        raise DatasetError(
-            f"The folder '{folder}' cannot be read ({error.strerror or error}): check its permissions."
-        ) from error
+        raise DatasetError("folder.unreadable", folder=folder, reason=error) from error
     unnamed = sorted(shown(name) for name in visible if not _is_text(name))
     names = sorted((name for name in visible if _is_text(name)), key=natural_key)
     files = [name for name in names if visible[name] == "file"]
@@ -241,7 +240,7 @@ def _walk(listing: Listing, top: str, seen: set[str], recursive: bool) -> Iterat
             inner = list_folder(path)
         except DatasetError as error:
             cause = error.__cause__
-            yield Skipped(path, getattr(cause, "strerror", None) or str(cause))
+            yield Skipped(path, Sentence("system.says", reason=cause or error))
             continue
         yield from _walk(inner, top, seen, recursive)
 
@@ -267,18 +266,18 @@ def checked_folder(folder: Path | str) -> Path:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and not os.path.exists(text):
         text = text[1:-1].strip()
     if text in ("", "."):  # what an empty field becomes
-        raise DatasetError("No folder of pictures is given: write its full path.")
+        raise DatasetError("folder.none")
     if "\0" in text:
-        raise DatasetError(f"The folder of pictures {text!r} is not a path: correct it.")
+        raise DatasetError("folder.no_path", text=text)
     try:
         root = Path(os.path.abspath(Path(text).expanduser()))
         exists, is_folder = os.path.lexists(root), root.is_dir()
     except (OSError, RuntimeError):  # a name that the system cannot take, `~` of a user who does not exist
-        raise DatasetError(f"The folder of pictures {text!r} is not a path: correct it.") from None
+        raise DatasetError("folder.no_path", text=text) from None
     if not exists:
-        raise DatasetError(f"The folder of pictures '{root}' does not exist: check its path.")
+        raise DatasetError("folder.missing", folder=root)
     if not is_folder:
-        raise DatasetError(f"'{root}' is not a folder: give the folder that holds the pictures.")
+        raise DatasetError("folder.a_file", folder=root)
     return root
 
 
@@ -302,28 +301,31 @@ class PassedBy:
             for one in listing.misnamed()
         ]
 
-    def notes(self, own: Iterable[str] = ()) -> list[str]:
+    def notes(self, own: Iterable[str] = ()) -> list[Sentence]:
         """A sentence for each sort. `own`: names that are captions here all the same, by a template of the user's."""
         said = []
         if self.unread:
+            one, formats = len(self.unread) == 1, counted_endings(self.unread)
             said.append(
-                f"{_count(self.unread, 'picture')} not read ({counted_endings(self.unread)}): save "
-                f"{'it' if len(self.unread) == 1 else 'them'} as PNG, JPEG or WebP."
+                Sentence("passed_by.picture" if one else "passed_by.pictures", count=len(self.unread), formats=formats)
             )
         meant = set(own)
         mended = [one.name for one in self.misnamed if one.wanted and one.name not in meant]
         if mended:
+            one = len(mended) == 1
             said.append(
-                f"{_count(mended, 'file')} not read as {'a caption' if len(mended) == 1 else 'captions'}: "
-                f"{few(mended)}; a caption has its picture's name and ends in .txt. The check of the Dataset tab "
-                "renames them, and so does 'captions FOLDER rename'."
+                Sentence("passed_by.caption" if one else "passed_by.captions", count=len(mended), names=named(mended))
             )
         besides = [one.name for one in self.misnamed if not one.wanted and one.name not in meant]
         if besides:
-            said.append(f"{_count(besides, 'file')} not read, as the picture has another caption: {few(besides)}.")
-        if self.unnamed:
+            one = len(besides) == 1
             said.append(
-                f"{_count(self.unnamed, 'file')} not read, as its name is not UTF-8: {few(self.unnamed)}; rename it."
+                Sentence("passed_by.second" if one else "passed_by.seconds", count=len(besides), names=named(besides))
+            )
+        if self.unnamed:
+            one, names = len(self.unnamed) == 1, named(self.unnamed)
+            said.append(
+                Sentence("passed_by.no_text" if one else "passed_by.no_texts", count=len(self.unnamed), names=names)
             )
         return said
 
@@ -337,11 +339,6 @@ def counted_endings(names: Iterable[str]) -> str:
     return ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
-def few(names: Sequence[str]) -> str:
-    """The first few names and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def _count(names: Sequence[str], noun: str) -> str:
-    return f"1 {noun} is" if len(names) == 1 else f"{len(names)} {noun}s are"
+def named(names: Sequence[str]) -> Any:
+    """The first few names and how many more there are, for a sentence."""
+    return few(names, NAMED)

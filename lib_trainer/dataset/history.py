@@ -37,7 +37,7 @@ from lib_trainer.dataset.file_moves import (
     reverse,
 )
 from lib_trainer.dataset.journal import digest, forget, mark, open_journal, read_steps, store, write_steps
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 
 HIDDEN = ".trainer"
 WAIT_SECONDS = 60.0
@@ -116,7 +116,7 @@ class History:
         both cases everything is as it was.
         """
         if not steps:
-            raise DatasetError("Nothing would change: no transaction was made.")
+            raise DatasetError("history.nothing_would_change")
         with self.writing() as database:
             seen = checked(self.root, steps)
             with self._naming_trouble(), database:
@@ -146,7 +146,7 @@ class History:
         """One transaction. Raises `DatasetError` where it is not, or no longer, there."""
         found = next((entry for entry in self.entries() if entry.id == number), None)
         if found is None:
-            raise DatasetError("This edit is not in the history any more.")
+            raise DatasetError("history.gone")
         return found
 
     def undo(self, leaving: Collection[str] = ()) -> Entry:
@@ -183,9 +183,9 @@ class History:
         """Keep the captions' contents under a name. None stands for a picture without a caption file."""
         name = " ".join(name.split())
         if not name:
-            raise DatasetError("The snapshot has no name: write one.")
+            raise DatasetError("snapshot.no_name")
         if any(one.name == name for one in self.snapshots()):
-            raise DatasetError(f"There is a snapshot called '{name}' already: choose another name.")
+            raise DatasetError("snapshot.taken", name=name)
         with self.writing() as database, self._naming_trouble(), database:
             cursor = database.execute("INSERT INTO snapshot (name, time) VALUES (?, ?)", (name, time.time()))
             hashed = {path: None if data is None else digest(data) for path, data in files.items()}
@@ -202,9 +202,9 @@ class History:
             return [Snapshot(*row) for row in self._db().execute(query)]
 
     def snapshot(self, name: str) -> dict[str, bytes | None]:
-        """The contents that a snapshot holds, by path. Raises `DatasetError` for a name that is none."""
+        """The contents that a snapshot holds, by path. Raises `DatasetError` for an unknown name."""
         if name not in {one.name for one in self.snapshots()}:
-            raise DatasetError(f"There is no snapshot called '{name}'.")
+            raise DatasetError("snapshot.missing", name=name)
         query = (
             "SELECT path, data FROM snapshot_file LEFT JOIN content USING (hash) "
             "WHERE snapshot = (SELECT id FROM snapshot WHERE name = ?)"
@@ -232,7 +232,7 @@ class History:
         try:
             self._lock.acquire()
         except Timeout:
-            raise DatasetError(f"Another program is changing '{self.root}': try again later.") from None
+            raise DatasetError("history.busy", folder=self.root) from None
         try:
             yield
         finally:
@@ -240,11 +240,11 @@ class History:
 
     def _turn(self, query: str, word: str, leaving: Collection[str] = ()) -> Entry:
         if not self.path.exists():
-            raise DatasetError(f"There is nothing to {word}.")
+            raise DatasetError("history.nothing_to_undo" if word == "undo" else "history.nothing_to_redo")
         with self.writing() as database:
             number = database.execute(query).fetchone()[0]
             if number is None:
-                raise DatasetError(f"There is nothing to {word}.")
+                raise DatasetError("history.nothing_to_undo" if word == "undo" else "history.nothing_to_redo")
             everything = read_steps(database, number)
             steps = [step for step in everything if step.path not in leaving]
             turned = reverse(steps) if word == "undo" else steps
@@ -315,8 +315,8 @@ class History:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            remedy = "free some space" if "full" in str(error) else "check the disk, or move the file away"
-            raise DatasetError(f"The history '{self.path}' cannot be used ({error}): {remedy}.") from error
+            full = "full" in str(error)
+            raise DatasetError("history.full" if full else "history.unusable", path=self.path, reason=error) from error
         except OSError as error:
             raise RefusedError(self.root, error) from error
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lib_trainer.dataset.file_moves import Change, Move, Step
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 
 VERSION = 2
 TABLES = """
@@ -45,7 +45,7 @@ def open_journal(path: Path) -> sqlite3.Connection:
             tables = SINCE_1 if version else TABLES
             database.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {VERSION}; COMMIT;")
         elif version > VERSION:
-            raise DatasetError(f"'{path}' was written by a newer version of the trainer: update this one.")
+            raise DatasetError("history.newer", path=path)
     except BaseException:
         database.close()
         raise

@@ -17,9 +17,9 @@ from lib_trainer.dataset.batches import Sizer
 from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.pictures import PictureError, fit, load_picture, placement, read_size, to_pixels
 from lib_trainer.dataset.scan import Sample, listed
-from lib_trainer.errors import DatasetError, ModelError
 from lib_trainer.files import write_atomically
 from lib_trainer.ports import PictureSize
+from lib_trainer.refusals import DatasetError, ModelError, Sentence
 
 MOMENT_CHANNELS = 8
 _FACTOR = 8  # pixels to a latent, along each side
@@ -82,10 +82,7 @@ class DiskStore:
         try:
             write_atomically(self.path(key), safetensors.torch.save({"moments": moments.contiguous()}))
         except OSError as error:
-            raise DatasetError(
-                f"Encoded pictures cannot be kept in '{self.folder}' ({error.strerror or error}): make room there, or "
-                "keep them in memory."
-            ) from error
+            raise DatasetError("latents.no_folder", folder=self.folder, reason=error) from error
 
 
 @dataclass(frozen=True)
@@ -111,10 +108,7 @@ class Encoded:
         """(8, H/8, W/8) fp32 on the CPU: mean and logarithmic variance. Raises `DatasetError` if the store lost it."""
         moments = self.store.get(self.keys[index])
         if moments is None:
-            raise DatasetError(
-                f"The encoded picture of '{self.samples[index].path}' was removed or damaged during the run: start "
-                "the run again."
-            )
+            raise DatasetError("latents.lost", path=self.samples[index].path)
         return moments
 
 
@@ -164,7 +158,7 @@ def encode_pictures(
     finally:
         prepared.close()
     if not kept and not stopped:
-        raise DatasetError(f"None of the {len(samples)} pictures can be read: {listed(skipped)}; replace them.")
+        raise DatasetError("pictures.none_readable", count=len(samples), pictures=listed(skipped))
     return Encoded(
         tuple(sample for sample, _ in kept),
         tuple(item.size for _, item in kept),
@@ -203,7 +197,7 @@ def _prepare(sample: Sample, sizer: Sizer, fingerprint: str, store: LatentStore)
         try:
             data = sample.path.read_bytes()
         except OSError as error:
-            raise PictureError(sample.path, error.strerror or str(error)) from error
+            raise PictureError(sample.path, Sentence("system.says", reason=error)) from error
         original = read_size(sample.path, data)  # not the sample's: the file may have changed since the scan
         width, height = target = sizer.size_for(original)
         key = _key(data, target, fingerprint)
@@ -239,12 +233,9 @@ def _encode_one(pixels: torch.Tensor, encode: Callable[[torch.Tensor], torch.Ten
         moments = encode(pixels).detach().to("cpu", torch.float32)
     expected = (1, MOMENT_CHANNELS, pixels.shape[2] // _FACTOR, pixels.shape[3] // _FACTOR)
     if tuple(moments.shape) != expected:
-        raise ModelError(f"The VAE gives {tuple(moments.shape)} and not {expected}: this kind cannot be trained.")
+        raise ModelError("vae.gives", found=str(tuple(moments.shape)), expected=str(expected))
     if not bool(moments.isfinite().all()):
-        raise ModelError(
-            f"The VAE turns '{path}' into values that are not numbers: run it in full precision (--no-half-vae in the "
-            "WebUI) or take a VAE that is mended for half precision."
-        )
+        raise ModelError("vae.not_numbers", path=path)
     return moments[0].clone(memory_format=torch.contiguous_format)
 
 

@@ -19,7 +19,7 @@ from lib_trainer.dataset.folder import (
     concept_of,
     list_folder,
 )
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ def open_library(folder: Path | str, *, may_be_empty: bool = False) -> Library:
         _add(listing, name, concept_of(name) or (0, ""), items, captions)
         passed_by.add(listing)
     if not items and not may_be_empty:
-        raise DatasetError(
-            f"'{root}' holds no pictures: give a folder with {', '.join(EXTENSIONS[:4])} … files, or with subfolders "
-            "called N_concept."
-        )
+        raise DatasetError("folder.no_pictures_to_edit", folder=root, endings=EXTENSIONS[:4])
     wanted = {item.caption for item in items}
     mistaken = {one.name for one in passed_by.misnamed}
     orphans = tuple(sorted(captions - wanted - mistaken))

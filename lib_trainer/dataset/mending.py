@@ -6,7 +6,7 @@ from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.file_moves import Move
 from lib_trainer.dataset.history import Entry
 from lib_trainer.dataset.previews import Preview
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 
 
 def preview_renaming(editor: Editor) -> Preview:
@@ -17,7 +17,7 @@ def preview_renaming(editor: Editor) -> Preview:
     with editor.lock:
         steps = tuple(Move(one.name, one.wanted) for one in editor.library.misnamed if one.wanted)
         if not steps:
-            raise DatasetError("There is no caption to rename.")
+            raise DatasetError("caption.none_to_rename")
         return Preview(f"Rename {len(steps)} captions", (), len(steps), editor.revision, steps)
 
 

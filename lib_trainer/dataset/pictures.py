@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 
 from lib_trainer.dataset.bare_picture import bare_versions
-from lib_trainer.errors import DatasetError
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import PictureSize
+from lib_trainer.refusals import DatasetError, Reason, Sentence
 
 MAX_PIXELS = 200_000_000
 """Pictures with more pixels than this are refused before they are decoded (TIFF: Pillow's own limit, 89 megapixels)."""
@@ -49,8 +49,8 @@ _TURNS = {
 class PictureError(DatasetError):
     """One picture cannot be used. `reason` is what is wrong with it, without the file's name."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"The picture '{path}' cannot be used ({reason}): replace or remove it.")
+    def __init__(self, path: Path, reason: Sentence) -> None:
+        super().__init__("picture.unusable", path=path, reason=reason)
         self.path = path
         self.reason = reason
 
@@ -138,10 +138,6 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
 
 
-class _Unusable(Exception):
-    """What is wrong with a file, in words for the user."""
-
-
 Answer = TypeVar("Answer")
 
 
@@ -153,7 +149,7 @@ def _read(path: Path, data: bytes | None, work: Callable[[BinaryIO], Answer]) ->
                 return work(file)
             except Exception as error:  # a plugin of Pillow may raise nearly anything on a damaged file
                 told_by_system = isinstance(error, OSError) and error.errno is not None
-                if told_by_system or isinstance(error, _Unusable) or is_out_of_memory(error):
+                if told_by_system or isinstance(error, Reason) or is_out_of_memory(error):
                     raise
                 return _read_bare(file, work, error)
     except Exception as error:
@@ -182,7 +178,7 @@ def _open(file: BinaryIO) -> Any:
     """The picture, not decoded yet. Every name of a file lies, so its first bytes decide."""
     start = file.read(16)
     if not start:
-        raise _Unusable("the file is empty")
+        raise Reason("picture.empty")
     Image.preinit()
     if any(name not in Image.OPEN for name in _FORMATS):
         Image.init()
@@ -199,13 +195,13 @@ def _open(file: BinaryIO) -> Any:
         image = factory(file, "")
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise _Unusable(f"{width} × {height} pixels are more than {MAX_PIXELS // 1_000_000} megapixels")
+            raise Reason("picture.too_large", width=width, height=height, most=MAX_PIXELS // 1000000)
         if not width or not height:
-            raise _Unusable("it has no pixels")
+            raise Reason("picture.no_pixels")
         return image
     if start[4:12] in (b"ftypavif", b"ftypavis"):
-        raise _Unusable("this installation's Pillow does not read AVIF")
-    raise _Unusable("it is not in a format that can be read")
+        raise Reason("picture.no_avif")
+    raise Reason("picture.no_format")
 
 
 def _guard_tiff(file: BinaryIO, start: bytes) -> None:
@@ -220,7 +216,7 @@ def _guard_tiff(file: BinaryIO, start: bytes) -> None:
     directory.load(file)
     width, height = int(directory[256]), int(directory[257])
     if width * height > Image.MAX_IMAGE_PIXELS:
-        raise _Unusable(f"{width} × {height} pixels are more than Pillow reads of a TIFF")
+        raise Reason("picture.large_tiff", width=width, height=height)
 
 
 def _orientation(image: Any) -> int:
@@ -304,13 +300,14 @@ def _convert_profile(image: Any, profile: bytes | None) -> Image.Image | None:
         return None
 
 
-def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, _Unusable):
-        return str(error)
+def _reason(path: Path, error: Exception) -> Sentence:
+    if isinstance(error, Reason):
+        return error.sentence
     if isinstance(error, FileNotFoundError):
-        return "the file is gone"
+        return Sentence("picture.gone")
     if isinstance(error, PermissionError):
-        return "there is no permission to read it"
+        return Sentence("picture.no_permission")
     if isinstance(error, struct.error | SyntaxError | IndexError | EOFError):
-        return "the file is damaged or cut short"
-    return f"the file is damaged: {' '.join(str(error).split()) or type(error).__name__}".replace(f"'{path}'", "it")
+        return Sentence("picture.cut_short")
+    told = " ".join(str(error).split()) or type(error).__name__
+    return Sentence("picture.damaged", reason=told.replace(f"'{path}'", "it"))

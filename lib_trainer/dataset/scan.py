@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lib_trainer.captions.document import Lines, read_document
 from lib_trainer.captions.foreign import foreign_notes
@@ -19,11 +19,11 @@ from lib_trainer.dataset.folder import (
     checked_folder,
     concept_of,
     counted_endings,
-    few,
     list_folder,
+    named,
 )
 from lib_trainer.dataset.pictures import PictureError, read_header
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError, Joined, Sentence, few
 
 NAME = "[name]"
 MANY_REPEATS = 1000  # the most that the form allows; more in a folder's name is rather a year
@@ -60,7 +60,7 @@ class Scan:
 
     samples: tuple[Sample, ...]
     skipped: tuple[Skipped, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Sentence, ...] = ()
 
     def tag_frequency(self) -> dict[str, dict[str, int]]:
         """{folder's name: {tag: count}} as sd-scripts writes `ss_tag_frequency`.
@@ -106,22 +106,19 @@ def scan_folder(folder: Path, *, trigger_word: str, repeats: int, lines: Lines =
         repeated, concept = concept_of(name) or (0, "")
         if repeated:
             if repeated > MANY_REPEATS:
-                reader.notes.append(f"The name of '{root / name}' asks for {repeated} repeats of each picture.")
+                reader.notes.append(Sentence("scan.many_repeats", folder=root / name, repeats=repeated))
             reader.add(listing, repeated, concept)
             reader.mention_unread(list_folder(listing.folder / inner) for inner in listing.folders)
         else:
             reader.mention_unread([listing])
     if (concept_of(root.name) or (0, ""))[0] and top.pictures:
-        reader.notes.append(
-            f"The number in '{root.name}' is not read as repeats: that holds for subfolders of the folder you name."
-        )
+        reader.notes.append(Sentence("scan.number_at_the_top", name=root.name))
     return reader.finish(root)
 
 
-def listed(skipped: Sequence[Skipped], most: int = 3) -> str:
-    """The first few for a message: 'a.png (the file is empty), b.png (…) and 4 more'."""
-    text = ", ".join(f"{item.path.name} ({item.reason})" for item in skipped[:most])
-    return text + (f" and {len(skipped) - most} more" if len(skipped) > most else "")
+def listed(skipped: Sequence[Skipped]) -> Any:
+    """The first few for a sentence: 'a.png (the file is empty), b.png (…) and 4 more'."""
+    return few([Sentence("pictures.with_reason", name=one.path.name, reason=one.reason) for one in skipped])
 
 
 def with_trigger(caption: str, trigger_word: str) -> str:
@@ -144,7 +141,7 @@ class _Reader:
     passed_by: PassedBy
     samples: list[Sample] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Sentence] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     animated: list[str] = field(default_factory=list)
@@ -181,44 +178,31 @@ class _Reader:
         for listing in listings:
             if listing.pictures:
                 self.unread.append(listing.folder)
-                self.notes.append(
-                    f"The pictures in '{listing.folder}' are not read: only the folder you name and its subfolders "
-                    "called N_concept are, with N of at least 1."
-                )
+                self.notes.append(Sentence("scan.not_read", folder=listing.folder))
 
     def finish(self, root: Path) -> Scan:
         if not self.samples:
-            raise DatasetError(self._why_nothing(root))
+            raise self._nothing(root)
         empty = sum(not sample.caption for sample in self.samples)
         if empty == len(self.samples):
-            why = " ".join(self.passed_by.notes())
-            raise DatasetError(
-                f"None of the {empty} pictures in '{root}' has a caption: give a trigger word, or put a .txt file of "
-                "the same name beside each picture." + (f" {why}" if why else "")
-            )
+            notes = self.passed_by.notes()
+            if notes:
+                raise DatasetError("folder.no_captions_but", count=empty, folder=root, notes=Joined(notes))
+            raise DatasetError("folder.no_captions", count=empty, folder=root)
         if empty:
-            self.notes.append(
-                f"{empty} of {len(self.samples)} pictures have no caption and are trained with an empty one; a trigger "
-                "word would be put there."
-            )
+            self.notes.append(Sentence("scan.without_caption", count=empty, all=len(self.samples)))
         notes = [*self.passed_by.notes(), *self.notes, *foreign_notes(self.texts)]
         if self.animated:
-            notes.append(f"Of {len(self.animated)} animations the first frame is trained: {few(self.animated)}.")
+            count = len(self.animated)
+            notes.append(Sentence("scan.animations", count=count, names=named(self.animated)))
         return Scan(tuple(self.samples), tuple(self.skipped), tuple(notes))
 
-    def _why_nothing(self, root: Path) -> str:
+    def _nothing(self, root: Path) -> DatasetError:
         if self.skipped:
-            which = listed(self.skipped)
-            return f"None of the {len(self.skipped)} pictures in '{root}' can be read: {which}; replace them."
+            pictures = listed(self.skipped)
+            return DatasetError("folder.none_readable", count=len(self.skipped), folder=root, pictures=pictures)
         if self.unread:
-            name = self.unread[0].name
-            return (
-                f"'{root}' holds no pictures itself, and its subfolder '{name}' is not called N_concept: give the path "
-                f"of '{name}' instead, or rename it '10_{name}' for 10 repeats."
-            )
+            return DatasetError("folder.pictures_below", folder=root, name=self.unread[0].name)
         if self.passed_by.unread:
-            return (
-                f"'{root}' holds no pictures that can be read ({counted_endings(self.passed_by.unread)} are there): "
-                "save them as PNG, JPEG or WebP."
-            )
-        return f"'{root}' holds no pictures: put {', '.join(EXTENSIONS)} files there or in subfolders called N_concept."
+            return DatasetError("folder.formats", folder=root, formats=counted_endings(self.passed_by.unread))
+        return DatasetError("folder.no_pictures", folder=root, endings=EXTENSIONS)

@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lib_trainer.errors import ModelError
 from lib_trainer.memory import release_cached
+from lib_trainer.refusals import ModelError
 from lib_trainer.transfer import has_place
 
 logger = logging.getLogger(__name__)
@@ -181,9 +181,7 @@ class Weights:
                 error = last
                 logger.error("%d weights of the model could not be put back", len(failed) - count, exc_info=True)
         if error is not None:
-            raise ModelError(
-                f"The model could not be put back whole ({error}): load the checkpoint anew before the next picture."
-            ) from error
+            raise ModelError("model.not_put_back", reason=error) from error
 
     def _compact(self) -> None:
         """Best effort: without it the model works and takes more memory until it is loaded anew."""

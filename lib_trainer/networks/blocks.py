@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 SIDES = {"input": 12, "output": 12, "layer": 99, "middle": 1}
-FORM = "write it as 'input_0-5=0, middle=0.5, output=1, layer_11=0'"
 
 PRESETS: dict[str, Callable[[str, int], bool]] = {
     "all": lambda side, number: True,
@@ -37,13 +36,13 @@ def parse_blocks(text: str, field: str) -> dict[str, float]:
             continue
         match = re.fullmatch(r"(input|middle|output|layer)(?:_(\d+)(?:-(\d+))?)?\s*=\s*(\d*\.?\d+)", entry)
         if match is None:
-            raise ConfigError(f"{field}: {entry!r} is not understood: {FORM}.")
+            raise ConfigError("blocks.not_understood", field=field, entry=entry)
         side, first, last, value = match.groups()
         count = SIDES[side]
         low = int(first) if first else 0
         high = int(last) if last else (low if first else count - 1)
         if high < low or high >= count or (side == "middle" and first):
-            raise ConfigError(f"{field}: {entry!r} names a block that is not there: {FORM}.")
+            raise ConfigError("blocks.not_there", field=field, entry=entry)
         for number in range(low, high + 1):
             values["middle" if side == "middle" else f"{side}_{number}"] = float(value)
     return values

@@ -16,6 +16,7 @@ from torch import nn
 
 from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import AdaptableModule
+from lib_trainer.refusals import Reason
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
@@ -94,7 +95,7 @@ class Hypernetwork(nn.Module):
                 try:
                     mine.load_state_dict(plain)
                 except RuntimeError as error:
-                    raise ValueError(f"the layers of size {size} do not fit their structure") from error
+                    raise Reason("hypernetwork.layers", size=size) from error
 
     def stored(self) -> dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
         """Pairs as a file holds them: the tensors themselves, wherever they are."""

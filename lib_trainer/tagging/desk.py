@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from lib_trainer.dataset.folder import Skipped
-from lib_trainer.errors import TaggerError, TrainerError
+from lib_trainer.refusals import TaggerError, TrainerError
 from lib_trainer.tagging.captions.effect import Opened
 from lib_trainer.tagging.captions.style import Style
 from lib_trainer.tagging.captions.writing import write_captions
@@ -131,7 +131,7 @@ class TaggerDesk:
             with ScoreStore(folder.root) as store:
                 turns = [partial(self._turn, name, device) for name in chosen.models]
                 scored = score_folder(turns, store, folder, stop=self._stop.is_set, listener=self._listen)
-            told, notes = [], [*folder.notes, *scored.notes]
+            told, notes = [], [*map(str, folder.notes), *map(str, scored.notes)]
             for report in scored.reports:
                 notes += [f"{report.name} runs on {report.device}.", *report.notes]
                 told.append(

@@ -18,7 +18,7 @@ from lib_trainer.dataset.folder import (
     list_folder,
     walk,
 )
-from lib_trainer.errors import ConfigError, DatasetError, TaggerError
+from lib_trainer.refusals import ConfigError, DatasetError, Sentence, TaggerError
 from lib_trainer.tagging.choices import DEFAULT_TEMPLATE
 
 FIELDS = ("name", "extension", "folder")
@@ -34,7 +34,7 @@ class Folder:
     root: Path
     pictures: tuple[Path, ...]
     skipped: tuple[Skipped, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Sentence, ...] = ()
 
 
 def list_pictures(folder: Path, *, recursive: bool = True, template: str = DEFAULT_TEMPLATE) -> Folder:
@@ -57,15 +57,13 @@ def list_pictures(folder: Path, *, recursive: bool = True, template: str = DEFAU
             pictures += [listing.folder / name for name in listing.pictures]
             own += _named_by(template, root, listing)
     except DatasetError as error:
-        raise TaggerError(str(error)) from error
+        raise TaggerError(error.sentence) from error
     if not pictures and passed_by.unread:
-        raise TaggerError(
-            f"'{root}' holds no pictures that can be read ({counted_endings(passed_by.unread)} are there): save them "
-            "as PNG, JPEG or WebP."
-        )
+        raise TaggerError("folder.formats", folder=root, formats=counted_endings(passed_by.unread))
     if not pictures:
-        below = "" if recursive else ", and its subfolders are not looked into"
-        raise TaggerError(f"'{root}' holds no pictures{below}: {', '.join(EXTENSIONS)} are read.")
+        raise TaggerError(
+            "folder.nothing_to_tag" if recursive else "folder.nothing_to_tag_here", folder=root, endings=EXTENSIONS
+        )
     return Folder(root, tuple(pictures), tuple(skipped), tuple(passed_by.notes(own)))
 
 
@@ -89,14 +87,14 @@ def check_template(template: str) -> str:
             raise ValueError
         made = template.format(**{name: name for name in FIELDS})
     except ValueError:
-        fields = ", ".join(f"{{{name}}}" for name in FIELDS)
-        raise ConfigError(f"Caption file name '{template}' is not one: use {fields} and plain text.") from None
+        fields = [f"{{{name}}}" for name in FIELDS]
+        raise ConfigError("caption_name.wrong", template=template, fields=fields) from None
     if "{name}" not in template:
-        raise ConfigError(f"Caption file name '{template}' is the same for every picture: put {{name}} into it.")
+        raise ConfigError("caption_name.same", template=template)
     if "/" in made or "\\" in made or made.startswith(".") or made != made.strip():
-        raise ConfigError(f"Caption file name '{template}' must be a plain name: captions lie beside their pictures.")
+        raise ConfigError("caption_name.elsewhere", template=template)
     if made.lower().endswith((*EXTENSIONS, ".extension")):
-        raise ConfigError(f"Caption file name '{template}' is a picture's: end it in .txt.")
+        raise ConfigError("caption_name.of_a_picture", template=template)
     return template
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from lib_trainer.dataset.folder import Skipped, few
+from lib_trainer.dataset.folder import Skipped, named
+from lib_trainer.refusals import Sentence
 from lib_trainer.tagging.captions.effect import UNSCORED, Opened
 from lib_trainer.tagging.captions.style import Style
 from lib_trainer.tagging.captions.writing import write_captions
@@ -31,7 +32,7 @@ class Scored:
     reports: tuple[ScoreReport, ...]
     left_out: tuple[Skipped, ...]
     stopped: bool
-    notes: tuple[str, ...] = ()
+    notes: tuple[Sentence, ...] = ()
 
 
 def score_folder(taggers: Taggers, store: ScoreStore, folder: Folder, *, stop: Stop, listener: Listener) -> Scored:
@@ -46,7 +47,7 @@ def score_folder(taggers: Taggers, store: ScoreStore, folder: Folder, *, stop: S
             break
     animated = dict.fromkeys(path for report in reports for path in report.animated)
     names = [path.relative_to(folder.root).as_posix() for path in animated]
-    notes = [f"Of {len(names)} animations the first frame is tagged: {few(names)}."] if names else []
+    notes = [Sentence("scan.animations_tagged", count=len(names), names=named(names))] if names else []
     return Scored(tuple(reports), tuple(left_out), any(report.stopped for report in reports), tuple(notes))
 
 

@@ -36,17 +36,17 @@ def describe(module: nn.Module) -> Network:
         if hasattr(module, "mid") and hasattr(module, "num_resolutions"):
             return Network(*_ldm(module))
     except AttributeError as error:
-        raise UnsupportedVae(f"{type(module).__name__} is built differently: {error}.") from error
-    raise UnsupportedVae(f"{type(module).__name__} is not the encoder or decoder of a KL VAE.")
+        raise UnsupportedVae("vae.built_differently", module=type(module).__name__, reason=error) from error
+    raise UnsupportedVae("vae.not_kl", module=type(module).__name__)
 
 
 def _ldm(module: Any) -> tuple[str, tuple[Step, ...]]:
     """CompVis' latent-diffusion and Stability's generative-models: `mid`, `down` or `up`."""
     kind = "decoder" if hasattr(module, "up") else "encoder"
     if hasattr(module, "up") and hasattr(module, "down"):
-        raise UnsupportedVae(f"{type(module).__name__} has a way down and a way up, which is no VAE's.")
+        raise UnsupportedVae("vae.two_ways", module=type(module).__name__)
     if getattr(module, "give_pre_end", False):
-        raise UnsupportedVae("this decoder is set to stop before its last layers (give_pre_end).")
+        raise UnsupportedVae("vae.stops_early")
     middle = [*_residual(module.mid.block_1), *_attention(module.mid.attn_1), *_residual(module.mid.block_2)]
     steps: list[Step] = [Plain(_conv(module.conv_in))]
     if kind == "decoder":
@@ -81,7 +81,7 @@ def _diffusers(module: Any) -> tuple[str, tuple[Step, ...]]:
     sides: list[Step] = []
     for level in module.up_blocks if kind == "decoder" else module.down_blocks:
         if getattr(level, "attentions", None):
-            raise UnsupportedVae(f"{type(level).__name__} has attention, which no Stable Diffusion VAE has there.")
+            raise UnsupportedVae("vae.attention", level=type(level).__name__)
         for block in level.resnets:
             sides += _residual(block)
         for one in getattr(level, "upsamplers", None) or ():
@@ -90,25 +90,25 @@ def _diffusers(module: Any) -> tuple[str, tuple[Step, ...]]:
             sides.append(_resampled(one, up=False))
     steps += [*middle, *sides] if kind == "decoder" else [*sides, *middle]
     if type(module.conv_act).__name__ != "SiLU":
-        raise UnsupportedVae(f"the activation is {type(module.conv_act).__name__} and not SiLU.")
+        raise UnsupportedVae("vae.activation", found=type(module.conv_act).__name__)
     steps.append(Out(_norm(module.conv_norm_out), _conv(module.conv_out)))
     return kind, tuple(steps)
 
 
 def _residual(block: Any) -> Iterator[Step]:
     if getattr(block, "time_emb_proj", None) is not None or getattr(block, "temb_proj", None) is not None:
-        raise UnsupportedVae("a block expects a time step.")
+        raise UnsupportedVae("vae.time_step")
     if (
         getattr(block, "output_scale_factor", 1.0) != 1.0
         or getattr(block, "up", False)
         or getattr(block, "down", False)
     ):
-        raise UnsupportedVae("a block rescales what it gives.")
+        raise UnsupportedVae("vae.rescales")
     if type(getattr(block, "nonlinearity", None)).__name__ not in ("SiLU", "NoneType"):
-        raise UnsupportedVae(f"the activation is {type(block.nonlinearity).__name__} and not SiLU.")
+        raise UnsupportedVae("vae.activation", found=type(block.nonlinearity).__name__)
     shortcut = getattr(block, "conv_shortcut", None) or getattr(block, "nin_shortcut", None)
     if shortcut is not None and shortcut.kernel_size != (1, 1):
-        raise UnsupportedVae(f"a shortcut is a convolution of {shortcut.kernel_size}.")
+        raise UnsupportedVae("vae.shortcut", size=str(shortcut.kernel_size))
     yield Residual(
         _norm(block.norm1),
         _conv(block.conv1),
@@ -125,10 +125,10 @@ def _attention(block: Any) -> Iterator[Step]:
         parts = block.norm, block.q, block.k, block.v, block.proj_out
     elif hasattr(block, "group_norm"):
         if block.heads != 1 or not block.residual_connection or block.rescale_output_factor != 1:
-            raise UnsupportedVae("the middle attention has several heads or rescales what it gives.")
+            raise UnsupportedVae("vae.heads")
         parts = block.group_norm, block.to_q, block.to_k, block.to_v, block.to_out[0]
     else:
-        raise UnsupportedVae(f"{type(block).__name__} is an attention of another kind.")
+        raise UnsupportedVae("vae.other_attention", module=type(block).__name__)
     norm, *products = parts
     query, key, value, proj = (_conv(part, side=1) for part in products)
     yield Attention(_norm(norm), query, key, value, proj)
@@ -137,11 +137,11 @@ def _attention(block: Any) -> Iterator[Step]:
 def _resampled(module: Any, *, up: bool) -> Step:
     conv = getattr(module, "conv", None)
     if conv is None or getattr(module, "norm", None) is not None or getattr(module, "use_conv_transpose", False):
-        raise UnsupportedVae(f"{type(module).__name__} resamples without a plain convolution.")
+        raise UnsupportedVae("vae.resamples", module=type(module).__name__)
     if up:
         return Up(_conv(conv))
     if tuple(conv.stride) != (2, 2) or _padding(conv) != (0, 0) or conv.kernel_size != (3, 3):
-        raise UnsupportedVae("downsampling is not a 3×3 convolution of stride 2 after one zero row and column.")
+        raise UnsupportedVae("vae.downsampling")
     return Down(Conv(conv.weight.detach(), None if conv.bias is None else conv.bias.detach()))
 
 
@@ -153,9 +153,9 @@ def _conv(module: Any, side: int = 3) -> Conv:
         module.kernel_size == (side, side) and tuple(module.stride) == (1, 1) and _padding(module) == (side // 2,) * 2
     )
     if not plain or module.groups != 1 or tuple(module.dilation) != (1, 1):
-        raise UnsupportedVae(f"a convolution is {module} and not {side}×{side} of stride 1.")
+        raise UnsupportedVae("vae.convolution", found=str(module), side=side)
     if module.padding_mode not in ("zeros", "circular"):
-        raise UnsupportedVae(f"a convolution pads by {module.padding_mode!r}.")
+        raise UnsupportedVae("vae.padding", mode=module.padding_mode)
     return Conv(module.weight.detach(), bias, module.padding_mode == "circular" and side == 3)
 
 
@@ -165,5 +165,5 @@ def _padding(module: Any) -> tuple[int, ...]:
 
 def _norm(module: Any) -> Norm:
     if not isinstance(module, nn.GroupNorm) or module.weight is None:
-        raise UnsupportedVae(f"a norm is {type(module).__name__} and not GroupNorm.")
+        raise UnsupportedVae("vae.norm", found=type(module).__name__)
     return Norm(module.num_groups, module.eps, module.weight.detach(), module.bias.detach())

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lib_trainer.memory import SHARE, free_bytes, is_out_of_memory, release_cached
 from lib_trainer.patching import replaced_forward
+from lib_trainer.refusals import Reason, Sentence
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.changed import changed_layers, has_own_forward
 from lib_trainer.tiling.choose import untiled_bytes
@@ -43,7 +44,7 @@ def decide_and_run(
     options: Options,
     *,
     always: bool = False,
-    say: Callable[[str], None],
+    say: Callable[[Sentence], None],
 ) -> Any:
     """The output of `module`, an encoder or decoder: `plain(given)` where that fits, else over row bands.
 
@@ -53,21 +54,18 @@ def decide_and_run(
     try:
         network = describe(module)
     except UnsupportedVae as error:
-        say(f"Tiled VAE passes this VAE by: {error}")
+        say(Sentence("vae.passed_by", reason=error))
         return plain(given)
     try:
         check_input(network, given)
-    except ValueError as error:  # a shape that is none of this VAE's: the module's own error says the rest
-        say(f"Tiled VAE is left out. {error}")
+    except Reason as error:  # a shape that is none of this VAE's: the module's own error says the rest
+        say(Sentence("vae.left_out", reason=error))
         return plain(given)
     wanted = always or worth_it(network, given, options.budget)
     change = next(changed_layers(module), "")
     if not wanted or change:
         if wanted:
-            say(
-                f"Tiled VAE is left out, because another extension has changed the VAE ({change}): turn that off, or "
-                "take a smaller size if the memory does not suffice."
-            )
+            say(Sentence("vae.changed", change=change))
         try:
             return plain(given)
         except Exception as error:
@@ -77,7 +75,7 @@ def decide_and_run(
     try:
         return run(network, given, options)
     except BudgetTooSmall as error:
-        say(f"Tiled VAE is left out. {error}")
+        say(Sentence("vae.left_out", reason=error))
         return plain(given)
 
 

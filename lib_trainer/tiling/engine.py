@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from lib_trainer.autocasting import autocast_dtype, without_autocast
-from lib_trainer.errors import MemoryExhausted
 from lib_trainer.memory import SHARE, free_bytes, host_free_bytes, is_out_of_memory, release_cached
+from lib_trainer.refusals import Decimals, MemoryExhausted, Reason
 from lib_trainer.tiling.choose import candidates, fitting
 from lib_trainer.tiling.executor import Execution, Progress
 from lib_trainer.tiling.host_memory import in_host_memory
@@ -92,22 +92,20 @@ def plans_for(network: Network, given: torch.Tensor, options: Options) -> list[P
     if not found and options.budget is not None and options.budget < every[-1].device_bytes:
         needed = every[-1].device_bytes / 2**30
         raise BudgetTooSmall(
-            f"The memory budget of {options.budget / 2**30:.2f} GiB is too small for this picture: at least "
-            f"{needed:.2f} GiB are needed even in the smallest bands. Raise it, or set it to 0 for all that is free."
+            "vae.budget_too_small", budget=Decimals(options.budget / 2**30, 2), needed=Decimals(needed, 2)
         )
     return found or every[-1:]
 
 
 def check_input(network: Network, given: torch.Tensor) -> None:
-    """Raise ValueError with a sentence unless `given` is (B, C, H, W) of this network's channels."""
-    what = "Latents" if network.kind == "decoder" else "Pictures"
+    """Raise `Reason` unless `given` is (B, C, H, W) of this network's channels."""
+    decodes, shape = network.kind == "decoder", str(tuple(given.shape))
     if given.dim() != 4 or given.shape[1] != network.channels:
-        raise ValueError(
-            f"{what} of shape {tuple(given.shape)} do not fit this VAE's {network.kind}, which takes "
-            f"(batch, {network.channels}, height, width): check that the VAE belongs to the checkpoint."
+        raise Reason(
+            "vae.latents_of_another" if decodes else "vae.pictures_of_another", shape=shape, channels=network.channels
         )
     if 0 in network.output_shape(tuple(given.shape)):
-        raise ValueError(f"{what} of shape {tuple(given.shape)} are too small to be halved by this {network.kind}.")
+        raise Reason("vae.latents_too_small" if decodes else "vae.pictures_too_small", shape=shape)
 
 
 def computed_in(network: Network, device: torch.device) -> tuple[torch.dtype, bool]:
@@ -118,6 +116,6 @@ def computed_in(network: Network, device: torch.device) -> tuple[torch.dtype, bo
 
 def exhausted(network: Network, given: torch.Tensor) -> MemoryExhausted:
     return MemoryExhausted(
-        f"There is not enough memory to {network.kind[:-2]}e a picture of this size "
-        f"({tuple(given.shape)}) even in the smallest bands: close other programs or choose a smaller size."
+        "vae.no_memory_to_decode" if network.kind == "decoder" else "vae.no_memory_to_encode",
+        shape=str(tuple(given.shape)),
     )

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from lib_trainer.refusals import TrainerError
 
-class UnsupportedVae(Exception):
+
+class UnsupportedVae(TrainerError):
     """This module is not a KL VAE's encoder or decoder as Rombach et al. 2022 (arXiv:2112.10752) build it."""
 
 

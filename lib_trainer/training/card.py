@@ -15,9 +15,9 @@ from pathlib import Path
 from PIL import Image
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import printable
 from lib_trainer.files import write_atomically
 from lib_trainer.ports import Family
+from lib_trainer.refusals import printable
 from lib_trainer.training.words import word_names
 
 SD_VERSIONS = {Family.SD1: "SD1", Family.SD2: "SD2", Family.SDXL: "SDXL"}

@@ -10,9 +10,9 @@ import torch
 
 from lib_trainer.config import JobConfig
 from lib_trainer.config.base import ADAPTERS
-from lib_trainer.errors import ConfigError, Problems
 from lib_trainer.files import plain
 from lib_trainer.ports import Host
+from lib_trainer.refusals import ConfigError, Problems
 from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.names import check_name
 from lib_trainer.training.optimizers import check_optimizer

@@ -9,8 +9,8 @@ import torch
 
 from lib_trainer.config import JobConfig
 from lib_trainer.config.base import ADAPTERS
-from lib_trainer.errors import MemoryExhausted, TrainerError
 from lib_trainer.memory import is_out_of_memory
+from lib_trainer.refusals import MemoryExhausted, TrainerError
 from lib_trainer.training.recipes import Recipe, parameters
 
 Point = Literal["loading", "class pictures", "setup", "encoding", "captions", "step", "preview", "saving", "difference"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ConfigError, ModelError
 from lib_trainer.networks.blocks import parse_blocks
 from lib_trainer.networks.formats.checkpoint_file import read_shapes
 from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.ports import Host
+from lib_trainer.refusals import ConfigError, ModelError
 from lib_trainer.training.recipes.hypernetwork import parse_sizes, parse_structure
 from lib_trainer.training.words import caption_maker, initial_texts, names_field, word_names
 

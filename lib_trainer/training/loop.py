@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lib_trainer.errors import NumericalError
 from lib_trainer.memory import peak_bytes, release
 from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
+from lib_trainer.refusals import NumericalError
 from lib_trainer.training.captions import CaptionSource
 from lib_trainer.training.objective import draw_noised, loss_of
 from lib_trainer.training.optimizers import LearningRates, step_unless

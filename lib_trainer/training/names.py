@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 FORBIDDEN = '<>:"/\\|?*'
 """What Windows forbids; a colon or a bracket would also end `<lora:name:1>` early."""

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from lib_trainer.config import OptimizerConfig
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 Groups = list[dict[str, Any]]
 

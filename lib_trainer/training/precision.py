@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lib_trainer.autocasting import autocasts
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROCM_WITH_BF16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")

@@ -18,9 +18,9 @@ from lib_trainer.config import JobConfig
 from lib_trainer.dataset.folder import list_folder, trained_pictures
 from lib_trainer.dataset.pictures import PictureError, load_picture, read_size
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
-from lib_trainer.errors import ConfigError, DatasetError, ModelError
 from lib_trainer.files import write_atomically
 from lib_trainer.ports import Host, LoadedModel, PreviewRequest
+from lib_trainer.refusals import ConfigError, DatasetError, ModelError, Sentence
 from lib_trainer.training.failures import short_of_memory
 
 CLASS_KINDS = ("lora", "locon", "loha", "lokr", "pivotal", "checkpoint")
@@ -62,7 +62,7 @@ def class_samples(
     model: LoadedModel,
     progress: Callable[[int, int], None],
     stopping: Callable[[], bool],
-    tell: Callable[[str], None],
+    tell: Callable[[str | Sentence], None],
 ) -> list[Sample]:
     """The class pictures, of which the missing ones are drawn now, under names that are free; what lies there stays.
 
@@ -72,7 +72,7 @@ def class_samples(
     folder, wanted = class_folder(job, host, model), job.prior.class_pictures
     broken = {path: reason for path in _pictures(folder) if (reason := _trouble(path))}
     for path, reason in broken.items():
-        tell(f"The class picture {path} cannot be read ({reason}) and does not count.")
+        tell(Sentence("prior.unreadable", path=path, reason=reason))
     there = len(_pictures(folder)) - len(broken)
     numbers = _free_numbers(folder)
     for done in range(there, wanted):
@@ -95,13 +95,13 @@ def _free_numbers(folder: Path) -> Iterator[int]:
     return (number for number in itertools.count() if f"class-{number:05}" not in taken)
 
 
-def _trouble(path: Path) -> str:
-    """Why a picture cannot be used; empty where it can. It is decoded: a header alone promises too much."""
+def _trouble(path: Path) -> Sentence | None:
+    """Why a picture cannot be used; None where it can. It is decoded: a header alone promises too much."""
     try:
         load_picture(path)
     except PictureError as error:
         return error.reason
-    return ""
+    return None
 
 
 def _model_digest(model: LoadedModel) -> str:
@@ -175,6 +175,6 @@ def before_samples(job: JobConfig, scan: Scan) -> list[Sample]:
         try:
             size = read_size(path)
         except PictureError as error:
-            raise DatasetError(f"{path} cannot be read ({error.reason}): replace it.") from error
+            raise DatasetError("pair.unreadable", path=path, reason=error.reason) from error
         found.append(replace(sample, path=path, size=size, role="before"))
     return found

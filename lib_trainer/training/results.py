@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ConfigError, NameTaken, SaveError
 from lib_trainer.files import plain, to_trash
 from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
 from lib_trainer.ports import Host, LoadedModel
+from lib_trainer.refusals import ConfigError, NameTaken, SaveError
 from lib_trainer.training.card import sidecars
 from lib_trainer.training.checks import check_names, output_path, step_path
 from lib_trainer.training.kind_checks import difference_path

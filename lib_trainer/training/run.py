@@ -15,9 +15,9 @@ from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import FixedSize
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
-from lib_trainer.errors import Problems, SaveError, TrainerError
 from lib_trainer.memory import forget_peak, release
 from lib_trainer.ports import Host, Lease, LoadedModel, TrainingState
+from lib_trainer.refusals import Problems, SaveError, Sentence, TrainerError
 from lib_trainer.training import failures
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.card import write_card
@@ -99,7 +99,7 @@ def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> 
     for warning in plan.warnings:
         emit(ev.Message(warning, "warning"))
     for skipped in plan.scan.skipped:
-        emit(ev.Message(f"Skipped {skipped.path}: {skipped.reason}", "warning"))
+        emit(ev.Message(Sentence("run.skipped", path=skipped.path, reason=skipped.reason), "warning"))
     for note in (*plan.notes, *plan.scan.notes):
         emit(ev.Message(note))
     emit(ev.Phase("Waiting for the queue"))
@@ -217,7 +217,7 @@ class Run:
         phase = self._phase("Drawing class pictures")
         return class_samples(self.job, self.host, self.model, phase, self.stopping, self._warn)
 
-    def _warn(self, text: str) -> None:
+    def _warn(self, text: str | Sentence) -> None:
         self.emit(ev.Message(text, "warning"))
 
     def _tell_host(self, path: Path) -> None:
@@ -245,7 +245,7 @@ class Run:
             self.stopping,
         )
         for skipped in encoded.skipped:
-            self.emit(ev.Message(f"Skipped {skipped.path}: {skipped.reason}", "warning"))
+            self.emit(ev.Message(Sentence("run.skipped", path=skipped.path, reason=skipped.reason), "warning"))
         return encoded
 
     def _captions(self, source: PictureSource) -> CaptionSource:

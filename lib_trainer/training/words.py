@@ -11,8 +11,8 @@ import torch
 
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.scan import NAME, with_trigger
-from lib_trainer.errors import ConfigError
 from lib_trainer.ports import Host
+from lib_trainer.refusals import ConfigError
 
 WORD_KINDS = ("embedding", "pivotal")
 FILEWORDS = "[filewords]"

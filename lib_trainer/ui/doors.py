@@ -15,8 +15,8 @@ from pathlib import Path
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lib_trainer.errors import ConfigError
 from lib_trainer.origins import foreign_page, header, host_name, is_address, is_loopback, names_of
+from lib_trainer.refusals import ConfigError
 
 CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
@@ -104,12 +104,9 @@ def _with_headers(send: Send) -> Send:
 def check_password(host: str, password: str) -> None:
     """Raise `ConfigError` where others could reach the page without a password."""
     if not password and not is_loopback(host):
-        raise ConfigError(
-            f"--host {host} lets other machines open folders, write captions and start runs here: give a password with "
-            "--password or in TRAINER_PASSWORD, or leave --host out to serve this machine only."
-        )
+        raise ConfigError("serve.no_password", host=host)
     if password and len(password) < LEAST_PASSWORD:
-        raise ConfigError(f"--password is too short: take at least {LEAST_PASSWORD} characters.")
+        raise ConfigError("serve.short_password", least=LEAST_PASSWORD)
 
 
 def asks_for(password: str) -> Callable[[str, str], bool] | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gradio as gr
 from PIL import Image
 
-from lib_trainer.errors import ConfigError, Problems, TrainerError
+from lib_trainer.config.fields import ALLOWED
 from lib_trainer.ports import PreviewRequest
+from lib_trainer.refusals import ConfigError, Field, Problems, TrainerError
 from lib_trainer.ui.train.status import notice_html, problems_html
 
 HOST_DEFAULT = "Host's default"
@@ -85,12 +86,16 @@ class Number:
 
     def read(self, raw: Any) -> float:
         """Raises `ConfigError` for what is not allowed."""
-        kind = "a whole number" if self.whole else "a number"
+        field = Field(self.name, self.label)
         if not isinstance(raw, (int, float)) or isinstance(raw, bool):
-            raise ConfigError(f"{self.label} is empty: it must be {kind}.")
+            raise ConfigError("number.empty", field=field, allowed=ALLOWED["int" if self.whole else "float"])
         if not self.low <= raw <= self.high or (self.whole and not float(raw).is_integer()):
             raise ConfigError(
-                f"{self.label} = {raw:g} is not allowed: it must be {kind} from {self.low:g} to {self.high}."
+                "number.whole_from_to" if self.whole else "number.from_to",
+                field=field,
+                value=float(raw),
+                low=self.low,
+                high=self.high,
             )
         return raw
 
@@ -124,7 +129,7 @@ def draw(
     chosen = "" if sampler in (None, HOST_DEFAULT) else str(sampler)
     problems, values = Problems(), dict[str, float]()
     for one, raw in zip(NUMBERS, (width, height, steps, cfg_scale, seed), strict=True):
-        with problems.at(f"generate.{one.name}"):
+        with problems.at():
             values[one.name] = one.read(raw)
     try:
         problems.raise_if_any()
@@ -132,8 +137,7 @@ def draw(
         request = PreviewRequest(prompt, negative, sampler=chosen, cfg_scale=values["cfg_scale"], **whole)
         return generator.generate(request), ""
     except TrainerError as error:
-        told = [replace(one, field=one.field.removeprefix("generate.")) for one in error.problems]
-        return gr.update(), problems_html(told, prefix="generate")
+        return gr.update(), problems_html(error.problems, prefix="generate")
     except Exception as error:
         _log.exception("The Generate tab met an unexpected error")
         return gr.update(), notice_html(

@@ -8,6 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from lib_trainer.refusals import Reason
+
 TITLE = "Tiled VAE (row bands)"
 """Of the script, by which the API finds it. Another extension's script is called "Tiled VAE"."""
 OFF, AUTOMATIC, ALWAYS = "Off", "Automatic", "Always"
@@ -77,13 +79,13 @@ def build(
 def read(values: Sequence[Any]) -> Choice:
     """The script's arguments: as the page passes them, or one dictionary of `NAMES` as the API may.
 
-    Raises ValueError with a sentence for an unknown name and, where it is on, for a value out of range.
+    Raises `Reason` for an unknown name and, where it is on, for a value out of range.
     """
     if values and isinstance(values[0], Mapping):
         given = dict(values[0])
         unknown = sorted(set(given) - set(NAMES))
         if unknown:
-            raise ValueError(f"{TITLE} has no argument {unknown[0]!r}: it takes {', '.join(NAMES)}.")
+            raise Reason("vae.unknown_argument", name=unknown[0], names=NAMES)
         given.setdefault("enabled", True)
     else:
         given = {name: value for name, value in zip(NAMES, values) if value is not None}
@@ -91,13 +93,10 @@ def read(values: Sequence[Any]) -> Choice:
     if mode == OFF or not given.get("enabled", False):
         return Choice()
     if mode not in (AUTOMATIC, ALWAYS):
-        raise ValueError(f"mode {given['mode']!r} of {TITLE} is not known: write Automatic, Always or Off.")
+        raise Reason("vae.unknown_mode", mode=given["mode"])
     budget = _number(given.get("budget_gib", 0.0))
     if budget is None or not 0 <= budget < float("inf"):
-        raise ValueError(
-            f"Memory budget (budget_gib) = {given['budget_gib']!r} of {TITLE} is not a size: write GiB, or 0 for what "
-            "is free. This picture is made without it."
-        )
+        raise Reason("vae.no_budget", budget=given["budget_gib"])
     return Choice(True, mode, budget, bool(given.get("windowed_attention", False)))
 
 

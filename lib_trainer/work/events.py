@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from lib_trainer.refusals import Sentence
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -69,7 +71,7 @@ class Saved:
 class Message:
     """A line for the log. `level` is 'info' or 'warning'."""
 
-    text: str
+    text: str | Sentence
     level: str = "info"
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ConfigError, MemoryShort, TrainerError
 from lib_trainer.ports import Host
+from lib_trainer.refusals import ConfigError, MemoryShort, TrainerError
 from lib_trainer.training.failures import UnexpectedError
 from lib_trainer.training.results import discard_taken
 from lib_trainer.training.run import Plan, prepare, run_plan

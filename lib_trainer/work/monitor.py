@@ -17,7 +17,7 @@ from typing import Literal
 
 from PIL import Image
 
-from lib_trainer.errors import printable
+from lib_trainer.refusals import Sentence, printable
 from lib_trainer.work import events as ev
 
 State = Literal["queued", "running", "finished", "stopped", "failed"]
@@ -195,5 +195,5 @@ class Monitor:
     def _set(self, **changes: object) -> None:
         self._view = replace(self._view, **changes)  # type: ignore[arg-type]
 
-    def _say(self, line: str) -> None:
-        self._log.append(f"{time.strftime('%H:%M:%S')}  {printable(line)}")
+    def _say(self, line: str | Sentence) -> None:
+        self._log.append(f"{time.strftime('%H:%M:%S')}  {printable(str(line))}")

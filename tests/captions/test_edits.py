@@ -9,7 +9,7 @@ import pytest
 
 from lib_trainer.captions.document import Caption
 from lib_trainer.captions.edits import EDITS, Facts, count_tags, edit_fields, make_edit
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 FACTS = Facts(
     counts={"a": 4, "b": 1, "c": 3, "long hair": 2},
@@ -86,7 +86,7 @@ def test_every_edit_is_tried_above_and_has_a_form() -> None:
 @pytest.mark.parametrize(
     ("name", "values", "sentence"),
     [
-        ("add", {}, "Tags is empty: write one or more tags, parted by commas."),
+        ("add", {}, "Tags is empty: write one or more tags, separated by commas."),
         ("remove", {"tags": "/(/"}, "Tags: /(/ is not a regular expression"),
         ("regex-tags", {"expression": "["}, "Expression: /[/ is not a regular expression"),
         ("regex-tags", {"expression": "a", "replacement": r"\3"}, "there is no group 3|Replacement"),

@@ -6,7 +6,7 @@ import pytest
 
 from lib_trainer.captions.document import Caption
 from lib_trainer.captions.filters import Record, parse_filter
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 SMILE, HAND, RED = {"smile": 0.9}, {"smile": "hand"}, {"red hair": "wd"}
 RECORDS = [
@@ -100,7 +100,7 @@ def test_a_tag_with_brackets_is_found_without_quotes_and_what_was_read_is_said(
 
 
 def test_a_filter_that_finds_nothing_shows_the_quoted_form() -> None:
-    assert parse_filter("a, b (c)").misread() == (
+    assert parse_filter("a, b (c)").misread().text() == (
         'it was read as: a AND ("b (c)" OR (b AND c)); as one tag it is written "a, b (c)", with the quotes'
     )
-    assert parse_filter("red").misread() == "it was read as: red"
+    assert parse_filter("red").misread().text() == "it was read as: red"

@@ -11,7 +11,7 @@ from lib_trainer.captions import plans as pl
 from lib_trainer.captions.document import Caption
 from lib_trainer.captions.edits import Facts
 from lib_trainer.captions.knowledge import GROUPS, Knowledge, built_in, read_knowledge
-from lib_trainer.errors import ConfigError, DatasetError
+from lib_trainer.refusals import ConfigError, DatasetError
 
 KNOWN = built_in()
 NOTHING = Facts()
@@ -102,7 +102,7 @@ def test_a_style_set_keeps_what_is_depicted() -> None:
 def test_a_trait_on_part_of_the_set_is_warned_of() -> None:
     proposal = pl.traits(CHARACTER, KNOWN, "delete-all", trigger="alba")
     assert {one.key for one in proposal if one.partial} == {"mole under eye", "white dress", "hair ribbon"}
-    assert pl.warnings(proposal)[0].startswith("mole under eye stands on 75% of the pictures only")
+    assert str(pl.warnings(proposal)[0]).startswith("mole under eye stands on 75% of the pictures only")
     assert [one.group for one in proposal] == sorted((one.group for one in proposal), key=GROUPS.index)
 
 

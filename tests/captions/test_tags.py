@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_trainer.captions.tags import TagPatterns, escape, join_tags, split_tags, tag_key, unescape, with_spaces
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 
 def test_captions_are_split_at_commas() -> None:

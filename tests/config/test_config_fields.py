@@ -30,11 +30,11 @@ def test_paths_are_those_of_the_job() -> None:
 
 
 def test_what_is_allowed_in_words() -> None:
-    assert field_specs()["network.rank"].allowed == "a whole number from 1 to 1024"
-    assert field_specs()["optimizer.unet_lr"].allowed == "a number from 0 to 1"
-    assert field_specs()["training.precision"].allowed == "one of auto, bf16, fp16, fp32"
-    assert field_specs()["training.gradient_checkpointing"].allowed == "true or false"
-    assert field_specs()["dataset.folder"].allowed == "a text"
+    assert field_specs()["network.rank"].allowed.text() == "a whole number from 1 to 1024"
+    assert field_specs()["optimizer.unet_lr"].allowed.text() == "a number from 0 to 1"
+    assert field_specs()["training.precision"].allowed.text() == "one of auto, bf16, fp16, fp32"
+    assert field_specs()["training.gradient_checkpointing"].allowed.text() == "true or false"
+    assert field_specs()["dataset.folder"].allowed.text() == "a text"
 
 
 def test_a_job_cannot_be_changed_after_its_check() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_trainer.config import FieldSpec, JobConfig, dump_job, field_specs, files, from_values, load_job, to_values
-from lib_trainer.errors import ConfigError, JobErrors, printable
+from lib_trainer.refusals import ConfigError, JobErrors, printable
 
 NUMBERS = [spec for spec in field_specs().values() if spec.kind in ("int", "float")]
 CHOICES = [spec for spec in field_specs().values() if spec.kind == "choice"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lib_trainer.config import JobConfig, dump_job, load_job
-from lib_trainer.errors import TrainerError, printable
+from lib_trainer.refusals import TrainerError, printable
 
 PIECES = [
     b'"', b"'", b"\\", b"[", b"]", b"{", b"}", b"=", b"\n", b"\r", b"\0", b"\xff\xfe", b"nan", b"-inf", b"1e999",
@@ -45,5 +45,5 @@ def test_a_mutated_job_file_is_read_or_refused(seed: int, tmp_path: Path) -> Non
         except TrainerError as error:
             refused += 1
             for problem in error.problems:
-                assert problem.sentence and problem.sentence == printable(problem.sentence)
+                assert str(problem.sentence) and str(problem.sentence) == printable(str(problem.sentence))
     assert 100 < refused <= 150

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib_trainer.dataset.batches import FixedSize, batches_per_epoch, epoch_batches
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 
 SETS = st.lists(st.tuples(st.sampled_from([(64, 64), (64, 128), (128, 64)]), st.integers(0, 5)), max_size=15)
 

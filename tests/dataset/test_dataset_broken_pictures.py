@@ -25,7 +25,7 @@ def test_truncated_files_are_named(photographs: Path, tmp_path: Path, extension:
         PictureError, match=f"^The picture '.*{name}' cannot be used .*: replace or remove it.$"
     ) as info:
         load_picture(path)
-    assert info.value.reason and name not in info.value.reason
+    assert str(info.value.reason) and name not in str(info.value.reason)
 
 
 @pytest.mark.parametrize(

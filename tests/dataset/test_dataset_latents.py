@@ -25,7 +25,7 @@ from lib_trainer.dataset.latents import (
 )
 from lib_trainer.dataset.pictures import fit, load_picture, to_pixels
 from lib_trainer.dataset.scan import Sample, scan_folder
-from lib_trainer.errors import DatasetError, ModelError
+from lib_trainer.refusals import DatasetError, ModelError
 
 MakePicture = Any
 SIZE = FixedSize(64, 32)

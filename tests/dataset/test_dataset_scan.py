@@ -14,7 +14,7 @@ from PIL import Image
 from lib_trainer.captions.document import read_document
 from lib_trainer.dataset.folder import natural_key
 from lib_trainer.dataset.scan import Scan, scan_folder, with_trigger
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 
 MakePicture = Any
 
@@ -85,7 +85,7 @@ def test_folders_that_are_not_read_are_mentioned(
     make_picture(folder)
     result = scan(tmp_path)
     assert len(result.samples) == 1
-    assert len(result.notes) == 1 and f"{said}' are not read" in result.notes[0]
+    assert len(result.notes) == 1 and f"{said}' are not read" in str(result.notes[0])
 
 
 def test_numbers_that_may_not_be_meant_are_mentioned(tmp_path: Path, make_picture: MakePicture) -> None:
@@ -94,7 +94,7 @@ def test_numbers_that_may_not_be_meant_are_mentioned(tmp_path: Path, make_pictur
     result = scan(tmp_path / "10_root")
     assert [s.repeats for s in result.samples] == [3, 2023]
     assert len(result.notes) == 2
-    assert "2023 repeats" in result.notes[0] and "not read as repeats" in result.notes[1]
+    assert "2023 repeats" in str(result.notes[0]) and "not read as repeats" in str(result.notes[1])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_stands_in_for_a_caption(
     assert [captions[name] for name in ("1_dog/a.png", "1_dog/b.png", "a.png", "b.png")] == expected
     notes = scan(tmp_path, trigger).notes
     assert len(notes) == (not trigger)
-    assert trigger or "1 of 4 pictures have no caption" in notes[0]
+    assert trigger or "1 of 4 pictures have no caption" in str(notes[0])
 
 
 def test_nothing_to_learn_from(tmp_path: Path, make_picture: MakePicture) -> None:
@@ -208,7 +208,7 @@ def test_broken_pictures_are_left_out_with_a_reason(tmp_path: Path, make_picture
     result = scan(tmp_path)
     assert [s.path.name for s in result.samples] == ["a.png"]
     assert [s.path.name for s in result.skipped] == ["b.png", "c.jpg", "d.avif"]
-    assert result.skipped[0].reason == "the file is empty"
+    assert str(result.skipped[0].reason) == "the file is empty"
 
 
 def test_no_readable_picture_names_the_first_few(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_what_may_not_be_read_is_named(
             scan(tmp_path)
     else:
         monkeypatch.setattr(Path, "open", refuse(Path.open, "b.png"))
-        assert [(s.path.name, s.reason) for s in scan(tmp_path).skipped] == [
+        assert [(s.path.name, str(s.reason)) for s in scan(tmp_path).skipped] == [
             ("b.png", "there is no permission to read it")
         ]
 

@@ -20,7 +20,7 @@ from lib_trainer.dataset import file_moves
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.file_moves import Change, ConflictError, Move
 from lib_trainer.dataset.history import History
-from lib_trainer.errors import ConfigError, DatasetError
+from lib_trainer.refusals import ConfigError, DatasetError
 
 CONTENTS = {
     "a.txt": b"\xef\xbb\xbfzorb, long_hair,smile\r\n",

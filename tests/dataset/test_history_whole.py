@@ -19,7 +19,7 @@ from lib_trainer.dataset import begun, file_moves, journal
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.file_moves import Change, ConflictError, Move
 from lib_trainer.dataset.history import History
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 
 OTHER = b"by somebody else"
 NAMES = [f"{n}.txt" for n in range(4)]

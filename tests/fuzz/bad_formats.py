@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 from tests.fuzz.formats import Format
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lib_trainer.errors import ConfigError, TrainerError
+from lib_trainer.refusals import ConfigError, TrainerError
 
 Mutate = Callable[[random.Random, bytes], bytes]
 ODD_NUMBERS = (0, 1, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_trainer.errors import TrainerError
+from lib_trainer.refusals import TrainerError
 from tests.fuzz.formats import FORMATS, make
 from tests.fuzz.harness import run, shares
 

@@ -15,7 +15,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from lib_trainer.errors import TrainerError
+from lib_trainer.refusals import TrainerError
 
 SECONDS = 5.0
 

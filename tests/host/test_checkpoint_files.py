@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib_trainer.errors import ModelError
 from lib_trainer.host.standalone.checkpoint import load_checkpoint
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_checkpoint, read_state_dict
+from lib_trainer.refusals import ModelError
 from tests.support import ldm_config
 
 Tensors = dict[str, torch.Tensor]

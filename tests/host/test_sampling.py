@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib_trainer.errors import ConfigError, ModelError
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw, split_prompt
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import Conditioning, PreviewRequest
+from lib_trainer.refusals import ConfigError, ModelError
 from tests.support import scaled_linear
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 3}
@@ -94,7 +94,7 @@ def test_drawing_asks_for_no_gradients(diffusers_model: Any) -> None:
 
 
 def test_an_unknown_sampler(diffusers_model: Any) -> None:
-    with pytest.raises(ConfigError, match="'Nope' is not known here: take one of DDIM, Euler"):
+    with pytest.raises(ConfigError, match="'Nope' is not available here: choose one of DDIM, Euler"):
         draw(diffusers_model, PreviewRequest("a", sampler="Nope"))
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib_trainer.errors import ModelError
 from lib_trainer.host import weights as weights_module
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.weights import Held, Weights, _reinterpreted, held_parameters, waiting_parameters
 from lib_trainer.ports import OwnParameter, TrainingState
+from lib_trainer.refusals import ModelError
 from lib_trainer.training import slots
 from lib_trainer.training.session import Session
 from lib_trainer.training.slots import Slot
@@ -170,7 +170,7 @@ def test_one_parameter_that_cannot_be_put_back_does_not_stop_the_others() -> Non
     weights = weights_of(card, torch.bfloat16, unet=net)
     weights.place("training")
     card.failing = {net.conv.weight.data_ptr()}
-    with pytest.raises(ModelError, match=r"could not be put back whole \(the driver is gone\): load the checkpoint"):
+    with pytest.raises(ModelError, match=r"could not be restored completely \(the driver is gone\): load the checkpoint"):
         weights.place("given back")
     different = differences(before, snapshot(net))
     assert different and all(" attributes" in name or "conv.weight" in name for name in different)

@@ -15,12 +15,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from lib_trainer.errors import ModelError, SaveError
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.networks.formats.lora_file import read_lora, write_lora
 from lib_trainer.networks.lora import LoraNetwork, module_keys, unmatched_keys
 from lib_trainer.ports import Conditioning
+from lib_trainer.refusals import ModelError, SaveError
 from tests.support import CONTEXT, relative
 
 

@@ -23,13 +23,13 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
-from lib_trainer.errors import ModelError
 from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.networks.formats.plain_pickle import read_plain, read_values
 from lib_trainer.networks.formats.reading import read_safetensors
 from lib_trainer.networks.formats.torch_archive import write_archive
+from lib_trainer.refusals import ModelError
 
 HELD: dict[str, Any] = {
     "views": [torch.arange(24.0).reshape(4, 6)[1:, ::2], torch.arange(6.0).reshape(2, 3).t()],
@@ -290,7 +290,7 @@ def test_embeddings_in_pictures(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"plain\.png is a picture without an embedding"):
         read_embedding(tmp_path / "plain.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(ModelError, match=r"broken\.png is no readable picture"):
+    with pytest.raises(ModelError, match=r"broken\.png is not a readable picture"):
         read_embedding(tmp_path / "broken.png")
 
 

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from lib_trainer.errors import SaveError
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
 from lib_trainer.networks.formats.picture_embedding import read_picture
 from lib_trainer.networks.formats.reading import read_safetensors
 from lib_trainer.networks.formats.tensor_file import write_tensors
 from lib_trainer.networks.hypernetwork import Hypernetwork, Structure
+from lib_trainer.refusals import SaveError
 from tests.training.faults import Allocator
 
 TENSORS = {

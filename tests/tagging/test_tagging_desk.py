@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lib_trainer.cli.main import main
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging import desk as desk_module
 from lib_trainer.tagging.captions.style import Style
 from lib_trainer.tagging.desk import TaggerDesk

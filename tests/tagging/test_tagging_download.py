@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.events import Progress
 from lib_trainer.tagging.models import download as module
 from lib_trainer.tagging.models.download import Stopped, download

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.models import wd
 from lib_trainer.tagging.models.folders import at, find_taggers, pick
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING, read_labels

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lib_trainer.captions.tags import split_tags, tag_key
 from lib_trainer.dataset import file_moves
-from lib_trainer.errors import ConfigError, TaggerError
+from lib_trainer.refusals import ConfigError, TaggerError
 from lib_trainer.tagging.captions import writing
 from lib_trainer.tagging.captions.effect import Opened
 from lib_trainer.tagging.captions.style import Style
@@ -135,7 +135,7 @@ def test_captions_that_cannot_be_read_are_listed_and_stay(tmp_path: Path) -> Non
     (tmp_path / "01.txt").write_bytes("schön".encode("latin-1"))
     (tmp_path / "02.txt").write_bytes(b"\xef\xbb\xbfmit BOM")
     opened = open_all(store)
-    assert [(item.path.name, "UTF-8" in item.reason) for item in opened.skipped] == [("01.png", True)]
+    assert [(item.path.name, "UTF-8" in str(item.reason)) for item in opened.skipped] == [("01.png", True)]
     write_captions(opened, Thresholds(), Style(trigger="zork"))
     assert (tmp_path / "01.txt").read_bytes() == "schön".encode("latin-1")
     assert b"\xef\xbb\xbfzork, mit BOM" in (tmp_path / "02.txt").read_bytes()
@@ -147,9 +147,9 @@ def test_a_caption_changed_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "05.txt").write_text("edited by another program")
     (tmp_path / "01.txt").write_text("made by another program")
     report = write_captions(opened, Thresholds(0.01, 0.01), Style())
-    assert [(item.path.name, item.reason) for item in report.failed] == [
-        ("01.txt", "it was changed by another program meanwhile"),
-        ("05.txt", "it was changed by another program meanwhile"),
+    assert [(item.path.name, str(item.reason)) for item in report.failed] == [
+        ("01.txt", "another program has changed it in the meantime"),
+        ("05.txt", "another program has changed it in the meantime"),
     ]
     assert (tmp_path / "05.txt").read_text() == "edited by another program"
     assert report.written + report.unchanged == 4
@@ -171,7 +171,7 @@ def test_a_locked_caption_is_listed_and_the_rest_goes_on(tmp_path: Path, monkeyp
     opened = open_all(store)
     failing(monkeypatch, "03.txt", errno.EACCES)
     report = write_captions(opened, Thresholds(0.01, 0.01), Style(trigger="zork"))
-    assert [(item.path.name, item.reason) for item in report.failed] == [("03.txt", "Permission denied")]
+    assert [(item.path.name, str(item.reason)) for item in report.failed] == [("03.txt", "Permission denied")]
     assert report.written == 5
     assert (tmp_path / "03.txt").read_text() == CAPTIONS[3]
     assert store.origins(tmp_path / "03.png") == ORIGINS, "as before"
@@ -208,7 +208,7 @@ def test_only_the_first_of_two_pictures_writes_a_shared_caption(tmp_path: Path) 
     Image.new("RGB", (4, 4)).save(twin)
     store.put("f", "wd", LABELS, [(twin, twin.stat(), "twin", sparse(np.ones(6, np.float32)))])
     opened = open_all(store)
-    assert [(item.path.name, item.reason) for item in opened.skipped] == [
+    assert [(item.path.name, str(item.reason)) for item in opened.skipped] == [
         ("01.png", "its caption file belongs to 01.jpg")
     ]
     apart = open_all(store, Style(template="{name}.{extension}.txt"))

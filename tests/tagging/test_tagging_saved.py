@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lib_trainer.dataset.history import History
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError
 from lib_trainer.tagging.captions.saved import SavedCaptions, home_of
 
 

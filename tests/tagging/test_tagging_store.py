@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lib_trainer.dataset.history import REMOVED, Change
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.models.labels import Labels
 from lib_trainer.tagging.scores.database import content_of
 from lib_trainer.tagging.scores.store import ScoreStore, removed_of

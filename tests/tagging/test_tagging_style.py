@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lib_trainer.captions.document import Caption
 from lib_trainer.captions.tags import TagPatterns, tag_key
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 from lib_trainer.tagging.captions.style import Existing, Guess, Style, compose
 from lib_trainer.tagging.pictures import caption_path, check_template
 
@@ -231,6 +231,6 @@ def test_captions_lie_beside_their_pictures() -> None:
 
 
 def test_bad_choices_are_named() -> None:
-    with pytest.raises(ConfigError, match="The policy 'all' is not one: choose skip, replace"):
+    with pytest.raises(ConfigError, match="The policy 'all' is unknown: choose skip, replace"):
         Style(policy="all")  # type: ignore[arg-type]
     assert not Style(excluded=TagPatterns()).front

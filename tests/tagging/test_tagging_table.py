@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib_trainer.captions.tags import TagPatterns
-from lib_trainer.errors import ConfigError, TaggerError
+from lib_trainer.refusals import ConfigError, TaggerError
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING, Labels
 from lib_trainer.tagging.scores.ensemble import combine
 from lib_trainer.tagging.scores.table import FLOOR, ScoreTable, Thresholds, mcut, parse_overrides, select, sparse

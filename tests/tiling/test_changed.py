@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from lib_trainer.host.holding import fingerprint
+from lib_trainer.refusals import Sentence
 from lib_trainer.tiling import attach
 from lib_trainer.tiling.attach import banded, decide_and_run
 from lib_trainer.tiling.changed import changed_layers
@@ -136,7 +137,7 @@ HONOURED: dict[str, Change] = {"a parametrization": parametrized, "turned off ag
 def test_a_changed_layer_is_left_to_the_module_with_a_sentence(
     modules: dict[str, Any], name: str, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, x, told = copy.deepcopy(modules[name]), given(name, 1, 8, 8), list[str]()
+    module, x, told = copy.deepcopy(modules[name]), given(name, 1, 8, 8), list[Sentence]()
     monkeypatch.setattr(attach, "run", lambda *_: pytest.fail("it ran in bands"))
     with torch.no_grad():
         own = module(x)
@@ -145,7 +146,7 @@ def test_a_changed_layer_is_left_to_the_module_with_a_sentence(
             assert error(expected, own)[0] > 0.05, "the change does nothing"
             found = decide_and_run(module, x, module, Options(), always=True, say=told.append)
     assert torch.equal(found, expected)
-    assert len(told) == 1 and "another extension has changed the VAE" in told[0]
+    assert len(told) == 1 and "another extension has changed the VAE" in str(told[0])
     assert list(changed_layers(module)) == []
 
 
@@ -189,11 +190,11 @@ def test_a_defect_in_the_engine_is_not_called_left_out(
 
 
 def test_a_budget_that_is_too_small_is_said_and_left(modules: dict[str, Any]) -> None:
-    module, x, told = modules["ldm decoder"], given("ldm decoder", 1, 8, 8), list[str]()
+    module, x, told = modules["ldm decoder"], given("ldm decoder", 1, 8, 8), list[Sentence]()
     with torch.no_grad():
         found = decide_and_run(module, x, module, Options(budget=1), say=told.append)
         assert torch.equal(found, module(x))
-    assert "budget of 0.00 GiB is too small" in told[0]
+    assert "budget of 0.00 GiB is too small" in str(told[0])
 
 
 def test_a_forward_of_the_whole_module_is_left_alone(modules: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from lib_trainer.errors import MemoryExhausted
 from lib_trainer.memory import free_bytes, is_out_of_memory
+from lib_trainer.refusals import MemoryExhausted
 from lib_trainer.tiling import engine
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.choose import candidates, fitting, untiled_bytes

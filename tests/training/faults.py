@@ -14,8 +14,8 @@ from torch.optim import optimizer as optimizers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import TrainerError
 from lib_trainer.ports import Host
+from lib_trainer.refusals import TrainerError
 from lib_trainer.training.run import prepare, run_plan
 from lib_trainer.training.session import Session
 from lib_trainer.work import events as ev

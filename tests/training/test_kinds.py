@@ -382,7 +382,7 @@ def test_class_pictures_are_drawn_trained_beside_and_weighed(watched: Watched, p
 
 
 def test_an_old_pickle_is_not_executed(watched: Watched, pictures: Path, tmp_path: Path) -> None:
-    from lib_trainer.errors import ModelError
+    from lib_trainer.refusals import ModelError
     from tests.training.test_refused_jobs import refused
 
     marker = tmp_path / "executed"
@@ -418,7 +418,7 @@ def test_embeddings_of_other_layouts_are_read(tmp_path: Path) -> None:
 def test_a_rate_that_is_too_high_is_named_by_the_kinds_own_fields() -> None:
     from lib_trainer.config import field_specs
     from lib_trainer.config.base import KINDS
-    from lib_trainer.errors import NumericalError
+    from lib_trainer.refusals import NumericalError
     from lib_trainer.training.kinds import TRAINING_KINDS
     from lib_trainer.training.loop import _check_finite
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from lib_trainer.config import OptimizerConfig
-from lib_trainer.errors import NumericalError
 from lib_trainer.ports import Conditioning, PictureSize
+from lib_trainer.refusals import NumericalError
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
 from lib_trainer.training.optimizers import LearningRates, adamw
 from lib_trainer.work.events import StepDone

@@ -120,7 +120,7 @@ def test_what_fits_is_not_warned_of(watched: Watched, pictures: Path, monkeypatc
 def test_an_unconfirmed_job_that_does_not_fit_is_not_started(
     watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lib_trainer.errors import MemoryShort
+    from lib_trainer.refusals import MemoryShort
 
     monkeypatch.setattr(forecasts, "tables", lambda: {"tiny": TINY})
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 0)

@@ -13,9 +13,9 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-from lib_trainer.errors import ConfigError
 from lib_trainer.networks.formats.lora_facts import BLOCKS, with_ranks
 from lib_trainer.networks.formats.lora_file import read_lora, write_lora
+from lib_trainer.refusals import ConfigError
 from lib_trainer.work import events as ev
 from tests.training.test_kinds import ADAPTERS, FAST, drawn
 from tests.training.test_refused_jobs import refused

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from lib_trainer.errors import ConfigError, SaveError
 from lib_trainer.files import TRASH, plain
 from lib_trainer.networks.formats.lora_file import read_lora, write_lora
+from lib_trainer.refusals import ConfigError, SaveError
 from lib_trainer.training.checks import check_names
 from lib_trainer.training.names import LONGEST, RULE, check_name, numbered, what_is_wrong
 from lib_trainer.training.results import next_free_name, settle, taken_files

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lib_trainer.config import OptimizerConfig
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 from lib_trainer.training import precision
 from lib_trainer.training.optimizers import OPTIMIZERS, SCHEDULES, LearningRates, check_optimizer
 from lib_trainer.training.precision import autocast, loss_scaler, resolve_precision

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lib_trainer.errors import ConfigError, DatasetError, ModelError, TrainerError
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.networks.formats.lora_file import read_lora
+from lib_trainer.refusals import ConfigError, DatasetError, ModelError, TrainerError
 from lib_trainer.training import loop, precision
 from lib_trainer.work import events as ev
 from lib_trainer.work.jobs import JobRunner

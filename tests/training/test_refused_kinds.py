@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib_trainer.errors import ConfigError, DatasetError, ModelError, TrainerError
+from lib_trainer.refusals import ConfigError, DatasetError, ModelError, TrainerError
 from tests.training.test_refused_jobs import refused
 from tests.training.watched import Watched
 
@@ -129,7 +129,7 @@ def test_a_file_to_continue_from_that_is_broken_or_gone(
 def test_files_that_hold_something_else(watched: Watched, pictures: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.save({"a": 1}, path)
-    for kind, said in (("hypernetwork", "is no hypernetwork"), ("embedding", "is no embedding")):
+    for kind, said in (("hypernetwork", "is not a hypernetwork"), ("embedding", "is not an embedding")):
         job = {"network__kind": kind, "output__name": "zrk-new", "network__continue_from": str(path)}
         assert said in refused(watched, pictures, ModelError, **job)
     xl = tmp_path / "xl.safetensors"

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import DatasetError, ModelError, TrainerError
 from lib_trainer.ports import HeldPart, Host, LoadedModel, PreviewRequest
+from lib_trainer.refusals import DatasetError, ModelError, TrainerError
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.work import events as ev
 

@@ -119,7 +119,7 @@ def test_chips(tab: Tab) -> None:
     tab("chip", op="move", index=4, to=0, seen=tab.text("0.txt"))
     tab("chip", op="rename", index=3, text="axe, halberd", seen=tab.text("0.txt"))
     assert tab.text("0.txt") == "hat, alba, long hair, axe, halberd, sword"
-    assert "has changed meanwhile" in tab("chip", op="remove", index=0, seen="something else")
+    assert "has changed in the meantime" in tab("chip", op="remove", index=0, seen="something else")
     for _ in range(4):
         tab("undo")
     assert tab.text("0.txt") == seen

@@ -18,8 +18,8 @@ from PIL import Image
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from lib_trainer.errors import ConfigError
 from lib_trainer.origins import foreign_page, host_name, is_loopback, names_of, same_origin
+from lib_trainer.refusals import ConfigError
 from lib_trainer.ui.doors import check_password
 from lib_trainer.work import jobs
 from lib_trainer.work.jobs import JobRunner

@@ -8,7 +8,7 @@ import gradio as gr
 import pytest
 
 from lib_trainer.config import JobConfig, field_specs, from_values, to_values
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 from lib_trainer.ui.kit.form import HIDDEN, HOST_DEFAULT, Form, build_form, from_widget, label, to_widget
 
 NATIVE_LABELS = {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lib_trainer.captions.edits import make_edit
 from lib_trainer.dataset.editor import Editor
-from lib_trainer.errors import ConfigError, TaggerError
+from lib_trainer.refusals import ConfigError, TaggerError
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.scores.known import known_tags
 from lib_trainer.tagging.views import Places

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from lib_trainer.refusals import Reason
 from lib_trainer.ui import tiled_vae as page
 from lib_trainer.ui.tagger.extras import build_extras_step
 
@@ -42,7 +43,7 @@ def test_no_field_of_ours_is_refused_by_gradio(value: Any) -> None:
 def test_a_budget_that_is_none_is_said_only_where_it_is_on(value: Any) -> None:
     assert page.read([False, page.AUTOMATIC, value, False]) == page.Choice()
     assert page.read([{"enabled": False, "budget_gib": value}]) == page.Choice()
-    with pytest.raises(ValueError, match=r"Memory budget .* is not a size"):
+    with pytest.raises(Reason, match=r"Memory budget .* is not a size"):
         page.read([True, page.AUTOMATIC, value, False])
 
 
@@ -52,7 +53,7 @@ def test_what_is_read() -> None:
     assert page.read([{"mode": "always"}]) == page.Choice(True, page.ALWAYS)
     assert page.read([{"mode": "off"}]) == page.Choice() == page.read([])
     assert page.read([False, "Sometimes", 0, False]) == page.Choice()
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(Reason, match="not known"):
         page.read([True, "Sometimes"])
-    with pytest.raises(ValueError, match="no argument 'tile'"):
+    with pytest.raises(Reason, match="no argument 'tile'"):
         page.read([{"tile": 1}])

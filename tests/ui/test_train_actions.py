@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 from lib_trainer.config import JobConfig, from_values, to_values
-from lib_trainer.errors import ConfigError, NameTaken
+from lib_trainer.refusals import ConfigError, NameTaken
 from lib_trainer.ui.generate import HOST_DEFAULT, draw
 from lib_trainer.ui.standalone import build_app
-from lib_trainer.ui.train.actions import Offer, PageOptions, TrainActions, Use, use_of, with_label
+from lib_trainer.ui.train.actions import Offer, PageOptions, TrainActions, Use, use_of
 from lib_trainer.ui.train.page import build_train_page
 from lib_trainer.work import jobs
 from lib_trainer.work.jobs import JobRunner
@@ -328,11 +328,6 @@ def test_the_last_started_job_is_remembered(actions: TrainActions, values: dict[
     actions.start(values)
     again = TrainActions(actions.runner, actions.options)
     assert again.last_job() == values
-
-
-def test_labels_replace_paths_only_at_the_start() -> None:
-    assert with_label("network.rank = 0 is not allowed.") == "Rank (dim) = 0 is not allowed."
-    assert with_label("There is no network.rank here.") == "There is no network.rank here."
 
 
 def test_starting_writes_no_field_of_the_form(actions: TrainActions, runner: JobRunner) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib_trainer.errors import ModelError
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.held import Holdable
 from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
@@ -31,6 +30,7 @@ from lib_trainer.ports import (
     TokenTable,
     TrainingState,
 )
+from lib_trainer.refusals import ModelError
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer."

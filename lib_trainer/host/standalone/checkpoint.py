@@ -17,11 +17,11 @@ from diffusers.loaders import single_file_utils as single_file
 from omegaconf import OmegaConf
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lib_trainer.errors import ModelError
 from lib_trainer.files import found
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.networks.formats.checkpoint_file import read_state_dict
 from lib_trainer.ports import NoiseSchedule
+from lib_trainer.refusals import ModelError
 
 TEXT_PREFIX = "cond_stage_model.transformer."
 SD1_CONFIG: dict[str, Any] = {

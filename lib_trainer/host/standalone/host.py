@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lib_trainer.errors import ConfigError, ModelError
 from lib_trainer.files import by_stem, found
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
@@ -24,6 +23,7 @@ from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import HeldPart, PreviewRequest
+from lib_trainer.refusals import ConfigError, ModelError
 
 LORAS = (".safetensors", ".pt", ".ckpt")
 """Endings of what `<lora:name:1>` finds, as in the WebUI."""

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lib_trainer.errors import ModelError
 from lib_trainer.files import found
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.held import Holdable
@@ -32,6 +31,7 @@ from lib_trainer.ports import (
     TokenTable,
     TrainingState,
 )
+from lib_trainer.refusals import ModelError
 from lib_trainer.tiling.attach import banded
 
 BLOCK_CLASSES = ("ResnetBlock2D", "Transformer2DModel")
@@ -123,9 +123,7 @@ class DiffusersModel(Holdable):
     def checkpoint_tensors(self, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
         """Of the file the model was read from: only the UNet and the text encoder are ever trained."""
         if self.file is None:
-            raise ModelError(
-                f"{self.name} is a diffusers folder: a whole checkpoint is written from a single file only."
-            )
+            raise ModelError("checkpoint.from_folder", name=self.name)
         tensors = read_checkpoint(self.file)
         return {name: tensors[name] for name in names_without(tensors, without)}
 

@@ -18,9 +18,9 @@ from diffusers import (
 )
 from PIL import Image
 
-from lib_trainer.errors import ConfigError
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.ports import Conditioning, PreviewRequest
+from lib_trainer.refusals import ConfigError
 
 MAX_CHUNKS = 8
 """Of 75 tokens each: a bound on memory, far above any prompt."""
@@ -49,7 +49,7 @@ class PromptNetwork:
 def split_prompt(prompt: str) -> tuple[str, list[PromptNetwork]]:
     """The prompt without its `<lora:…>` and `<hypernet:…>` marks, and what they name.
 
-    Raises `ConfigError` for a weight that is none.
+    Raises `ConfigError` for a weight that is not a number.
     """
     networks = []
     for kind, name, weight in re.findall(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>", prompt):
@@ -58,7 +58,7 @@ def split_prompt(prompt: str) -> tuple[str, list[PromptNetwork]]:
         except ValueError:
             factor = math.nan
         if not math.isfinite(factor):
-            raise ConfigError(f"<{kind}:{name}:{weight}> in the prompt: {weight!r} is not a number, write 1.")
+            raise ConfigError("prompt.weight", kind=kind, name=name, weight=weight)
         networks.append(PromptNetwork(name, factor, kind))
     return re.sub(r"<(lora|hypernet):[^>]*>", "", prompt).strip(), networks
 
@@ -91,7 +91,7 @@ def draw_seeds(model: DiffusersModel, request: PreviewRequest, seeds: Sequence[i
 def _sampler(model: DiffusersModel, request: PreviewRequest) -> Any:
     make = SAMPLERS.get(request.sampler or DEFAULT_SAMPLER)
     if make is None:
-        raise ConfigError(f"The sampler {request.sampler!r} is not known here: take one of {', '.join(SAMPLERS)}.")
+        raise ConfigError("prompt.sampler", sampler=request.sampler, samplers=SAMPLERS)
     betas = 1 - model.schedule.alphas_cumprod / torch.cat([torch.ones(1), model.schedule.alphas_cumprod[:-1]])
     prediction = "epsilon" if model.schedule.prediction == "epsilon" else "v_prediction"
     sampler = make(trained_betas=betas.float().numpy(), prediction_type=prediction)

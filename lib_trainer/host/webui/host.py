@@ -12,12 +12,12 @@ import torch
 from modules import call_queue, devices, paths, processing, progress, sd_hijack, sd_models, sd_samplers, shared
 from PIL import Image
 
-from lib_trainer.errors import ModelError
 from lib_trainer.host.webui.interrupts import BUTTON, Interrupts
 from lib_trainer.host.webui.low_vram import LowVram
 from lib_trainer.host.webui.model import WebuiModel, check_model, own_backups, take_out_prompt_networks
 from lib_trainer.patching import attribute
 from lib_trainer.ports import HeldPart, PreviewRequest
+from lib_trainer.refusals import ModelError
 
 STATE_FIELDS = (
     "job", "job_no", "job_count", "sampling_step", "sampling_steps", "textinfo",
@@ -113,7 +113,7 @@ class WebuiHost:
             stack.callback(take_out_prompt_networks, shared.sd_model)
             images = processing.process_images(parameters).images
         if not images:
-            raise ModelError("The preview was interrupted.")
+            raise ModelError("preview.interrupted")
         picture: Image.Image = images[0]
         shared.state.assign_current_image(picture)
         return picture

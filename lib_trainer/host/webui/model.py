@@ -14,11 +14,11 @@ from modules import devices, sd_hijack, sd_unet, shared
 from modules.textual_inversion.textual_inversion import Embedding
 from torch import nn
 
-from lib_trainer.errors import ModelError
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import NoiseSchedule, TrainingState
+from lib_trainer.refusals import ModelError
 
 
 class WebuiText(ClipText):

@@ -11,7 +11,7 @@ from typing import Any
 
 from modules import call_queue, devices, paths, shared
 
-from lib_trainer.errors import TrainerError
+from lib_trainer.refusals import TrainerError
 from lib_trainer.tagging.captions.saved import SavedCaptions
 from lib_trainer.tagging.views import Places
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from modules import shared
 
+from lib_trainer.refusals import Sentence
 from lib_trainer.tiling.adapters import describe
 from lib_trainer.tiling.attach import coarse, decide_and_run
 from lib_trainer.tiling.engine import Options
@@ -68,10 +69,10 @@ class Job:
         """A job that failed never says so: the WebUI's own start time tells that another one has begun."""
         return bool(self.started == getattr(shared.state, "time_start", None))
 
-    def comment(self, text: str, note: str) -> None:
+    def comment(self, told: Sentence, note: str) -> None:
         """Tell the user, and leave `note` in the picture's parameters in place of the mode."""
         processing = self.processing() if self.processing is not None else None
-        say(processing, text)
+        say(processing, told)
         if self.key and processing is not None:
             processing.extra_generation_params[self.key] = note
 
@@ -99,11 +100,11 @@ class Switch:
 switch = Switch()
 
 
-def say(processing: Any, text: str) -> None:
+def say(processing: Any, told: Sentence) -> None:
     """In the console and under the picture."""
-    log.warning(text)
+    log.warning(str(told))
     if processing is not None and hasattr(processing, "comment"):
-        processing.comment(text)
+        processing.comment(str(told))
 
 
 class Interrupted(Exception):
@@ -165,8 +166,7 @@ def banded(job: Job, module: Any, original: Callable[..., Any], given: torch.Ten
             told = functools.partial(job.comment, note=LEFT_OUT)
             return decide_and_run(module, given, plain, options, always=chosen.always, say=told)
     except Interrupted:
-        told_so = "Interrupted while the VAE was at work: this picture is a coarse one, made from a small copy."
-        job.comment(told_so, "interrupted")
+        job.comment(Sentence("vae.interrupted"), "interrupted")
         return coarse(plain, describe(module), given)
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from lib_trainer.errors import ModelError
 from lib_trainer.files import found
 from lib_trainer.networks.formats import reading
 from lib_trainer.networks.formats.tensor_file import write_tensors
 from lib_trainer.ports import Part
+from lib_trainer.refusals import ModelError
 
 PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 """Of the tensors that loaders read. What else files hold (`model_ema.`, the schedule, optimizer states) is junk."""
@@ -44,7 +44,7 @@ def names_without(names: Iterable[str], without: Collection[str]) -> list[str]:
     weights = [name for name in names if is_weight(name)]
     missing = sorted(set(without) - set(weights))
     if missing:
-        raise ModelError(f"The checkpoint has no tensor {missing[0]}: load one in a single .safetensors file.")
+        raise ModelError("checkpoint.tensor_missing", name=missing[0])
     left_out = set(without)
     return [name for name in weights if name not in left_out]
 

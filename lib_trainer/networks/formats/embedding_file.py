@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from lib_trainer.errors import ModelError
 from lib_trainer.networks.formats.picture_embedding import PICTURES, read_picture
 from lib_trainer.networks.formats.reading import read_file
 from lib_trainer.networks.formats.tensor_file import write_tensors
 from lib_trainer.networks.formats.torch_archive import write_archive
 from lib_trainer.networks.formats.writing import new_file
+from lib_trainer.refusals import ModelError
 
 ENDINGS = (".pt", ".safetensors", ".bin")
 """What the WebUI looks for embeddings in, besides pictures."""
@@ -47,15 +47,15 @@ def read_embedding(path: Path) -> torch.Tensor:
     if path.suffix.lower() in PICTURES:
         data: Any = read_picture(path)
         if data is None:
-            raise ModelError(f"{path} is a picture without an embedding in it: choose another file.")
+            raise ModelError("embedding.none_in_picture", path=path)
     else:
         data = read_file(path)
     stored = data.get("string_to_param", data) if isinstance(data, Mapping) else {"*": data}
     stored = getattr(stored, "values", stored) if not isinstance(stored, Mapping) else stored  # a ParameterDict
     tensors = {name: one for name, one in dict(stored).items() if isinstance(one, torch.Tensor)} if stored else {}
     if {"clip_l", "clip_g"} & tensors.keys():
-        raise ModelError(f"{path} is an embedding for SDXL: choose one for SD 1.x.")
+        raise ModelError("embedding.of_sdxl", path=path)
     rows = [tensor for tensor in tensors.values() if tensor.ndim in (1, 2) and tensor.is_floating_point()]
     if len(rows) != 1 or len(tensors) != 1 or not rows[0].numel():
-        raise ModelError(f"{path} is no embedding (one tensor of vectors was expected): choose another file.")
+        raise ModelError("embedding.not_one", path=path)
     return rows[0].detach().float().reshape(-1, rows[0].shape[-1]).clone()

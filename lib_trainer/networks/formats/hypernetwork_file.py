@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from lib_trainer.errors import ModelError
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.networks.formats.reading import read_file
 from lib_trainer.networks.formats.torch_archive import write_archive
 from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.networks.hypernetwork import ACTIVATIONS, Hypernetwork, Structure
+from lib_trainer.refusals import ModelError, Reason
 
 OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
 
@@ -47,10 +47,10 @@ def read_hypernetwork(path: Path) -> Hypernetwork:
     data = read_file(path)
     pairs = _pairs(data) if isinstance(data, dict) else {}
     if not pairs:
-        raise ModelError(f"{path} is no hypernetwork (it has no layers): choose another file.")
+        raise ModelError("hypernetwork.not_one", path=path)
     activation = data.get("activation_func") or "linear"
     if activation not in ACTIVATIONS:
-        raise ModelError(f"{path} has the activation {activation!r}, which is not known here: choose another file.")
+        raise ModelError("hypernetwork.activation", path=path, activation=activation)
     try:
         layers = tuple(float(one) for one in data.get("layer_structure") or (1, 2, 1))
         _check_widths(layers, pairs)
@@ -67,8 +67,7 @@ def read_hypernetwork(path: Path) -> Hypernetwork:
     except (ValueError, IndexError, AttributeError, TypeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{path} is a broken hypernetwork ({reason}): choose another file.") from error
+        raise ModelError("hypernetwork.broken", path=path, reason=error) from error
     return network
 
 
@@ -88,7 +87,7 @@ def _check_widths(layers: tuple[float, ...], pairs: Mapping[int, tuple[dict[str,
         tensors = [one for state in pair for one in state.values() if isinstance(one, torch.Tensor)]
         largest = max((length for one in tensors for length in one.shape), default=0)
         if not layers or not all(0 < factor * size <= largest for factor in layers):
-            raise ValueError(f"the layers of size {size} do not fit their structure")
+            raise Reason("hypernetwork.layers", size=size)
 
 
 def _dropouts(data: Mapping[Any, Any], count: int) -> tuple[float, ...]:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from lib_trainer.errors import ModelError
 from lib_trainer.files import found
 from lib_trainer.networks.formats.lora_facts import BUNDLED, with_ranks
 from lib_trainer.networks.formats.plain_pickle import read_plain
 from lib_trainer.networks.formats.reading import is_pickle, read_safetensors
 from lib_trainer.networks.formats.tensor_file import content, write_tensors
 from lib_trainer.networks.lora import module_keys
+from lib_trainer.refusals import ModelError
 
 __all__ = ["BUNDLED", "LoraFile", "bundled", "read_lora", "write_lora"]
 
@@ -82,7 +82,5 @@ def read_lora(path: Path) -> LoraFile:
     else:
         tensors, metadata = read_safetensors(path)
     if not module_keys(tensors):
-        raise ModelError(
-            f"{path} holds no LoRA in the WebUI's layout (no lora_down, hada or lokr weights): choose another file."
-        )
+        raise ModelError("lora.not_one", path=path)
     return LoraFile(tensors, metadata)

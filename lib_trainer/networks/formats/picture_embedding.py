@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lib_trainer.errors import ModelError
 from lib_trainer.memory import is_out_of_memory
+from lib_trainer.refusals import ModelError
 
 PICTURES = (".png", ".webp", ".jxl", ".avif")
 """Endings in which the WebUI looks for embeddings."""
@@ -40,12 +40,11 @@ def read_picture(path: Path, *, pixels: bool = True) -> dict[str, Any] | None:
                 text = getattr(picture, "text", {}).get(TEXT)
                 data = _decoded(base64.b64decode(text)) if text else _from_pixels(picture) if pixels else None
     except FileNotFoundError:
-        raise ModelError(f"There is no file {path}: check the name.") from None
+        raise ModelError("file.missing", path=path) from None
     except Exception as error:  # Pillow raises whatever its decoders do
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ModelError(f"{path} is no readable picture ({reason}): choose another file.") from error
+        raise ModelError("file.no_picture", path=path, reason=error) from error
     return data if isinstance(data, dict) else None
 
 

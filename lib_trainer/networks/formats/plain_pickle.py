@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from lib_trainer.errors import ModelError
 from lib_trainer.networks.formats.stand_ins import ALLOWED, DTYPES, Kind, Parameters, Storage, bytes_of
+from lib_trainer.refusals import ModelError, Reason
 
 MAPPED_FROM = 1 << 28
 """Bytes: larger files are mapped, so that only the tensors that are used are read; smaller ones are not held open."""
@@ -48,7 +48,7 @@ def read_plain(path: Path) -> dict[Any, Any]:
     """
     data = read_values(path)
     if not isinstance(data, dict):
-        raise ModelError(f"{path} holds no dictionary of tensors: choose another file.")
+        raise ModelError("file.no_dictionary", path=path)
     return data
 
 
@@ -56,15 +56,12 @@ def read_values(path: Path) -> Any:
     """What a file of `torch.save` holds: `read_plain` without the condition that it is a dictionary."""
     try:
         if path.stat().st_size == 0:
-            raise EOFError("the file is empty")
+            raise Reason("tensors.empty")
         data = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
     except FileNotFoundError:
-        raise ModelError(f"There is no file {path}: check the name.") from None
+        raise ModelError("file.missing", path=path) from None
     except BROKEN as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ModelError(
-            f"{path} is not a file of tensors and plain values ({reason}): it was not read any further, take another."
-        ) from error
+        raise ModelError("file.not_plain", path=path, reason=error) from error
     return data.values if isinstance(data, Parameters) else data
 
 
@@ -81,15 +78,15 @@ class _Reader(pickle.Unpickler):
             return Kind(DTYPES[name])
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        raise pickle.UnpicklingError(f"it holds code: {module}.{name}")
+        raise Reason("tensors.code", module=module, name=name)
 
     def persistent_load(self, key: Any) -> Any:
         if isinstance(key, tuple) and key[:2] == ("module", Parameters):  # with its source beside it, which is left
             return Parameters
         if not (isinstance(key, tuple) and len(key) >= 5 and key[0] == "storage" and isinstance(key[1], Kind)):
-            raise pickle.UnpicklingError("it refers to something that is no tensor")
+            raise Reason("tensors.foreign")
         if not isinstance(key[4], int) or key[4] < 0:
-            raise pickle.UnpicklingError("a tensor has no size")
+            raise Reason("tensors.no_size")
         return self._storage(key)
 
 
@@ -97,13 +94,13 @@ def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         programs = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(programs) != 1:
-            raise ValueError("it is no archive of torch: one data.pkl was expected")
+            raise Reason("tensors.no_archive")
         folder = programs[0].partition("/")[0]
         order = f"{folder}/byteorder"
         if order in archive.namelist() and archive.getinfo(order).file_size < 16 and archive.read(order) == b"big":
-            raise ValueError("its numbers are stored with the highest byte first, as no computer of today does")
+            raise Reason("tensors.big_endian")
         if archive.getinfo(programs[0]).file_size > LONGEST_PROGRAM:
-            raise ValueError("its list of tensors is too long to be one")
+            raise Reason("tensors.long_program")
         records = _Records(path, archive, folder)
         return _Reader(io.BytesIO(archive.read(programs[0])), records.storage).load()
 
@@ -119,20 +116,20 @@ class _Records:
         info = self._archive.getinfo(f"{self._folder}/data/{key[2]}")
         needed = count * bytes_of(dtype)
         if info.file_size < needed:
-            raise ValueError(f"the bytes of tensor {key[2]} are not all there")
+            raise Reason("tensors.bytes_missing", key=key[2])
         if info.compress_type != zipfile.ZIP_STORED:  # torch packs nothing, other tools may
             if needed > MAPPED_FROM and needed > DENSEST * info.compress_size:
-                raise ValueError(f"the bytes of tensor {key[2]} are packed so densely that they can be none")
+                raise Reason("tensors.dense", key=key[2])
             with self._archive.open(info) as file:
                 content = bytearray(file.read(needed))
             if len(content) < needed:
-                raise ValueError(f"the bytes of tensor {key[2]} are not all there")
+                raise Reason("tensors.bytes_missing", key=key[2])
             return Storage(content, 0, dtype, count)
         header = bytes(self._buffer[info.header_offset : info.header_offset + 30])
         name, extra = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name + extra
         if start + needed > len(self._buffer):
-            raise ValueError(f"the bytes of tensor {key[2]} are not all there")
+            raise Reason("tensors.bytes_missing", key=key[2])
         return Storage(self._buffer, start, dtype, count)
 
 
@@ -154,14 +151,14 @@ def _read_old(path: Path) -> Any:
         if name not in known:
             left -= count * bytes_of(dtype)
             if left < 0:
-                raise ValueError("it is shorter than its tensors")
+                raise Reason("tensors.short")
             known[name] = Storage(bytearray(count * bytes_of(dtype)), 0, dtype, count)
         root, view = known[name], key[5] if len(key) > 5 else None
         if view is None:
             return root
         _, offset, length = view
         if offset < 0 or length < 0 or offset + length > root.count:
-            raise ValueError("a tensor reaches beyond its bytes")
+            raise Reason("tensors.beyond")
         return Storage(root.buffer, offset * bytes_of(dtype), dtype, length)
 
     with path.open("rb") as file:
@@ -170,13 +167,13 @@ def _read_old(path: Path) -> Any:
             return _Reader(file, storage).load()
 
         if following() != MAGIC or following() != PROTOCOL:
-            raise ValueError("it was not written by torch")
+            raise Reason("tensors.not_torch")
         system, data, keys = following(), following(), following()
         if isinstance(system, dict) and system.get("little_endian") is False:
-            raise ValueError("its numbers are stored with the highest byte first, as no computer of today does")
+            raise Reason("tensors.big_endian")
         for key in keys if isinstance(keys, list) else ():
             one = known[str(key)]
             (count,) = struct.unpack("<q", file.read(8))
             if count != one.count or file.readinto(one.buffer) != len(one.buffer):
-                raise ValueError("the bytes of a tensor are not all there")
+                raise Reason("tensors.some_bytes_missing")
     return data

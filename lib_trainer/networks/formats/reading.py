@@ -11,10 +11,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lib_trainer.errors import ModelError
 from lib_trainer.files import found
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.networks.formats.plain_pickle import read_values
+from lib_trainer.refusals import ModelError
 
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How archives and pickles begin. A .safetensors file begins with its header's length, which is none of these."""
@@ -32,9 +32,9 @@ def is_pickle(path: Path) -> bool:
         with found(path).open("rb") as file:
             begins = file.read(9)
     except FileNotFoundError:
-        raise ModelError(f"There is no file {path}: check the name.") from None
+        raise ModelError("file.missing", path=path) from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({_reason(error)}): choose another file.") from error
+        raise ModelError("file.unreadable", path=path, reason=error) from error
     return begins.startswith(PICKLES) or (path.suffix.lower() in ENDINGS and begins[8:] != b"{")
 
 
@@ -54,16 +54,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
             metadata: dict[str, str] = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
     except FileNotFoundError:
-        raise ModelError(f"There is no file {path}: check the name.") from None
+        raise ModelError("file.missing", path=path) from None
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         loose = _with_loose_metadata(path)
         if loose is not None:
             return loose
-        raise ModelError(
-            f"{path} is not a readable .safetensors file ({_reason(error)}): take another or get it again."
-        ) from error
+        raise ModelError("file.no_safetensors", path=path, reason=error) from error
 
 
 def read_names(path: Path) -> dict[str, tuple[int, ...]]:
@@ -73,7 +71,7 @@ def read_names(path: Path) -> dict[str, tuple[int, ...]]:
         with safetensors.safe_open(str(path), framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
-        raise ModelError(f"There is no file {path}: check the name.") from None
+        raise ModelError("file.missing", path=path) from None
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError):
         return {name: tuple(tensor.shape) for name, tensor in read_safetensors(path)[0].items()}
 
@@ -100,7 +98,3 @@ def _with_loose_metadata(path: Path) -> tuple[dict[str, torch.Tensor], dict[str,
     ):
         return None
     return tensors, {name: one if isinstance(one, str) else json.dumps(one) for name, one in loose.items()}
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

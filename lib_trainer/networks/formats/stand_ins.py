@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lib_trainer.refusals import Reason
+
 LARGEST_VIEW = 1 << 24
 """Elements that a tensor may have beyond its bytes (a repeated row): more is a file that wants to fill the memory."""
 
@@ -101,20 +103,20 @@ class Function(NamedTuple):
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> torch.Tensor:
     """A view of a storage: `size` and `stride` count elements, as does `offset`."""
     if not isinstance(storage, Storage):
-        raise ValueError("a tensor has no bytes")
+        raise Reason("tensors.no_bytes")
     dtype, count = storage.dtype, storage.count
     if len(rest) > 2 and isinstance(rest[2], torch.dtype):  # of newer types the storage is told in bytes
         dtype = rest[2]
         count //= bytes_of(dtype)
     numbers = [offset, *size, *stride]
     if len(size) != len(stride) or not all(isinstance(one, int) and one >= 0 for one in numbers):
-        raise ValueError("a tensor has no shape")
+        raise Reason("tensors.no_shape")
     elements = math.prod(size)
     if elements == 0:
         return torch.empty(size, dtype=dtype)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if last >= count or elements > max(count, LARGEST_VIEW):
-        raise ValueError("a tensor reaches beyond its bytes")
+        raise Reason("tensors.beyond")
     flat = torch.frombuffer(storage.buffer, dtype=dtype, count=count, offset=storage.start)
     return flat.as_strided(size, stride, offset)
 
@@ -129,7 +131,7 @@ def _size(numbers: Any = ()) -> tuple[Any, ...]:
 
 def _bytes(text: Any, encoding: Any = "latin1") -> bytes:
     if encoding != "latin1" or not isinstance(text, str):
-        raise ValueError("bytes are written in another way than pickle does")
+        raise Reason("tensors.strange_bytes")
     return text.encode("latin1")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lib_trainer.errors import SaveError
 from lib_trainer.files import whole_file
+from lib_trainer.refusals import SaveError
 
 
 @contextlib.contextmanager
@@ -18,9 +18,6 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         with whole_file(path, overwrite=overwrite) as file:
             yield file
     except FileExistsError:
-        raise SaveError(f"{path} exists already: choose another name or move that file away.") from None
+        raise SaveError("file.exists", path=path) from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SaveError(
-            f"{path} could not be written ({reason}): make room or choose another folder; earlier files are untouched."
-        ) from error
+        raise SaveError("file.not_written", path=path, reason=error) from error

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lib_trainer.captions.tags import tag_key
 from lib_trainer.dataset.folder import Skipped
+from lib_trainer.refusals import Sentence
 from lib_trainer.tagging.captions.existing import Captioned, read_captions, shares
 from lib_trainer.tagging.captions.style import Composed, Guess, Style, compose
 from lib_trainer.tagging.choices import How
@@ -28,7 +29,7 @@ from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, lines_of, s
 BORDER = 0.05
 """How near to its line a score is that deserves a look."""
 
-UNSCORED = "it has not been scored"
+UNSCORED = Sentence("scores.none_of_picture")
 """Why a picture has no tags yet."""
 
 KEPT_PREVIEWS = 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib_trainer.captions.document import read_document
 from lib_trainer.dataset.folder import Skipped
-from lib_trainer.errors import DatasetError
+from lib_trainer.refusals import DatasetError, Sentence
 from lib_trainer.tagging.captions.style import Existing
 from lib_trainer.tagging.pictures import CaptionPlaces
 
@@ -34,12 +34,12 @@ def read_captions(
         try:
             found.append(Captioned(path, content, read_existing(path, places, origins.get(key(path), {}))))
         except DatasetError as error:
-            unreadable.append(Skipped(path, str(error)))
+            unreadable.append(Skipped(path, error.sentence))
     return found, unreadable
 
 
 def shares(picture: Path, first: Path) -> Skipped:
-    return Skipped(picture, f"its caption file belongs to {first.name}")
+    return Skipped(picture, Sentence("caption.of_another", name=first.name))
 
 
 def read_existing(picture: Path, places: CaptionPlaces, origins: Mapping[str, str]) -> Existing | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lib_trainer.captions.document import KEEP, Caption
 from lib_trainer.captions.tags import TagPatterns, escape, split_tags, tag_key, unescape, with_spaces
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 from lib_trainer.tagging.choices import DEFAULT_TEMPLATE, POLICIES, SORTS, Policy, Sort
 from lib_trainer.tagging.pictures import check_template
 from lib_trainer.tagging.scores.store import HAND
@@ -38,9 +38,10 @@ class Style:
     template: str = DEFAULT_TEMPLATE
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("policy", self.policy, POLICIES), ("sort", self.sort, SORTS)):
-            if value not in allowed:
-                raise ConfigError(f"The {name} '{value}' is not one: choose {', '.join(allowed)}.")
+        if self.policy not in POLICIES:
+            raise ConfigError("style.policy", policy=self.policy, known=POLICIES)
+        if self.sort not in SORTS:
+            raise ConfigError("style.sort", sort=self.sort, known=SORTS)
         check_template(self.template)
 
     @property

@@ -14,7 +14,7 @@ from lib_trainer.captions.tags import tag_key
 from lib_trainer.dataset import file_moves
 from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.history import ConflictError, Entry, RefusedError
-from lib_trainer.errors import DatasetError, TaggerError
+from lib_trainer.refusals import DatasetError, Sentence, TaggerError
 from lib_trainer.tagging.captions.effect import Opened
 from lib_trainer.tagging.captions.existing import read_existing
 from lib_trainer.tagging.captions.style import Composed, Existing, Style
@@ -25,8 +25,6 @@ from lib_trainer.tagging.scores.table import Thresholds
 
 CHUNK = 512
 """Captions that are written at a time: what is stopped, or killed, keeps those before it."""
-
-MEANWHILE = "it was changed by another program meanwhile"
 
 
 @dataclass(frozen=True)
@@ -74,22 +72,19 @@ class CaptionWriter:
             left = [one for one in left if one.step.path not in refused]
         return [one.picture for one in left]
 
-    def _commit(self, changes: Sequence[_Planned]) -> dict[str, str]:
+    def _commit(self, changes: Sequence[_Planned]) -> dict[str, Sentence]:
         """{path: why} of those for which none of them was written; empty if all were."""
         steps, origins = [one.step for one in changes], {one.step.path: one.origins for one in changes}
         try:
             self._entry = self._store.history.commit(self._label, steps, origins=origins, onto=self._entry)
         except ConflictError as error:
-            return {conflict.path: MEANWHILE for conflict in error.conflicts}
+            return {conflict.path: Sentence("writing.meanwhile") for conflict in error.conflicts}
         except RefusedError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise TaggerError(
-                    f"The disk is full: the {self.written} captions before are written, the rest keeps its old text; "
-                    "make room and write again."
-                ) from error
+                raise TaggerError("writing.disk_full", written=self.written) from error
             if error.path not in origins:
                 raise
-            return {error.path: str(getattr(error.__cause__, "strerror", "") or error)}
+            return {error.path: Sentence("system.says", reason=error.__cause__ or error)}
         return {}
 
     def _planned(self, change: Change) -> _Planned | None:
@@ -100,9 +95,9 @@ class CaptionWriter:
             data = file_moves.read(path)
             now = read_existing(change.picture, self._places, {})
             if (now.text if now else None) != (old.text if old else None) or file_moves.read(path) != data:
-                raise DatasetError(MEANWHILE)
+                raise DatasetError("writing.meanwhile")
         except (DatasetError, OSError) as error:
-            self.failed.append(Skipped(path, str(getattr(error, "strerror", None) or error)))
+            self.failed.append(Skipped(path, Sentence("system.says", reason=error)))
             return None
         name, text = self._store.key(path), change.composed.encode()
         gone = dict.fromkeys(map(tag_key, old.tags), "") if old else {}

@@ -23,7 +23,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.events import Meter, Progress
 from lib_trainer.tagging.models.registry import KINDS, KnownModel
 

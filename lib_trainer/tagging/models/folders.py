@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.models.files import problem_of_files
 from lib_trainer.tagging.models.registry import KINDS, Found
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib_trainer.captions.tags import TagPatterns, tag_key, with_spaces
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 
 GENERAL, CHARACTER, RATING = 0, 4, 9
 """Danbooru's numbers of categories, and WD's for ratings. Any other number counts as general."""
@@ -77,12 +77,12 @@ def read_labels(path: Path) -> Labels:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise TaggerError(f"The list of tags '{path}' cannot be read ({error.strerror or error}).") from error
+        raise TaggerError("labels.unreadable", path=path, reason=error) from error
     except UnicodeDecodeError:
-        raise TaggerError(f"The list of tags '{path}' is not UTF-8 text: download it again.") from None
+        raise TaggerError("labels.not_text", path=path) from None
     rows = list(_rows(text, path))
     if not rows:
-        raise TaggerError(f"The list of tags '{path}' holds no tags: download it again.")
+        raise TaggerError("labels.empty", path=path)
     names, categories, counts = zip(*rows)
     return Labels(names, categories, counts)
 
@@ -91,9 +91,7 @@ def _rows(text: str, path: Path) -> Iterator[tuple[str, int, int]]:
     reader = csv.reader(text.splitlines())
     header = [cell.strip() for cell in next(reader, [])]
     if not {"name", "category"} <= set(header):
-        raise TaggerError(
-            f"'{path}' is not a list of tags (its first line must be tag_id,name,category,count): download it again."
-        )
+        raise TaggerError("labels.not_one", path=path)
     name, category = header.index("name"), header.index("category")
     count = header.index("count") if "count" in header else None
     for line, row in enumerate(reader, 2):
@@ -102,9 +100,7 @@ def _rows(text: str, path: Path) -> Iterator[tuple[str, int, int]]:
         try:
             yield row[name].strip(), _number(row, category), 0 if count is None else _number(row, count)
         except (IndexError, ValueError, OverflowError):
-            raise TaggerError(
-                f"Line {line} of '{path}' is not a tag: the file is damaged, download it again."
-            ) from None
+            raise TaggerError("labels.line", line=line, path=path) from None
 
 
 def _number(row: Sequence[str], column: int) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lib_trainer.dataset.pictures import Header, PictureError, load_picture, read_header
+from lib_trainer.refusals import Sentence
 
 MAX_SIDE = 65_535
 """Pixels. A longer side is refused: such a file is a mistake or an attack."""
@@ -35,7 +36,7 @@ def checked_header(path: Path, data: bytes | None = None) -> Header:
     header = read_header(path, data)
     width, height = header.size
     if max(width, height) > MAX_SIDE:
-        raise PictureError(path, f"{width} × {height} pixels: a side is longer than {MAX_SIDE}")
+        raise PictureError(path, Sentence("picture.long_side", width=width, height=height, most=MAX_SIDE))
     return header
 
 

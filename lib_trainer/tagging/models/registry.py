@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.choices import DEFAULT_THRESHOLD
 from lib_trainer.tagging.models.files import WD_FILES
 from lib_trainer.tagging.models.labels import Labels

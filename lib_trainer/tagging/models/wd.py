@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import Sentence, TaggerError
 from lib_trainer.tagging.models import preprocess
 from lib_trainer.tagging.models.files import WD_FILES, problem_of_files
 from lib_trainer.tagging.models.labels import read_labels
@@ -47,7 +47,7 @@ class WdTagger:
     def __init__(self, folder: Path, threads: int = 0, device: str = "auto") -> None:
         problem = problem_of_files(folder, WD_FILES)
         if problem:
-            raise TaggerError(f"The tagger '{folder}' cannot be used: {problem}")
+            raise TaggerError("tagger.unusable", folder=folder, reason=problem)
         self.name = folder.name
         self.labels = read_labels(folder / "selected_tags.csv")
         self._session, self.notes = _open_session(folder / "model.onnx", threads, device)
@@ -71,11 +71,9 @@ class WdTagger:
         try:
             result = self._session.run([self._output.name], {self._input.name: batch})[0]
         except Exception as error:
-            raise TaggerError(
-                f"The tagger '{self.name}' failed on {self.device} ({_short(error)}): free memory, or tag on the CPU."
-            ) from error
+            raise TaggerError("tagger.failed", name=self.name, device=self.device, reason=error) from error
         if result.shape[-1] != len(self.labels):  # a model whose output has no size in its file
-            raise TaggerError(_mismatch(self.name, len(self.labels), result.shape[-1]))
+            raise TaggerError("tagger.mismatch", folder=self.name, labels=len(self.labels), outputs=result.shape[-1])
         return np.asarray(result, dtype=np.float32)
 
 
@@ -115,7 +113,7 @@ def _open_session(path: Path, threads: int, device: str) -> tuple[Any, tuple[str
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception:
             raise _unreadable(path, error) from error
-        notes.append(f"{PROVIDERS[wanted[0]]} failed ({_short(error)}).")
+        notes.append(str(Sentence("tagger.device_failed", device=PROVIDERS[wanted[0]], reason=error)))
     running = session.get_providers()[0]
     if running != wanted[0]:
         notes.append(
@@ -129,15 +127,12 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise TaggerError(
-            f"onnxruntime cannot be imported ({_short(error)}): restart the WebUI so that its installer can add it, or "
-            "run pip install onnxruntime."
-        ) from error
+        raise TaggerError("tagger.no_onnxruntime", reason=error) from error
     return onnxruntime
 
 
 def _unreadable(path: Path, error: Exception) -> TaggerError:
-    return TaggerError(f"'{path}' is not an ONNX model or is cut short ({_short(error)}): download it again.")
+    return TaggerError("tagger.no_onnx", path=path, reason=error)
 
 
 def _checked_shape(session: Any, folder: Path, labels: int) -> tuple[Any, Any, int, int]:
@@ -146,23 +141,8 @@ def _checked_shape(session: Any, folder: Path, labels: int) -> tuple[Any, Any, i
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
     square = len(shape) == 4 and isinstance(shape[1], int) and shape[1] == shape[2] and shape[3] == 3
     if not square or inputs[0].type not in TYPES:
-        raise TaggerError(
-            f"'{folder / 'model.onnx'}' is not a WD tagger: it takes {shape or len(inputs)} where one square picture "
-            "with channels last is expected."
-        )
+        raise TaggerError("tagger.not_wd", path=folder / "model.onnx", takes=str(shape or len(inputs)))
     width = outputs[0].shape[-1] if outputs and outputs[0].shape else None
     if isinstance(width, int) and width != labels:
-        raise TaggerError(_mismatch(folder, labels, width))
+        raise TaggerError("tagger.mismatch", folder=folder, labels=labels, outputs=width)
     return inputs[0], outputs[0], shape[1], shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0
-
-
-def _mismatch(folder: object, labels: int, outputs: int) -> str:
-    return (
-        f"The list of tags in '{folder}' has {labels} rows and the model {outputs} outputs: the two files do not "
-        "belong together, download both again."
-    )
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "…"

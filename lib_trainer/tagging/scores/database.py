@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from lib_trainer.refusals import Sentence
+
 VERSION = 1
 """`PRAGMA user_version` of the file."""
 
@@ -27,13 +29,13 @@ def content_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sentence(path: Path, error: Exception) -> str:
+def sentence(path: Path, error: Exception) -> Sentence:
     """What went wrong with the file at `path`, and the remedy."""
     reason = str(getattr(error, "strerror", None) or error)
     if "malformed" in reason or "not a database" in reason:
-        return f"'{path}' is damaged: move it away (scores are made again; tags then count as written by hand)."
+        return Sentence("scores.damaged", path=path)
     if "full" in reason or "No space" in reason:
-        return f"The disk is full, so '{path}' cannot be written: make room and tag again, what was done is kept."
+        return Sentence("scores.disk_full", path=path)
     if "locked" in reason:
-        return f"'{path}' is in use by another program: close it and try again."
-    return f"'{path}' cannot be used ({reason}): check the folder's permissions."
+        return Sentence("scores.in_use", path=path)
+    return Sentence("scores.unusable", path=path, reason=error)

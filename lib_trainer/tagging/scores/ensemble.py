@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.choices import How
 from lib_trainer.tagging.models.labels import Labels
 from lib_trainer.tagging.scores.table import FLOOR, ScoreTable
@@ -19,7 +19,7 @@ def combine(tables: Sequence[ScoreTable], how: How = "mean") -> ScoreTable:
     Labels are the same where their `tag_key` is. Raises `TaggerError` where the tables differ in length.
     """
     if len({len(table) for table in tables}) > 1:
-        raise TaggerError("The models have scored different pictures: tag the folder with each of them first.")
+        raise TaggerError("scores.differ")
     if len(tables) == 1:
         return tables[0]
     labels = _united([table.labels for table in tables])

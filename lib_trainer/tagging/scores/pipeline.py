@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.pictures import PictureError
+from lib_trainer.refusals import Sentence
 from lib_trainer.tagging.events import Meter, Progress, ScoreReport
 from lib_trainer.tagging.models.preprocess import checked_header
 from lib_trainer.tagging.models.registry import Tagger
@@ -272,7 +273,7 @@ def _windowed(
         except PictureError as error:
             run.skipped.append(Skipped(path, error.reason))
         except MemoryError:
-            run.skipped.append(Skipped(path, "there is not enough memory to decode it"))
+            run.skipped.append(Skipped(path, Sentence("picture.no_memory")))
 
 
 def _fit(tagger: Tagger, path: Path, budget: PixelBudget) -> _Fitted:
@@ -280,10 +281,10 @@ def _fit(tagger: Tagger, path: Path, budget: PixelBudget) -> _Fitted:
     try:
         status = path.stat()
         if status.st_size > MAX_BYTES:
-            raise PictureError(path, f"the file is larger than {MAX_BYTES >> 20} MiB")
+            raise PictureError(path, Sentence("picture.large_file", most=MAX_BYTES >> 20))
         data = path.read_bytes()
     except OSError as error:
-        raise PictureError(path, error.strerror or str(error)) from error
+        raise PictureError(path, Sentence("system.says", reason=error)) from error
     header = checked_header(path, data)
     with budget.taken(header.size[0] * header.size[1]):
         pixels = tagger.load(path, data)

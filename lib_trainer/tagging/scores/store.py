@@ -26,7 +26,7 @@ import numpy as np
 
 from lib_trainer.captions.tags import tag_key, with_spaces
 from lib_trainer.dataset.history import HAND, HIDDEN, REMOVED, History
-from lib_trainer.errors import TaggerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.models.labels import Labels
 from lib_trainer.tagging.scores.database import SCHEMA, VERSION, content_of, sentence
 from lib_trainer.tagging.scores.table import Rows, ScoreTable
@@ -61,7 +61,7 @@ class ScoreStore:
     def _prepare(self) -> None:
         version = self._base.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
-            raise TaggerError(f"'{self.path}' was made by a newer version of the trainer: update the extension.")
+            raise TaggerError("scores.newer", path=self.path)
         self._base.execute("PRAGMA journal_mode=WAL")  # readers go on while a batch writes; network drives decline
         self._base.execute("PRAGMA synchronous=NORMAL")
         if version < VERSION:
@@ -119,7 +119,7 @@ class ScoreStore:
         try:
             status, data = path.stat(), path.read_bytes()
         except OSError as error:
-            raise TaggerError(f"The picture '{path}' cannot be read ({error.strerror or error}).") from error
+            raise TaggerError("scores.picture", path=path, reason=error) from error
         content = content_of(data)
         with self._writing() as base:
             base.execute(*self._file_row(path, status, content))
@@ -193,7 +193,7 @@ class ScoreStore:
         try:
             blobs = [rows[content] for content in contents]
         except KeyError:
-            raise TaggerError("Some of the pictures have not been scored by this model yet: tag the folder.") from None
+            raise TaggerError("scores.some_missing") from None
         counts = np.array([len(outputs) // 2 for outputs, _ in blobs], dtype=np.int64)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         columns = np.frombuffer(b"".join(outputs for outputs, _ in blobs), "<u2").astype(np.int32)
@@ -208,7 +208,7 @@ class ScoreStore:
         with self._told():
             found = [self._base.execute(query, (fingerprint, content)).fetchone() for content in contents]
         if None in found:
-            raise TaggerError("Some of the pictures have not been scored by this model yet: tag the folder.")
+            raise TaggerError("scores.some_missing")
         return [(np.frombuffer(outputs, "<u2"), np.frombuffer(scores, "<f4")) for outputs, scores in found]
 
     def labels_of(self, fingerprint: str) -> Labels:
@@ -219,7 +219,7 @@ class ScoreStore:
                     query = "SELECT labels FROM models WHERE fingerprint = ?"
                     row = self._base.execute(query, (fingerprint,)).fetchone()
                 if row is None:
-                    raise TaggerError("This model has not scored anything here yet: tag the folder.")
+                    raise TaggerError("scores.missing")
                 names, categories, counts = json.loads(row[0])
                 self._labels[fingerprint] = Labels(tuple(names), tuple(categories), tuple(counts))
             return self._labels[fingerprint]

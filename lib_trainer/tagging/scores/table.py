@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib_trainer.captions.tags import TagPatterns, tag_key
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 from lib_trainer.tagging.choices import DEFAULT_CHARACTER_THRESHOLD, DEFAULT_THRESHOLD
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING, Labels
 
@@ -101,11 +101,13 @@ class Thresholds:
     overrides: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        values = {"general threshold": self.general, "character threshold": self.character}
-        values |= {f"threshold of '{tag}'": value for tag, value in self.overrides.items()}
-        for name, value in values.items():
+        if not FLOOR <= self.general <= 1:
+            raise ConfigError("threshold.general", value=self.general, floor=FLOOR)
+        if not FLOOR <= self.character <= 1:
+            raise ConfigError("threshold.character", value=self.character, floor=FLOOR)
+        for tag, value in self.overrides.items():
             if not FLOOR <= value <= 1:
-                raise ConfigError(f"The {name} is {value:g}: give a number from {FLOOR:g} to 1.")
+                raise ConfigError("threshold.of_tag", tag=tag, value=value, floor=FLOOR)
 
     def lines(self, labels: Labels) -> NDArray[np.float32]:
         """(L,) the line of each label; ratings have none (infinity)."""
@@ -119,7 +121,7 @@ class Thresholds:
 
 
 def parse_overrides(text: str) -> dict[str, float]:
-    """`long hair: 0.5` a line (or parted by commas; `=` will do) → {'long hair': 0.5}.
+    """`long hair: 0.5` a line (or separated by commas; `=` will do) → {'long hair': 0.5}.
 
     A tag may itself hold a colon (`:d: 0.5`): the last one counts. Raises `ConfigError` naming the entry.
     """
@@ -133,7 +135,7 @@ def parse_overrides(text: str) -> dict[str, float]:
         except ValueError:
             mark = ""
         if not mark or not tag.strip():
-            raise ConfigError(f"Thresholds of single tags: '{entry}' is not one, write 'long hair: 0.5'.")
+            raise ConfigError("threshold.entry", entry=entry)
         found[tag.strip()] = value
     return found
 

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ModelError
 from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts
 from lib_trainer.networks.blocks import learns, parse_blocks
 from lib_trainer.networks.formats.lora_file import BUNDLED, read_lora, write_lora
 from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
 from lib_trainer.ports import AdaptableModule, LoadedModel, Part
+from lib_trainer.refusals import ModelError
 from lib_trainer.training.optimizers import ELEMENTWISE
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.recipes import Recipe

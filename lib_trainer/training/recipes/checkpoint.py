@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import MemoryExhausted, ModelError
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, write_checkpoint
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.low_rank import lora_of_differences
 from lib_trainer.ports import LoadedModel, OwnParameter, Part
+from lib_trainer.refusals import MemoryExhausted, ModelError
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.recipes import Progress, Recipe
 from lib_trainer.training.slots import Slot, give_back, parameter_of, whole_weight

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ConfigError, ModelError
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
 from lib_trainer.networks.hypernetwork import Hypernetwork, Structure, attention_sizes
 from lib_trainer.ports import LoadedModel
+from lib_trainer.refusals import ConfigError, ModelError
 from lib_trainer.training.recipes import Recipe
 
 STRUCTURE = "hypernetwork.layer_structure"

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from lib_trainer.config import JobConfig
-from lib_trainer.errors import ModelError
 from lib_trainer.networks.formats.embedding_file import read_embedding, write_embedding
 from lib_trainer.networks.formats.lora_file import bundled, read_lora, write_lora
 from lib_trainer.ports import LoadedModel, TokenTable
+from lib_trainer.refusals import ModelError
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.recipes import Recipe
 from lib_trainer.training.recipes.adapters import AdapterRecipe

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from lib_trainer.dataset.file_moves import ConflictError
-from lib_trainer.errors import DatasetError, TrainerError
+from lib_trainer.refusals import DatasetError, TrainerError
 from lib_trainer.ui.dataset import checking as dataset_checking
 from lib_trainer.ui.dataset import editing as dataset_editing
 from lib_trainer.ui.dataset import html as html

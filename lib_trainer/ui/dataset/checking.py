@@ -12,7 +12,7 @@ from lib_trainer.captions.edits import EDITS, make_edit
 from lib_trainer.dataset.facts import duplicates, near_duplicates
 from lib_trainer.dataset.mending import preview_renaming
 from lib_trainer.dataset.report import Finding, make_report
-from lib_trainer.errors import ConfigError, DatasetError, TrainerError
+from lib_trainer.refusals import ConfigError, DatasetError, TrainerError
 from lib_trainer.ui.dataset.common import Answer, Values, number, opened_set, show_preview
 from lib_trainer.ui.dataset.report import report_file
 from lib_trainer.ui.dataset.view import CheckJob, CheckSize, OpenSet, View

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from lib_trainer.dataset.previews import Preview
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 from lib_trainer.ui.dataset.view import OpenSet, View
 
 Values: TypeAlias = Mapping[str, Any]

@@ -6,15 +6,16 @@ from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edits import make_edit
 from lib_trainer.captions.plans import DropImplied, fold, implied_pairs, learned_pairs, several_concepts, traits
 from lib_trainer.captions.tags import split_tags
-from lib_trainer.errors import ConfigError, DatasetError
+from lib_trainer.refusals import ConfigError, DatasetError
 from lib_trainer.ui.dataset.common import Values, chosen_keys, filled, number, opened_set, show_preview, ticked
 from lib_trainer.ui.dataset.view import View
+from lib_trainer.ui.kit.told import told
 
 
 def chip(view: View, values: Values) -> None:
     opened, caption = opened_set(view), view.caption()
     if str(values.get("seen", caption.text)).split() != caption.text.split():
-        raise DatasetError("The caption has changed meanwhile: look at it and do this again.")
+        raise DatasetError("editing.caption_changed")
     after = changed_chip(caption, values)
     view.mine = view.current, after
     opened.editor.write(view.current, after, caption)
@@ -28,7 +29,7 @@ def preview(view: View, values: Values) -> None:
 
 def apply(view: View, values: Values) -> str:
     if view.preview is None:
-        raise DatasetError("There is nothing to apply: preview an edit first.")
+        raise DatasetError("editing.nothing_to_apply")
     moved = view.preview.moved
     entry = opened_set(view).editor.apply(view.preview)
     view.preview, view.proposal, view.implied, view.plan = None, (), (), ""
@@ -82,7 +83,7 @@ def reload(view: View, values: Values) -> str:
 
 def keep_mine(view: View, values: Values) -> str:
     if view.mine is None:
-        raise DatasetError("There is nothing of yours to keep.")
+        raise DatasetError("editing.nothing_to_keep")
     key, caption = view.mine
     opened_set(view).editor.write(key, caption, caption, force=True)
     view.conflicts, view.mine = (), None
@@ -97,12 +98,13 @@ def plan(view: View, values: Values) -> str:
         share=number(values, "share", "Share") / 100, protected=str(values.get("protected", "")), trigger=view.trigger,
     )  # fmt: skip
     view.plan, view.implied, view.preview = str(values["plan"]), (), None
-    return several_concepts({opened.editor.items[key].concept for key in keys})
+    warning = several_concepts({opened.editor.items[key].concept for key in keys})
+    return told(warning) if warning else ""
 
 
 def plan_preview(view: View, values: Values) -> None:
     if not view.trigger:
-        raise ConfigError("Trigger word is empty: write the word that takes the tags' meaning.")
+        raise ConfigError("editing.no_trigger")
     edit = fold(view.proposal, view.trigger, view.plan, ticked(values, "the trigger word is to take"))
     show_preview(view, opened_set(view).editor.preview(edit, chosen_keys(view, values)))
 
@@ -141,7 +143,7 @@ def changed_chip(caption: Caption, values: Values) -> Caption:
         new = [tag for tag in split_tags(str(values.get("text", ""))) if not caption.has(cached_key(tag))]
         return caption.insert(len(caption.tags), new)
     if not 0 <= index < len(caption.tags):
-        raise DatasetError("This tag is not there any more.")
+        raise DatasetError("editing.tag_gone")
     if op == "remove":
         return caption.without({index})
     if op == "move":

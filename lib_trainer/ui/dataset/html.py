@@ -18,6 +18,7 @@ from lib_trainer.captions.document import KEEP, cached_key
 from lib_trainer.captions.tokens import LIMITS
 from lib_trainer.dataset.pictures import PictureError, load_picture
 from lib_trainer.ui.dataset.view import PAGE, View
+from lib_trainer.ui.kit.told import told
 
 TAG_ROWS = 300
 LARGE = 640
@@ -197,7 +198,7 @@ def _decoded(view: View, key: str) -> str:
     try:
         picture = load_picture(view.open.editor.root / key)
     except PictureError as error:
-        return f"<em>{escape(error.reason)}</em>"
+        return f"<em>{escape(told(error.reason))}</em>"
     picture.thumbnail((LARGE, LARGE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)

@@ -6,7 +6,7 @@ import json
 
 from lib_trainer.captions.edits import make_edit
 from lib_trainer.captions.filters import parse_filter
-from lib_trainer.errors import ConfigError
+from lib_trainer.refusals import ConfigError
 from lib_trainer.ui.dataset.common import Answer, Values, filled
 from lib_trainer.ui.dataset.view import PAGE, View
 
@@ -46,7 +46,7 @@ def page(view: View, values: Values) -> None:
     try:
         view.page = int(values["to"]) if "to" in values else int(str(values.get("text", "1"))) - 1
     except ValueError:
-        raise ConfigError("Page: it must be a whole number.") from None
+        raise ConfigError("looking.page") from None
 
 
 def click(view: View, values: Values) -> None:

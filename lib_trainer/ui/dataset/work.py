@@ -17,6 +17,7 @@ from lib_trainer.dataset.previews import Altered, Preview
 from lib_trainer.ui.dataset.html import button, command
 from lib_trainer.ui.dataset.report import report_html
 from lib_trainer.ui.dataset.view import View
+from lib_trainer.ui.kit.told import told
 from lib_trainer.ui.train.status import clock
 
 EXAMPLES = 20
@@ -127,10 +128,10 @@ def _steps_html(preview: Preview) -> str:
             done = "be renamed"
             lines.append(f"<li>{path} → <code>{escape(step.target)}</code></li>")
     count = len(preview.steps)
-    told = f"{count:,} file{'' if count == 1 else 's'} would {done}."
+    would = f"{count:,} file{'' if count == 1 else 's'} would {done}."
     return (
         f'<div class="dataset-preview" role="status"><b>{escape(preview.label)}</b>: '
-        f'<span class="dataset-changes">{told}</span>'
+        f'<span class="dataset-changes">{would}</span>'
         f'<div class="dataset-row">{button("Apply", "apply", kind="main")}{button("Cancel", "cancel")}</div>'
         f'<ul class="dataset-diffs">{"".join(lines)}</ul>'
         + (f"<p>… and {count - EXAMPLES:,} more</p>" if count > EXAMPLES else "")
@@ -200,12 +201,12 @@ def _traits(view: View) -> str:
         members = [trait for trait in view.proposal if trait.group == group]
         if members:
             groups.append(f"<fieldset><legend>{group}</legend>{''.join(map(_trait, members))}</fieldset>")
-    told = "".join(f"<li>{escape(text)}</li>" for text in warnings(view.proposal))
+    warned = "".join(f"<li>{escape(told(one))}</li>" for one in warnings(view.proposal))
     return (
         f'<div class="dataset-proposal"><h4>{school.title}</h4>'
         f"<p>Ticked tags are removed and the trigger word takes their meaning. {escape(school.cost)}</p>"
         f'<div class="dataset-groups">{"".join(groups)}</div>'
-        + (f'<ul class="dataset-warnings">{told}</ul>' if told else "")
+        + (f'<ul class="dataset-warnings">{warned}</ul>' if warned else "")
         + ("" if any(trait.proposed for trait in view.proposal) else f"<p>{escape(_why_nothing(view))}</p>")
         + button("Preview", "plan-preview", kind="main")
         + "</div>"

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lib_trainer.captions.tags import tag_key
-from lib_trainer.errors import TaggerError, TrainerError
+from lib_trainer.refusals import TaggerError, TrainerError
 from lib_trainer.tagging.captions.effect import Opened, Preview
 from lib_trainer.tagging.captions.style import Guess, Style, compose
 from lib_trainer.tagging.captions.writing import planned

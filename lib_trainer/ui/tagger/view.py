@@ -17,6 +17,7 @@ from lib_trainer.tagging.captions.effect import Border, Opened, Preview, TagCoun
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING
 from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, lines_of
 from lib_trainer.tagging.views import JobView
+from lib_trainer.ui.kit.told import told
 from lib_trainer.ui.train.status import clock
 
 ROWS = 300
@@ -44,7 +45,7 @@ def job_html(view: JobView | None, device: str, prefix: str) -> str:
         f'<span class="tagger-name">{escape(view.title)}</span></div>'
     )
     told = f'<div class="tagger-told tagger-{view.state}">{escape(view.told)}</div>' if view.told else ""
-    notes = "".join(f'<div class="tagger-note">{escape(note)}</div>' for note in view.notes)
+    notes = "".join(f'<div class="tagger-note">{escape(str(note))}</div>' for note in view.notes)
     if not view.notes and device and view.active:
         notes = f'<div class="tagger-note">{escape(device)}</div>'
     return f"<div {attributes}>{head}{_bar(view)}{told}{notes}{_left_out(view)}</div>"
@@ -83,7 +84,7 @@ def _bar(view: JobView) -> str:
 def _left_out(view: JobView) -> str:
     if not view.left_out:
         return ""
-    lines = [f"{escape(str(item.path))}: {escape(item.reason)}" for item in view.left_out[:LEFT_OUT_SHOWN]]
+    lines = [f"{escape(str(item.path))}: {escape(told(item.reason))}" for item in view.left_out[:LEFT_OUT_SHOWN]]
     more = len(view.left_out) - len(lines)
     lines += [f"and {more} more"] if more > 0 else []
     items = "".join(f"<li>{line}</li>" for line in lines)
@@ -108,7 +109,8 @@ def summary_html(opened: Opened, preview: Preview) -> str:
     skipped = ""
     if opened.skipped:
         lines = "".join(
-            f"<li>{escape(item.path.name)}: {escape(item.reason)}</li>" for item in opened.skipped[:LEFT_OUT_SHOWN]
+            f"<li>{escape(item.path.name)}: {escape(told(item.reason))}</li>"
+            for item in opened.skipped[:LEFT_OUT_SHOWN]
         )
         skipped = (
             f'<details class="tagger-left-out"><summary>Left as they are: {len(opened.skipped)}</summary>'

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ import gradio as gr
 import msgspec
 
 from lib_trainer.config import JobConfig, OutputConfig, dump_job, field_specs, from_values, load_job, to_values
-from lib_trainer.errors import ConfigError, MemoryShort, Problems, TrainerError
 from lib_trainer.files import TRASH, write_atomically
+from lib_trainer.refusals import ConfigError, MemoryShort, Problems, TrainerError
 from lib_trainer.training.card import trigger_words
 from lib_trainer.training.kinds import prompt_for
+from lib_trainer.ui.kit.told import told
 from lib_trainer.ui.train.chart import chart_html
 from lib_trainer.ui.train.memory_line import MemoryLine
 from lib_trainer.ui.train.status import header_html, log_html, notice_html, problems_html, status_html
@@ -110,7 +111,7 @@ class TrainActions:
                     self.runner.start(job, confirmed=confirmed)
                 except MemoryShort as short:
                     self._told_short = asked
-                    return self._notice(f"{short} Press Start again to start it as it is.", error=True)
+                    return self._notice(f"{told(short.sentence)} Press Start again to start it as it is.", error=True)
             except TrainerError as error:
                 taken = (one for one in error.problems if one.taken is not None)
                 offer = next((Offer(one.taken, one.free, one.replaceable) for one in taken), offer)
@@ -190,10 +191,7 @@ class TrainActions:
 
         def read() -> str:
             nonlocal values
-            try:
-                values = to_values(load_job(path))
-            except ConfigError as error:  # an upload lies in a temporary folder whose name would mean nothing
-                raise ConfigError(str(error).replace(str(path), path.name)) from error
+            values = to_values(load_job(path, called=path.name))
             return self._notice(f"The form now shows {path.name}.")
 
         return self._told(read), values
@@ -267,8 +265,7 @@ class TrainActions:
         try:
             return action()
         except TrainerError as error:
-            told = [replace(one, sentence=with_label(one.sentence)) for one in error.problems]
-            return problems_html(told, prefix=self.options.prefix, number=next(self._notices))
+            return problems_html(error.problems, prefix=self.options.prefix, number=next(self._notices))
         except Exception as error:  # a bug must not cost what was typed
             _log.exception("The training page met an unexpected error")
             return self._notice(f"Unexpected error, see the console: {type(error).__name__}: {error}", error=True)
@@ -363,13 +360,6 @@ class PreviewFiles:
             preview.image.save(buffer, "PNG", compress_level=1)
             write_atomically(path, buffer.getvalue())
         return path
-
-
-def with_label(sentence: str) -> str:
-    """The sentence with the field's label in place of its path in the job file: the page shows no paths."""
-    path = sentence.split(" ", 1)[0]
-    spec = field_specs().get(path)
-    return sentence if spec is None else f"{spec.label}{sentence[len(path) :]}"
 
 
 def _chart(view: RunView | None) -> str:

@@ -8,8 +8,8 @@ from html import escape
 from typing import Any
 
 from lib_trainer.config import from_values
-from lib_trainer.errors import TrainerError
 from lib_trainer.ports import HeldPart
+from lib_trainer.refusals import TrainerError
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.work.jobs import JobRunner
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from lib_trainer.errors import Problem
+from lib_trainer.refusals import Problem
+from lib_trainer.ui.kit.told import told
 from lib_trainer.work.monitor import RunView
 
 STATES = {
@@ -55,7 +56,7 @@ def notice_html(text: str, *, error: bool = False, number: int = 0, while_active
 def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0) -> str:
     """What is to be mended, each with the id of its field, beside which `trainer.js` says it again."""
     items = [
-        f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(problem.sentence)}</{tag}>'
+        f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(told(problem.sentence))}</{tag}>'
         for tag in ["span" if len(problems) == 1 else "li"]
         for problem in problems
     ]

@@ -15,9 +15,9 @@ import torch
 from modules import devices, paths, processing, script_callbacks, sd_hijack, sd_models, sd_unet, shared
 
 from lib_trainer.config import from_values
-from lib_trainer.errors import TrainerError
 from lib_trainer.host.webui import host as host_module
 from lib_trainer.host.webui.model import WebuiModel
+from lib_trainer.refusals import TrainerError
 from webui_probe import runs
 
 CHECKS = ("facts", "refusal", "encoding", "spied_run", "own_tab", "tabs", "control_read", "own_preview", "last_prompt",

@@ -22,7 +22,7 @@ import torch
 from modules import processing, sd_models, shared
 
 from lib_trainer.config import from_values
-from lib_trainer.errors import TrainerError
+from lib_trainer.refusals import TrainerError
 from lib_trainer.work import events, jobs
 
 CHECKS = ("run", "start", "view", "wait", "command", "restart")

@@ -1,56 +1,45 @@
-"""Errors meant for the user's eyes: each message is one sentence that names the field or file and the remedy."""
+"""What is refused, and why: exceptions with a sentence, the option it is about, and what a page can offer."""
 
 from __future__ import annotations
 
 import contextlib
-import re
-import unicodedata
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-FIELD = re.compile(r"[a-z]+\.[a-z_]+\b")
-"""An option's path, with which the sentence on it begins."""
-UNPRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
-TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Marks that turn the direction of writing, and so what a line seems to say."""
-
-
-def printable(text: str) -> str:
-    """The text with control characters, halves of characters and turning marks as Python writes them (`\\t`, `\\x1b`).
-
-    What comes from a file's name or content may hold anything; a terminal would carry it out.
-    """
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if character in TURNING or unicodedata.category(character) in UNPRINTED
-        else character
-        for character in text
-    )
+from lib_trainer.refusals.sentences import FIELD, Field, Joined, Sentence
 
 
 class TrainerError(Exception):
-    """Something the user can mend. `str(error)` is the sentence that is shown.
+    """Something the user can mend: a `Sentence`, whose English form is `str(error)`, and the option it belongs to.
 
-    `kept` is the file that holds the last good weights, where a run had any. `field` is the option that is to be
-    mended, where the sentence does not begin with its path.
+    `field` is the path of that option, or a `Field`; the template may name it as `{field}`. The other keywords are the
+    sentence's facts.
     """
 
     kept: Path | None = None
+    """The file that holds the last good weights, where a run had any."""
     trace: str = ""
     """Where it came from, as text for a log, if it stands for another error."""
-    field: str = ""
+
+    def __init__(self, code: str | Sentence, /, *, field: str | Field = "", **facts: Any) -> None:
+        super().__init__(code)
+        one = field if isinstance(field, Field) else Field(field)
+        if isinstance(code, Sentence):
+            self.sentence = code
+        else:
+            self.sentence = Sentence(code, **({"field": one} if one.path or one.label else {}), **facts)
+        found = FIELD.match(self.sentence.text()) if " " in self.sentence.code else None
+        self.field = found.group() if found else one.path
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return self.sentence.text()
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong, field by field."""
-        sentence = str(self)
-        field = FIELD.match(sentence)
-        return (Problem(field.group() if field else self.field, sentence),)
+        return (Problem(self.field, self.sentence),)
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ class Problem:
     """
 
     field: str
-    sentence: str
+    sentence: Sentence
     taken: Path | None = None
     free: str = ""
     replaceable: bool = False
@@ -77,8 +66,10 @@ class NameTaken(ConfigError):
     `replaceable`: the job may say that the file goes to the trash.
     """
 
-    def __init__(self, sentence: str, *, taken: Path, free: str = "", replaceable: bool = False) -> None:
-        super().__init__(sentence)
+    def __init__(
+        self, code: str, /, *, taken: Path, free: str = "", replaceable: bool = False, field: str = "", **facts: Any
+    ) -> None:
+        super().__init__(code, field=field, taken=taken, free=free, **facts)
         self.taken, self.free, self.replaceable = taken, free, replaceable
 
     @property
@@ -88,14 +79,14 @@ class NameTaken(ConfigError):
 
 
 class JobErrors(ConfigError):
-    """Several things are wrong with a job."""
+    """Several things are wrong with a job. `str(error)` has a line for each."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
-        super().__init__("\n".join(problem.sentence for problem in problems))
+        super().__init__("job.errors", problems=Joined([problem.sentence for problem in problems]))
         self._problems = problems
 
     def __str__(self) -> str:
-        return "\n".join(problem.sentence for problem in self._problems)
+        return "\n".join(problem.sentence.text() for problem in self._problems)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -111,7 +102,7 @@ class Problems:
 
     @contextlib.contextmanager
     def at(self, field: str = "", *, but: Collection[str] = ()) -> Iterator[None]:
-        """What is raised inside is kept. It belongs to `field`, unless its sentence begins with another's path.
+        """What is raised inside is kept. It belongs to `field`, unless the error names one itself.
 
         What is said of the fields `but` is left out.
         """
@@ -140,6 +131,17 @@ class Problems:
             raise JobErrors(tuple(self.found))
 
 
+class Reason(ValueError):
+    """What is wrong with a piece of something, for whoever reads the whole and refuses it with `reason=error`."""
+
+    def __init__(self, code: str, /, **facts: Any) -> None:
+        super().__init__(code)
+        self.sentence = Sentence(code, **facts)
+
+    def __str__(self) -> str:
+        return self.sentence.text()
+
+
 class DatasetError(TrainerError):
     """The folder of pictures cannot be used."""
 
@@ -165,4 +167,4 @@ class MemoryShort(TrainerError):
 
 
 class MemoryExhausted(TrainerError):
-    """The device ran out of memory; the message says what to lower."""
+    """The device ran out of memory; the sentence says what to lower."""

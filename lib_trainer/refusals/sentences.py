@@ -1,0 +1,202 @@
+"""Sentences for people, as data: a code and its facts. The words stand in a catalogue, one TOML file a language.
+
+`en.toml` is whole; another language's file may hold any part of it, and what it lacks is said in English. A template is
+plain text with `{name}` where a fact goes, or `{name!r}` for a value as a job file writes it; nothing else of Python's
+format language is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import string
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # Python 3.10, the WebUI's own
+    import tomli as tomllib
+
+ENGLISH = "en"
+FIELD = re.compile(r"[a-z]+\.[a-z_]+\b")
+"""An option's path, with which a sentence begins that stands in no catalogue yet."""
+LONGEST = 160
+"""Characters of what an error of others says: torch lists every tensor that does not fit."""
+UNPRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Marks that turn the direction of writing, and so what a line seems to say."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters, halves of characters and turning marks as Python writes them (`\\t`, `\\x1b`).
+
+    What comes from a file's name or content may hold anything; a terminal would carry it out.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if character in TURNING or unicodedata.category(character) in UNPRINTED
+        else character
+        for character in text
+    )
+
+
+@dataclass(frozen=True)
+class Field:
+    """An option as a fact of a sentence: its path (`training.precision`).
+
+    `label` is what it is called where it is no option of a job, and so has no path that people know.
+    """
+
+    path: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Count:
+    """A large number, shown with its thousands apart."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Decimals:
+    """A number, shown with so many digits behind the point."""
+
+    number: float
+    digits: int
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Facts one after the other, with `between` them (a list or tuple has commas)."""
+
+    facts: Sequence[Any]
+    between: str = " "
+
+
+def few(facts: Sequence[Any], most: int = 3) -> Any:
+    """The first few facts, and how many more there are: 'a, b, c and 4 more'."""
+    if len(facts) <= most:
+        return tuple(facts)
+    return Sentence("list.and_more", facts=tuple(facts[:most]), more=len(facts) - most)
+
+
+Named = Callable[[Field, bool], str]
+"""What a field is called. The second argument says whether the sentence begins with it."""
+
+
+def by_path(field: Field, begins: bool) -> str:
+    """As the command line and job files call an option."""
+    return field.label or field.path
+
+
+class Sentence:
+    """What is told to a person. `code` names a template of the catalogue, `facts` fill it.
+
+    A fact is a text, number, path, `Field`, `Count`, `Decimals`, another `Sentence`, or several of them. Of an error
+    its sentence is kept, or what it says: no frame is held alive. Equal where code and facts are equal. `str()` is the
+    English sentence with options by their paths.
+    """
+
+    __slots__ = ("code", "facts")
+
+    def __init__(self, code: str, /, **facts: Any) -> None:
+        self.code = code
+        self.facts: Mapping[str, Any] = {name: _kept(fact) for name, fact in facts.items()}
+
+    def text(self, language: str = ENGLISH, named: Named = by_path) -> str:
+        """One line, without control characters."""
+        return printable(self._rendered(language, named, True))
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        facts = "".join(f", {name}={value!r}" for name, value in self.facts.items())
+        return f"Sentence({self.code!r}{facts})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sentence) and (self.code, self.facts) == (other.code, other.facts)
+
+    def __hash__(self) -> int:
+        return hash((self.code, tuple(self.facts)))
+
+    def _rendered(self, language: str, named: Named, begins: bool) -> str:
+        told = template(self.code, language)
+        if told is None:
+            found = FIELD.match(self.code)
+            path = found.group() if found else ""
+            return (named(Field(path), True) if path else "") + self.code[len(path) :]
+        said = ""
+        for literal, name, as_written in pieces(told):
+            said += literal
+            if name is not None:
+                fact = self.facts.get(name, f"{{{name}}}")
+                said += _written(fact) if as_written else _said(fact, language, named, begins and not said)
+        return said
+
+
+def _kept(fact: Any) -> Any:
+    """Of an error its sentence, or what the system calls it, or what it says in one line, or its class."""
+    if not isinstance(fact, BaseException):
+        return tuple(fact) if isinstance(fact, Iterable) and not isinstance(fact, (str, list)) else fact
+    if isinstance(sentence := getattr(fact, "sentence", None), Sentence):
+        return sentence
+    text = getattr(fact, "strerror", None) or " ".join(str(fact).split()) or type(fact).__name__
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def template(code: str, language: str = ENGLISH) -> str | None:
+    """The template of a code in a language, or in English where that language lacks it."""
+    return catalogue(language).get(code) or catalogue(ENGLISH).get(code)
+
+
+@functools.cache
+def catalogue(language: str) -> dict[str, str]:
+    """Every template of a language by its code; empty for a language that has none."""
+    files = {file.stem: file for file in Path(__file__).parent.glob("*.toml")}
+    if language not in files:
+        return {}
+    tables = tomllib.loads(files[language].read_text(encoding="utf-8"))
+    return {f"{area}.{name}": text for area, table in tables.items() for name, text in table.items()}
+
+
+@functools.cache
+def pieces(text: str) -> tuple[tuple[str, str | None, bool], ...]:
+    """A template as (literal text, fact after it or None, whether that is shown as written).
+
+    Raises `ValueError` for anything but `{name}` and `{name!r}`.
+    """
+    found = []
+    for literal, name, spec, conversion in string.Formatter().parse(text):
+        if name is not None and (not name.isidentifier() or spec or conversion not in (None, "r")):
+            raise ValueError(f"{text!r}: {{name}} and {{name!r}} are all that a template may have")
+        found.append((literal, name, conversion == "r"))
+    return tuple(found)
+
+
+def _said(fact: Any, language: str, named: Named, begins: bool) -> str:
+    if isinstance(fact, Sentence):
+        return fact._rendered(language, named, begins)
+    if isinstance(fact, Field):
+        return named(fact, begins)
+    if isinstance(fact, Count):
+        return f"{fact.number:,}"
+    if isinstance(fact, Decimals):
+        return f"{fact.number:.{fact.digits}f}"
+    if isinstance(fact, float):
+        return f"{fact:g}"
+    if isinstance(fact, (list, tuple, Joined)):  # a list may be a value of a job file, and is shown so by {name!r}
+        facts, between = (fact.facts, fact.between) if isinstance(fact, Joined) else (fact, ", ")
+        parts = [_said(one, language, named, begins and index == 0) for index, one in enumerate(facts)]
+        return between.join(parts)
+    return str(fact)
+
+
+def _written(fact: Any) -> str:
+    return repr(str(fact) if isinstance(fact, Path) else fact)
