@@ -170,7 +170,9 @@ def test_one_parameter_that_cannot_be_put_back_does_not_stop_the_others() -> Non
     weights = weights_of(card, torch.bfloat16, unet=net)
     weights.place("training")
     card.failing = {net.conv.weight.data_ptr()}
-    with pytest.raises(ModelError, match=r"could not be restored completely \(the driver is gone\): load the checkpoint"):
+    with pytest.raises(
+        ModelError, match=r"could not be restored completely \(the driver is gone\): load the checkpoint"
+    ):
         weights.place("given back")
     different = differences(before, snapshot(net))
     assert different and all(" attributes" in name or "conv.weight" in name for name in different)
