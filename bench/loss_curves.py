@@ -31,6 +31,7 @@ from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.networks.products import GatedGelu
 from lib_trainer.training.run import prepare, run_plan
 from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 from miniature.demo import COLOURS, SHAPE, SIDE, TRIGGER, concept_job
 from miniature.export import export_webui
 from miniature.world import write_concept
@@ -70,7 +71,7 @@ def losses(kind: str, precision: str, steps: int, seed: int, batch: int) -> list
         optimizer = job.optimizer if kind != "loha" else OptimizerConfig(unet_lr=1e-3, text_encoder_lr=1e-3)
         job = msgspec.structs.replace(job, training=training, network=network, optimizer=optimizer)
         host, told = StandaloneHost(checkpoint, folder, torch.device("cpu")), list[ev.Event]()
-        run_plan(prepare(job, host), host, ev.Control(), told.append)
+        run_plan(prepare(job, host), host, Control(), told.append)
     return [event.loss for event in told if isinstance(event, ev.StepDone)]
 
 

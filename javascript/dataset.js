@@ -1,5 +1,5 @@
-// The Dataset tab. Panels are HTML from the server; whatever is pressed, typed or dragged there becomes a command, sent
-// through one hidden gradio box. Commands wait for each other, so that none overwrites another.
+// The Dataset tab. Panels are HTML from the server; whatever is pressed, typed or dragged there becomes a command.
+// `bridge.js` sends them one after the other, so that none overwrites another, and polls.
 // Loaded by the WebUI from this folder, and by the standalone page; both may run it more than once.
 
 (function () {
@@ -7,19 +7,18 @@
 
     if (window.trainerDataset) return;
 
-    const PATIENCE_MS = 60000; // a command without an answer for so long is taken for lost
+    const bridge = window.trainerBridge;
+    const PATIENCE_MS = 60000; // a large set may take its time
     const TYPING_MS = 300;
-    const POLL_MS = 700;
+    // Which tab of which browser this is: the server keeps what it looks at under this name.
+    const session = [...crypto.getRandomValues(new Uint32Array(4))].map((one) => one.toString(16)).join("-");
 
-    const queue = [];
-    let busySince = 0;
     let typing = 0;
     let typedIn = null; // where a hint for what is being typed belongs
     let dragged = null;
-    let seen = false; // whether the page was visible a moment ago
     let focused = 0; // number of the answer whose wish for the focus was met
 
-    const find = (name) => document.getElementById("dataset_" + name);
+    const find = (name) => bridge.find("dataset", name);
     const page = () => find("page");
     const isVisible = () => page() && page().offsetParent !== null;
 
@@ -65,39 +64,23 @@
         return full;
     }
 
-    function send(command) {
-        if (command.do === "check-typed" || command.do === "poll") {
-            const same = queue.findIndex((waiting) => waiting.do === command.do);
-            if (same >= 0) queue.splice(same, 1);
-        }
-        queue.push(complete(command));
-        next();
-    }
-
-    function next() {
-        if (!queue.length) return;
-        if (busySince && Date.now() - busySince < PATIENCE_MS) return;
-        const box = find("command") && find("command").querySelector("textarea, input");
-        if (!box) return;
-        busySince = Date.now();
+    // `options`: of the bridge's `ask`.
+    function send(command, options = {}) {
         page().classList.add("dataset-waiting");
-        const command = queue.shift();
-        command.nonce = busySince; // the same command twice is a new value for gradio
-        box.value = JSON.stringify(command);
-        box.dispatchEvent(new Event("input", {bubbles: true}));
-        setTimeout(() => find("send").click(), 0);
+        const over = (then) => () => {
+            if (!bridge.isBusy("dataset")) page().classList.remove("dataset-waiting");
+            if (then) then();
+        };
+        bridge.ask("dataset", "command", {...complete(command), session}, {
+            latest: ["check-typed", "poll"].includes(command.do) ? command.do : undefined,
+            patience: PATIENCE_MS, done: over(options.done), lost: over(options.lost),
+        });
     }
 
     const marks = () => {
         const element = page().querySelector(".dataset-marks");
         return element ? JSON.parse(element.dataset.marks) : {selected: [], current: "", hint: "", focus: "", number: 0};
     };
-
-    function answered() {
-        busySince = 0;
-        page().classList.remove("dataset-waiting");
-        next();
-    }
 
     // Runs whenever panels were replaced, however long after the answer gradio does that, and before any further key:
     // what is typed ahead must find its place.
@@ -286,47 +269,25 @@
         });
     }
 
-    // payload: JSON of {name, text}; empty if there is nothing to save
-    function download(payload) {
-        if (!payload) return;
-        const file = JSON.parse(payload);
-        const link = document.createElement("a");
-        link.href = URL.createObjectURL(new Blob([file.text], {type: "text/html"}));
-        link.download = file.name;
-        link.click();
-        setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    // Opens the training form with the set's folder, by the tabs that lead there. The server has something to say where
+    // none is given.
+    function train(folder, tabs) {
+        send({do: "train", folder}, {done: () => { if (folder.trim()) window.trainerPage.open(folder, ...tabs); }});
     }
 
-    // Puts the set's folder into the training form.
-    function train(folder) {
-        if (folder) window.trainerPage.fill("trainer", "dataset_folder", folder);
-    }
-
-    // The WebUI: our sub-tab of Train, or the Trainer tab where there is no Train tab.
-    function openTrainer() {
-        const open = (label) => {
-            const buttons = [...document.querySelectorAll(".tab-nav button")];
-            const button = buttons.find((candidate) => candidate.textContent.trim() === label);
-            if (button) button.click();
-            return button;
-        };
-        if (open("Train")) open("LoRA & more");
-        else open("Trainer");
-    }
-
-    window.trainerDataset = {answered, download, train, openTrainer};
+    window.trainerDataset = {send, train};
     document.addEventListener("keydown", onKey);
     listen("click", onClick);
     listen("dblclick", onDoubleClick);
     listen("submit", (event) => event.preventDefault());
     listen("input", onInput);
     ["dragstart", "dragover", "drop"].forEach((name) => listen(name, onDrag));
-    setInterval(() => {
-        attach();
-        next();
-        const visible = Boolean(isVisible());
-        const back = visible && !seen && page().querySelector(".dataset-bar"); // another tab may have changed the set
-        seen = visible;
-        if (visible && (back || page().querySelector("[data-poll]")) && !busySince) send({do: "poll"});
-    }, POLL_MS);
+    bridge.watch({
+        panel: "#dataset_page",
+        prefixOf: () => "dataset",
+        idle: Infinity, // another tab may have changed the set: it is seen when this one is looked at again
+        isActive: (panel) => Boolean(panel.querySelector("[data-poll]")),
+        tend: attach,
+        poll: (prefix, options) => Boolean(page().querySelector(".dataset-bar")) && send({do: "poll"}, options),
+    });
 })();

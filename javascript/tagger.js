@@ -1,41 +1,20 @@
-// The Tagger's clock and keys. gradio 3.41 has no timer: this clicks hidden buttons, `poll` while a job runs and
-// `refresh` when the settings have rested, one request at a time. It may be run more than once.
+// The Tagger's sliders, table and cards. What would be written is asked for when the settings have rested; `bridge.js`
+// sends it, one request at a time, and polls. It may be run more than once.
 
 (function () {
     "use strict";
 
     if (window.taggerPage) return;
 
-    const ACTIVE_MS = 700; // while a job runs
-    const IDLE_MS = 4000; // else: another page may start one
+    const bridge = window.trainerBridge;
+    const {find} = bridge;
     const REST_MS = 120; // how long a slider must rest
-    const PATIENCE_MS = 15000; // an answer that takes longer is taken for lost
-    const TICK_MS = 60;
 
     const pages = {};
 
-    function find(prefix, name) {
-        return document.getElementById(`${prefix}_${name}`);
-    }
-
     function pageOf(prefix) {
-        if (!pages[prefix]) {
-            pages[prefix] = {due: 0, pollSince: 0, dirty: 0, lookSince: 0, active: false, mark: "", folder: "", judging: []};
-        }
+        pages[prefix] = pages[prefix] || {dirty: 0, active: false, mark: "", folder: "", tag: ""};
         return pages[prefix];
-    }
-
-    function click(prefix, name) {
-        const button = find(prefix, name);
-        if (button) button.click();
-    }
-
-    // Writes a hidden gradio text box so that gradio knows of it.
-    function put(prefix, name, text) {
-        const area = document.querySelector(`#${prefix}_${name} textarea, #${prefix}_${name} input`);
-        if (!area) return;
-        area.value = text;
-        area.dispatchEvent(new Event("input", {bubbles: true}));
     }
 
     // gradio's sliders have a number beside them that nothing names.
@@ -46,58 +25,54 @@
         });
     }
 
-    function tend(panel) {
-        const prefix = panel.dataset.prefix;
+    function tend(prefix) {
         nameNumbers(prefix);
         const page = pageOf(prefix);
-        const now = Date.now();
-        if (document.visibilityState !== "visible" || !find(prefix, "page")?.offsetParent) return;
-        if (now >= page.due && (!page.pollSince || now - page.pollSince > PATIENCE_MS)) {
-            page.pollSince = now;
-            click(prefix, "poll");
-        }
-        if (page.judging.length && now - page.judgeSince > PATIENCE_MS) judged(prefix); // its answer is lost
-        const waiting = page.lookSince && now - page.lookSince < PATIENCE_MS;
-        if (page.dirty && now - page.dirty >= REST_MS && !waiting) {
+        if (page.dirty && Date.now() - page.dirty >= REST_MS && !bridge.isBusy(prefix)) {
             page.dirty = 0;
-            page.lookSince = now;
-            click(prefix, "refresh");
+            look(prefix);
         }
     }
 
-    function polled(prefix) {
+    // The numbers first; the pictures, which need thumbnails, when they are there.
+    function look(prefix, again = false) {
+        const {tag} = pageOf(prefix);
+        bridge.ask(prefix, "look", {tag, again}, {latest: again ? undefined : "look", done: () => show(prefix)});
+        if (!again && bridge.textOf(prefix, "single")) bridge.ask(prefix, "describe", {}, {line: "single", latest: "describe"});
+    }
+
+    function show(prefix) {
+        bridge.ask(prefix, "show", {tag: pageOf(prefix).tag}, {latest: "show", done: () => shown(prefix)});
+    }
+
+    const isActive = (panel) => panel.dataset.active === "1";
+
+    function polled(prefix, panel) {
         const page = pageOf(prefix);
-        const panel = document.querySelector(`.tagger-job[data-prefix="${prefix}"]`);
-        const active = Boolean(panel && panel.dataset.taggerActive === "1");
-        page.pollSince = 0;
-        page.due = Date.now() + (active ? ACTIVE_MS : IDLE_MS);
         const mark = find(prefix, "page").querySelector(".tagger-mark")?.dataset.mark || "";
         // a job has ended, or the set was edited elsewhere: there is something new to see
-        if ((page.active && !active) || (page.mark && mark !== page.mark)) changed(prefix);
-        page.active = active;
+        if ((page.active && !isActive(panel)) || (page.mark && mark !== page.mark)) changed(prefix);
+        page.active = isActive(panel);
         page.mark = mark;
     }
 
     // The folder's box was left: a path is read once it is written, and not while it is.
     function left(prefix) {
         const page = pageOf(prefix);
-        const box = document.querySelector(`#${prefix}_folder textarea, #${prefix}_folder input`);
+        const box = bridge.box(`${prefix}_folder`);
         if (!box || box.value === page.folder) return;
         page.folder = box.value;
         changed(prefix);
     }
 
+    // A job was started: the next poll sees it, or its end.
     function hurry(prefix) {
-        pageOf(prefix).due = 0;
         pageOf(prefix).active = true;
+        bridge.hurry(prefix);
     }
 
     function changed(prefix) {
         pageOf(prefix).dirty = Date.now();
-    }
-
-    function refreshed(prefix) {
-        pageOf(prefix).lookSince = 0;
     }
 
     function prefixOf(element) {
@@ -109,35 +84,21 @@
         const prefix = prefixOf(row);
         row.parentElement.querySelectorAll(".tagger-chosen").forEach((one) => one.classList.remove("tagger-chosen"));
         row.classList.add("tagger-chosen");
-        put(prefix, "tag", row.dataset.tag);
-        setTimeout(() => click(prefix, "show"), 30); // gradio takes the text first
+        pageOf(prefix).tag = row.dataset.tag;
+        show(prefix);
     }
 
     const WORDS = {a: "accept", r: "reject", u: "undo"};
 
-    // Verdicts are sent one after another, each after the answer to the one before: the text box holds one at a time.
+    // The answer to a verdict brings the cards as they are now.
     function judge(card, word) {
         const prefix = prefixOf(card);
         card.classList.toggle("tagger-accepted", word === "accept");
         card.classList.toggle("tagger-rejected", word === "reject");
-        pageOf(prefix).judging.push(JSON.stringify([card.dataset.content, card.dataset.tag, word]));
-        if (pageOf(prefix).judging.length === 1) sendVerdict(prefix);
+        const verdict = [card.dataset.content, card.dataset.tag, word];
+        bridge.ask(prefix, "judge", {verdict, tag: pageOf(prefix).tag}, {done: () => shown(prefix)});
         const next = card.nextElementSibling;
         if (next && word !== "undo") next.focus();
-    }
-
-    function sendVerdict(prefix) {
-        const page = pageOf(prefix);
-        if (!page.judging.length) return;
-        page.judgeSince = Date.now();
-        put(prefix, "verdict", page.judging[0]);
-        setTimeout(() => click(prefix, "judge"), 30); // gradio takes the text first
-    }
-
-    function judged(prefix) {
-        pageOf(prefix).judging.shift();
-        if (pageOf(prefix).judging.length) sendVerdict(prefix);
-        else click(prefix, "show"); // the cards as they are now
     }
 
     // The cards were replaced: the one that had the focus has it again.
@@ -188,6 +149,6 @@
         event.preventDefault();
     });
 
-    window.taggerPage = {polled, hurry, changed, refreshed, shown, judged};
-    setInterval(() => document.querySelectorAll(".tagger-job").forEach(tend), TICK_MS);
+    window.taggerPage = {hurry, changed, look};
+    bridge.watch({panel: ".tagger-job[data-prefix]", isActive, polled, tend});
 })();

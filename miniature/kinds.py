@@ -27,9 +27,9 @@ from PIL import Image
 from lib_trainer.config import from_values
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.kinds import prompt_for
 from lib_trainer.work import events as ev
-from lib_trainer.work.jobs import JobRunner
 
 from .demo import CFG_SCALE, COLOURS, SAMPLER, SHAPE, SIDE, TRIGGER
 from .export import export_webui
@@ -83,7 +83,7 @@ def train(host: StandaloneHost, values: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(event, ev.Started):
             started.append(event)
 
-    runner = JobRunner(host)
+    runner = TrainingDesk(host)
     runner.start(from_values(values), heard)
     view = runner.wait()
     if view is None or view.state != "finished" or view.output is None:

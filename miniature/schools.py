@@ -20,7 +20,7 @@ from lib_trainer.captions.plans import fold, traits
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
-from lib_trainer.work.jobs import JobRunner
+from lib_trainer.training.desk import TrainingDesk
 
 from .demo import CFG_SCALE, SAMPLER, SHAPE, SIDE, TRIGGER, concept_job
 from .export import export_webui
@@ -68,7 +68,7 @@ def run(folder: Path, steps: int, seeds: int, say: Callable[[str], None] = print
         say(
             f"{school}: deleted {', '.join(deleted) or 'nothing'}; first caption: {editor.caption(editor.keys[0]).text}"
         )
-        runner = JobRunner(host)
+        runner = TrainingDesk(host)
         runner.start(concept_job(folder / "pictures", name=school, steps=steps))
         view = runner.wait()
         if view is None or view.state != "finished":

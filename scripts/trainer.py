@@ -5,11 +5,11 @@ from modules import script_callbacks, shared
 
 from lib_trainer.host.webui.doors import guard
 from lib_trainer.host.webui.host import WebuiHost
+from lib_trainer.training.desk import process_desk
 from lib_trainer.ui.train.page import PageOptions, build_train_page
-from lib_trainer.work.jobs import process_runner
 
-INSERT_JS = "(text) => { window.trainerPage.insert('txt2img_prompt', text); switch_to_txt2img(); }"
-runner = process_runner(WebuiHost)
+INSERT_JS = "(text) => { window.trainerBridge.insert('txt2img_prompt', text); switch_to_txt2img(); }"
+runner = process_desk(WebuiHost)
 shown = []
 
 

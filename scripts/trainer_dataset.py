@@ -4,15 +4,16 @@ import gradio as gr
 from modules import script_callbacks
 
 from lib_trainer.cli.captions import clip_tokens
+from lib_trainer.dataset.desk import process_desk
 from lib_trainer.tagging.scores.known import known_tags
 from lib_trainer.ui.dataset.page import build_dataset_page
 
-TRAIN_JS = "(folder) => { window.trainerDataset.train(folder); window.trainerDataset.openTrainer(); }"
+TRAIN_TABS = ["tab_train", "trainer_tab", "tab_trainer"]  # a sub-tab of Train, or a tab where there is none
 
 
 def in_own_tab():
     with gr.Blocks(analytics_enabled=False) as page:
-        build_dataset_page(clip_tokens, known_tags, train_js=TRAIN_JS)
+        build_dataset_page(process_desk(clip_tokens, known_tags), train_tabs=TRAIN_TABS)
     return [(page, "Dataset", "trainer_dataset")]
 
 

@@ -8,7 +8,7 @@ from lib_trainer.tagging.desk import process_desk
 from lib_trainer.ui.tagger.extras import build_extras_step, caption_picture
 from lib_trainer.ui.tagger.page import TaggerOptions, build_tagger_page
 
-INSERT_JS = "(text) => { window.trainerPage.insert('txt2img_prompt', text); switch_to_txt2img(); }"
+INSERT_JS = "(text) => { window.trainerBridge.insert('txt2img_prompt', text); switch_to_txt2img(); }"
 desk = process_desk(tagger_places)
 captions = ExtrasCaptions()
 

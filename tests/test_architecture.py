@@ -74,7 +74,7 @@ def is_core(name: str) -> bool:
 def test_there_is_something_to_check() -> None:
     assert len(SOURCES) > 30
     assert SCRIPTS
-    assert "lib_trainer.ports" in imports(PACKAGE / "work" / "jobs.py")
+    assert "lib_trainer.ports" in imports(PACKAGE / "training" / "desk.py")
     assert "gradio" in imports(PACKAGE / "ui" / "kit" / "form.py")
 
 

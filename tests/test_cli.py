@@ -22,26 +22,27 @@ from lib_trainer.config import JobConfig, dump_job, field_specs, from_values
 from lib_trainer.options_doc import options_text
 from lib_trainer.ports import Host
 from lib_trainer.refusals import DatasetError, SaveError
+from lib_trainer.training import desk as training_desk
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.run import Plan
 from lib_trainer.work import events as ev
-from lib_trainer.work import jobs
-from lib_trainer.work.jobs import JobRunner
+from lib_trainer.work.control import Control
 from tests.ui.fakes import FakeHost
 
 ROOT = Path(__file__).parents[1]
-Body = Callable[[ev.Control, ev.Listener], None]
+Body = Callable[[Control, ev.Listener], None]
 JOB = from_values({"output.name": "cat", "dataset.folder": "/pictures"})
 
 
-def runner(body: Body, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> JobRunner:
+def runner(body: Body, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainingDesk:
     """A runner whose runs are `body`."""
-    monkeypatch.setattr(jobs, "prepare", lambda job, host: SimpleNamespace(job=job, warnings=()))
+    monkeypatch.setattr(training_desk, "prepare", lambda job, host: SimpleNamespace(job=job, warnings=()))
 
-    def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
+    def run_plan(plan: Plan, host: Host, control: Control, emit: ev.Listener) -> None:
         body(control, emit)
 
-    monkeypatch.setattr(jobs, "run_plan", run_plan)
-    return JobRunner(FakeHost(tmp_path))  # type: ignore[arg-type]
+    monkeypatch.setattr(training_desk, "run_plan", run_plan)
+    return TrainingDesk(FakeHost(tmp_path))  # type: ignore[arg-type]
 
 
 def step(number: int, total: int, loss: float = 0.125) -> ev.StepDone:
@@ -51,7 +52,7 @@ def step(number: int, total: int, loss: float = 0.125) -> ev.StepDone:
 def test_a_run_that_finishes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def body(control: ev.Control, emit: ev.Listener) -> None:
+    def body(control: Control, emit: ev.Listener) -> None:
         emit(ev.Phase("Waiting for the queue"))
         emit(ev.Message("Skipped broken.png: the file is empty", "warning"))
         for done in range(3):
@@ -83,7 +84,7 @@ def test_a_run_that_finishes(
 def test_a_run_that_fails_says_what_is_kept(
     kept: Path | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def body(control: ev.Control, emit: ev.Listener) -> None:
+    def body(control: Control, emit: ev.Listener) -> None:
         emit(step(1, 4))
         error = SaveError("The disk is full: make room.")
         error.kept = kept
@@ -131,7 +132,7 @@ def test_the_first_interrupt_stops_and_keeps(
 ) -> None:
     before = signal.getsignal(number)
 
-    def body(control: ev.Control, emit: ev.Listener) -> None:
+    def body(control: Control, emit: ev.Listener) -> None:
         emit(step(1, 100))
         os.kill(os.getpid(), number)
         wait_until(lambda: control.stopping)
@@ -148,7 +149,7 @@ def test_the_first_interrupt_stops_and_keeps(
 def test_the_second_interrupt_gives_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     over = threading.Event()
 
-    def body(control: ev.Control, emit: ev.Listener) -> None:
+    def body(control: Control, emit: ev.Listener) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(lambda: control.stopping)
         os.kill(os.getpid(), signal.SIGINT)
@@ -162,7 +163,7 @@ def test_the_second_interrupt_gives_up(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_stopped_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def body(control: ev.Control, emit: ev.Listener) -> None:
+    def body(control: Control, emit: ev.Listener) -> None:
         emit(ev.Finished(0, None, True))
 
     assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.DONE
@@ -175,7 +176,7 @@ def test_a_refusal_at_the_start_reaches_main(monkeypatch: pytest.MonkeyPatch, tm
     def refuse(job: JobConfig, host: Host) -> Plan:
         raise DatasetError("No pictures.")
 
-    monkeypatch.setattr(jobs, "prepare", refuse)
+    monkeypatch.setattr(training_desk, "prepare", refuse)
     with pytest.raises(DatasetError):
         cli.train(JOB, made)
 

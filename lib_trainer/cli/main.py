@@ -26,7 +26,7 @@ from lib_trainer.options_doc import options_markdown, options_text
 from lib_trainer.refusals import ConfigError, TrainerError, printable
 
 if TYPE_CHECKING:
-    from lib_trainer.work.jobs import JobRunner
+    from lib_trainer.training.desk import TrainingDesk
 
 TEMPLATE = "dataset.template"
 """A path that may also be a name in the host's folder of templates."""
@@ -133,12 +133,12 @@ def _train(options: argparse.Namespace) -> int:
     checkpoint = options.checkpoint or (Path(job.model.checkpoint) if job.model.checkpoint else None)
 
     from lib_trainer.host.standalone.host import StandaloneHost
-    from lib_trainer.work.jobs import JobRunner
+    from lib_trainer.training.desk import TrainingDesk
 
-    return train(job, JobRunner(StandaloneHost(_absolute(checkpoint), options.root.absolute())))
+    return train(job, TrainingDesk(StandaloneHost(_absolute(checkpoint), options.root.absolute())))
 
 
-def train(job: JobConfig, runner: JobRunner) -> int:
+def train(job: JobConfig, runner: TrainingDesk) -> int:
     """Run a job with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for a bad job."""
     from lib_trainer.cli.progress_bar import ProgressBar
     from lib_trainer.training.kinds import prompt_for
@@ -166,7 +166,7 @@ def train(job: JobConfig, runner: JobRunner) -> int:
 
 
 @contextlib.contextmanager
-def _stopping_at_interrupt(runner: JobRunner) -> Iterator[None]:
+def _stopping_at_interrupt(runner: TrainingDesk) -> Iterator[None]:
     """The first Ctrl-C (or a terminate signal) stops the run and keeps what it has; the second one ends the process.
 
     While a job is still being checked there is nothing to keep, and the first one ends it.
@@ -201,11 +201,11 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigError("cli.no_checkpoint", path=checkpoint)
 
     from lib_trainer.host.standalone.host import StandaloneHost
+    from lib_trainer.training.desk import process_desk
     from lib_trainer.ui.standalone import build_app, serve
-    from lib_trainer.work.jobs import process_runner
 
     host = StandaloneHost(checkpoint, options.root.absolute())
-    runner = process_runner(lambda: host)
+    runner = process_desk(lambda: host)
     desk = cli_tag.make_desk(options.root.absolute())
     app = build_app(runner, host, size=options.size, desk=desk, count_tokens=cli_captions.clip_tokens)
     address = serve(app, options.host, options.port, options.open, block=False, password=options.password)

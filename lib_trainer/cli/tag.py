@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from lib_trainer.dataset.folder import Skipped
     from lib_trainer.tagging.captions.style import Style
     from lib_trainer.tagging.desk import TaggerDesk
-    from lib_trainer.tagging.events import Progress, WriteReport
     from lib_trainer.tagging.models.registry import Tagger
     from lib_trainer.tagging.pictures import Folder
+    from lib_trainer.tagging.reports import WriteReport
     from lib_trainer.tagging.scores.store import ScoreStore
     from lib_trainer.tagging.scores.table import Thresholds
+    from lib_trainer.work.events import Phase
 
 DONE, FAILED = 0, 1
 DESCRIPTION = """Score pictures with a WD14 tagger and write captions beside them. Scores are kept in
@@ -252,16 +253,16 @@ class _Bar:
     ) -> None:
         self.close()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, phase: Phase) -> None:
         from tqdm import tqdm
 
-        if progress.what != self._what:
+        if phase.name != self._what:
             self.close()
-            self._what = progress.what
-            byte = {"unit": "B", "unit_scale": True} if progress.what.startswith("Downloading") else {"unit": "picture"}
+            self._what = phase.name
+            byte = {"unit": "B", "unit_scale": True} if phase.unit == "bytes" else {"unit": "picture"}
             seconds = 0.1 if sys.stderr.isatty() else 15.0
-            self._bar = tqdm(total=progress.total, desc=progress.what, file=sys.stderr, mininterval=seconds, **byte)
-        self._bar.update(progress.done - self._bar.n)
+            self._bar = tqdm(total=phase.total, desc=phase.name, file=sys.stderr, mininterval=seconds, **byte)
+        self._bar.update(phase.done - self._bar.n)
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr)

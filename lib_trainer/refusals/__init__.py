@@ -15,6 +15,7 @@ from lib_trainer.refusals.errors import (
     SaveError,
     TaggerError,
     TrainerError,
+    UnexpectedError,
 )
 from lib_trainer.refusals.sentences import Count, Decimals, Field, Joined, Named, Sentence, few, printable
 
@@ -39,6 +40,7 @@ __all__ = [
     "Sentence",
     "TaggerError",
     "TrainerError",
+    "UnexpectedError",
     "few",
     "printable",
 ]

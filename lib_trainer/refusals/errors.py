@@ -42,6 +42,10 @@ class TrainerError(Exception):
         return (Problem(self.field, self.sentence),)
 
 
+class UnexpectedError(TrainerError):
+    """A defect of ours or of the host's, carried to the user with what was kept."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing to mend: the option's path (empty where it is none's), and the sentence that is shown.

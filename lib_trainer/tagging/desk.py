@@ -6,21 +6,18 @@ Jobs run in a thread of their own, so that a closed page or a reloaded UI does n
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lib_trainer.dataset.folder import Skipped
 from lib_trainer.refusals import TaggerError, TrainerError
 from lib_trainer.tagging.captions.effect import Opened
 from lib_trainer.tagging.captions.style import Style
 from lib_trainer.tagging.captions.writing import write_captions
 from lib_trainer.tagging.choices import How
-from lib_trainer.tagging.events import Progress
 from lib_trainer.tagging.models.download import Stopped, download
 from lib_trainer.tagging.models.folders import find_taggers, pick
 from lib_trainer.tagging.models.registry import Found, Tagger, known_model
@@ -30,9 +27,13 @@ from lib_trainer.tagging.scores.database import content_of
 from lib_trainer.tagging.scores.ensemble import combine
 from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, sparse
-from lib_trainer.tagging.views import JobView, Places, Selection, State
+from lib_trainer.tagging.views import Places, Selection
+from lib_trainer.work.control import Control
+from lib_trainer.work.events import Finished, Listener
+from lib_trainer.work.job import Job
+from lib_trainer.work.monitor import JobView
+from lib_trainer.work.runner import Runner, kept
 
-logger = logging.getLogger(__name__)
 KEPT_SINGLES = 4
 KEPT_FOLDERS = 3
 """Several pages may look at folders of their own."""
@@ -49,16 +50,14 @@ class _Kept:
 class TaggerDesk:
     """Everything that a page does with taggers. Any number of pages may use one desk."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, runner: Runner | None = None) -> None:
         self.places = places
+        self._queue = (runner or Runner()).queue("tagger", _busy)
         self._lock = threading.RLock()  # held for moments: reading folders and opening models have locks of their own
         self._opening = threading.Lock()
         self._reading: dict[object, threading.Lock] = {}
         self._found: list[Found] | None = None
         self._tagger: tuple[Path, str, Tagger] | None = None
-        self._view: JobView | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
         self._open: OrderedDict[object, _Kept] = OrderedDict()
         self._changes = 0
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
@@ -99,23 +98,19 @@ class TaggerDesk:
     # -- jobs ----------------------------------------------------------------------------------------------------
 
     def view(self) -> JobView | None:
-        return self._view
+        """The job under way, or the last one; None before the first."""
+        return self._queue.view()
 
     @property
     def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._queue.running
 
     def stop(self) -> None:
         """Tell the job to stop; what is done is kept."""
-        with self._lock:
-            self._stop.set()
-            if self._view is not None and self._view.active:
-                self._view = replace(self._view, stopping=True)
+        self._queue.stop()
 
     def wait(self, timeout: float | None = None) -> JobView | None:
-        if self._thread is not None:
-            self._thread.join(timeout)
-        return self._view
+        return self._queue.wait(timeout)
 
     def start_scoring(self, chosen: Selection, device: str = "auto") -> None:
         """Score a folder with every chosen model, in the background. Raises `TaggerError` for what is wrong before."""
@@ -127,10 +122,10 @@ class TaggerDesk:
             if problem:
                 raise TaggerError(f"The tagger '{name}' cannot be used: {problem}")
 
-        def work() -> JobView:
+        def work(control: Control, emit: Listener) -> Finished:
             with ScoreStore(folder.root) as store:
                 turns = [partial(self._turn, name, device) for name in chosen.models]
-                scored = score_folder(turns, store, folder, stop=self._stop.is_set, listener=self._listen)
+                scored = score_folder(turns, store, folder, stop=lambda: control.stopping, listener=emit)
             told, notes = [], [*map(str, folder.notes), *map(str, scored.notes)]
             for report in scored.reports:
                 notes += [f"{report.name} runs on {report.device}.", *report.notes]
@@ -139,9 +134,9 @@ class TaggerDesk:
                     + (f", {report.cached} known before" if report.cached else "")
                 )
             sentence = "; ".join(told) + (". Stopped: press Tag to go on from there." if scored.stopped else ".")
-            return self._ended(scored.stopped, sentence, tuple(notes), scored.left_out)
+            return Finished(stopped=scored.stopped, told=sentence, notes=tuple(notes), left_out=scored.left_out)
 
-        self._start(f"Tagging {folder.root.name}", work)
+        self._start("tagging", f"Tagging {folder.root.name}", work, chosen)
 
     @contextlib.contextmanager
     def _turn(self, name: str, device: str) -> Iterator[Tagger]:
@@ -153,14 +148,14 @@ class TaggerDesk:
         """Write the captions of a folder that was scored, in the background."""
         opened = self.opened(chosen, style)
 
-        def work() -> JobView:
-            report = write_captions(opened, thresholds, style, stop=self._stop.is_set, listener=self._listen)
+        def work(control: Control, emit: Listener) -> Finished:
+            report = write_captions(opened, thresholds, style, stop=lambda: control.stopping, listener=emit)
             sentence = report.sentence + (" Undo on the Dataset tab takes it back." if report.written else "")
             if report.stopped:
                 sentence += " Stopped: the rest is as it was."
-            return self._ended(report.stopped, sentence, (), report.failed)
+            return Finished(stopped=report.stopped, told=sentence, left_out=report.failed)
 
-        self._start("Writing captions", work)
+        self._start("writing", "Writing captions", work, (chosen, thresholds, style))
 
     def start_download(self, name: str) -> None:
         """Fetch a known model in the background."""
@@ -168,56 +163,27 @@ class TaggerDesk:
         if model is None:
             raise TaggerError(f"'{name}' is not a model that can be downloaded: choose one of the list.")
 
-        def work() -> JobView:
+        def work(control: Control, emit: Listener) -> Finished:
+            place = self.places.download_folder()
             try:
-                folder = download(model, self.places.download_folder(), stop=self._stop.is_set, listener=self._listen)
+                folder = download(model, place, stop=lambda: control.stopping, listener=emit)
             except Stopped as stopped:
-                return self._ended(True, str(stopped))
+                return Finished(stopped=True, told=str(stopped))
             self.found(again=True)
-            return self._ended(False, f"{model.name} is in {folder}.")
+            return Finished(path=folder, told=f"{model.name} is in {folder}.")
 
-        self._start(f"Downloading {model.name}", work)
+        self._start("download", f"Downloading {model.name}", work, model.name)
 
-    def _start(self, title: str, work: Callable[[], JobView]) -> None:
-        with self._lock:
-            if self.running:
-                raise TaggerError("The tagger is busy: wait for it or press Stop first.")
-            self._stop.clear()
-            self._view = JobView((self._view.number if self._view else 0) + 1, title)
-            self._thread = threading.Thread(target=self._run, args=(work,), name="tagger", daemon=True)
-            self._thread.start()
+    def _start(self, kind: str, name: str, work: Callable[[Control, Listener], Finished], given: object) -> None:
+        def worked(control: Control, emit: Listener) -> None:
+            try:
+                end = work(control, emit)
+            finally:  # before anybody hears of the end: what is kept in memory is no longer what is on the disk
+                with self._lock:
+                    self._changes += 1
+            emit(end)
 
-    def _run(self, work: Callable[[], JobView]) -> None:
-        try:
-            ended = work()
-        except TrainerError as error:
-            logger.warning("%s", error, exc_info=error.__cause__)
-            ended = self._ended(False, str(error), failed=True)
-        except Exception as error:  # the thread's last line of defence: a bug must reach the page
-            logger.exception("The tagger met an unexpected error")
-            ended = self._ended(
-                False, f"Unexpected error, see the console: {type(error).__name__}: {error}", failed=True
-            )
-        with self._lock:
-            self._changes += 1
-            self._view = ended
-
-    def _ended(
-        self,
-        stopped: bool,
-        told: str,
-        notes: tuple[str, ...] = (),
-        left_out: tuple[Skipped, ...] = (),
-        failed: bool = False,
-    ) -> JobView:
-        assert self._view is not None  # a job is under way
-        state: State = "failed" if failed else "stopped" if stopped else "done"
-        return replace(self._view, state=state, told=told, notes=notes, left_out=left_out, stopping=False)
-
-    def _listen(self, progress: Progress) -> None:
-        with self._lock:
-            assert self._view is not None  # a job is under way
-            self._view = replace(self._view, progress=progress, left_out=progress.skipped)
+        self._queue.start(lambda: Job(kind, name, worked, given))
 
     @contextlib.contextmanager
     def _leased(self, tagger: Tagger, title: str) -> Iterator[None]:
@@ -322,11 +288,10 @@ class TaggerDesk:
         return combine(tables, how)
 
 
-_process_desk: list[TaggerDesk] = []
+def _busy() -> TrainerError:
+    return TaggerError("The tagger is busy: wait for it or press Stop first.")
 
 
 def process_desk(make_places: Callable[[], Places]) -> TaggerDesk:
-    """The one desk of this process, made at its first use: "Reload UI" must find a running job again."""
-    if not _process_desk:
-        _process_desk.append(TaggerDesk(make_places()))
-    return _process_desk[0]
+    """The one desk of this process: "Reload UI" must find a running job again."""
+    return kept("tagger", lambda: TaggerDesk(make_places(), kept("runner", Runner)))

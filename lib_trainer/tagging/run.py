@@ -11,15 +11,16 @@ from lib_trainer.refusals import Sentence
 from lib_trainer.tagging.captions.effect import UNSCORED, Opened
 from lib_trainer.tagging.captions.style import Style
 from lib_trainer.tagging.captions.writing import write_captions
-from lib_trainer.tagging.events import Progress, ScoreReport, WriteReport
 from lib_trainer.tagging.models.registry import Tagger
 from lib_trainer.tagging.pictures import Folder
+from lib_trainer.tagging.reports import ScoreReport, WriteReport
 from lib_trainer.tagging.scores.pipeline import score_pictures
 from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.scores.table import Thresholds
+from lib_trainer.work.events import Phase
 
 Stop = Callable[[], bool]
-Listener = Callable[[Progress], None]
+Listener = Callable[[Phase], None]
 Taggers = Iterable[Callable[[], AbstractContextManager[Tagger]]]
 """Each is entered when its turn comes, so that no two need be in memory at once."""
 

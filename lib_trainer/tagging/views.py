@@ -1,4 +1,4 @@
-"""What the desk is told by a host and a page, and what it shows of its jobs."""
+"""What the desk is told by a host and by a page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from lib_trainer.dataset.folder import Skipped
 from lib_trainer.tagging.choices import How
-from lib_trainer.tagging.events import Progress
-
-State = Literal["running", "done", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -23,25 +18,6 @@ class Places:
     roots: Callable[[], Sequence[Path]]
     download_folder: Callable[[], Path]
     lease: Callable[[str], AbstractContextManager[object]] = lambda title: contextlib.nullcontext()
-
-
-@dataclass(frozen=True)
-class JobView:
-    """The job under way, or the last one. `told`: the sentence about its end; `notes`: what else deserves a word.
-    `stopping`: it was told to stop, and has not yet."""
-
-    number: int
-    title: str
-    state: State = "running"
-    progress: Progress | None = None
-    told: str = ""
-    notes: tuple[str, ...] = ()
-    left_out: tuple[Skipped, ...] = ()
-    stopping: bool = False
-
-    @property
-    def active(self) -> bool:
-        return self.state == "running"
 
 
 @dataclass(frozen=True)

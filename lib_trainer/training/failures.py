@@ -10,7 +10,7 @@ import torch
 from lib_trainer.config import JobConfig
 from lib_trainer.config.base import ADAPTERS
 from lib_trainer.memory import is_out_of_memory
-from lib_trainer.refusals import MemoryExhausted, TrainerError
+from lib_trainer.refusals import MemoryExhausted, TrainerError, UnexpectedError
 from lib_trainer.training.recipes import Recipe, parameters
 
 Point = Literal["loading", "class pictures", "setup", "encoding", "captions", "step", "preview", "saving", "difference"]
@@ -29,10 +29,6 @@ WHILE: dict[Point, str] = {
 AT_ONCE = 1 << 20
 """Numbers that are looked at together."""
 HOST_MARKS = ("defaultcpuallocator", "alloc_cpu", "bad_alloc", "bad allocation")
-
-
-class UnexpectedError(TrainerError):
-    """A defect of ours or of the host's, carried to the user with what was kept."""
 
 
 def short_of_memory(error: BaseException) -> bool:

@@ -38,6 +38,7 @@ from lib_trainer.training.results import Settled, check_replaced, discard, is_of
 from lib_trainer.training.session import Session
 from lib_trainer.training.words import CaptionMaker, caption_maker, word_names, word_path
 from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     return Plan(job, scan, output, captions, tuple(before), warnings, settled.replaced, notes)
 
 
-def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
+def run_plan(plan: Plan, host: Host, control: Control, emit: ev.Listener) -> None:
     """Run to the end, to a stop, or to an error, which is raised after everything has been put back.
 
     Emits `Finished` at the end. A `TrainerError` carries the file with the last good weights in `kept`. When the host
@@ -113,9 +114,7 @@ def run_plan(plan: Plan, host: Host, control: ev.Control, emit: ev.Listener) -> 
     emit(outcome)
 
 
-def _outcome(
-    plan: Plan, host: Host, lease: Lease, control: ev.Control, emit: ev.Listener
-) -> ev.Finished | TrainerError:
+def _outcome(plan: Plan, host: Host, lease: Lease, control: Control, emit: ev.Listener) -> ev.Finished | TrainerError:
     """How a run ends. An error comes back instead of being raised: its traceback holds this frame, which holds all."""
     run: Run | None = None
     try:
@@ -140,7 +139,7 @@ class Run:
     """One run inside a lease."""
 
     def __init__(
-        self, plan: Plan, host: Host, model: LoadedModel, lease: Lease, control: ev.Control, emit: ev.Listener
+        self, plan: Plan, host: Host, model: LoadedModel, lease: Lease, control: Control, emit: ev.Listener
     ) -> None:
         self.plan, self.job, self.output = plan, plan.job, plan.output
         self.host, self.model, self.lease, self.control, self.emit = host, model, lease, control, emit

@@ -17,7 +17,10 @@ from lib_trainer.ui.train.status import notice_html, problems_html
 
 HOST_DEFAULT = "Host's default"
 _log = logging.getLogger(__name__)
-INSERT_JS = "(text) => { window.trainerPage.insert('generate_prompt', text); window.trainerPage.openTab('Generate'); }"
+INSERT_JS = (
+    "(text) => { window.trainerBridge.insert('generate_prompt', text); "
+    "window.trainerBridge.openTab('trainer_tab_generate'); }"
+)
 
 
 class Generator(Protocol):
@@ -63,7 +66,7 @@ def build_generate_page(generator: Generator, samplers: Sequence[str], size: int
 
     run.click(generate, fields, [image, notice], api_name=False)
     refresh.click(refreshed, None, [trained, notice], queue=False, api_name=False)
-    put = "(call) => { if (call) window.trainerPage.insert('generate_prompt', call); return []; }"
+    put = "(call) => { if (call) window.trainerBridge.insert('generate_prompt', call); return []; }"
     insert.click(_chosen, [trained], [notice], queue=False, api_name=False)
     insert.click(None, [trained], None, _js=put)
 

@@ -15,14 +15,15 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from lib_trainer.dataset.desk import DatasetDesk
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.scores.known import known_tags
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.dataset.page import build_dataset_page
 from lib_trainer.ui.doors import Doors, asks_for, check_password
 from lib_trainer.ui.generate import INSERT_JS, Generator, build_generate_page
 from lib_trainer.ui.tagger.page import TaggerOptions, build_tagger_page
 from lib_trainer.ui.train.page import PageOptions, build_train_page
-from lib_trainer.work.jobs import JobRunner
 
 __all__ = ["Generator", "build_app", "serve"]
 
@@ -34,11 +35,9 @@ SOFT = {"body_text_color_subdued": "#5b6472", "body_text_color_subdued_dark": "#
 STICKY = ".gradio-container { overflow: clip !important; }"
 """gradio's own `hidden` makes the container a scroller of its own, in which nothing can stay in view."""
 
-TRAIN_JS = "(folder) => { window.trainerDataset.train(folder); window.trainerPage.openTab('Train'); }"
-
 
 def build_app(
-    runner: JobRunner,
+    runner: TrainingDesk,
     generator: Generator,
     *,
     size: int = 512,
@@ -70,11 +69,11 @@ def build_app(
                     build_tagger_page(desk, TaggerOptions(INSERT_JS, send_label="Send to Generate"))
             if count_tokens is not None:
                 with gr.Tab("Dataset", elem_id="trainer_tab_dataset"):
-                    build_dataset_page(count_tokens, known_tags, train_js=TRAIN_JS)
+                    build_dataset_page(DatasetDesk(count_tokens, known_tags), train_tabs=["trainer_tab_train"])
             with gr.Tab("Generate", elem_id="trainer_tab_generate"):
                 build_generate_page(generator, samplers, size)
-        for path in sorted((ROOT / "javascript").glob("*.js")):
-            app.load(None, None, None, _js=f"() => {{ {path.read_text('utf-8')}\nreturn []; }}")
+        scripts = [path.read_text("utf-8") for path in sorted((ROOT / "javascript").glob("*.js"))]  # the bridge first
+        app.load(None, None, None, _js="\n".join(["() => {", *scripts, "return []; }"]))
     return app
 
 

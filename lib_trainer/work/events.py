@@ -1,28 +1,41 @@
-"""What a run says (events, going out) and what it can be told (commands, coming in).
+"""What a job says while it runs.
 
-The core imports no host and no page: whoever wants to watch passes a listener, whoever wants to steer holds the
-`Control`. Events are plain frozen data, so that a page, a progress bar, a log file and a test read the same stream.
+The core imports no host and no page: whoever wants to watch passes a listener. Events are plain frozen data, so that a
+page, a progress bar, a log file and a test read the same stream. Every stream has this form:
+
+    (Phase | Message)* [Started (Phase | Message | StepDone | PreviewMade | Saved)*] (Finished | Failed)
+
+`Started` and what follows from it is of training alone. Steps ascend by one, and nothing comes after the end.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.refusals import Sentence
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stage before or after the steps: 'Caching latents', 'Saving' … with `done` of `total` units."""
+    """A stage of a job: 'Caching latents', 'Scoring', 'Saving' … with `done` of `total` units.
+
+    `unit`: what is counted, in the plural ('pictures', 'bytes'). `known`: of `done`, how many cost nothing. `rate`:
+    units a second lately. `left`: seconds. `left_out`: what was passed over so far.
+    """
 
     name: str
     done: int = 0
     total: int = 0
+    unit: str = ""
+    known: int = 0
+    rate: float = 0.0
+    left: float | None = None
+    left_out: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,16 +90,22 @@ class Message:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run ended by itself or was stopped; what it has is saved at `path` (None if there was nothing to keep)."""
+    """The job ended by itself or was stopped. What training has is saved at `path` (None if there was nothing to keep).
 
-    step: int
-    path: Path | None
-    stopped: bool
+    `told`: a sentence on what was done; `notes`: what else deserves a word; `left_out`: what was passed over.
+    """
+
+    step: int = 0
+    path: Path | None = None
+    stopped: bool = False
+    told: str = ""
+    notes: tuple[str, ...] = ()
+    left_out: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The run ended with an error. `path` is the file that holds the last good weights, if any."""
+    """The job ended with an error. `path` is the file that holds the last good weights, if any."""
 
     error: str
     path: Path | None = None
@@ -94,45 +113,3 @@ class Failed:
 
 Event = Phase | Started | StepDone | PreviewMade | Saved | Message | Finished | Failed
 Listener = Callable[[Event], None]
-
-
-class Control:
-    """Commands to a running job; every method may be called from any thread.
-
-    `stop` ends the run after the step in progress and keeps what it has; `save` and `sample` are served between two
-    steps and then forgotten.
-    """
-
-    def __init__(self) -> None:
-        self._stop = threading.Event()
-        self._save = threading.Event()
-        self._sample = threading.Event()
-        self.stops = 0
-        """How often `stop` was called: what is done after the steps ends at the next one."""
-
-    def stop(self) -> None:
-        self.stops += 1
-        self._stop.set()
-
-    def save(self) -> None:
-        self._save.set()
-
-    def sample(self) -> None:
-        self._sample.set()
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop.is_set()
-
-    def take_save(self) -> bool:
-        """True once for each `save` (calls that come before it is served count as one)."""
-        return _take(self._save)
-
-    def take_sample(self) -> bool:
-        return _take(self._sample)
-
-
-def _take(flag: threading.Event) -> bool:
-    was_set = flag.is_set()
-    flag.clear()
-    return was_set

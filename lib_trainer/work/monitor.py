@@ -1,12 +1,11 @@
-"""What a person sees of a run: the event stream folded into one snapshot.
+"""What a person sees of a job: the event stream folded into one snapshot.
 
-The page polls `Monitor.view`, so that closing and reopening it loses nothing. The monitor keeps a bounded amount
-whatever the length of the run: the loss curve is thinned, previews and log lines are the last ones.
+Pages poll `Monitor.view`, so that closing and reopening one loses nothing, and any number may watch. A monitor keeps a
+bounded amount however long the job is: the loss curve is thinned, previews and log lines are the last ones.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Literal
 
 from PIL import Image
 
+from lib_trainer.dataset.folder import Skipped
 from lib_trainer.refusals import Sentence, printable
 from lib_trainer.work import events as ev
 
@@ -26,6 +26,9 @@ LOG_LINES = 200
 PREVIEWS = 24
 SMOOTHING = 0.02
 """Weight of a new loss in the smoothed line, once enough have been seen: a memory of about fifty steps."""
+
+STEPS = "Training"
+"""What the phase of the steps themselves is called."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +51,27 @@ class Preview:
 
 
 @dataclass(frozen=True)
-class RunView:
-    """A snapshot. `eta_seconds` and `steps_per_second` are None until they are known; `output` is the last saved file.
+class JobView:
+    """A snapshot of a job, plain data.
 
-    `run` tells runs of one process apart and `revision` counts the events that were folded in: a watcher that has seen
-    both need not be told again.
+    `id` tells it from every other, also after a restart, and `revision` counts what was folded in: a watcher that has
+    seen both need not be told again. `kind`: "training", "tagging", … `stopping`: it was told to stop and has not yet.
+    `told`: the sentence about its end, `notes`: what else deserves a word. `output`: the last file it has saved.
     """
 
     name: str
     state: State
-    run: int = 0
+    id: str = ""
+    kind: str = ""
     revision: int = 0
-    phase: str = ""
-    phase_done: int = 0
-    phase_total: int = 0
-    step: int = 0
-    total_steps: int = 0
-    epoch: int = 0
-    loss: float | None = None
-    learning_rates: tuple[tuple[str, float], ...] = ()
-    steps_per_second: float | None = None
-    eta_seconds: float | None = None
+    stopping: bool = False
+    progress: ev.Phase | None = None
     elapsed_seconds: float = 0.0
-    memory_bytes: int = 0
-    trained_parameters: int = 0
     output: Path | None = None
+    told: str = ""
     error: str = ""
-    curve: tuple[LossPoint, ...] = ()
-    previews: tuple[Preview, ...] = ()
+    notes: tuple[str, ...] = ()
+    left_out: tuple[Skipped, ...] = ()
     log: tuple[str, ...] = ()
 
     @property
@@ -83,17 +79,97 @@ class RunView:
         return self.state in ("queued", "running")
 
 
-_runs = itertools.count(1)
+@dataclass(frozen=True)
+class RunView(JobView):
+    """A snapshot of a training run. `eta_seconds` and `steps_per_second` are None until they are known."""
+
+    step: int = 0
+    total_steps: int = 0
+    epoch: int = 0
+    loss: float | None = None
+    learning_rates: tuple[tuple[str, float], ...] = ()
+    steps_per_second: float | None = None
+    eta_seconds: float | None = None
+    memory_bytes: int = 0
+    trained_parameters: int = 0
+    curve: tuple[LossPoint, ...] = ()
+    previews: tuple[Preview, ...] = ()
 
 
 class Monitor:
-    """A listener that keeps the view; safe to read from other threads."""
+    """A listener that keeps the view; safe to read from other threads. What comes after the end is left out."""
 
-    def __init__(self, name: str) -> None:
+    _view: JobView
+
+    def __init__(self, name: str, kind: str = "", id: str = "") -> None:
         self._lock = threading.Lock()
-        self._view = RunView(name=name, state="queued", run=next(_runs))
+        self._view = self._first(name, kind, id)
         self._created = time.monotonic()
         self._ended: float | None = None
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+
+    def _first(self, name: str, kind: str, id: str) -> JobView:
+        return JobView(name, "queued", id, kind)
+
+    @property
+    def ended(self) -> bool:
+        return self._ended is not None
+
+    def view(self) -> JobView:
+        with self._lock:
+            return self._snapshot()
+
+    def _snapshot(self) -> JobView:
+        end = self._ended if self._ended is not None else time.monotonic()
+        return replace(self._view, elapsed_seconds=end - self._created, log=tuple(self._log))
+
+    def stopping(self) -> None:
+        """Note that the job was told to stop."""
+        with self._lock:
+            if not self._view.stopping and not self.ended:
+                self._set(stopping=True, revision=self._view.revision + 1)
+
+    def __call__(self, event: ev.Event) -> None:
+        with self._lock:
+            if not self.ended:
+                self._fold(event)
+                self._set(revision=self._view.revision + 1)
+
+    def _fold(self, event: ev.Event) -> None:
+        match event:
+            case ev.Phase():
+                if self._view.progress is None or event.name != self._view.progress.name:
+                    self._say(event.name)
+                self._set(state="running", progress=event, left_out=event.left_out or self._view.left_out)
+            case ev.Message(text, level):
+                self._say(text if level == "info" else f"{level.capitalize()}: {text}")
+            case ev.Finished():
+                self._end("stopped" if event.stopped else "finished", event.path, "")
+                self._set(told=event.told, notes=event.notes, left_out=event.left_out)
+                self._say(event.told or ("Stopped" if event.stopped else "Finished"))
+            case ev.Failed(error, path):
+                self._end("failed", path, error)
+                self._say(f"Error: {error}")
+
+    def _end(self, state: State, path: Path | None, error: str) -> None:
+        self._ended = time.monotonic()
+        output = path if path is not None else self._view.output
+        self._set(state=state, error=error, stopping=False, output=output)
+
+    def _set(self, **changes: object) -> None:
+        self._view = replace(self._view, **changes)  # type: ignore[arg-type]
+
+    def _say(self, line: str | Sentence) -> None:
+        self._log.append(f"{time.strftime('%H:%M:%S')}  {printable(str(line))}")
+
+
+class RunMonitor(Monitor):
+    """As `Monitor`, with the steps, losses and previews of a training run."""
+
+    _view: RunView
+
+    def __init__(self, name: str, kind: str = "training", id: str = "") -> None:
+        super().__init__(name, kind, id)
         self._curve: list[LossPoint] = []
         self._last: LossPoint | None = None
         self._stride = 1
@@ -101,42 +177,28 @@ class Monitor:
         self._weight = 0.0
         self._previews: deque[Preview] = deque(maxlen=PREVIEWS)
         self._previews_made = 0
-        self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._seconds: deque[float] = deque(maxlen=50)
+
+    def _first(self, name: str, kind: str, id: str) -> RunView:
+        return RunView(name, "queued", id, kind)
 
     def view(self) -> RunView:
         with self._lock:
-            end = self._ended if self._ended is not None else time.monotonic()
             tail = () if self._last is None or self._curve[-1:] == [self._last] else (self._last,)
-            return replace(
-                self._view,
-                elapsed_seconds=end - self._created,
-                curve=(*self._curve, *tail),
-                previews=tuple(self._previews),
-                log=tuple(self._log),
-            )
-
-    def __call__(self, event: ev.Event) -> None:
-        with self._lock:
-            self._fold(event)
-            self._set(revision=self._view.revision + 1)
+            view = self._snapshot()
+            assert isinstance(view, RunView)
+            return replace(view, curve=(*self._curve, *tail), previews=tuple(self._previews))
 
     def _fold(self, event: ev.Event) -> None:
         match event:
-            case ev.Phase(name, done, total):
-                if name != self._view.phase:
-                    self._say(name)
-                self._set(state="running", phase=name, phase_done=done, phase_total=total)
             case ev.Started():
+                parts = ", ".join(f"{part} {count}" for part, count in event.modules.items())
                 self._set(
                     state="running",
-                    phase="Training",
-                    phase_done=0,
-                    phase_total=0,
+                    progress=ev.Phase(STEPS),
                     total_steps=event.total_steps,
                     trained_parameters=event.trained_parameters,
                 )
-                parts = ", ".join(f"{part} {count}" for part, count in event.modules.items())
                 self._say(f"Training {event.trained_parameters:,} parameters in modules: {parts}")
             case ev.StepDone():
                 self._step(event)
@@ -147,23 +209,22 @@ class Monitor:
             case ev.Saved(step, path, _):
                 self._set(output=path)
                 self._say(f"Step {step}: saved {path}")
-            case ev.Message(text, level):
-                self._say(text if level == "info" else f"{level.capitalize()}: {text}")
             case ev.Finished(step, path, stopped):
                 self._end("stopped" if stopped else "finished", path, "")
                 self._say(f"{'Stopped' if stopped else 'Finished'} at step {step}")
-            case ev.Failed(error, path):
-                self._end("failed", path, error)
-                self._say(f"Error: {error}")
+            case _:
+                super()._fold(event)
+
+    def _end(self, state: State, path: Path | None, error: str) -> None:
+        super()._end(state, path, error)
+        self._set(eta_seconds=None)
 
     def _step(self, event: ev.StepDone) -> None:
         self._plot(event)
         self._seconds.append(event.seconds)
         rate = len(self._seconds) / max(sum(self._seconds), 1e-9)
         self._set(
-            phase="Training",
-            phase_done=0,
-            phase_total=0,
+            progress=ev.Phase(STEPS),
             step=event.step,
             total_steps=event.total_steps,
             epoch=event.epoch,
@@ -187,13 +248,3 @@ class Monitor:
             self._stride *= 2
             first, *rest = self._curve
             self._curve = [first, *(point for point in rest if point.step % self._stride == 0)]
-
-    def _end(self, state: State, path: Path | None, error: str) -> None:
-        self._ended = time.monotonic()
-        self._set(state=state, error=error, eta_seconds=None, output=path if path is not None else self._view.output)
-
-    def _set(self, **changes: object) -> None:
-        self._view = replace(self._view, **changes)  # type: ignore[arg-type]
-
-    def _say(self, line: str | Sentence) -> None:
-        self._log.append(f"{time.strftime('%H:%M:%S')}  {printable(str(line))}")

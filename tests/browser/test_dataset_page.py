@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_trainer.work.jobs import JobRunner
+from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings
 from tests.browser.chromium import MARKS, SLOW, driver
 from tests.ui.fakes import FakeGenerator, FakeHost
@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     from lib_trainer.ui.standalone import build_app, serve
 
-    app = build_app(JobRunner(FakeHost(tmp_path)), FakeGenerator(), count_tokens=len)
+    app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), count_tokens=len)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,11 +94,18 @@ def test_open_filter_prune_with_a_preview_undo_and_train(page: Any, root: Path) 
     page.locator(".dataset-bar button", has_text="Undo").click()
     sees(page, ".trainer-notice-info", "Undone: Delete all feature tags")
     assert text(root, "1.txt") == before
+    translate_tabs(page)
     page.locator("#dataset_train").click()
     expect(page.locator("#trainer_dataset_folder textarea, #trainer_dataset_folder input").first).to_have_value(
         str(root)
     )
     expect(page.locator("#trainer_start")).to_be_visible()
+
+
+def translate_tabs(page: Any) -> None:
+    """As the WebUI's localisation does: other words in the same elements."""
+    bar = page.locator(".tab-nav button")
+    bar.evaluate_all("(all) => all.forEach((one, n) => { one.textContent = `标签 ${n}`; })")
 
 
 def test_the_set_that_was_pressed_is_in_the_form_the_first_time_too(page: Any, root: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from starlette.routing import Route
 
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.doors import Doors
-from lib_trainer.work.jobs import JobRunner
 from tests.browser.chromium import MARKS, SLOW, driver
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -67,7 +67,7 @@ ATTACK = """async ([server, paths, body]) => {
 @dataclass
 class Site:
     app: gr.Blocks
-    runner: JobRunner
+    runner: TrainingDesk
     address: str
     port: int
     pictures: Path
@@ -86,7 +86,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     pictures = tmp_path_factory.mktemp("pictures")
     Image.new("RGB", (64, 64), "red").save(pictures / "a.png")
     (pictures / "a.txt").write_text("zorb, red", "utf-8")
-    runner = JobRunner(FakeHost(pictures / "root"))
+    runner = TrainingDesk(FakeHost(pictures / "root"))
     app, port = build_app(runner, FakeGenerator(), count_tokens=len), free_port()
     address = serve(app, port=port, block=False).rstrip("/")
     yield Site(app, runner, address, port, pictures)
@@ -140,7 +140,7 @@ def test_a_page_of_another_site_reaches_nothing(
     monkeypatch.setattr(Doors, "refusal", refusal)
     page.goto(f"http://{name}:{evil}/")
     index = next(i for i, one in enumerate(site.app.dependencies) if one["backend_fn"])
-    body = json.dumps({"fn_index": index, "data": [None, json.dumps({"do": "trash"})], "session_hash": "s"})
+    body = json.dumps({"fn_index": index, "data": [json.dumps({"do": "trash"})], "session_hash": "s"})
     tried = paths(site)
     assert len(tried) > 30
     assert page.evaluate(ATTACK, [site.address, tried, body]) == []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lib_trainer.work import jobs
-from lib_trainer.work.jobs import JobRunner
+from lib_trainer.training import desk as training_desk
+from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings
 from tests.browser.chromium import MARKS, SLOW, driver
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
@@ -28,7 +28,7 @@ class Site:
 
     address: str
     script: Script
-    runner: JobRunner
+    runner: TrainingDesk
     generator: FakeGenerator
     pictures: Path
 
@@ -38,9 +38,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     from lib_trainer.ui.standalone import build_app, serve
 
     script = Script(step_seconds=0.02, cache_seconds=0.02)
-    monkeypatch.setattr(jobs, "prepare", script.prepare)
-    monkeypatch.setattr(jobs, "run_plan", script.run_plan)
-    runner, generator = JobRunner(FakeHost(tmp_path)), FakeGenerator()
+    monkeypatch.setattr(training_desk, "prepare", script.prepare)
+    monkeypatch.setattr(training_desk, "run_plan", script.run_plan)
+    runner, generator = TrainingDesk(FakeHost(tmp_path)), FakeGenerator()
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     app = build_app(runner, generator)

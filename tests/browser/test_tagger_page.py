@@ -15,7 +15,7 @@ from lib_trainer.captions.tags import split_tags
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.views import Places
-from lib_trainer.work.jobs import JobRunner
+from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings
 from tests.browser.chromium import MARKS, SLOW, driver
 from tests.tagging.conftest import MINI, draw_scenes
@@ -32,7 +32,7 @@ def address(tmp_path: Path) -> Iterator[str]:
 
     shutil.copytree(MINI, tmp_path / "models" / "wd" / "wd-mini")
     desk = TaggerDesk(Places(lambda: [tmp_path / "models"], lambda: tmp_path / "models"))
-    app = build_app(JobRunner(FakeHost(tmp_path)), FakeGenerator(), desk=desk)
+    app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), desk=desk)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -24,15 +24,16 @@ from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.captions.effect import Opened
 from lib_trainer.tagging.captions.style import Style
 from lib_trainer.tagging.captions.writing import write_captions
-from lib_trainer.tagging.events import Progress, WriteReport
 from lib_trainer.tagging.models.labels import Labels
 from lib_trainer.tagging.models.registry import Tagger
 from lib_trainer.tagging.pictures import CaptionPlaces, Folder, list_pictures
+from lib_trainer.tagging.reports import WriteReport
 from lib_trainer.tagging.run import Scored, score_folder
 from lib_trainer.tagging.scores import pipeline
 from lib_trainer.tagging.scores.pipeline import PixelBudget, score_pictures
 from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.scores.table import Thresholds, select
+from lib_trainer.work.events import Phase
 from miniature.world import Scene
 from tests.tagging.conftest import draw_scenes
 
@@ -92,7 +93,7 @@ def grey(folder: Path, count: int) -> list[Path]:
 
 def test_every_picture_gets_its_own_scores(tmp_path: Path) -> None:
     pictures, tagger = grey(tmp_path / "set", 23), Watched()
-    seen: list[Progress] = []
+    seen: list[Phase] = []
     with ScoreStore(tmp_path / "set") as store:
         report = score_pictures(tagger, store, pictures, listener=seen.append, workers=3)
         assert (report.total, report.scored, report.cached, report.skipped, report.stopped) == (23, 23, 0, (), False)

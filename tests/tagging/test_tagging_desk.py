@@ -67,7 +67,7 @@ def test_a_graphics_card_is_waited_for_and_given_back(desk: TaggerDesk, turns: T
     on_a_card(desk)
     desk.start_scoring(Selection(str(tmp_path / "pictures"), True, ("wd-mini",)))
     view = desk.wait(60)
-    assert view is not None and view.state == "done" and "runs on CUDA" in view.notes[0]
+    assert view is not None and view.state == "finished" and "runs on CUDA" in view.notes[0]
     assert turns.taken == ["Tagging"] and not turns.held
     assert desk.device() == "", "its memory is free for the next generation"
 
@@ -105,7 +105,7 @@ def test_a_download_in_the_background_is_found_at_once(desk: TaggerDesk, mini_hu
     assert [item.name for item in desk.found()] == ["wd-mini"]
     desk.start_download("wd-vit-tagger-v3")
     view = desk.wait(60)
-    assert view is not None and view.state == "done" and "wd-vit-tagger-v3 is in" in view.told
+    assert view is not None and view.state == "finished" and "wd-vit-tagger-v3 is in" in view.told
     assert [item.name for item in desk.found()] == ["wd-mini", "wd-vit-tagger-v3"]
     assert desk.tagger("wd-vit-tagger-v3", "cpu").side == 64
 
@@ -114,7 +114,7 @@ def test_a_download_that_fails_is_told(desk: TaggerDesk, mini_hub: Hub) -> None:
     del mini_hub.files["model.onnx"]
     desk.start_download("wd-vit-tagger-v3")
     view = desk.wait(60)
-    assert view is not None and view.state == "failed" and "does not exist (404)" in view.told
+    assert view is not None and view.state == "failed" and "does not exist (404)" in view.error
 
 
 def test_the_command_line_fetches_only_when_told_to(

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from lib_trainer.refusals import TaggerError
-from lib_trainer.tagging.events import Progress
 from lib_trainer.tagging.models import download as module
 from lib_trainer.tagging.models.download import Stopped, download
 from lib_trainer.tagging.models.folders import at
+from lib_trainer.work.events import Phase
 from tests.tagging.hub import LARGE, MODEL, SMALL, Hub
 from tests.tagging.hub import hub as hub
 
@@ -24,14 +24,14 @@ def gets(hub: Hub) -> list[tuple[str, str]]:
 
 
 def test_both_files_arrive_whole_with_progress(hub: Hub, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[Phase] = []
     folder = download(MODEL, tmp_path, listener=seen.append)
     assert folder == tmp_path / MODEL.name
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files, "and no remains"
     total = len(LARGE) + len(SMALL)
     done = [progress.done for progress in seen]
     assert done == sorted(done) and done[-1] == total == seen[0].total and len(done) > 10
-    assert seen[-1].what == "Downloading model.onnx", "the large one last: until then the folder is not taken for whole"
+    assert seen[-1].name == "Downloading model.onnx", "the large one last: until then the folder is not taken for whole"
     assert at(folder).problem == ""
 
 

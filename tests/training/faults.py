@@ -19,6 +19,7 @@ from lib_trainer.refusals import TrainerError
 from lib_trainer.training.run import prepare, run_plan
 from lib_trainer.training.session import Session
 from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 
 
 class Allocator(TorchDispatchMode):
@@ -131,7 +132,7 @@ def run_with(allocator: Allocator, host: Host, job: JobConfig, listeners: list[e
     gc.disable()
     try:
         with watching(allocator, host) as listen, allocator:
-            run_plan(plan, host, ev.Control(), lambda event: [one(event) for one in (*listeners, listen)] and None)
+            run_plan(plan, host, Control(), lambda event: [one(event) for one in (*listeners, listen)] and None)
     except TrainerError as error:
         return error
     finally:

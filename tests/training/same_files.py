@@ -131,12 +131,12 @@ def _host(name: str, model: Any, checkpoint: Path, root: Path) -> Any:
 
 
 def _run(host: Any, pictures: Path, changes: dict[str, Any]) -> None:
-    from lib_trainer.work.jobs import JobRunner
+    from lib_trainer.training.desk import TrainingDesk
     from tests.support import make_job
 
     if changes.get("network__kind") == "difference":
         changes = changes | {"difference__before": str(pictures.with_name("before"))}
-    runner = JobRunner(host)
+    runner = TrainingDesk(host)
     runner.start(make_job(pictures, **changes))
     view = runner.wait()
     assert view is not None and view.state == "finished", view

@@ -18,7 +18,7 @@ from lib_trainer.ports import HeldPart
 from lib_trainer.training.forecast import Place, forecast, read_table
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.run import prepare, run_plan
-from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 from tests.support import ModelHost, make_job, roots_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -78,7 +78,7 @@ def measured_peak(job: JobConfig, model: LdmModel, root: Path) -> int:
     gc.collect()
     with Allocations() as live:
         live.watch(tensor for module in roots_of(model) for tensor in (*module.parameters(), *module.buffers()))
-        run_plan(plan, host, ev.Control(), lambda event: None)
+        run_plan(plan, host, Control(), lambda event: None)
     return live.peak
 
 

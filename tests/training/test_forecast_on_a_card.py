@@ -15,6 +15,7 @@ from lib_trainer.training.forecast import Place, forecast, tables
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.run import prepare, run_plan
 from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 from tests.support import ModelHost, draw_pictures, make_job
 
 pytestmark = [
@@ -71,6 +72,6 @@ def test_a_forecast_is_within_a_tenth_of_the_cards_peak(model: LdmModel, tmp_pat
         """The run lets the peak be counted anew when its steps begin."""
         peaks.append(torch.cuda.max_memory_allocated(CARD))
 
-    run_plan(plan, host, ev.Control(), emit)
+    run_plan(plan, host, Control(), emit)
     peak = max(*peaks, torch.cuda.max_memory_allocated(CARD))
     assert foreseen.total / peak == pytest.approx(1, abs=0.1), f"{foreseen} against {peak / 2**30:.2f} GiB"

@@ -23,7 +23,7 @@ from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import precision
-from lib_trainer.work.jobs import JobRunner
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work.monitor import RunView
 from tests.support import SCALE, ModelHost, Tiny, differences, roots_of, snapshot, tiny_schedule
 
@@ -124,7 +124,7 @@ def _run(model: LdmModel, root: Path, folder: Path, changes: dict[str, Any]) -> 
         "training.max_steps": 2, "network.rank": 4, "network.alpha": 4.0, "preview.prompt": "zorb", "preview.every": 1,
         "output.name": "zrk", "difference.before": str(folder),
     }  # fmt: skip
-    runner = JobRunner(_HalfHost(model, root))
+    runner = TrainingDesk(_HalfHost(model, root))
     runner.start(from_values(values | changes))
     view = runner.wait(300)
     assert view is not None

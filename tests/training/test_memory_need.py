@@ -12,10 +12,10 @@ from lib_trainer.config import JobConfig, from_values, to_values
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import forecast as forecasts
 from lib_trainer.training import memory_need
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.forecast import Place, forecast, read_table, table_for
 from lib_trainer.training.memory_need import GIB, outlook, remedies_for
 from lib_trainer.work import events as ev
-from lib_trainer.work.jobs import JobRunner
 from tests.support import ModelHost, make_job
 from tests.training.watched import Watched
 
@@ -124,7 +124,7 @@ def test_an_unconfirmed_job_that_does_not_fit_is_not_started(
 
     monkeypatch.setattr(forecasts, "tables", lambda: {"tiny": TINY})
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 0)
-    runner = JobRunner(watched.host)
+    runner = TrainingDesk(watched.host)
     with pytest.raises(MemoryShort, match="needs about"):
         runner.start(make_job(pictures, training__precision="bf16"), confirmed=False)
     assert not runner.running and runner.view() is None

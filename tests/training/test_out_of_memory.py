@@ -20,6 +20,7 @@ import torch
 from lib_trainer.ports import HeldPart
 from lib_trainer.training.run import prepare, run_plan
 from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 from tests.support import (
     SCALE,
     ModelHost,
@@ -209,7 +210,7 @@ def test_memory_runs_out(
         assert failure is not None and (failure.kept is not None) == (case.step > 0)
         if failure.kept is not None:
             assert f"-step{case.step:08d}" in failure.kept.name and failure.kept.stat().st_size > 0
-    run_plan(prepare(make_job(pictures, **AGAIN), host), host, ev.Control(), told.append)
+    run_plan(prepare(make_job(pictures, **AGAIN), host), host, Control(), told.append)
     assert isinstance(told[-1], ev.Finished) and told[-1].path is not None
 
 

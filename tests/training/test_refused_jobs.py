@@ -12,8 +12,8 @@ from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.refusals import ConfigError, DatasetError, ModelError, TrainerError
 from lib_trainer.training import loop, precision
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
-from lib_trainer.work.jobs import JobRunner
 from tests.support import make_job
 from tests.training.watched import PATIENCE, Watched, at_step, one_sentence
 
@@ -113,7 +113,7 @@ def test_no_checkpoint(pictures: Path, tmp_path: Path) -> None:
         (None, "No checkpoint is given"),
         (tmp_path / "gone.safetensors", "There is no checkpoint"),
     ):
-        runner = JobRunner(StandaloneHost(checkpoint, tmp_path))
+        runner = TrainingDesk(StandaloneHost(checkpoint, tmp_path))
         with pytest.raises(ModelError, match=said):
             runner.start(make_job(pictures))
         assert runner.view() is None
@@ -122,7 +122,7 @@ def test_no_checkpoint(pictures: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_that_cannot_be_trained_fails_in_a_sentence(pictures: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\0" * 64)
-    runner = JobRunner(StandaloneHost(broken, tmp_path))
+    runner = TrainingDesk(StandaloneHost(broken, tmp_path))
     runner.start(make_job(pictures))
     view = runner.wait(PATIENCE)
     assert view is not None and view.state == "failed"

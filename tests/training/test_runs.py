@@ -1,4 +1,4 @@
-"""Whole runs through `JobRunner` on the standalone host that end well: finished, stopped, saved, previewed.
+"""Whole runs through `TrainingDesk` on the standalone host that end well: finished, stopped, saved, previewed.
 
 The `host` fixture checks after each of them that the model is untouched and draws what it drew.
 """

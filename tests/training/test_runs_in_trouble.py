@@ -163,7 +163,7 @@ def test_a_step_that_loss_scaling_skips_moves_no_average(
     assert [event.applied for event in watched.of(ev.StepDone)] == [True, False, True]
 
 
-@pytest.mark.parametrize("kind", [ev.Phase, ev.Started, ev.StepDone, ev.PreviewMade, ev.Saved, ev.Finished])
+@pytest.mark.parametrize("kind", [ev.Phase, ev.Started, ev.StepDone, ev.PreviewMade, ev.Saved])
 def test_a_listener_that_raises(watched: Watched, pictures: Path, kind: type) -> None:
     watched.react = raising(kind, ValueError("the page is gone"))
     view = watched.run(pictures, preview__prompt="x", preview__every=1, output__save_every=2)
@@ -175,10 +175,18 @@ def test_a_listener_that_raises(watched: Watched, pictures: Path, kind: type) ->
         ev.StepDone: ["learned-step00000001.safetensors"],
         ev.PreviewMade: ["learned-step00000001.safetensors"],
         ev.Saved: ["learned-step00000002.safetensors"],
-        ev.Finished: ["learned-step00000002.safetensors", "learned.safetensors"],
     }[kind]
     assert watched.files == kept
     assert view.output == (watched.host.lora_folder() / kept[-1] if kept else None)
+
+
+def test_a_listener_that_cannot_bear_the_end_changes_nothing_about_it(
+    watched: Watched, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched.react = raising(ev.Finished, ValueError("the page is gone"))
+    view = watched.run(pictures)
+    assert view.state == "finished" and watched.files == ["learned.safetensors"]
+    assert "the page is gone" in caplog.text
 
 
 def test_a_listener_that_raises_while_a_preview_fails(

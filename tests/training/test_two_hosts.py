@@ -15,6 +15,7 @@ from lib_trainer.training.objective import draw_noised, loss_of
 from lib_trainer.training.precision import autocast
 from lib_trainer.training.run import prepare, run_plan
 from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 from tests.support import ModelHost, assert_same_training, make_job, network_difference, relative
 
 State = dict[str, torch.Tensor]
@@ -26,7 +27,7 @@ def train(model: Any, pictures: Path, root: Path, **changes: Any) -> State:
     """Run a job to its end on a model; returns the file's tensors."""
     host = ModelHost(model, root)
     seen: list[ev.Event] = []
-    run_plan(prepare(make_job(pictures, **changes), host), host, ev.Control(), seen.append)
+    run_plan(prepare(make_job(pictures, **changes), host), host, Control(), seen.append)
     finished = seen[-1]
     assert isinstance(finished, ev.Finished) and finished.path is not None
     assert all(step.loss == step.loss for step in seen if isinstance(step, ev.StepDone))
@@ -141,7 +142,7 @@ def test_accumulated_batches_make_one_step(diffusers_model: Any, pictures: Path,
     job = make_job(
         pictures, training__max_steps=0, training__epochs=2, training__batch_size=2, training__gradient_accumulation=2
     )
-    run_plan(prepare(job, host), host, ev.Control(), seen.append)
+    run_plan(prepare(job, host), host, Control(), seen.append)
     steps = [event for event in seen if isinstance(event, ev.StepDone)]
     assert [(step.step, step.epoch, step.total_steps) for step in steps] == [(1, 1, 4), (2, 1, 4), (3, 2, 4), (4, 2, 4)]
     assert [text for _, _, text in host.lease_.shown if text.startswith("loss")]
@@ -155,6 +156,6 @@ def test_alpha_zero_means_the_rank(diffusers_model: Any, pictures: Path, tmp_pat
 def test_the_loss_falls(diffusers_model: Any, pictures: Path, tmp_path: Path) -> None:
     host, seen = ModelHost(diffusers_model, tmp_path), []  # type: ignore[var-annotated]
     job = make_job(pictures, training__max_steps=16, training__batch_size=2, optimizer__unet_lr=1e-2, network__rank=8)
-    run_plan(prepare(job, host), host, ev.Control(), seen.append)
+    run_plan(prepare(job, host), host, Control(), seen.append)
     losses = [event.loss for event in seen if isinstance(event, ev.StepDone)]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])

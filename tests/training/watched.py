@@ -10,9 +10,10 @@ import torch
 
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.networks.formats.lora_file import read_lora
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
-from lib_trainer.work.jobs import JobRunner
 from lib_trainer.work.monitor import RunView
+from tests import protocol
 from tests.support import make_job
 
 PATIENCE = 120.0
@@ -22,7 +23,7 @@ class Watched:
     """A runner with everything it said, and what a test wants done when it is said."""
 
     def __init__(self, host: StandaloneHost) -> None:
-        self.host, self.runner = host, JobRunner(host)
+        self.host, self.runner = host, TrainingDesk(host)
         self.events: list[ev.Event] = []
         self.react: Callable[[ev.Event], None] = lambda event: None
 
@@ -31,9 +32,11 @@ class Watched:
         self.react(event)
 
     def run(self, pictures: Path, **changes: Any) -> RunView:
+        before = len(self.events)
         self.runner.start(make_job(pictures, **changes), self)
         view = self.runner.wait(PATIENCE)
         assert view is not None and not self.runner.running
+        protocol.check(self.events[before:])
         return view
 
     def of(self, kind: type) -> list[Any]:

@@ -18,6 +18,7 @@ from lib_trainer.ports import HeldPart, Host, LoadedModel, PreviewRequest
 from lib_trainer.refusals import DatasetError, ModelError, TrainerError
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 
 
 @dataclass
@@ -130,7 +131,7 @@ class Script:
         warning = memory.warning() if memory else None
         return ScriptedPlan(job, host, (warning,) if warning else ())
 
-    def run_plan(self, plan: ScriptedPlan, host: Host, control: ev.Control, emit: ev.Listener) -> None:
+    def run_plan(self, plan: ScriptedPlan, host: Host, control: Control, emit: ev.Listener) -> None:
         job = plan.job
         output = host.lora_folder() / f"{job.output.name}.safetensors"
         for done in range(41):

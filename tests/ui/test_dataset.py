@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lib_trainer.dataset.desk import DatasetDesk
 from lib_trainer.ui.dataset.actions import COMMANDS, PANELS, DatasetActions
 from lib_trainer.ui.dataset.common import note_form
 from lib_trainer.ui.dataset.page import shown
-from lib_trainer.ui.dataset.view import SetPool, View
+from lib_trainer.ui.dataset.view import SESSIONS, View
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ class Tab:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.actions = DatasetActions(SetPool(len, lambda folder: Scores()))
+        self.actions = DatasetActions(DatasetDesk(len, lambda folder: Scores()))
         self.view = View()
         self.panels: dict[str, str] = {}
 
@@ -350,7 +351,7 @@ def test_an_unexpected_error_is_a_sentence_and_its_trace_is_logged(
 
     monkeypatch.setitem(COMMANDS, "tags", broken)
     assert "Unexpected error, see the console: RuntimeError: a bug &lt;b&gt;" in tab("tags", text="x")
-    monkeypatch.setattr("lib_trainer.ui.dataset.checking.make_report", broken)
+    monkeypatch.setattr("lib_trainer.dataset.desk.make_report", broken)
     check(tab)
     assert "Unexpected error, see the console: RuntimeError: a bug &lt;b&gt;" in tab.panels["work"]
     traces = [record for record in caplog.records if record.exc_info]
@@ -387,9 +388,30 @@ def test_names_and_tags_are_escaped(tmp_path: Path) -> None:
 def test_only_what_changed_is_sent(tab: Tab) -> None:
     first = shown(tab.view, tab.panels)
     tab("click", key="3_alba/4.png")
-    sent = dict(zip(PANELS, shown(tab.view, tab.panels)[1:], strict=True))
-    assert all("value" in update for update in first[1:])
+    sent = dict(zip(PANELS, shown(tab.view, tab.panels), strict=True))
+    assert all("value" in update for update in first)
     assert "value" not in sent["gallery"] and "value" not in sent["tags"] and "value" in sent["marks"]
+
+
+def test_each_tab_of_a_browser_has_a_view_of_its_own_and_few_are_kept(tab: Tab) -> None:
+    sessions = tab.actions.sessions
+    one, other = sessions.view("one"), sessions.view("other")
+    assert one is sessions.view("one") is not other
+    tab.actions.run(one, {"do": "open", "folder": str(tab.root)})
+    assert one is sessions.view("one") and one.open is not None and other.open is None
+    for number in range(SESSIONS):
+        sessions.view(f"later {number}")
+    assert sessions.view("one") is not one, "the oldest has gone; its tab opens its set again"
+
+
+def test_what_an_answer_that_was_lost_has_shown_is_sent_again(tab: Tab) -> None:
+    sessions = tab.actions.sessions
+    view = sessions.view("one")
+    shown(view, tab.panels)
+    sessions.sent(view, "1")
+    assert not any("value" in update for update in shown(sessions.view("one", "1"), tab.panels))
+    sessions.sent(view, "2")
+    assert all("value" in update for update in shown(sessions.view("one", "1"), tab.panels)), "2 never came"
 
 
 def test_every_command_that_the_script_and_the_panels_send_is_known() -> None:
@@ -400,4 +422,4 @@ def test_every_command_that_the_script_and_the_panels_send_is_known() -> None:
         named |= set(re.findall(r"""(?:button\([^()]*?, |command\()["']([a-z-]+)["']""", source))
         named |= set(re.findall(r'data-(?:enter|typed)="([a-z-]+)"', source))
     assert len(named) > 20
-    assert named - {"open"} <= set(COMMANDS)
+    assert named - {"open", "train"} <= set(COMMANDS)

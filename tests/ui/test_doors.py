@@ -20,9 +20,9 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from lib_trainer.origins import foreign_page, host_name, is_loopback, names_of, same_origin
 from lib_trainer.refusals import ConfigError
+from lib_trainer.training import desk as training_desk
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.doors import check_password
-from lib_trainer.work import jobs
-from lib_trainer.work.jobs import JobRunner
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 
 pytestmark = [
@@ -47,7 +47,7 @@ OPEN = frozenset({
 @dataclass
 class Site:
     app: gr.Blocks
-    runner: JobRunner
+    runner: TrainingDesk
     port: int
     folder: Path
 
@@ -110,10 +110,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from lib_trainer.ui.standalone import build_app, serve
 
     script, patch = Script(step_seconds=0.01, cache_seconds=0), pytest.MonkeyPatch()
-    patch.setattr(jobs, "prepare", script.prepare)
-    patch.setattr(jobs, "run_plan", script.run_plan)
+    patch.setattr(training_desk, "prepare", script.prepare)
+    patch.setattr(training_desk, "run_plan", script.run_plan)
     folder = tmp_path_factory.mktemp("set")
-    runner = JobRunner(FakeHost(folder / "root"))
+    runner = TrainingDesk(FakeHost(folder / "root"))
     app = build_app(runner, FakeGenerator(), count_tokens=len)
     port = free_port()
     serve(app, port=port, block=False)
@@ -191,17 +191,17 @@ def make_set(folder: Path) -> Path:
 def test_a_foreign_page_opens_moves_and_starts_nothing(site: Site) -> None:
     pictures = make_set(site.folder)
     own = {"Origin": f"http://{site.host}"}
-    opening, trash = ([None, json.dumps(c)] for c in ({"do": "open", "folder": str(pictures)}, {"do": "trash"}))
+    opening, trash = ([json.dumps(c)] for c in ({"do": "open", "folder": str(pictures)}, {"do": "trash"}))
     page = [one for one in site.app.blocks.values() if one.elem_id == "trainer_start"]
     assert page
     start = [component.postprocess(component.value) for component in form_of(site)]
     for headers in ({"Origin": EVIL}, {"Host": "evil.example"}):
-        for element, data in (("dataset_send", opening), ("dataset_send", trash), ("trainer_start", start)):
+        for element, data in (("dataset_command", opening), ("dataset_command", trash), ("trainer_start", start)):
             answer = site.event(element, data, headers)
             assert answer.status == 403 and b"data" not in answer.body
     assert sorted(path.name for path in pictures.iterdir()) == ["a.png", "a.txt"]
     assert site.runner.view() is None
-    assert b"pictures are open" in site.event("dataset_send", opening, own).body, "the page itself can"
+    assert b"pictures are open" in site.event("dataset_command", opening, own).body, "the page itself can"
     assert b"trainer-notice-error" in site.event("trainer_start", start, own).body
 
 
@@ -268,15 +268,15 @@ def test_another_address_asks_for_a_password(tmp_path: Path) -> None:
     from lib_trainer.ui.standalone import build_app, serve
 
     with pytest.raises(ConfigError, match="--password"):
-        serve(build_app(JobRunner(FakeHost(tmp_path)), FakeGenerator()), "0.0.0.0", free_port(), block=False)
+        serve(build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator()), "0.0.0.0", free_port(), block=False)
     with pytest.raises(ConfigError, match="at least 8"):
         check_password("127.0.0.1", "short")
-    app, port = build_app(JobRunner(FakeHost(tmp_path)), FakeGenerator()), free_port()
+    app, port = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator()), free_port()
     serve(app, "0.0.0.0", port, block=False, password="correct horse")
-    site = Site(app, JobRunner(FakeHost(tmp_path)), port, tmp_path)
+    site = Site(app, TrainingDesk(FakeHost(tmp_path)), port, tmp_path)
     try:
         assert json.loads(site.ask("GET", "/config").body).get("detail") == "Not authenticated"
-        assert site.event("trainer_poll", [""]).status == 401
+        assert site.event("trainer_poll", ["{}", ""]).status == 401
         assert site.ask("GET", "/config", {"Host": "evil.example"}).status == 403
         form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"http://{site.host}"}
         assert site.ask("POST", "/login", form, "username=me&password=wrong+horse").status == 400

@@ -11,12 +11,12 @@ import torch
 
 from lib_trainer.config import JobConfig, to_values
 from lib_trainer.ports import HeldPart
+from lib_trainer.training import desk as training_desk
 from lib_trainer.training import memory_need
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.forecast import tables
 from lib_trainer.ui.train.actions import PageOptions, TrainActions
 from lib_trainer.ui.train.memory_line import MemoryLine
-from lib_trainer.work import jobs
-from lib_trainer.work.jobs import JobRunner
 from tests.ui.fakes import FakeHost, Script
 
 GIB = 2**30
@@ -36,11 +36,11 @@ def host(tmp_path: Path) -> _Host:
 
 
 @pytest.fixture
-def runner(host: _Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobRunner]:
+def runner(host: _Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainingDesk]:
     script = Script(step_seconds=0.002, cache_seconds=0)
-    monkeypatch.setattr(jobs, "prepare", script.prepare)
-    monkeypatch.setattr(jobs, "run_plan", script.run_plan)
-    runner = JobRunner(host)
+    monkeypatch.setattr(training_desk, "prepare", script.prepare)
+    monkeypatch.setattr(training_desk, "run_plan", script.run_plan)
+    runner = TrainingDesk(host)
     yield runner
     runner.stop()
     runner.wait(10)
@@ -53,7 +53,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_line_follows_the_form(
-    runner: JobRunner, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    runner: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 24 * GIB)
     line = MemoryLine(runner)
@@ -67,7 +67,7 @@ def test_the_line_follows_the_form(
 
 
 def test_what_does_not_fit_is_said_in_the_line_with_the_remedy(
-    runner: JobRunner, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    runner: TrainingDesk, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 8 * GIB)
     told = MemoryLine(runner).html(values)
@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_said_in_the_line_with_the_remedy(
 
 
 def test_start_says_it_once_and_starts_at_the_second_press(
-    runner: JobRunner, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: TrainingDesk, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 8 * GIB)
     actions = TrainActions(runner, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}"))
@@ -90,7 +90,7 @@ def test_start_says_it_once_and_starts_at_the_second_press(
 
 
 def test_what_fits_starts_at_once(
-    runner: JobRunner, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: TrainingDesk, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 24 * GIB)
     actions = TrainActions(runner, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}"))
@@ -99,4 +99,4 @@ def test_what_fits_starts_at_once(
 
 
 def test_nothing_is_said_of_a_model_that_no_table_is_about(values: dict[str, Any], tmp_path: Path) -> None:
-    assert MemoryLine(JobRunner(FakeHost(tmp_path))).html(values) == ""
+    assert MemoryLine(TrainingDesk(FakeHost(tmp_path))).html(values) == ""

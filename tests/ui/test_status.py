@@ -9,6 +9,7 @@ import pytest
 
 from lib_trainer.ui.train.chart import HEIGHT, MAX_DRAWN, WIDTH, chart_html, ticks
 from lib_trainer.ui.train.status import clock, header_html, log_html, notice_html, rate_text, size, speed, status_html
+from lib_trainer.work.events import Phase
 from lib_trainer.work.monitor import LossPoint, RunView
 
 EVIL = "<img src=x onerror=alert(1)>&\"'"
@@ -18,14 +19,13 @@ def test_everything_from_outside_is_escaped() -> None:
     view = RunView(
         name=EVIL,
         state="failed",
-        phase=EVIL,
-        phase_total=3,
+        progress=Phase(EVIL, 0, 3),
         output=Path(EVIL),
         error=EVIL,
         learning_rates=((EVIL, 1e-4),),
         log=(EVIL,),
     )
-    running = RunView(name="a", state="running", phase=EVIL)
+    running = RunView(name="a", state="running", progress=Phase(EVIL))
     shown = [
         status_html(view, prefix="trainer", task_id=EVIL),
         status_html(running, prefix="trainer"),
@@ -42,7 +42,7 @@ def test_a_run_shows_its_numbers() -> None:
     view = RunView(
         name="cat",
         state="running",
-        phase="Training",
+        progress=Phase("Training"),
         step=250,
         total_steps=1000,
         epoch=3,
@@ -64,7 +64,7 @@ def test_a_run_shows_its_numbers() -> None:
 
 
 def test_a_phase_has_its_own_progress() -> None:
-    view = RunView(name="cat", state="running", phase="Caching latents", phase_done=12, phase_total=40, total_steps=9)
+    view = RunView(name="cat", state="running", progress=Phase("Caching latents", 12, 40), total_steps=9)
     html = status_html(view, prefix="trainer")
     assert "Caching latents 12/40" in html
     assert 'aria-valuenow="30"' in html and "trainer-bar-phase" in html

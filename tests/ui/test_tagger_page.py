@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -64,7 +63,7 @@ def settings(folder: Path | str = "", **changes: Any) -> Settings:
 def tagged(actions: TaggerActions, given: Settings) -> None:
     assert actions.tag(given) == ""
     view = actions.desk.wait(60)
-    assert view is not None and view.state == "done", view
+    assert view is not None and view.state == "finished", view
 
 
 def test_from_the_folder_to_captions(actions: TaggerActions, folder: Path) -> None:
@@ -101,10 +100,10 @@ def test_a_tags_pictures_and_the_border(actions: TaggerActions, folder: Path) ->
     border = actions.details(near, "large")[1]
     content = opened.contents[row]
     assert f'data-content="{content}"' in border
-    assert actions.judge(near, json.dumps([content, "large", "reject"])) == ""
+    assert actions.judge(near, [content, "large", "reject"]) == ""
     assert "tagger-rejected" in actions.details(near, "large")[1]
     assert opened.store.verdicts() == {(content, "large"): False}
-    assert actions.judge(near, json.dumps([content, "large", "undo"])) == ""
+    assert actions.judge(near, [content, "large", "undo"]) == ""
     assert opened.store.verdicts() == {}
 
 
@@ -184,7 +183,7 @@ def test_transparency_of_a_dropped_picture_is_white(actions: TaggerActions) -> N
 def test_polls_send_what_has_changed(actions: TaggerActions, folder: Path) -> None:
     panel, tag, stop, write, models, _, seen = actions.poll("", [])
     assert models["value"] == ["wd-mini"]
-    assert "Nothing is written before" in panel and 'data-tagger-active="0"' in panel
+    assert "Nothing is written before" in panel and 'data-active="0"' in panel
     assert tag["interactive"] is True and stop["interactive"] is False and write["interactive"] is True
     assert all(part == SKIP for part in actions.poll(seen, ["wd-mini"])[:-2])
     tagged(actions, settings(folder))

@@ -14,12 +14,12 @@ import pytest
 
 from lib_trainer.config import JobConfig, from_values, to_values
 from lib_trainer.refusals import ConfigError, NameTaken
+from lib_trainer.training import desk as training_desk
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.generate import HOST_DEFAULT, draw
 from lib_trainer.ui.standalone import build_app
 from lib_trainer.ui.train.actions import Offer, PageOptions, TrainActions, Use, use_of
 from lib_trainer.ui.train.page import build_train_page
-from lib_trainer.work import jobs
-from lib_trainer.work.jobs import JobRunner
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 
 SKIP = gr.update()
@@ -28,21 +28,21 @@ SKIP = gr.update()
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script(step_seconds=0.002, cache_seconds=0)
-    monkeypatch.setattr(jobs, "prepare", script.prepare)
-    monkeypatch.setattr(jobs, "run_plan", script.run_plan)
+    monkeypatch.setattr(training_desk, "prepare", script.prepare)
+    monkeypatch.setattr(training_desk, "run_plan", script.run_plan)
     return script
 
 
 @pytest.fixture
-def runner(script: Script, tmp_path: Path) -> Iterator[JobRunner]:
-    runner = JobRunner(FakeHost(tmp_path))
+def runner(script: Script, tmp_path: Path) -> Iterator[TrainingDesk]:
+    runner = TrainingDesk(FakeHost(tmp_path))
     yield runner
     runner.stop()
     runner.wait(10)
 
 
 @pytest.fixture
-def actions(runner: JobRunner, tmp_path: Path) -> TrainActions:
+def actions(runner: TrainingDesk, tmp_path: Path) -> TrainActions:
     return TrainActions(runner, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}"))
 
 
@@ -77,7 +77,7 @@ def test_a_bug_is_a_sentence_too(
     def broken(*_: Any) -> None:
         raise RuntimeError("oh <no>")
 
-    monkeypatch.setattr(jobs, "prepare", broken)
+    monkeypatch.setattr(training_desk, "prepare", broken)
     notice, _ = actions.start(values)
     assert "RuntimeError: oh &lt;no&gt;" in notice and "Traceback" not in notice
     assert "Traceback" in caplog.text
@@ -264,7 +264,7 @@ def test_what_was_seen_of_a_former_server_does_not_count(actions: TrainActions, 
     assert all(value != SKIP for value in actions.poll("not json").outputs())
 
 
-def test_a_new_task_of_the_host_is_shown(runner: JobRunner, tmp_path: Path) -> None:
+def test_a_new_task_of_the_host_is_shown(runner: TrainingDesk, tmp_path: Path) -> None:
     task: list[str | None] = [None]
     actions = TrainActions(runner, PageOptions(tmp_path, "(text) => {}", task_id=lambda: task[0]))
     seen = actions.poll("").seen
@@ -330,7 +330,7 @@ def test_the_last_started_job_is_remembered(actions: TrainActions, values: dict[
     assert again.last_job() == values
 
 
-def test_starting_writes_no_field_of_the_form(actions: TrainActions, runner: JobRunner) -> None:
+def test_starting_writes_no_field_of_the_form(actions: TrainActions, runner: TrainingDesk) -> None:
     """Whatever is wrong, what was typed stays: the events of the run have only the notice as output."""
     with gr.Blocks(analytics_enabled=False) as app:
         build_train_page(runner, actions.options)
@@ -347,13 +347,13 @@ def _targets(dependency: dict[str, Any]) -> set[tuple[int, str]]:
     return {(target, dependency["trigger"]) for target in dependency["targets"]}
 
 
-def test_no_event_waits_in_the_hosts_queue(actions: TrainActions, runner: JobRunner) -> None:
+def test_no_event_waits_in_the_hosts_queue(actions: TrainActions, runner: TrainingDesk) -> None:
     with gr.Blocks(analytics_enabled=False) as app:
         build_train_page(runner, actions.options)
     assert [d for d in app.dependencies if d["backend_fn"] and d["queue"] is not False] == []
 
 
-def test_the_standalone_page_asks_for_nothing_from_elsewhere(runner: JobRunner) -> None:
+def test_the_standalone_page_asks_for_nothing_from_elsewhere(runner: TrainingDesk) -> None:
     app = build_app(runner, FakeGenerator())
     assert "http" not in app.theme_css.replace("http://www.w3.org", "")
     assert app.theme._stylesheets == [] and app.analytics_enabled is False

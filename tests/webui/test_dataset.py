@@ -73,6 +73,8 @@ def test_open_filter_prune_undo_and_train(page: Page, webui: Webui, tmp_path: Pa
 
 def train(page: Page, webui: Webui, root: Path) -> None:
     """The button opens the training form with the set's folder; a short run from there leaves a LoRA."""
+    labels = page.raw.locator("#tabs > .tab-nav > button, #train_tabs > .tab-nav > button")
+    labels.evaluate_all("(all) => all.forEach((one, n) => { one.textContent = `标签 ${n}`; })")  # as a translation does
     page.raw.locator("#dataset_train").click()
     page.sees(".trainer-host", "mini-sd1")
     expect(page.find("dataset_folder").locator("textarea, input").first).to_have_value(str(root))

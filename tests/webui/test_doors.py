@@ -90,7 +90,7 @@ def test_our_extension_adds_no_route(webui: Webui) -> None:
 
 
 def test_no_answer_of_ours_is_given_to_another_origin(webui: Webui) -> None:
-    poll = json.dumps({"fn_index": function(webui, "trainer_poll"), "data": [""], "session_hash": "s"})
+    poll = json.dumps({"fn_index": function(webui, "trainer_poll"), "data": ["{}", ""], "session_hash": "s"})
     status, headers, _ = ask(webui, "POST", "/run/predict", poll, Origin=EVIL)
     assert "access-control-allow-origin" not in headers, "a browser keeps this answer from the page"
     preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
@@ -100,9 +100,9 @@ def test_no_answer_of_ours_is_given_to_another_origin(webui: Webui) -> None:
     assert simple == 422, "what needs no preflight is not read"
 
 
-@pytest.mark.parametrize("element", ["trainer_poll", "trainer_stop", "dataset_send"])
+@pytest.mark.parametrize("element", ["trainer_poll", "trainer_stop", "dataset_command"])
 def test_a_websocket_of_another_origin_calls_none_of_our_functions(webui: Webui, element: str) -> None:
-    data = {"trainer_poll": [""], "trainer_stop": [], "dataset_send": [None, "{}"]}[element]
+    data = {"trainer_poll": ["{}", ""], "trainer_stop": [], "dataset_command": ["{}"]}[element]
     own = call(webui, function(webui, element), data, webui.address)
     assert own[-1]["msg"] == "process_completed" and own[-1]["success"], "our own page may"
     foreign = call(webui, function(webui, element), data, EVIL)

@@ -18,10 +18,12 @@ from lib_trainer.refusals import DatasetError, Sentence, TaggerError
 from lib_trainer.tagging.captions.effect import Opened
 from lib_trainer.tagging.captions.existing import read_existing
 from lib_trainer.tagging.captions.style import Composed, Existing, Style
-from lib_trainer.tagging.events import Meter, Progress, WriteReport
 from lib_trainer.tagging.pictures import CaptionPlaces
+from lib_trainer.tagging.reports import WriteReport
 from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.scores.table import Thresholds
+from lib_trainer.work.events import Phase
+from lib_trainer.work.meter import Meter
 
 CHUNK = 512
 """Captions that are written at a time: what is stopped, or killed, keeps those before it."""
@@ -113,7 +115,7 @@ def write_captions(
     style: Style,
     *,
     stop: Callable[[], bool] = lambda: False,
-    listener: Callable[[Progress], None] = lambda progress: None,
+    listener: Callable[[Phase], None] = lambda phase: None,
 ) -> WriteReport:
     """Write every caption that changes. Stopping keeps what is written. Raises `TaggerError` for a full disk."""
     chosen = opened.choose(thresholds, style)
@@ -127,10 +129,7 @@ def write_captions(
         reordered += sum(picture not in moved for picture in writer.write(changes))
         done += len(rows)
         unchanged += len(rows) - len(changes)
-        rate = meter.update(done)
-        left = (len(opened.paths) - done) / rate if rate else None
-        failed = tuple(writer.failed)
-        listener(Progress("Writing", done, len(opened.paths), 0, failed, rate, left, meter.seconds))
+        listener(meter.phase("Writing", done, len(opened.paths), "captions", left_out=tuple(writer.failed)))
     stopped = done < len(opened.paths)
     return WriteReport(writer.written, unchanged, tuple(writer.failed), stopped, writer.first, reordered)
 

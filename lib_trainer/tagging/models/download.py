@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from lib_trainer.refusals import TaggerError
-from lib_trainer.tagging.events import Meter, Progress
 from lib_trainer.tagging.models.registry import KINDS, KnownModel
+from lib_trainer.work.events import Phase
+from lib_trainer.work.meter import Meter
 
 HUB = "https://huggingface.co"
 BLOCK = 1 << 20
@@ -34,6 +35,7 @@ SPARE_BYTES = 64 << 20
 """Room on the disk that is left after the download."""
 
 REDIRECTS = 5
+BYTES = "bytes"
 
 
 class Stopped(TaggerError):
@@ -64,7 +66,7 @@ def download(
     folder: Path,
     *,
     stop: Callable[[], bool] = lambda: False,
-    listener: Callable[[Progress], None] = lambda progress: None,
+    listener: Callable[[Phase], None] = lambda phase: None,
     files: tuple[str, ...] = (),
 ) -> Path:
     """Fetch a model into `folder`/<name> and return that folder. What is there already and whole is not fetched again.
@@ -94,11 +96,7 @@ def download(
         before = done
 
         def tell(count: int, name: str = name, before: int = before) -> None:
-            rate = meter.update(before + count)
-            left = (total - before - count) / rate if rate else None
-            listener(
-                Progress(f"Downloading {name}", before + count, total, rate=rate, left=left, seconds=meter.seconds)
-            )
+            listener(meter.phase(f"Downloading {name}", before + count, total, BYTES))
 
         _fetch(remote, target / name, stop, tell)
         done += remote.size

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.models.files import problem_of_files
-from lib_trainer.tagging.models.registry import KINDS, Found
+from lib_trainer.tagging.models.registry import KINDS, Found, kind_of
 
 DEPTH = 4
 """How many folders below a root are looked into; the hub's own cache keeps its files three below."""
@@ -34,8 +34,7 @@ def at(folder: Path) -> Found:
     """The tagger of this very folder. Raises `TaggerError` where there is none."""
     if not folder.is_dir():
         raise TaggerError(f"There is no folder '{folder}' with a tagger: check the path.")
-    kind = next((kind for kind in KINDS.values() if any((folder / name).exists() for name in kind.files)), None)
-    kind = kind or next(iter(KINDS.values()))  # of none: its problem says what is missing
+    kind = kind_of(folder)
     return Found(_name(folder), folder, kind.name, problem_of_files(folder, kind.files))
 
 

@@ -21,6 +21,9 @@ from lib_trainer.tagging.choices import DEFAULT_THRESHOLD
 from lib_trainer.tagging.models.files import WD_FILES
 from lib_trainer.tagging.models.labels import Labels
 
+USUAL_KIND = "wd"
+"""Of a known model, and of a folder in which nothing says otherwise."""
+
 
 class Tagger(Protocol):
     """A loaded model. Thread-safe in `load` and `batch`; `scores` is called from one thread."""
@@ -63,7 +66,7 @@ class KnownModel:
     generation: int
     about: str
     hashes: Mapping[str, str] = field(default_factory=dict, hash=False)
-    kind: str = "wd"
+    kind: str = USUAL_KIND
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,13 @@ def _fingerprint_wd(folder: Path) -> str:
 
 
 KINDS: Mapping[str, Kind] = {"wd": Kind("wd", WD_FILES, _open_wd, _fingerprint_wd)}
+
+
+def kind_of(folder: Path) -> Kind:
+    """The kind whose files are there; where no kind's are, the usual one, whose `problem` says what is missing."""
+    kinds = [kind for kind in KINDS.values() if any((folder / name).exists() for name in kind.files)]
+    return (kinds or [KINDS[USUAL_KIND]])[0]
+
 
 TAGS_V3 = "298633d94d0031d2081c0893f29c82eab7f0df00b08483ba8f29d1e979441217"
 """SHA-256 of the list of tags, which all models of the third generation share."""

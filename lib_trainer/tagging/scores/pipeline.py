@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.pictures import PictureError
 from lib_trainer.refusals import Sentence
-from lib_trainer.tagging.events import Meter, Progress, ScoreReport
 from lib_trainer.tagging.models.preprocess import checked_header
 from lib_trainer.tagging.models.registry import Tagger
+from lib_trainer.tagging.reports import ScoreReport
 from lib_trainer.tagging.scores.database import content_of
 from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.scores.table import Rows, sparse
+from lib_trainer.work.events import Phase
+from lib_trainer.work.meter import Meter
 
 AHEAD = 2
 """Batches of fitted pictures that wait for the model, or pictures for each worker."""
@@ -45,7 +47,7 @@ CHUNK = 256
 MAX_BYTES = 512 << 20
 """A larger file is refused unread."""
 
-Listener = Callable[[Progress], None]
+Listener = Callable[[Phase], None]
 Scored = Callable[[Sequence[tuple[Path, str, Rows]]], None]
 
 
@@ -109,11 +111,11 @@ class _Run:
         return self.abandoned.is_set() or self.stop()
 
     def tell(self) -> None:
-        rate = self.meter.update(self.scored)
-        done = self.cached + self.scored + len(self.skipped)
-        left = (self.total - done) / rate if rate else None
-        skipped = tuple(self.skipped)
-        self.listener(Progress("Scoring", done, self.total, self.cached, skipped, rate, left, self.meter.seconds))
+        free, skipped = self.cached + len(self.skipped), tuple(self.skipped)
+        done = free + self.scored
+        self.listener(
+            self.meter.phase("Scoring", done, self.total, "pictures", free=free, known=self.cached, left_out=skipped)
+        )
 
 
 def score_pictures(
@@ -122,7 +124,7 @@ def score_pictures(
     pictures: Sequence[Path],
     *,
     stop: Callable[[], bool] = lambda: False,
-    listener: Listener = lambda progress: None,
+    listener: Listener = lambda phase: None,
     on_scored: Scored | None = None,
     workers: int = 0,
     batch: int = 0,
@@ -142,13 +144,10 @@ def score_pictures(
     size = min(batch or tagger.max_batch, tagger.max_batch)
     batches: queue.Queue[_Batch | None] = queue.Queue(1)
     results: queue.Queue[tuple[_Batch, NDArray[np.float32]] | None] = queue.Queue(4)
-    threads = [
-        threading.Thread(target=_guarded, args=(run, batches, _assemble, run, fresh, workers, size, batches)),
-        threading.Thread(target=_guarded, args=(run, results, _keep, run, results)),
-    ]
+    assembler, keeper = _Assembler(run, batches, fresh, workers, size), _Keeper(run, results)
     if fresh:
-        for thread in threads:
-            thread.start()
+        assembler.start()
+        keeper.start()
         try:
             for item in iter(batches.get, None):
                 _offer(run, results, (item, tagger.scores(item.pixels)))
@@ -156,9 +155,9 @@ def score_pictures(
             run.abandoned.set()
             raise
         finally:
-            _drain(batches, threads[0])
+            _drain(batches, assembler)
             _offer(run, results, None, force=True)
-            threads[1].join()
+            keeper.join()
     if run.failure is not None:
         raise run.failure
     run.tell()
@@ -186,22 +185,82 @@ def _nothing(scored: Sequence[tuple[Path, str, Rows]]) -> None:
     """Nobody wants the scores as they come."""
 
 
-def _guarded(run: _Run, out: queue.Queue[Any], work: Callable[..., None], *arguments: Any) -> None:
-    """A thread's body: its error ends the run instead of vanishing."""
-    try:
-        work(*arguments)
-    except BaseException as error:
-        run.failure = run.failure or error
-        run.abandoned.set()
-        if work is _keep:
-            while out.get() is not None:  # the model's thread must not wait for room
-                pass
-    if work is _assemble:
-        _offer(run, out, None, force=True)
+class _Stage(threading.Thread):
+    """A part of the line in a thread of its own. An error in it ends the run instead of vanishing, and whatever
+    happens `close` is called: the stages beside it must not wait for this one."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__(name=f"tagger-{type(self).__name__.strip('_').lower()}")
+        self._of = run
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except BaseException as error:
+            self._of.failure = self._of.failure or error
+            self._of.abandoned.set()
+        self.close()
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class _Assembler(_Stage):
+    """Fitted pictures, in order, into batches; the last thing in the queue is None."""
+
+    def __init__(
+        self, run: _Run, batches: queue.Queue[_Batch | None], fresh: Sequence[Path], workers: int, size: int
+    ) -> None:
+        super().__init__(run)
+        self._batches, self._fresh, self._size = batches, fresh, size
+        self._workers = workers or default_workers(run.tagger.device)
+
+    def work(self) -> None:
+        run, items = self._of, list[_Fitted]()
+        for item in _fitted(run, self._fresh, self._workers, AHEAD * max(self._size, self._workers)):
+            if run.stopping:
+                break
+            items.append(item)
+            if len(items) == self._size:
+                _offer(run, self._batches, _batch_of(run, items))
+                items = []
+        if items and not run.abandoned.is_set():
+            _offer(run, self._batches, _batch_of(run, items))
+
+    def close(self) -> None:
+        _offer(self._of, self._batches, None, force=True)
+
+
+class _Keeper(_Stage):
+    """Scores into the store, then to the listeners, until None comes."""
+
+    def __init__(self, run: _Run, results: queue.Queue[tuple[_Batch, NDArray[np.float32]] | None]) -> None:
+        super().__init__(run)
+        self._results, self._done = results, False
+
+    def work(self) -> None:
+        run = self._of
+        while (entry := self._results.get()) is not None:
+            batch, scores = entry
+            rows = [sparse(row) for row in scores]
+            kept = [(item.path, item.status, item.content, row) for item, row in zip(batch.items, rows)]
+            run.store.put(run.tagger.fingerprint, run.tagger.name, run.tagger.labels, kept)
+            run.scored += len(kept)
+            run.animated += [item.path for item in batch.items if item.animated]
+            run.on_scored([(item.path, item.content, row) for item, row in zip(batch.items, rows)])
+            run.tell()
+        self._done = True
+
+    def close(self) -> None:
+        while not self._done:  # after an error: the model's thread must not wait for room
+            self._done = self._results.get() is None
 
 
 def _offer(run: _Run, out: queue.Queue[Any], item: Any, *, force: bool = False) -> None:
-    """Put, but not for ever: where the other side has given up nothing makes room."""
+    """Put; gives up where the run has ended early, as nothing makes room then."""
     while force or not run.abandoned.is_set():
         try:
             out.put(item, timeout=0.2)
@@ -214,21 +273,6 @@ def _drain(batches: queue.Queue[_Batch | None], thread: threading.Thread) -> Non
     while thread.is_alive():
         with contextlib.suppress(queue.Empty):
             batches.get(timeout=0.05)
-
-
-def _assemble(run: _Run, fresh: Sequence[Path], workers: int, size: int, batches: queue.Queue[_Batch | None]) -> None:
-    """Fitted pictures, in order, into batches."""
-    items: list[_Fitted] = []
-    workers = workers or default_workers(run.tagger.device)
-    for item in _fitted(run, fresh, workers, AHEAD * max(size, workers)):
-        if run.stopping:
-            break
-        items.append(item)
-        if len(items) == size:
-            _offer(run, batches, _batch_of(run, items))
-            items = []
-    if items and not run.abandoned.is_set():
-        _offer(run, batches, _batch_of(run, items))
 
 
 def _batch_of(run: _Run, items: list[_Fitted]) -> _Batch:
@@ -289,19 +333,6 @@ def _fit(tagger: Tagger, path: Path, budget: PixelBudget) -> _Fitted:
     with budget.taken(header.size[0] * header.size[1]):
         pixels = tagger.load(path, data)
     return _Fitted(path, status, content_of(data), pixels, header.animated)
-
-
-def _keep(run: _Run, results: queue.Queue[tuple[_Batch, NDArray[np.float32]] | None]) -> None:
-    """Into the store, then to the listeners."""
-    while (entry := results.get()) is not None:
-        batch, scores = entry
-        rows = [sparse(row) for row in scores]
-        kept = [(item.path, item.status, item.content, row) for item, row in zip(batch.items, rows)]
-        run.store.put(run.tagger.fingerprint, run.tagger.name, run.tagger.labels, kept)
-        run.scored += len(kept)
-        run.animated += [item.path for item in batch.items if item.animated]
-        run.on_scored([(item.path, item.content, row) for item, row in zip(batch.items, rows)])
-        run.tell()
 
 
 def default_workers(device: str) -> int:

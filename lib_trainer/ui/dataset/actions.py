@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from lib_trainer.dataset.desk import DatasetDesk
 from lib_trainer.dataset.file_moves import ConflictError
 from lib_trainer.refusals import DatasetError, TrainerError
 from lib_trainer.ui.dataset import checking as dataset_checking
@@ -12,7 +13,7 @@ from lib_trainer.ui.dataset import editing as dataset_editing
 from lib_trainer.ui.dataset import html as html
 from lib_trainer.ui.dataset import looking as dataset_looking
 from lib_trainer.ui.dataset.common import Answer, Values, note_form
-from lib_trainer.ui.dataset.view import PAGE, SetPool, View
+from lib_trainer.ui.dataset.view import PAGE, Sessions, View
 from lib_trainer.ui.dataset.work import conflict_html, preview_html, work_html
 from lib_trainer.ui.train.status import notice_html
 
@@ -61,8 +62,8 @@ COMMANDS: dict[str, Callable[[View, Values], Answer]] = {
 class DatasetActions:
     """Carries out commands on a tab's view."""
 
-    def __init__(self, pool: SetPool) -> None:
-        self.pool = pool
+    def __init__(self, desk: DatasetDesk) -> None:
+        self.desk, self.sessions = desk, Sessions()
         self._number = 0
 
     def run(self, view: View, command: Values) -> dict[str, str]:
@@ -112,9 +113,8 @@ class DatasetActions:
         return ""
 
     def _open(self, view: View, values: Values) -> str:
-        opened = self.pool.open(str(values.get("folder", "")))
-        kept = {"trigger": view.trigger, "size": view.size, "typed_size": view.typed_size, "shown": view.shown}
-        view.__dict__.update(View(open=opened, **kept).__dict__)  # type: ignore[arg-type]
+        opened = self.desk.open(str(values.get("folder", "")))
+        view.begin(opened)
         told = [opened.editor.history.recovered, f"{len(opened.editor.items):,} pictures are open."]
         opened.editor.history.recovered = ""
         if opened.editor.unreadable:

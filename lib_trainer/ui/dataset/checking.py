@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-import time
 
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edits import EDITS, make_edit
+from lib_trainer.dataset.desk import CheckSize, OpenSet
 from lib_trainer.dataset.facts import duplicates, near_duplicates
 from lib_trainer.dataset.mending import preview_renaming
-from lib_trainer.dataset.report import Finding, make_report
-from lib_trainer.refusals import ConfigError, DatasetError, TrainerError
+from lib_trainer.dataset.report import Finding
+from lib_trainer.refusals import ConfigError, DatasetError
 from lib_trainer.ui.dataset.common import Answer, Values, number, opened_set, show_preview
 from lib_trainer.ui.dataset.report import report_file
-from lib_trainer.ui.dataset.view import CheckJob, CheckSize, OpenSet, View
+from lib_trainer.ui.dataset.view import View
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +28,8 @@ def start_check(view: View, values: Values) -> None:
 
 def begin_check(opened: OpenSet, size: CheckSize) -> None:
     """Check a set in the background, unless that is under way."""
-    if opened.job is not None and not opened.job.finished.is_set():
-        return
-    opened.job = CheckJob(len(opened.editor.items), started=time.monotonic())
-    threading.Thread(target=run_check, args=(opened, opened.job, size), daemon=True, name="dataset-check").start()
+    if not opened.checks.running:
+        opened.check(size)
 
 
 def renew(view: View) -> None:
@@ -40,14 +37,13 @@ def renew(view: View) -> None:
     opened = view.open
     if opened is None or view.tab != "check" or not opened.outdated or opened.checked is None:
         return
-    if opened.job is None or not opened.job.error:  # what has failed would do so again
+    last = opened.checks.view()
+    if last is None or not last.error:  # what has failed would do so again
         begin_check(opened, opened.checked)
 
 
 def check_stop(view: View, values: Values) -> str:
-    opened = opened_set(view)
-    if opened.job is not None:
-        opened.job.stop.set()
+    opened_set(view).checks.stop()
     return "The report is made of the pictures that were looked at so far."
 
 
@@ -124,28 +120,3 @@ def superfluous(opened: OpenSet, kind: str) -> list[str]:
         best = max(group, key=lambda key: sizes[key][0] * sizes[key][1])
         result += [key for key in group if key != best]
     return result
-
-
-def run_check(opened: OpenSet, job: CheckJob, size: CheckSize) -> None:
-    """Look at every picture and make the report; runs in a thread of its own."""
-
-    def progress(done: int, total: int) -> None:
-        job.done = done
-
-    try:
-        version = opened.version
-        facts = opened.facts.get(opened.editor.keys, progress, job.stop.is_set)
-        report = make_report(
-            opened.editor, facts, opened.count_tokens, opened.knowledge,
-            width=size.width, height=size.height, mirrored=size.mirrored,
-        )  # fmt: skip
-        opened.report, opened.report_version, opened.checked = report, version, size
-    except TrainerError as error:
-        job.error = str(error)
-    except (
-        Exception
-    ) as error:  # the thread's last line of defence: a bug must reach the page, and its trace the console
-        _log.exception("The check of '%s' met an unexpected error", opened.editor.root)
-        job.error = f"Unexpected error, see the console: {type(error).__name__}: {error}"
-    finally:
-        job.finished.set()

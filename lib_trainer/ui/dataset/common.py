@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from lib_trainer.dataset.desk import OpenSet
 from lib_trainer.dataset.previews import Preview
 from lib_trainer.refusals import ConfigError
-from lib_trainer.ui.dataset.view import OpenSet, View
+from lib_trainer.ui.dataset.view import View
 
 Values: TypeAlias = Mapping[str, Any]
 """A command of the page: `do` and what it needs, and the page's form fields."""

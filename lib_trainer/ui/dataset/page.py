@@ -1,40 +1,28 @@
-"""The Dataset tab: panels of HTML, and one hidden box through which `javascript/dataset.js` sends commands."""
+"""The Dataset tab: panels of HTML, and the commands that `javascript/dataset.js` sends."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
-from lib_trainer.captions.knowledge import TagScores
+from lib_trainer.dataset.desk import DatasetDesk
 from lib_trainer.ui.dataset.actions import PANELS, DatasetActions
-from lib_trainer.ui.dataset.view import SetPool, View
+from lib_trainer.ui.dataset.view import View
+from lib_trainer.ui.kit.bridge import DOWNLOAD, Asked, serve
 from lib_trainer.ui.kit.form import keep_out_of_ui_config
 
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_name": False}
 PREFIX = "dataset"
 
 
-def no_scores(folder: Path) -> TagScores | None:
-    """No tagger is at hand."""
-    return None
+def build_dataset_page(desk: DatasetDesk, *, train_tabs: Sequence[str] = ()) -> DatasetActions:
+    """Lay out the tab in the open gradio context and connect it with the desk.
 
-
-def build_dataset_page(
-    count_tokens: Callable[[str], int],
-    scores_of: Callable[[Path], TagScores | None] = no_scores,
-    *,
-    train_js: str = "() => {}",
-) -> DatasetActions:
-    """Lay out the tab in the open gradio context.
-
-    `count_tokens` gives the text encoder's tokens of one word; `scores_of` what the tagger knows of a set's pictures;
-    `train_js` is a function of the folder that opens the training form with it.
+    `train_tabs`: element ids of the tabs that lead to the training form, which "Train this set" opens one by one.
     """
-    actions = DatasetActions(SetPool(count_tokens, scores_of))
+    actions = DatasetActions(desk)
     with gr.Column(elem_id=f"{PREFIX}_page", elem_classes="trainer-page dataset-page"):
         with gr.Row(elem_classes="dataset-top"):
             folder = _make(
@@ -54,33 +42,26 @@ def build_dataset_page(
                     panels[name] = _make(gr.HTML, name)
         panels |= {name: _make(gr.HTML, name) for name in ("preview", "work", "marks", "known")}
         panels["download"] = _make(gr.Textbox, "download", value="", visible=False)
-        command = _make(gr.Textbox, "command", value="", visible=False)
-        send = _make(gr.Button, "send", value="", visible=False)
-        state = gr.State(View())
-    outputs = [state, *(panels[name] for name in PANELS)]
+    outputs = [panels[name] for name in PANELS]
 
-    def run(view: View, text: str) -> list[Any]:
-        return shown(view, actions.run(view, json.loads(text or "{}")))
+    def run(asked: Asked) -> list[Any]:
+        view = actions.sessions.view(str(asked.get("session", "")), str(asked.get("heard", "")))
+        panels = actions.run(view, asked)
+        actions.sessions.sent(view, str(asked.get("nonce", "")))
+        return shown(view, panels)
 
-    def open_set(view: View, path: str) -> list[Any]:
-        return shown(view, actions.run(view, {"do": "open", "folder": path}))
-
-    def train(view: View, path: str) -> list[Any]:
-        return shown(view, actions.run(view, {"do": "train", "folder": path}))
-
-    answered = "() => { window.trainerDataset?.answered(); return []; }"
-    send.click(run, [state, command], outputs, **QUIET).then(None, None, None, _js=answered)
+    serve(_make, PREFIX, "command", run, [], outputs)
+    panels["download"].change(None, [panels["download"]], None, _js=DOWNLOAD)
+    opened = "(folder) => { window.trainerDataset?.send({do: 'open', folder}); return []; }"
     for event in (opening.click, folder.submit):
-        event(open_set, [state, folder], outputs, **QUIET).then(None, None, None, _js=answered)
-    download = "(payload) => { window.trainerDataset?.download(payload); return []; }"
-    panels["download"].change(None, [panels["download"]], None, _js=download)
-    pressed = training.click(train, [state, folder], outputs, **QUIET)
-    pressed.then(None, [folder], None, _js=f"(folder) => {{ if (folder.trim()) ({train_js})(folder); return []; }}")
+        event(None, [folder], None, _js=opened)
+    train = f"(folder) => {{ window.trainerDataset?.train(folder, {json.dumps(list(train_tabs))}); return []; }}"
+    training.click(None, [folder], None, _js=train)
     return actions
 
 
 def shown(view: View, panels: dict[str, str]) -> list[Any]:
-    """The state and every panel that is not what the browser has already."""
+    """Every panel that is not what the browser has already."""
     updates = []
     for name in PANELS:
         if view.shown.get(name) == panels[name]:
@@ -88,7 +69,7 @@ def shown(view: View, panels: dict[str, str]) -> list[Any]:
         else:
             updates.append(gr.update(value=panels[name]))
             view.shown[name] = panels[name]
-    return [view, *updates]
+    return updates
 
 
 def _make(kind: type[Any], name: str, **options: Any) -> Any:

@@ -3,126 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
 from lib_trainer.captions.document import Caption
 from lib_trainer.captions.filters import Filter, Record, keyed, parse_filter
-from lib_trainer.captions.findings import all_findings, pictures_of
-from lib_trainer.captions.knowledge import Knowledge, TagScores, read_knowledge
 from lib_trainer.captions.plans import Implied, Trait
-from lib_trainer.captions.tokens import LIMITS, TokenCounter
-from lib_trainer.dataset.editor import Editor
-from lib_trainer.dataset.facts import FactsCache
+from lib_trainer.dataset.desk import OpenSet
 from lib_trainer.dataset.file_moves import Conflict
 from lib_trainer.dataset.previews import Preview
-from lib_trainer.dataset.report import Report
 
 PAGE = 60
 """Pictures on one page of the gallery."""
-OF_PICTURES = {
-    "corrupt", "small", "aspect", "duplicate", "near-duplicate", "rotated", "alpha", "unreadable", "untrained",
-    "shared",
-}  # fmt: skip
-"""Kinds of findings that no edit of captions changes."""
-
-
-@dataclass(frozen=True)
-class CheckSize:
-    """What a set is checked against: pixels, and whether training mirrors pictures."""
-
-    width: int
-    height: int
-    mirrored: bool
-
-
-@dataclass
-class OpenSet:
-    """A set that is open in this process: one editor for all tabs that look at it."""
-
-    editor: Editor
-    facts: FactsCache
-    count_tokens: TokenCounter
-    knowledge: Knowledge
-    report: Report | None = None
-    report_version: int = -1
-    checked: CheckSize | None = None
-    job: CheckJob | None = None
-    _troubles: tuple[int, dict[str, set[str]]] | None = None
-    _ahead: threading.Thread | None = None
-
-    def look_ahead(self, keys: Sequence[str]) -> None:
-        """Decode the pictures that will probably be looked at next, one page at a time."""
-        if keys and (self._ahead is None or not self._ahead.is_alive()):
-            self._ahead = threading.Thread(target=self.facts.get, args=(keys,), daemon=True, name="dataset-ahead")
-            self._ahead.start()
-
-    @property
-    def outdated(self) -> bool:
-        """Whether there is a report, and the set has changed since."""
-        return self.report is not None and self.report_version != self.version
-
-    @property
-    def version(self) -> int:
-        """Changes with every change of the captions that this process knows of."""
-        return self.editor.version
-
-    def troubles(self) -> dict[str, set[str]]:
-        """{picture: kinds of findings}: those of the tags as they are now, those of the pictures as last checked."""
-        if self._troubles is None or self._troubles[0] != self.version:
-            captions = self.editor.captions()
-            concepts = {key: item.concept or item.folder for key, item in self.editor.items.items()}
-            found = pictures_of(all_findings(captions, concepts, self.knowledge, mirrored=False))
-            for key, caption in captions.items():
-                kinds = found.setdefault(key, set())
-                if not caption.tags:
-                    kinds.add("empty" if self.editor.has_file(key) else "no-caption")
-                over = [limit for limit in LIMITS if self.count_tokens(caption) > limit]
-                if over:
-                    kinds.add(f"long{over[-1]}")
-            self._troubles = self.version, found
-        result = {key: set(kinds) for key, kinds in self._troubles[1].items()}
-        for key, kinds in (self.report.troubles() if self.report else {}).items():
-            result.setdefault(key, set()).update(kinds & OF_PICTURES)
-        return result
-
-
-@dataclass
-class CheckJob:
-    """A check of all pictures that runs in a thread of its own."""
-
-    total: int
-    done: int = 0
-    started: float = 0.0
-    error: str = ""
-    stop: threading.Event = field(default_factory=threading.Event)
-    finished: threading.Event = field(default_factory=threading.Event)
-
-
-class SetPool:
-    """The open sets of this process by folder. `scores_of` gives what the tagger knows of a set's pictures."""
-
-    def __init__(self, count: Callable[[str], int], scores_of: Callable[[Path], TagScores | None]) -> None:
-        self._count = TokenCounter(count)
-        self._scores_of = scores_of
-        self._sets: dict[Path, OpenSet] = {}
-        self._lock = threading.Lock()
-
-    def open(self, folder: str) -> OpenSet:
-        """The set, read again if it is open already. Raises `DatasetError`."""
-        with self._lock:
-            root = Path(folder.strip().strip('"')).expanduser().absolute()
-            known = self._sets.get(root)
-            if known is not None:
-                known.editor.reload()
-                known.knowledge = read_knowledge([known.editor.root / ".trainer"])
-                return known
-            editor = Editor(folder, self._scores_of(root))
-            knowledge = read_knowledge([editor.root / ".trainer"])
-            self._sets[root] = OpenSet(editor, FactsCache(editor.root), self._count, knowledge)
-            return self._sets[root]
 
 
 @dataclass
@@ -155,12 +48,10 @@ class View:
     undoing: bool = False
     large: tuple[str, str] = ("", "")
     shown: dict[str, str] = field(default_factory=dict)
+    answer: str = ""
+    """Number of the last answer, to which `shown` belongs."""
     _found: tuple[object, list[str]] | None = None
     _counted: tuple[object, Counter[str]] | None = None
-
-    def __deepcopy__(self, memory: object) -> View:
-        """gradio copies a state's first value for every visitor: each begins with nothing open."""
-        return View()
 
     def keys(self) -> list[str]:
         """The pictures that the filter lets through, in order."""
@@ -230,3 +121,37 @@ class View:
         if self.open is None or not self.current:
             return Caption()
         return self.open.editor.caption(self.current)
+
+    def begin(self, opened: OpenSet) -> None:
+        """Look at another set, as a new tab would; what was typed for training stays."""
+        kept = ("trigger", "size", "typed_size", "shown", "answer")
+        fresh = View(open=opened, **{name: getattr(self, name) for name in kept})
+        for one in fields(self):
+            setattr(self, one.name, getattr(fresh, one.name))
+
+
+SESSIONS = 32
+"""Tabs of browsers whose state is kept; of more, those that have been silent longest begin anew."""
+
+
+class Sessions:
+    """What each tab of a browser looks at, by the name that its script has made up. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._views: OrderedDict[str, View] = OrderedDict()
+
+    def view(self, name: str, heard: str = "") -> View:
+        """The tab's state. `heard`: number of the last answer that has come to it; where that is not the last one that
+        was sent, all panels are sent again."""
+        with self._lock:
+            view = self._views.setdefault(name, View())
+            self._views.move_to_end(name)
+            while len(self._views) > SESSIONS:
+                self._views.popitem(last=False)
+        if heard != view.answer:
+            view.shown.clear()
+        return view
+
+    def sent(self, view: View, number: str) -> None:
+        view.answer = number

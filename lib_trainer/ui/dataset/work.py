@@ -19,6 +19,7 @@ from lib_trainer.ui.dataset.report import report_html
 from lib_trainer.ui.dataset.view import View
 from lib_trainer.ui.kit.told import told
 from lib_trainer.ui.train.status import clock
+from lib_trainer.work.events import Phase
 
 EXAMPLES = 20
 TITLES = {"edit": "Edit", "prune": "Prune", "check": "Check", "history": "History"}
@@ -253,14 +254,13 @@ def _implied(pairs: Iterable[Implied]) -> str:
 def check_html(view: View) -> str:
     """The report, or how far it is."""
     assert view.open is not None
-    job = view.open.job
-    if job is not None and not job.finished.is_set():
-        share = job.done / job.total if job.total else 0.0
-        seconds = time.monotonic() - job.started
-        left = clock(seconds / share - seconds) if share > 0 else "–"
+    job = view.open.checks.view()
+    if job is not None and job.active:
+        phase = job.progress or Phase("Looking at the pictures", 0, len(view.open.editor.items))
+        share = phase.done / phase.total if phase.total else 0.0
         return (
             f'<div class="dataset-busy" data-poll="1"><div class="trainer-status"><div class="trainer-head">Looking at '
-            f"{job.done:,} of {job.total:,} pictures · {left} left</div>"
+            f"{phase.done:,} of {phase.total:,} pictures · {clock(phase.left)} left</div>"
             f'<div class="trainer-bar" role="progressbar" aria-label="Looking at the pictures" aria-valuemin="0" '
             f'aria-valuemax="100" aria-valuenow="{100 * share:.0f}">'
             f'<div class="trainer-fill" style="width:{share:.1%}"></div></div></div>'

@@ -81,7 +81,7 @@ class TaggerActions:
         """The panel, Tag, Stop, Write and the list of taggers as they are now, a mark that changes with the folders'
         captions, and what has been seen."""
         view = self.desk.view()
-        now = json.dumps([view.number, view.state, view.stopping] if view else [0, ""])
+        now = json.dumps([view.id, view.state, view.stopping] if view else ["", ""])
         active = bool(view and view.active)
         turned = now != seen
         panel = job_html(view, self.desk.device(), self.options.prefix) if active or turned else gr.update()
@@ -163,11 +163,11 @@ class TaggerActions:
         first = planned(opened, rows, preview.chosen, style)
         return [(c.picture, c.existing.text if c.existing else "", c.composed.text) for c in first]
 
-    def judge(self, settings: Settings, verdict: str) -> str:
-        """A verdict of the border: JSON of [content hash, tag, 'accept' | 'reject' | 'undo']."""
+    def judge(self, settings: Settings, verdict: Sequence[str]) -> str:
+        """A verdict of the border: content hash, tag, and 'accept', 'reject' or 'undo'."""
 
         def work() -> None:
-            content, tag, word = json.loads(verdict)
+            content, tag, word = verdict
             opened = self.desk.opened(settings.selection, settings.style)
             accepted = {"accept": True, "reject": False}.get(word)
             for row in (row for row, known in enumerate(opened.contents) if known == content):

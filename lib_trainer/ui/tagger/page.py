@@ -1,12 +1,12 @@
 """The Tagger: settings on the left, a folder or one picture on the right.
 
-gradio 3.41 has neither a timer nor a way to drop stale requests. `javascript/tagger.js` clicks hidden buttons: `poll`
-every second while a job runs, and `refresh` once the settings have rested for a moment, never two at a time.
+gradio 3.41 has neither a timer nor a way to drop stale requests. `javascript/bridge.js` polls while a job runs, and
+`tagger.js` asks what would be written once the settings have rested for a moment, never twice at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ import gradio as gr
 
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.models.registry import KNOWN_MODELS, threshold_of
-from lib_trainer.ui.kit.form import keep_out_of_ui_config
+from lib_trainer.ui.kit.bridge import Asked, script, serve
+from lib_trainer.ui.kit.form import QUIET, keep_out_of_ui_config
 from lib_trainer.ui.tagger.actions import TaggerActions, TaggerOptions
 from lib_trainer.ui.tagger.form import (
     Maker,
@@ -29,14 +30,12 @@ from lib_trainer.ui.tagger.view import job_html
 
 __all__ = ["TaggerOptions", "build_tagger_page"]
 
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_name": False}
-"""Past the host's queue, which a generation may hold, and without flicker."""
-
 
 @dataclass(frozen=True)
 class _Page:
     """The components that the events connect, by name."""
 
+    make: Maker
     form: TaggerForm
     parts: dict[str, Any]
 
@@ -81,12 +80,10 @@ def _lay_out(desk: TaggerDesk, options: TaggerOptions) -> _Page:
                     _lay_out_folder(make, parts, options)
                 with gr.Tab("One picture", elem_id=f"{options.prefix}_tab_single"):
                     _lay_out_single(make, parts, options)
-        for name in ("poll", "refresh", "show", "judge"):
-            parts[name] = make(gr.Button, name, value="", visible=False)
-        for name in ("seen", "tag", "verdict", "single", "complained"):
+        for name in ("seen", "single", "complained"):
             parts[name] = make(gr.Textbox, name, value="", visible=False)
         parts["mark"] = make(gr.HTML, "mark")
-    return _Page(TaggerForm(dict(make.settings)), parts)
+    return _Page(make, TaggerForm(dict(make.settings)), parts)
 
 
 def _lay_out_download(make: Maker, parts: dict[str, Any], *, opened: bool) -> None:
@@ -153,7 +150,7 @@ def _connect_jobs(page: _Page, actions: TaggerActions) -> None:
     def with_settings(action: Callable[[Any], str]) -> Callable[..., list[str]]:
         return lambda *raw: [action(page.form.values(raw)), ""]
 
-    hurry = _script(f"hurry({actions.options.prefix!r})")
+    hurry = script(f"taggerPage?.hurry({actions.options.prefix!r})")
     for button, action in ((page.tag_folder, actions.tag), (page.write, actions.write)):
         event = button.click(with_settings(action), page.form.inputs, [page.notice, page.complained], **QUIET)
         event.then(None, None, None, _js=hurry)
@@ -162,8 +159,11 @@ def _connect_jobs(page: _Page, actions: TaggerActions) -> None:
     page.unload.click(actions.unload, None, [page.notice], **QUIET)
     models = page.form.parts["models"]
     outputs = [page.job, page.tag_folder, page.stop, page.write, models, page.mark, page.seen]
-    polled = page.poll.click(actions.poll, [page.seen, models], outputs, **QUIET)
-    polled.success(None, None, None, _js=_script(f"polled({actions.options.prefix!r})"))
+
+    def poll(asked: Asked, seen: str, chosen: Any) -> Sequence[Any]:
+        return actions.poll(seen, chosen)
+
+    serve(page.make, actions.options.prefix, "poll", poll, [page.seen, models], outputs)
 
 
 def _connect_models(page: _Page, actions: TaggerActions) -> None:
@@ -173,7 +173,7 @@ def _connect_models(page: _Page, actions: TaggerActions) -> None:
     def preset(*raw: Any) -> tuple[str, float]:
         return actions.preset(page.form.values(raw))
 
-    refresh = _script(f"changed({actions.options.prefix!r})")
+    refresh = script(f"taggerPage?.changed({actions.options.prefix!r})")
     models, general = page.form.parts["models"], page.form.parts["general"]
     page.rescan.click(rescan, page.form.inputs, [page.notice, models], **QUIET)
     set_line = page.preset.click(preset, page.form.inputs, [page.notice, general], **QUIET)
@@ -184,51 +184,44 @@ def _connect_models(page: _Page, actions: TaggerActions) -> None:
 
 
 def _connect_folder(page: _Page, actions: TaggerActions) -> None:
+    prefix = actions.options.prefix
     shown = [page.notice, page.summary, page.table, page.captions, page.complained]
-    inputs = [page.tag, *page.form.inputs]
     details = [page.examples, page.border]
+    inputs = page.form.inputs
 
-    def look(complained: str, tag: str, *raw: Any) -> list[Any]:
-        return actions.look(page.form.values(raw), tag, complained)
+    def look(asked: Asked, complained: str, *raw: Any) -> list[Any]:
+        settings, tag = page.form.values(raw), str(asked.get("tag", ""))
+        return actions.reread(settings, tag) if asked.get("again") else actions.look(settings, tag, complained)
 
-    def reread(complained: str, tag: str, *raw: Any) -> list[Any]:
-        return actions.reread(page.form.values(raw), tag)
+    def show(asked: Asked, *raw: Any) -> list[Any]:
+        return actions.details(page.form.values(raw), str(asked.get("tag", "")))
 
-    def show(tag: str, *raw: Any) -> list[Any]:
-        return actions.details(page.form.values(raw), tag)
-
-    def judge(verdict: str, complained: str, tag: str, *raw: Any) -> list[Any]:
-        settings = page.form.values(raw)
-        told = actions.judge(settings, verdict)
+    def judge(asked: Asked, complained: str, *raw: Any) -> list[Any]:
+        settings, tag = page.form.values(raw), str(asked.get("tag", ""))
+        told = actions.judge(settings, asked["verdict"])
         seen = actions.look(settings, tag, complained)
-        return [told or seen[0], *seen[1:]]
+        return [told or seen[0], *seen[1:], *actions.details(settings, tag)]
 
-    answered = _script(f"refreshed({actions.options.prefix!r})")
-    folder = page.form.parts["folder"]
-    for trigger, action in ((page.refresh.click, look), (page.reread.click, reread), (folder.submit, reread)):
-        event = trigger(action, [page.complained, *inputs], shown, **QUIET)
-        event.then(show, inputs, details, **QUIET).then(None, None, None, _js=answered)
-    shown_again = _script(f"shown({actions.options.prefix!r})")
-    page.show.click(show, inputs, details, **QUIET).then(None, None, None, _js=shown_again)
-    judged = page.judge.click(judge, [page.verdict, page.complained, *inputs], shown, **QUIET)
-    judged.then(None, None, None, _js=_script(f"judged({actions.options.prefix!r})"))
+    serve(page.make, prefix, "look", look, [page.complained, *inputs], shown)
+    serve(page.make, prefix, "show", show, inputs, details)
+    serve(page.make, prefix, "judge", judge, [page.complained, *inputs], [*shown, *details])
+    again = script(f"taggerPage?.look({prefix!r}, true)")
+    for event in (page.reread.click, page.form.parts["folder"].submit):
+        event(None, None, None, _js=again)
 
 
 def _connect_single(page: _Page, actions: TaggerActions) -> None:
     def single(image: Any, *raw: Any) -> list[str]:
         return actions.single(image, page.form.values(raw))
 
-    def describe(key: str, *raw: Any) -> list[Any]:
+    def describe(asked: Asked, key: str, *raw: Any) -> list[Any]:
         return actions.describe(key, page.form.values(raw))[1:] if key else [gr.update()] * 3
 
     shown = [page.scores, page.prompt, page.caption]
     outputs = [page.single, page.notice, *shown]
     page.image.change(single, [page.image, *page.form.inputs], outputs, queue=False, api_name=False)
-    page.refresh.click(describe, [page.single, *page.form.inputs], shown, **QUIET)  # the line moves in the bars, too
+    # the line moves in the bars, too
+    serve(page.make, actions.options.prefix, "describe", describe, [page.single, *page.form.inputs], shown)
     insert = f"(text) => {{ ({actions.options.insert_js})(text); return []; }}"
     page.send.click(actions.send, [page.prompt], [page.notice], **QUIET)
     page.send.click(None, [page.prompt], None, _js=insert)
-
-
-def _script(call: str) -> str:
-    return f"() => {{ window.taggerPage?.{call}; return []; }}"

@@ -16,39 +16,37 @@ from lib_trainer.dataset.pictures import PictureError, load_picture
 from lib_trainer.tagging.captions.effect import Border, Opened, Preview, TagCount
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING
 from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, lines_of
-from lib_trainer.tagging.views import JobView
 from lib_trainer.ui.kit.told import told
 from lib_trainer.ui.train.status import clock
+from lib_trainer.work.monitor import JobView
 
 ROWS = 300
 """Lines of the frequency table that are sent at a time."""
 
 THUMB = 144
 LEFT_OUT_SHOWN = 20
+STATES = {"queued": "Running", "running": "Running", "finished": "Done", "stopped": "Stopped", "failed": "Failed"}
 BARS = 60
 
 
 def job_html(view: JobView | None, device: str, prefix: str) -> str:
-    """The panel of the job under way. `tagger.js` reads whether to poll."""
+    """The panel of the job under way. The script reads whether to poll."""
     active = "1" if view and view.active else "0"
-    attributes = f'class="tagger-job" data-prefix="{escape(prefix)}" data-tagger-active="{active}"'
+    attributes = f'class="tagger-job" data-prefix="{escape(prefix)}" data-active="{active}"'
     if view is None:
         body = '<div class="tagger-empty">Choose a folder and press Tag. Nothing is written before you say so.</div>'
         return f"<div {attributes}>{body}</div>"
-    badge = (
-        "Stopping"
-        if view.stopping
-        else {"running": "Running", "done": "Done", "stopped": "Stopped", "failed": "Failed"}[view.state]
-    )
+    badge = "Stopping" if view.stopping else STATES[view.state]
+    ended = view.told or view.error
     head = (
         f'<div class="tagger-head"><span class="tagger-badge tagger-{view.state}">{badge}</span>'
-        f'<span class="tagger-name">{escape(view.title)}</span></div>'
+        f'<span class="tagger-name">{escape(view.name)}</span></div>'
     )
-    told = f'<div class="tagger-told tagger-{view.state}">{escape(view.told)}</div>' if view.told else ""
+    sentence = f'<div class="tagger-told tagger-{view.state}">{escape(ended)}</div>' if ended else ""
     notes = "".join(f'<div class="tagger-note">{escape(str(note))}</div>' for note in view.notes)
     if not view.notes and device and view.active:
         notes = f'<div class="tagger-note">{escape(device)}</div>'
-    return f"<div {attributes}>{head}{_bar(view)}{told}{notes}{_left_out(view)}</div>"
+    return f"<div {attributes}>{head}{_bar(view)}{sentence}{notes}{_left_out(view)}</div>"
 
 
 def mark_html(mark: Sequence[int]) -> str:
@@ -60,21 +58,20 @@ _KEPT = "Stopping; what is done is kept"
 
 
 def _bar(view: JobView) -> str:
-    progress = view.progress
-    if progress is None or not view.active:
+    phase = view.progress
+    if phase is None or not view.active:
         opening = _KEPT if view.stopping else "Opening the model"
         return f'<div class="tagger-line">{opening}</div>' if view.active else ""
-    percent = 100 * progress.done / progress.total if progress.total else 0
-    megabytes = progress.what.startswith("Downloading")
-    scale, unit = (1 << 20, "MiB") if megabytes else (1, "pictures" if progress.what == "Scoring" else "captions")
-    rate = f"{progress.rate / scale:.1f} {unit}/s · " if progress.rate else ""
-    cached = f" · {progress.cached} known before" if progress.cached else ""
+    percent = 100 * phase.done / phase.total if phase.total else 0
+    scale, unit = (1 << 20, "MiB") if phase.unit == "bytes" else (1, phase.unit)
+    rate = f"{phase.rate / scale:.1f} {unit}/s · " if phase.rate else ""
+    known = f" · {phase.known} known before" if phase.known else ""
     line = (
-        f"{escape(progress.what)} {progress.done // scale:,} / {progress.total // scale:,} {unit}{cached} · "
-        f"{rate}time left {clock(progress.left)}"
+        f"{escape(phase.name)} {phase.done // scale:,} / {phase.total // scale:,} {unit}{known} · "
+        f"{rate}time left {clock(phase.left)}"
     )
     return (
-        f'<div class="tagger-progress" role="progressbar" aria-label="{escape(progress.what)}" '
+        f'<div class="tagger-progress" role="progressbar" aria-label="{escape(phase.name)}" '
         f'aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100">'
         f'<div class="tagger-fill" style="width: {percent:.2f}%"></div></div>'
         f'<div class="tagger-line">{_KEPT + " · " if view.stopping else ""}{line}</div>'

@@ -23,12 +23,12 @@ from lib_trainer.config import JobConfig, OutputConfig, dump_job, field_specs, f
 from lib_trainer.files import TRASH, write_atomically
 from lib_trainer.refusals import ConfigError, MemoryShort, Problems, TrainerError
 from lib_trainer.training.card import trigger_words
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.kinds import prompt_for
 from lib_trainer.ui.kit.told import told
 from lib_trainer.ui.train.chart import chart_html
 from lib_trainer.ui.train.memory_line import MemoryLine
 from lib_trainer.ui.train.status import header_html, log_html, notice_html, problems_html, status_html
-from lib_trainer.work.jobs import JobRunner
 from lib_trainer.work.monitor import Preview, RunView
 
 LAST_JOB = "last.toml"
@@ -83,7 +83,7 @@ class PageUpdate:
 class TrainActions:
     """The page's use of a runner. Holds nothing of the run itself, so any number of pages may watch."""
 
-    def __init__(self, runner: JobRunner, options: PageOptions) -> None:
+    def __init__(self, runner: TrainingDesk, options: PageOptions) -> None:
         self.runner = runner
         self.options = options
         self._notices = itertools.count(1)
@@ -171,7 +171,7 @@ class TrainActions:
         return self._notice(told, while_active=True)
 
     def export(self, values: Mapping[str, Any]) -> tuple[str, str]:
-        """A notice, and what `trainer.js` offers for download (empty if the form cannot be exported)."""
+        """A notice, and what the script offers for download (empty if the form cannot be exported)."""
         payload = ""
 
         def write() -> str:
@@ -212,7 +212,7 @@ class TrainActions:
             self._token,
             header,
             task or "",
-            view.run if view else 0,
+            view.id if view else "",
             view.revision if view else 0,
             view.step if view else 0,
             view.previews[-1].number if view and view.previews else 0,
@@ -323,7 +323,7 @@ class _Seen:
     token: str
     header: str
     task: str
-    run: int
+    run: str
     revision: int
     step: int
     previews: int
@@ -351,10 +351,10 @@ class PreviewFiles:
         """(file, caption) for the gallery, the newest first."""
         if view is None:
             return []
-        return [(str(self._file(view.run, preview)), f"Step {preview.step}") for preview in reversed(view.previews)]
+        return [(str(self._file(view.id, preview)), f"Step {preview.step}") for preview in reversed(view.previews)]
 
-    def _file(self, run: int, preview: Preview) -> Path:
-        path = self._folder / f"run{run}-{preview.number:05}-step{preview.step}.png"
+    def _file(self, run: str, preview: Preview) -> Path:
+        path = self._folder / f"{run}-{preview.number:05}-step{preview.step}.png"
         if not path.exists():
             buffer = BytesIO()
             preview.image.save(buffer, "PNG", compress_level=1)

@@ -10,8 +10,8 @@ from typing import Any
 from lib_trainer.config import from_values
 from lib_trainer.ports import HeldPart
 from lib_trainer.refusals import TrainerError
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.memory_need import outlook
-from lib_trainer.work.jobs import JobRunner
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 class MemoryLine:
     """Asked at every change of the form: reads no file, takes no lock, and says nothing while a run is under way."""
 
-    def __init__(self, runner: JobRunner) -> None:
+    def __init__(self, runner: TrainingDesk) -> None:
         self._runner = runner
         self._known: tuple[str, Mapping[str, HeldPart]] | None = None
 

@@ -1,7 +1,7 @@
 """The training page: the form on the left, the run on the right.
 
-gradio 3.41 has no timer. `javascript/trainer.js` clicks a hidden button every second while the page is visible and a
-run is active, and the answer holds only what has changed.
+gradio 3.41 has no timer. `javascript/bridge.js` polls about every second while the page is visible and a run is active,
+and the answer holds only what has changed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 import gradio as gr
 
+from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.ui.kit.bridge import DOWNLOAD, Asked, hurry, script, serve
 from lib_trainer.ui.kit.form import QUIET, Form, build_form, keep_out_of_ui_config
 from lib_trainer.ui.train.actions import CHANGED, NAME, Offer, PageOptions, PageUpdate, TrainActions
 from lib_trainer.ui.train.status import status_html
-from lib_trainer.work.jobs import JobRunner
 
 __all__ = ["PageOptions", "build_train_page"]
 
@@ -28,6 +29,7 @@ DISCARD = "Discard it (to the trash), start nothing"
 class _Page:
     """The components that the events connect."""
 
+    make: _Maker
     form: Form
     header: gr.HTML
     memory: gr.HTML
@@ -44,9 +46,6 @@ class _Page:
     use_prompt: gr.Button
     export: gr.Button
     load: gr.UploadButton
-    poll: gr.Button
-    foresee: gr.Button
-    restore: gr.Button
     lora: gr.Textbox
     lora_prompt: gr.Textbox
     offer: gr.Textbox
@@ -60,7 +59,7 @@ class _Page:
         return [getattr(self, name) for name in PageUpdate.__dataclass_fields__]
 
 
-def build_train_page(runner: JobRunner, options: PageOptions) -> None:
+def build_train_page(runner: TrainingDesk, options: PageOptions) -> None:
     """Lay out the page in the open gradio context and connect it with the runner."""
     actions = TrainActions(runner, options)
     page = _lay_out(options)
@@ -118,9 +117,7 @@ def _lay_out(options: PageOptions) -> _Page:
             log=log,
             start=start, stop=stop, save=save, preview=preview, use=use, use_prompt=use_prompt,
             export=export, load=load, offered=offered[0], ways=ways,
-            poll=make(gr.Button, "poll", value="", visible=False),
-            foresee=make(gr.Button, "foresee", value="", visible=False),
-            restore=make(gr.Button, "restore", value="", visible=False),
+            make=make,
             lora=make(gr.Textbox, "lora", value="", visible=False),
             lora_prompt=make(gr.Textbox, "lora_prompt", value="", visible=False),
             offer=make(gr.Textbox, "offer", value="", visible=False),
@@ -152,7 +149,7 @@ class _Maker:
 
 def _connect_run(page: _Page, actions: TrainActions) -> None:
     """Start, Stop, Save now, Preview now. None of them writes the form, so nothing that was typed is lost."""
-    refresh = _script(f"refresh({actions.options.prefix!r})")
+    refresh = hurry(actions.options.prefix)
 
     def start(*raw: Any) -> list[Any]:
         notice, offer = actions.start(page.form.values(raw))
@@ -220,15 +217,13 @@ def _connect_files(page: _Page, actions: TrainActions) -> None:
         notice, values = actions.load(Path(file.name))
         return [notice, *_shown(page.form, values)]
 
-    def restore() -> list[Any]:
+    def restore(asked: Asked) -> list[Any]:
         return _shown(page.form, actions.last_job())
 
-    download = "(payload) => { window.trainerPage?.download(payload); return []; }"
     exported = page.export.click(export, page.form.inputs, [page.notice, page.payload], **QUIET)
-    exported.then(None, [page.payload], None, _js=download)
+    exported.then(None, [page.payload], None, _js=DOWNLOAD)
     page.load.upload(load, [page.load], [page.notice, *page.form.inputs], **QUIET)
-    restored = f"() => {{ window.trainerPage?.restored({actions.options.prefix!r}); return []; }}"
-    page.restore.click(restore, None, page.form.inputs, **QUIET).then(None, None, None, _js=restored)
+    serve(page.make, actions.options.prefix, "restore", restore, [], page.form.inputs)
 
 
 def _shown(form: Form, values: dict[str, Any] | None) -> list[Any]:
@@ -236,20 +231,16 @@ def _shown(form: Form, values: dict[str, Any] | None) -> list[Any]:
 
 
 def _connect_watch(page: _Page, actions: TrainActions) -> None:
-    def poll(seen: str) -> list[Any]:
+    prefix = actions.options.prefix
+
+    def poll(asked: Asked, seen: str) -> list[Any]:
         return actions.poll(seen).outputs()
 
-    answered = _script(f"polled({actions.options.prefix!r})")
-    page.poll.click(poll, [page.seen], page.polled(), **QUIET).success(None, None, None, _js=answered)
+    def foresee(asked: Asked, *raw: Any) -> list[str]:
+        return [actions.memory.html(page.form.values(raw))]
 
-    def foresee(*raw: Any) -> str:
-        return actions.memory.html(page.form.values(raw))
-
-    page.foresee.click(foresee, page.form.inputs, [page.memory], **QUIET)
-    changed = _script(f"changed({actions.options.prefix!r})")
+    serve(page.make, prefix, "poll", poll, [page.seen], page.polled())
+    serve(page.make, prefix, "foresee", foresee, page.form.inputs, [page.memory])
+    changed = script(f"trainerPage?.changed({prefix!r})")
     for component in page.form.inputs:
         component.change(None, None, None, _js=changed)
-
-
-def _script(call: str) -> str:
-    return f"() => {{ window.trainerPage?.{call}; return []; }}"

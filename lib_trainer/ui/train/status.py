@@ -8,6 +8,7 @@ from html import escape
 
 from lib_trainer.refusals import Problem
 from lib_trainer.ui.kit.told import told
+from lib_trainer.work.events import Phase
 from lib_trainer.work.monitor import RunView
 
 STATES = {
@@ -22,7 +23,7 @@ MISSING = "–"
 
 
 def status_html(view: RunView | None, *, prefix: str, task_id: str | None = None) -> str:
-    """The status panel. `trainer.js` reads the data attributes: whether to poll, the host's task, and the time left.
+    """The status panel. `train.js` reads the data attributes: whether to poll, the host's task, and the time left.
 
     That is shown on the host's own bar too: there is one estimate.
     """
@@ -54,7 +55,7 @@ def notice_html(text: str, *, error: bool = False, number: int = 0, while_active
 
 
 def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0) -> str:
-    """What is to be mended, each with the id of its field, beside which `trainer.js` says it again."""
+    """What is to be mended, each with the id of its field, beside which `train.js` says it again."""
     items = [
         f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(told(problem.sentence))}</{tag}>'
         for tag in ["span" if len(problems) == 1 else "li"]
@@ -127,16 +128,17 @@ def _run_html(view: RunView) -> str:
 def _phase(view: RunView) -> str:
     if not view.active:
         return ""
-    text = view.phase or ("Waiting for the host's queue" if view.state == "queued" else "Starting")
-    count = f" {view.phase_done}/{view.phase_total}" if view.phase_total else ""
-    percent = f" · {_percent(view):.0f}%" if view.phase_total or view.step else ""
+    phase = view.progress or Phase("Waiting for the host's queue" if view.state == "queued" else "Starting")
+    count = f" {phase.done}/{phase.total}" if phase.total else ""
+    percent = f" · {_percent(view):.0f}%" if phase.total or view.step else ""
+    text = phase.name
     return f'<span class="trainer-phase">{escape(text)}{count}{percent}</span>'
 
 
 def _bar(view: RunView) -> str:
-    percent = _percent(view)
-    kind = "trainer-bar trainer-bar-phase" if _in_phase(view) else "trainer-bar"
-    name = view.phase if _in_phase(view) else "Training steps"
+    phase, percent = _phase_of(view), _percent(view)
+    kind = "trainer-bar trainer-bar-phase" if phase else "trainer-bar"
+    name = phase.name if phase else "Training steps"
     return (
         f'<div class="{kind}" role="progressbar" aria-label="{escape(name)}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{percent:.0f}">'
@@ -144,13 +146,14 @@ def _bar(view: RunView) -> str:
     )
 
 
-def _in_phase(view: RunView) -> bool:
-    """Whether the bar shows a phase before or after the steps (another colour) and not the steps."""
-    return view.active and view.phase_total > 0
+def _phase_of(view: RunView) -> Phase | None:
+    """The phase before or after the steps that the bar shows, in another colour; None where it shows the steps."""
+    return view.progress if view.active and view.progress and view.progress.total else None
 
 
 def _percent(view: RunView) -> float:
-    done, total = (view.phase_done, view.phase_total) if _in_phase(view) else (view.step, view.total_steps)
+    phase = _phase_of(view)
+    done, total = (phase.done, phase.total) if phase else (view.step, view.total_steps)
     return min(100.0, 100 * done / total) if total else 0.0
 
 

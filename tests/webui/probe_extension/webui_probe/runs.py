@@ -22,8 +22,10 @@ import torch
 from modules import processing, sd_models, shared
 
 from lib_trainer.config import from_values
+from lib_trainer.ports import Host
 from lib_trainer.refusals import TrainerError
-from lib_trainer.work import events, jobs
+from lib_trainer.training.desk import TrainingDesk, process_desk
+from lib_trainer.work import events
 
 CHECKS = ("run", "start", "view", "wait", "command", "restart")
 
@@ -78,7 +80,8 @@ def view() -> dict[str, Any]:
     if seen is None:
         return {}
     return {
-        "run": seen.run, "name": seen.name, "state": seen.state, "phase": seen.phase, "step": seen.step,
+        "run": seen.id, "name": seen.name, "state": seen.state, "step": seen.step,
+        "phase": seen.progress.name if seen.progress else "",
         "error": seen.error, "log": list(seen.log), "output": None if seen.output is None else str(seen.output),
         "previews": [hashlib.sha256(preview.image.tobytes()).hexdigest() for preview in seen.previews],
         "running": runner().running,
@@ -90,8 +93,12 @@ def restart() -> None:
     threading.Timer(0.2, shared.state.request_restart).start()
 
 
-def runner() -> jobs.JobRunner:
-    return jobs._process_runner[0]
+def _never() -> Host:
+    raise AssertionError("the page has made the desk")
+
+
+def runner() -> TrainingDesk:
+    return process_desk(_never)
 
 
 def _choose_the_other_checkpoint() -> None:

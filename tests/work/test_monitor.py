@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lib_trainer.work import events as ev
-from lib_trainer.work.monitor import CURVE_POINTS, LOG_LINES, PREVIEWS, SMOOTHING, Monitor
+from lib_trainer.work.monitor import CURVE_POINTS, LOG_LINES, PREVIEWS, SMOOTHING, Monitor, RunMonitor
 
 
 def step(number: int, loss: float = 0.1, total: int = 100, seconds: float = 0.5, memory: int = 0) -> ev.StepDone:
@@ -18,19 +18,19 @@ def step(number: int, loss: float = 0.1, total: int = 100, seconds: float = 0.5,
 
 
 def test_a_new_monitor_is_queued_and_active() -> None:
-    view = Monitor("cat").view()
+    view = RunMonitor("cat").view()
     assert (view.name, view.state, view.active, view.curve, view.loss) == ("cat", "queued", True, (), None)
 
 
 def test_first_smoothed_loss_is_the_loss_itself() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     monitor(step(1, loss=0.75))
     assert monitor.view().curve[0].smoothed == pytest.approx(0.75)
 
 
 def test_smoothing_is_the_weighted_mean_of_all_losses_so_far() -> None:
     losses = [0.9, 0.1, 0.4, 0.4, 0.7, 0.2]
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     for number, loss in enumerate(losses, start=1):
         monitor(step(number, loss))
     for number, point in enumerate(monitor.view().curve, start=1):
@@ -41,7 +41,7 @@ def test_smoothing_is_the_weighted_mean_of_all_losses_so_far() -> None:
 
 
 def test_smoothing_sees_the_steps_that_thinning_drops() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     total = CURVE_POINTS * 4
     for number in range(1, total + 1):
         monitor(step(number, loss=0.2 if number % 2 else 0.6, total=total))
@@ -52,7 +52,7 @@ def test_smoothing_sees_the_steps_that_thinning_drops() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 999, CURVE_POINTS, CURVE_POINTS + 1, 5_003])
 def test_the_curve_is_bounded_even_and_ends_at_the_last_step(steps: int) -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     for number in range(1, steps + 1):
         monitor(step(number, total=steps))
     numbers = [point.step for point in monitor.view().curve]
@@ -65,7 +65,7 @@ def test_the_curve_is_bounded_even_and_ends_at_the_last_step(steps: int) -> None
 
 
 def test_a_loss_that_is_no_number_does_not_poison_the_line() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     monitor(step(1, 0.5))
     monitor(step(2, math.nan))
     monitor(step(3, 0.5))
@@ -75,7 +75,7 @@ def test_a_loss_that_is_no_number_does_not_poison_the_line() -> None:
 
 
 def test_eta_is_the_rest_at_the_pace_of_the_last_steps() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     monitor(step(1, seconds=60.0, total=200))
     for number in range(2, 102):
         monitor(step(number, seconds=0.25, total=200))
@@ -87,7 +87,7 @@ def test_eta_is_the_rest_at_the_pace_of_the_last_steps() -> None:
 def test_eta_is_gone_and_the_clock_stands_when_the_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("lib_trainer.work.monitor.time.monotonic", lambda: now)
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     monitor(step(1))
     now = 130.0
     monitor(ev.Finished(1, Path("cat.safetensors"), stopped=True))
@@ -98,24 +98,24 @@ def test_eta_is_gone_and_the_clock_stands_when_the_run_has_ended(monkeypatch: py
 
 
 def test_a_phase_shows_its_progress_until_the_steps_begin() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     monitor(ev.Phase("Caching latents", 12, 40))
     view = monitor.view()
-    assert (view.state, view.phase, view.phase_done, view.phase_total) == ("running", "Caching latents", 12, 40)
+    assert (view.state, view.progress) == ("running", ev.Phase("Caching latents", 12, 40))
     monitor(ev.Started(100, 1234, {"unet": 192}))
     view = monitor.view()
-    assert (view.phase, view.phase_done, view.phase_total, view.total_steps) == ("Training", 0, 0, 100)
+    assert (view.progress, view.total_steps) == (ev.Phase("Training"), 100)
 
 
 def test_a_phase_is_logged_once() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     for done in range(10):
         monitor(ev.Phase("Caching latents", done, 10))
     assert sum("Caching latents" in line for line in monitor.view().log) == 1
 
 
 def test_failure_keeps_the_sentence_and_the_last_file() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     monitor(ev.Saved(50, Path("cat-000050.safetensors"), final=False))
     monitor(ev.Failed("Out of memory: lower the batch size."))
     view = monitor.view()
@@ -124,7 +124,7 @@ def test_failure_keeps_the_sentence_and_the_last_file() -> None:
 
 
 def test_previews_and_log_are_the_last_ones() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     for number in range(1, LOG_LINES + PREVIEWS + 2):
         monitor(ev.PreviewMade(number, Image.new("RGB", (1, 1)), "a cat"))
     view = monitor.view()
@@ -132,18 +132,42 @@ def test_previews_and_log_are_the_last_ones() -> None:
     assert view.previews[-1].number == view.previews[-1].step == LOG_LINES + PREVIEWS + 1
 
 
-def test_revision_counts_events_and_runs_differ() -> None:
-    first, second = Monitor("cat"), Monitor("cat")
-    assert first.view().run != second.view().run
-    before = first.view().revision
-    first(ev.Message("hello"))
-    first(step(1))
-    assert first.view().revision == before + 2
-    assert first.view().revision == before + 2, "looking is not an event"
+def test_revision_counts_events() -> None:
+    monitor = RunMonitor("cat")
+    before = monitor.view().revision
+    monitor(ev.Message("hello"))
+    monitor(step(1))
+    assert monitor.view().revision == before + 2
+    assert monitor.view().revision == before + 2, "looking is not an event"
+
+
+def test_being_told_to_stop_is_seen_until_the_end() -> None:
+    monitor = Monitor("cat", "tagging")
+    monitor(ev.Phase("Scoring", 3, 9, "pictures"))
+    before = monitor.view().revision
+    monitor.stopping()
+    monitor.stopping()
+    assert monitor.view().stopping and monitor.view().revision == before + 1
+    monitor(ev.Finished(stopped=True, told="3 pictures scored.", notes=("wd-mini runs on CPU.",)))
+    view = monitor.view()
+    assert (view.state, view.stopping, view.told, view.notes) == (
+        "stopped", False, "3 pictures scored.", ("wd-mini runs on CPU.",)
+    )  # fmt: skip
+    monitor.stopping()
+    assert not monitor.view().stopping
+
+
+def test_nothing_comes_after_the_end() -> None:
+    monitor = RunMonitor("cat")
+    monitor(ev.Finished(1, Path("cat.safetensors")))
+    ended = monitor.view()
+    monitor(ev.Failed("too late"))
+    monitor(step(2))
+    assert monitor.view() == ended
 
 
 def test_memory_is_the_peak_and_warnings_say_so() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     monitor(step(1, memory=5))
     monitor(step(2, memory=3))
     monitor(ev.Message("Two pictures have no caption.", "warning"))
@@ -153,6 +177,6 @@ def test_memory_is_the_peak_and_warnings_say_so() -> None:
 
 
 def test_no_control_character_comes_into_the_log() -> None:
-    monitor = Monitor("cat")
+    monitor = RunMonitor("cat")
     monitor(ev.Message("Skipped a\x1b[31m\nb.png: it is empty"))
     assert monitor.view().log[-1].endswith("Skipped a\\x1b[31m\\nb.png: it is empty")

@@ -1,54 +1,22 @@
-// The training page's clock. gradio 3.41 has no timer: this clicks the page's hidden poll button while somebody looks.
-// Loaded by the WebUI from this folder, and by the standalone page; both may run it more than once.
+// The training page: the host's own progress bar, what is said beside fields, and what is put into the form.
+// `bridge.js` polls. Loaded by the WebUI from this folder, and by the standalone page; both may run it more than once.
 
 (function () {
     "use strict";
 
     if (window.trainerPage) return;
 
-    const ACTIVE_MS = 1000; // while a run is active
-    const IDLE_MS = 5000; // else: another page may start one, or the host may load another checkpoint
-    const PATIENCE_MS = 15000; // a poll without an answer for so long is taken for lost
-    const FIRST_PATIENCE_MS = 3000; // the first click may come before gradio listens
+    const bridge = window.trainerBridge;
+    const {find} = bridge;
     const PAUSE_MS = 400; // of typing, before the memory is reckoned anew
-    const TICK_MS = 250;
     const NATIVE_PATIENCE_S = 40; // how long the WebUI's bar waits for a task that has not begun
 
     const pages = {};
     const knownTasks = new Set();
 
-    function find(prefix, name) {
-        return document.getElementById(prefix + "_" + name);
-    }
-
     function pageOf(prefix) {
-        if (!pages[prefix]) {
-            pages[prefix] = {visible: false, answered: false, waitingSince: 0, due: 0, probing: false, touched: false};
-        }
+        pages[prefix] = pages[prefix] || {answered: false, touched: false, restoring: false, wanted: null};
         return pages[prefix];
-    }
-
-    function isVisible(element) {
-        return document.visibilityState === "visible" && element.offsetParent !== null;
-    }
-
-    function click(prefix, name) {
-        const button = find(prefix, name);
-        if (button) button.click();
-    }
-
-    // After a lost answer the server is asked quietly whether it is there, so that gradio does not show error after error.
-    function probe(panel, page) {
-        page.probing = true;
-        fetch("./app_id", {cache: "no-store"})
-            .then((answer) => answer.ok)
-            .catch(() => false)
-            .then((there) => {
-                page.probing = false;
-                panel.classList.toggle("trainer-offline", !there);
-                page.due = Date.now() + (there ? 0 : IDLE_MS);
-                if (there) page.waitingSince = 0;
-            });
     }
 
     function showNativeBar(panel, prefix) {
@@ -59,7 +27,7 @@
         if (!anchor) return;
         knownTasks.add(task);
         const sameClock = () => showOneEstimate(prefix, box);
-        window.requestProgress(task, anchor, null, () => refresh(prefix), sameClock, NATIVE_PATIENCE_S);
+        window.requestProgress(task, anchor, null, () => bridge.hurry(prefix), sameClock, NATIVE_PATIENCE_S);
     }
 
     // The WebUI reckons the time left from the run's start, preparations and all: it is given our estimate.
@@ -132,32 +100,17 @@
         if (box) box.querySelectorAll(".trainer-notice-active").forEach((notice) => notice.remove());
     }
 
-    function tend(panel) {
-        const prefix = panel.dataset.prefix;
-        const page = pageOf(prefix);
-        const visible = isVisible(panel);
-        const now = Date.now();
-        if (visible && !page.visible) page.due = now;
-        page.visible = visible;
-        if (!visible) return;
+    function tend(prefix, panel) {
         showNativeBar(panel, prefix);
         markFields(prefix);
         clearNotice(panel, prefix);
-        if (page.probing || now < page.due) return;
-        if (page.waitingSince && now - page.waitingSince < (page.answered ? PATIENCE_MS : FIRST_PATIENCE_MS)) return;
-        if (page.waitingSince) {
-            probe(panel, page);
-            return;
-        }
-        page.waitingSince = now;
-        click(prefix, "poll");
     }
 
     // The forecast of memory follows the form, when nothing has been changed for a moment.
     function changed(prefix) {
         const page = pageOf(prefix);
         clearTimeout(page.foreseen);
-        page.foreseen = setTimeout(() => click(prefix, "foresee"), PAUSE_MS);
+        page.foreseen = setTimeout(() => bridge.ask(prefix, "foresee", {}, {line: "foresee", latest: "foresee"}), PAUSE_MS);
     }
 
     // Another checkpoint, or the end of a run, makes another forecast.
@@ -169,20 +122,18 @@
         page.foreseenFor = seen;
     }
 
-    function polled(prefix) {
+    function polled(prefix, panel) {
         const page = pageOf(prefix);
-        const panel = document.querySelector(`.trainer-status[data-prefix="${prefix}"]`);
-        const active = panel && panel.dataset.active === "1";
         if (!page.answered && !page.touched) { // never over what somebody has begun to type
-            page.restoring = Date.now();
-            click(prefix, "restore");
+            page.restoring = true;
+            const over = () => restored(prefix);
+            bridge.ask(prefix, "restore", {}, {line: "restore", done: over, lost: over});
         }
         page.answered = true;
-        page.waitingSince = 0;
-        foreseeAnew(prefix, active);
-        page.due = Date.now() + (active ? ACTIVE_MS : IDLE_MS);
-        if (panel) panel.classList.remove("trainer-offline");
+        foreseeAnew(prefix, isActive(panel));
     }
+
+    const isActive = (panel) => panel.dataset.active === "1";
 
     document.addEventListener("input", (event) => {
         const root = event.isTrusted && event.target.closest && event.target.closest(".trainer-page");
@@ -191,45 +142,10 @@
         if (field) unmark(field);
     });
 
-    function refresh(prefix) {
-        pageOf(prefix).due = 0;
-    }
-
-    // payload: JSON of {name, text}; empty if there is nothing to save
-    function download(payload) {
-        if (!payload) return;
-        const file = JSON.parse(payload);
-        const link = document.createElement("a");
-        link.href = URL.createObjectURL(new Blob([file.text], {type: "application/toml"}));
-        link.download = file.name;
-        link.click();
-        setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-    }
-
-    // Puts a text at the end of a gradio text box, where it is not in it, and tells gradio so. `field` is the box's
-    // element id. A word may stand in the name of a file, `<lora:zorb:1>`, and still be missing.
-    function insert(field, text) {
-        const area = document.querySelector(`#${field} textarea, #${field} input`);
-        if (!area || !text) return;
-        const call = text.startsWith("<");
-        const there = call ? area.value : area.value.replace(/<[^>]*>/g, " ");
-        if (there.includes(text)) return;
-        const before = area.value.trimEnd();
-        const gap = call || before.endsWith(",") ? " " : ", ";
-        area.value = before ? before + gap + text : text;
-        area.dispatchEvent(new Event("input", {bubbles: true}));
-    }
-
-    function openTab(label) {
-        const buttons = [...document.querySelectorAll(".tab-nav button")];
-        const button = buttons.find((candidate) => candidate.textContent.trim() === label);
-        if (button) button.click();
-    }
-
     // The last job's values are in the form: what was to be put there meanwhile comes after them.
     function restored(prefix) {
         const page = pageOf(prefix);
-        page.restoring = 0;
+        page.restoring = false;
         if (page.wanted) fill(prefix, ...page.wanted);
     }
 
@@ -237,17 +153,18 @@
     function fill(prefix, name, text) {
         const page = pageOf(prefix);
         page.touched = true;
-        const waits = page.restoring && Date.now() - page.restoring < PATIENCE_MS;
-        page.wanted = waits ? [name, text] : null;
-        const box = document.querySelector(`#${prefix}_${name} textarea, #${prefix}_${name} input`);
-        if (!box || waits) return;
-        box.value = text;
-        box.dispatchEvent(new Event("input", {bubbles: true}));
+        page.wanted = page.restoring ? [name, text] : null;
+        const area = bridge.box(`${prefix}_${name}`);
+        if (area && !page.restoring) bridge.put(area, text);
     }
 
-    window.trainerPage = {polled, refresh, changed, restored, fill, download, insert, openTab};
-    setInterval(() => {
-        document.querySelectorAll(".trainer-status").forEach(tend);
-        if (find("generate", "notice")) markFields("generate");
-    }, TICK_MS);
+    // Opens the form with a set's folder. In the WebUI it is a sub-tab of Train, or a tab of its own.
+    function open(folder, ...tabs) {
+        if (folder) fill("trainer", "dataset_folder", folder);
+        tabs.forEach(bridge.openTab);
+    }
+
+    window.trainerPage = {changed, fill, open};
+    bridge.watch({panel: ".trainer-status[data-prefix]", isActive, polled, tend});
+    bridge.everyTick(() => { if (find("generate", "notice")) markFields("generate"); });
 })();

@@ -1,0 +1,123 @@
+"""The bridge alone, in a browser and without a server: requests in their order, lost and late answers, tabs by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.chromium import MARKS, SLOW
+
+pytestmark = MARKS
+BRIDGE = Path(__file__).parents[2] / "javascript" / "bridge.js"
+PAGE = """
+<button id="p_look"></button><button id="p_judge"></button><button id="p_poll"></button>
+<div class="watched" data-prefix="p" data-active="1">a panel</div>
+<div class="tabs"><div class="tab-nav"><button>标签一</button><button>标签二</button></div>
+<div id="tab_one" class="tabitem"></div><div id="tab_two" class="tabitem"></div></div>
+<label id="box"><textarea></textarea></label>
+"""
+SERVER = """() => {
+    window.asked = [];
+    window.log = [];
+    const bridge = window.trainerBridge;
+    document.querySelectorAll('button[id^=p_]').forEach((button) => button.addEventListener('click', () => {
+        const name = button.id.slice(2);
+        const [text, ...rest] = bridge.taken('p', name, ['', 'input', 'an output'], 2);
+        window.asked.push({name, rest, ...JSON.parse(text)});
+    }));
+    window.answer = (n) => bridge.answered('p', window.asked[n].name, window.asked[n].nonce);
+}"""
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    page = browser.new_page()
+    page.set_default_timeout(SLOW)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.set_content(PAGE)
+    page.add_script_tag(content=BRIDGE.read_text("utf-8"))
+    page.add_script_tag(content=BRIDGE.read_text("utf-8"))  # a reloaded page may run it again
+    page.evaluate(SERVER)
+    yield page
+    page.close()
+    assert errors == []
+
+
+def asked(page: Any) -> list[tuple[str, Any]]:
+    return [(one["name"], one.get("n")) for one in page.evaluate("window.asked")]
+
+
+def test_requests_of_a_line_wait_for_each_other_and_bring_their_numbers(page: Any) -> None:
+    page.evaluate("for (const n of [1, 2, 3]) trainerBridge.ask('p', n === 2 ? 'judge' : 'look', {n})")
+    assert asked(page) == [("look", 1)]
+    assert page.evaluate("window.asked[0].rest") == ["input"], "what gradio adds of the outputs is not sent"
+    page.evaluate("window.answer(0)")
+    assert asked(page) == [("look", 1), ("judge", 2)]
+    page.evaluate("window.answer(1)")
+    first, second, third = page.evaluate("window.asked")
+    assert len({one["nonce"] for one in (first, second, third)}) == 3
+    assert (first["heard"], second["heard"], third["heard"]) == ("", first["nonce"], second["nonce"])
+
+
+def test_of_those_that_wait_only_the_latest_of_its_sort_is_sent(page: Any) -> None:
+    page.evaluate("for (const n of [1, 2, 3]) trainerBridge.ask('p', 'look', {n}, {latest: 'look'})")
+    page.evaluate("trainerBridge.ask('p', 'judge', {n: 4})")
+    page.evaluate("window.answer(0); window.answer(1)")
+    assert asked(page) == [("look", 1), ("look", 3), ("judge", 4)]
+
+
+def test_another_line_does_not_wait(page: Any) -> None:
+    page.evaluate("trainerBridge.ask('p', 'look', {n: 1}); trainerBridge.ask('p', 'poll', {n: 2}, {line: 'poll'})")
+    assert asked(page) == [("look", 1), ("poll", 2)]
+    assert page.evaluate("trainerBridge.isBusy('p') && trainerBridge.isBusy('p', 'poll')")
+
+
+def test_a_late_answer_is_not_taken_for_the_next_ones(page: Any) -> None:
+    page.evaluate(
+        """trainerBridge.ask('p', 'look', {n: 1}, {patience: 100, done: () => log.push('1 done'),
+            lost: () => log.push('1 lost')});
+        trainerBridge.ask('p', 'look', {n: 2}, {done: () => log.push('2 done')});"""
+    )
+    page.wait_for_function("window.asked.length === 2")
+    page.evaluate("window.answer(0)")
+    assert page.evaluate("window.log") == ["1 lost"] and page.evaluate("trainerBridge.isBusy('p')")
+    page.evaluate("window.answer(1)")
+    assert page.evaluate("window.log") == ["1 lost", "2 done"] and not page.evaluate("trainerBridge.isBusy('p')")
+
+
+def test_a_panel_that_is_seen_is_polled_and_the_next_poll_waits_for_the_answer(page: Any) -> None:
+    page.evaluate(
+        """trainerBridge.watch({panel: '.watched', isActive: (one) => one.dataset.active === '1',
+            polled: (prefix) => log.push(prefix)})"""
+    )
+    page.wait_for_function("window.asked.length === 1")
+    page.wait_for_timeout(1200)
+    assert asked(page) == [("poll", None)]
+    page.evaluate("window.answer(0)")
+    assert page.evaluate("window.log") == ["p"]
+    page.wait_for_function("window.asked.length === 2")
+    page.evaluate("document.querySelector('.watched').hidden = true; window.answer(1)")
+    page.wait_for_timeout(1200)
+    assert len(asked(page)) == 2, "nobody looks"
+
+
+def test_a_tab_is_found_by_its_id_whatever_it_is_called(page: Any) -> None:
+    bar = page.locator(".tab-nav button")
+    bar.evaluate_all("(all) => all.forEach((one, n) => { one.onclick = () => log.push(n); })")
+    assert page.evaluate("trainerBridge.openTab('tab_two') && trainerBridge.openTab('tab_one')")
+    assert page.evaluate("window.log") == [1, 0]
+    assert page.evaluate("trainerBridge.openTab('tab_three')") is False
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<button id=tab_two-button></button>')")
+    page.evaluate("() => { document.getElementById('tab_two-button').onclick = () => log.push('named'); }")
+    page.evaluate("trainerBridge.openTab('tab_two')")
+    assert page.evaluate("window.log") == [1, 0, "named"], "from gradio 4 on the button has a name"
+
+
+def test_a_text_is_put_into_a_box_once(page: Any) -> None:
+    for text in ("zorb", "<lora:zorb:1>", "zorb", "<lora:zorb:1>"):
+        page.evaluate("(text) => trainerBridge.insert('box', text)", text)
+    assert page.locator("#box textarea").input_value() == "zorb <lora:zorb:1>"
