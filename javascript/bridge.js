@@ -14,7 +14,7 @@
     const ACTIVE_MS = 800; // between polls while a job runs
     const IDLE_MS = 4500; // else: another page may start one, or the host may load another checkpoint
     const PATIENCE_MS = 15000; // an answer that takes longer is taken for lost
-    const FIRST_PATIENCE_MS = 3000; // the first press may come before gradio listens
+    const UNHEARD_MS = 1000; // a press that came before gradio listened is repeated
 
     const lines = {}; // of requests, by page and name of the line
     const pages = {}; // by prefix
@@ -87,6 +87,10 @@
 
     function send(line) {
         const now = Date.now();
+        if (line.sent && !line.sent.taken && now - line.sent.since > UNHEARD_MS) {
+            line.sent.since = now;
+            find(line.sent.prefix, line.sent.name)?.click();
+        }
         if (line.sent && now - line.sent.since > line.sent.patience) {
             const {lost} = line.sent;
             line.sent = null;
@@ -107,6 +111,7 @@
     // gradio gathers a button's inputs (the outputs follow them): the first is the request. `heard`: the last answer.
     function taken(prefix, name, values, count) {
         const line = lineOf(prefix, name);
+        if (line) Object.assign(line.sent, {taken: true, since: Date.now()});
         const request = line ? JSON.stringify({...line.sent.body, nonce: line.sent.nonce, heard: line.heard}) : "{}";
         return [request, ...values.slice(1, count)];
     }
@@ -129,7 +134,7 @@
     // -- the clock -------------------------------------------------------------------------------------------------
 
     function pageOf(prefix) {
-        pages[prefix] = pages[prefix] || {visible: false, due: 0, active: false, polling: false, probing: false, answered: false};
+        pages[prefix] = pages[prefix] || {visible: false, due: 0, active: false, polling: false, probing: false};
         return pages[prefix];
     }
 
@@ -165,10 +170,8 @@
         page.polling = true;
         const options = {
             line: "poll",
-            patience: page.answered ? PATIENCE_MS : FIRST_PATIENCE_MS,
             done: () => {
                 page.polling = false;
-                page.answered = true;
                 const panel = panelOf(watched, prefix);
                 if (!panel) return;
                 panel.classList.remove("trainer-offline");

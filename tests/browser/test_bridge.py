@@ -89,6 +89,23 @@ def test_a_late_answer_is_not_taken_for_the_next_ones(page: Any) -> None:
     assert page.evaluate("window.log") == ["1 lost", "2 done"] and not page.evaluate("trainerBridge.isBusy('p')")
 
 
+def test_a_press_that_nobody_heard_is_repeated(page: Any) -> None:
+    page.evaluate(
+        """() => {
+            const button = document.getElementById('p_look');
+            window.deaf = button.cloneNode(); // as before gradio listens
+            button.replaceWith(window.deaf);
+            trainerBridge.ask('p', 'look', {n: 1});
+            setTimeout(() => window.deaf.replaceWith(button), 300);
+        }"""
+    )
+    page.wait_for_function("window.asked.length === 1")
+    page.evaluate("window.answer(0)")
+    assert not page.evaluate("trainerBridge.isBusy('p')")
+    page.wait_for_timeout(1500)
+    assert asked(page) == [("look", 1)], "and no more"
+
+
 def test_a_panel_that_is_seen_is_polled_and_the_next_poll_waits_for_the_answer(page: Any) -> None:
     page.evaluate(
         """trainerBridge.watch({panel: '.watched', isActive: (one) => one.dataset.active === '1',

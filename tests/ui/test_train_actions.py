@@ -241,18 +241,24 @@ def test_another_watcher_sees_the_same_run(actions: TrainActions, values: dict[s
     assert one.gallery["value"] == other.gallery["value"], "a preview is written once"
 
 
+def reach(actions: TrainActions, step: int) -> None:
+    deadline = time.monotonic() + 30
+    while (view := actions.runner.view()) is None or view.step < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_while_a_run_is_active_only_what_changed_is_sent(
     actions: TrainActions, values: dict[str, Any], script: Script
 ) -> None:
     script.step_seconds = 0.05
     actions.start({**values, "training.max_steps": 1000, "preview.every": 0})
-    deadline = time.monotonic() + 10
-    while (view := actions.runner.view()) is None or view.step < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    reach(actions, 2)
     first = actions.poll("")
     assert first.start["interactive"] is False and first.stop["interactive"] is True
-    time.sleep(0.15)
+    view = actions.runner.view()
+    assert view is not None
+    reach(actions, view.step + 1)
     second = actions.poll(first.seen)
     assert "trainer-state-running" in second.status and "<svg" in second.chart
     assert second.gallery == second.header == second.start == second.stop == SKIP
