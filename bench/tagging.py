@@ -31,6 +31,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from lib_trainer.captions.document import Caption
 from lib_trainer.tagging.captions.effect import Opened
 from lib_trainer.tagging.captions.existing import Captioned
 from lib_trainer.tagging.captions.style import Existing, Style
@@ -290,7 +291,7 @@ def measure_thresholds(pictures: int, kept: int = 150, tags: int = 30) -> None:
     found = []
     for number in range(pictures):
         text = ", ".join(labels.spaced[int(column)] for column in rng.choice(OUTPUTS, tags, replace=False))
-        found.append(Captioned(Path(f"{number}.png"), str(number), Existing.parse(text, {})))
+        found.append(Captioned(Path(f"{number}.png"), str(number), Existing(Caption.parse(text))))
     with tempfile.TemporaryDirectory() as place, ScoreStore(Path(place)) as store:
         opened = Opened(store, table, found, "model", Style())
         print(f"\n{pictures:,} pictures with {kept} kept scores and {tags} tags each, {len(labels):,} labels")

@@ -139,6 +139,13 @@ class Caption:
         """How many tags stand before the keep-token separator; 0 without one."""
         return next((index for index, gap in enumerate(self.gaps) if KEEP in gap), 0)
 
+    def parts(self) -> tuple[str, Caption]:
+        """The text up to the last keep-token separator and with it, which no tagger touches, and what is behind it."""
+        if self.tags and not any(KEEP in gap for gap in self.gaps):
+            return "", self
+        before, mark, after = self.text.rpartition(KEEP)
+        return before + mark, Caption.parse(after if after.strip() else after.strip(" "), self.bom)
+
     @property
     def separator(self) -> str:
         """What this caption puts between two tags: its most frequent inner gap, a comma and a space by default."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,6 +82,22 @@ def test_removing_what_was_put_in_gives_the_tags_back(tags: list[str], data: st.
     with_it = caption.insert(place, ["new"])
     assert with_it.tags == (*tags[:place], "new", *tags[place:])
     assert with_it.remove(lambda tag: tag == "new").tags == caption.tags
+
+
+@given(TEXTS)
+def test_a_caption_is_its_head_and_its_body(text: str) -> None:
+    head, body = Caption.parse(text, True).parts()
+    assert (body.bom and (head + body.text).rstrip(" ") == text.rstrip(" ")) or not body.tags
+    assert head == "" or head.endswith("|||")
+    assert "|||" not in body.text and Caption.parse(head).tags + body.tags == Caption.parse(text).tags
+
+
+def test_nobody_else_knows_what_a_caption_file_is_made_of() -> None:
+    """One reader and one writer: its mark of the byte order, its encoding, its keep-token separator."""
+    package = Path(__file__).parents[2] / "lib_trainer"
+    told = re.compile(r"BOM_UTF8|guess_encoding|[\"']\|\|\|[\"']")
+    users = {path.name for path in package.rglob("*.py") if told.search(path.read_text("utf-8"))}
+    assert users == {"document.py"}
 
 
 def test_other_encodings_are_guessed_and_named() -> None:

@@ -196,7 +196,7 @@ def _read_caption(path: Path) -> None:
         after = make_edit(name, values.get(name, {})).apply(caption, Facts())
         assert Caption.read(after.encode()).encode() == after.encode()
     for policy in ("merge", "replace", "prepend", "append"):
-        done = compose(Existing.parse(caption.text, {}), [Guess("sky", 0.5, "wd 0.5")], Style(policy=policy))  # type: ignore[arg-type]
+        done = compose(Existing(caption), [Guess("sky", 0.5, "wd 0.5")], Style(policy=policy))  # type: ignore[arg-type]
         assert done is None or "sky" in done.text
     with contextlib.suppress(ConfigError):  # a caption need be no filter
         parse_filter(caption.text).matches(Record("a", "", caption))

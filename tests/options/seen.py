@@ -20,8 +20,8 @@ from lib_trainer.config import from_values
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest, TrainingState
 from lib_trainer.refusals import TrainerError
+from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
-from lib_trainer.work.jobs import JobRunner
 from tests.support import job_values
 
 PATIENCE = 120.0
@@ -170,7 +170,7 @@ class Lab:
         host.lora_folder().mkdir(parents=True)
         if taken:
             (host.lora_folder() / "learned.safetensors").write_bytes(b"mine")
-        runner = JobRunner(host)
+        runner = TrainingDesk(host)
         with _noted_steps(seen):
             try:
                 runner.start(from_values(values), seen.events.append)

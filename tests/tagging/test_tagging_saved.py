@@ -46,6 +46,14 @@ def test_a_caption_that_is_there_is_joined_as_the_host_does(tmp_path: Path, exis
     assert (tmp_path / "b.txt").read_text("utf-8") == "new", "nothing is there to be joined"
 
 
+@pytest.mark.parametrize("old", ["café, größer", "ロングヘア", "\ufeffone,two\nthree"])
+def test_a_caption_that_is_utf_8_is_read_as_it(tmp_path: Path, old: str) -> None:
+    """As the editor does: its mark, its letters and its line breaks stay."""
+    (tmp_path / "a.txt").write_bytes(old.encode())
+    SavedCaptions("x").write(picture(tmp_path / "a.png"), "new", "Prepend")
+    assert (tmp_path / "a.txt").read_bytes() == (old + " new").encode()
+
+
 def test_the_history_is_that_of_the_set_around(tmp_path: Path) -> None:
     SavedCaptions("x").write(picture(tmp_path / "set" / "a.png"), "one")
     inner = picture(tmp_path / "set" / "5_zork" / "b.png")

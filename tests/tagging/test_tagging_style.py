@@ -25,7 +25,7 @@ ORIGINS = {"sword": "wd 0.5000", "hat": "wd 0.4000", "crown": "hand"}
 
 
 def old(text: str) -> Existing:
-    return Existing.parse(text, ORIGINS)
+    return Existing(Caption.parse(text), ORIGINS)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_trigger_and_constant_tags_come_first() -> None:
 
 
 def test_what_stands_before_the_separator_is_not_touched() -> None:
-    existing = Existing.parse("zork, Long Hair ||| hat, mine", ORIGINS)
+    existing = Existing(Caption.parse("zork, Long Hair ||| hat, mine"), ORIGINS)
     for policy in ("replace", "merge"):
         done = compose(existing, GUESSES, Style(policy=policy, trigger="zork"))  # type: ignore[arg-type]
         assert done is not None and done.text == "zork, Long Hair ||| mine, saber (fate), >_<, sword"
@@ -148,7 +148,7 @@ def test_hand_written_tags_always_survive(
     text: str, found: list[str], policy: str, origins: dict[str, str], trigger: str
 ) -> None:
     """As they are written, doubles too; and what a tagger finds is not written beside them."""
-    existing = Existing.parse(text, origins)
+    existing = Existing(Caption.parse(text), origins)
     style = Style(policy=policy, trigger=trigger)  # type: ignore[arg-type]
     guesses = [Guess(name, 0.5, "wd 0.5000") for name in found]
     done = compose(existing, guesses, style)
@@ -161,7 +161,7 @@ def test_hand_written_tags_always_survive(
     assert all(count <= max(1, list(map(tag_key, tags_of(text))).count(key)) for key, count in counts.items())
     assert all(tag_key(tag) in counts for tag in done.origins)
     kept = {tag_key(tag): origin for tag, origin in done.origins.items()}
-    assert compose(Existing.parse(done.text, kept), guesses, style) is None, "a second run changes nothing"
+    assert compose(Existing(Caption.parse(done.text), kept), guesses, style) is None, "a second run changes nothing"
 
 
 def test_several_lines_stay_and_the_taggers_tags_are_a_line_of_their_own() -> None:
@@ -169,13 +169,13 @@ def test_several_lines_stay_and_the_taggers_tags_are_a_line_of_their_own() -> No
     text = "a tall man, standing, in a field, standing\nfirst person view of a man\n"
     guesses = [Guess("grass", 0.9, "wd 0.9"), Guess("standing", 0.8, "wd 0.8"), Guess("sky", 0.7, "wd 0.7")]
     for policy in ("merge", "append", "replace"):
-        done = compose(Existing.parse(text, {}), guesses, Style(policy=policy))  # type: ignore[arg-type]
+        done = compose(Existing(Caption.parse(text)), guesses, Style(policy=policy))  # type: ignore[arg-type]
         assert done is not None and done.text == text + "grass, sky\n"
         known = {tag_key(tag): origin for tag, origin in done.origins.items()}
-        assert compose(Existing.parse(done.text, known), guesses, Style(policy=policy)) is None  # type: ignore[arg-type]
-        more = compose(Existing.parse(done.text, known), [*guesses, Guess("tree", 0.6, "wd 0.6")], Style())
+        assert compose(Existing(Caption.parse(done.text), known), guesses, Style(policy=policy)) is None  # type: ignore[arg-type]
+        more = compose(Existing(Caption.parse(done.text), known), [*guesses, Guess("tree", 0.6, "wd 0.6")], Style())
         assert more is not None and more.text == text + "grass, sky, tree\n"
-        other = compose(Existing.parse(done.text, known), [Guess("tree", 0.6, "wd 0.6")], Style())
+        other = compose(Existing(Caption.parse(done.text), known), [Guess("tree", 0.6, "wd 0.6")], Style())
         assert other is not None and other.text == text + "tree\n"
 
 
@@ -184,16 +184,18 @@ def test_several_lines_stay_and_the_taggers_tags_are_a_line_of_their_own() -> No
 @pytest.mark.parametrize("bom", [False, True])
 def test_what_was_there_is_the_beginning_of_what_is_written(end: str, break_: str, bom: bool) -> None:
     text = f"one,two{break_}three  four{end}"
-    done = compose(Existing.parse(text, {}, bom), [Guess("sky", 0.7, "wd 0.7"), Guess("sea", 0.6, "wd 0.6")], Style())
-    assert done is not None and done.bom == bom
-    assert done.encode() == (b"\xef\xbb\xbf" if bom else b"") + done.text.encode()
+    done = compose(
+        Existing(Caption.parse(text, bom)), [Guess("sky", 0.7, "wd 0.7"), Guess("sea", 0.6, "wd 0.6")], Style()
+    )
+    assert done is not None and done.caption.bom == bom
+    assert done.caption.encode() == (b"\xef\xbb\xbf" if bom else b"") + done.text.encode()
     assert done.text.startswith(text) and tags_of(done.text) == ["one", "two", "three  four", "sky", "sea"]
     assert done.text.count("sky, sea") == 1 and ("\r" in text) == ("\r" in done.text)
 
 
 def test_one_line_gets_the_tags_at_its_end() -> None:
     for text, after in (("a,b\n", "a,b,sky\n"), ("a, b", "a, b, sky"), ("a\r\n", "a, sky\r\n"), ("\n", "sky\n")):
-        done = compose(Existing.parse(text, {}), [Guess("sky", 0.7, "wd 0.7")], Style())
+        done = compose(Existing(Caption.parse(text)), [Guess("sky", 0.7, "wd 0.7")], Style())
         assert done is not None and done.text == after
 
 
@@ -204,7 +206,7 @@ def test_escaping_twice_is_escaping_once(trigger: str, always: str) -> None:
     style = Style(escaped=True, trigger=trigger, always=(always,))
     done = compose(None, [Guess("saber_(fate)", 0.9, "wd 0.9")], style)
     assert done is not None and done.text == r"saber \(fate\)"
-    assert compose(Existing.parse(done.text, {}), [Guess("saber_(fate)", 0.9, "wd 0.9")], style) is None
+    assert compose(Existing(Caption.parse(done.text)), [Guess("saber_(fate)", 0.9, "wd 0.9")], style) is None
 
 
 @pytest.mark.parametrize(

@@ -47,5 +47,4 @@ def read_existing(picture: Path, places: CaptionPlaces, origins: Mapping[str, st
     path = places.path(picture)
     if not path.exists() and not path.is_symlink():
         return None
-    caption = read_document(path)
-    return Existing.parse(caption.text, origins, caption.bom)
+    return Existing(read_document(path), origins)

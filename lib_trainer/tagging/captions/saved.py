@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lib_trainer.captions.document import guess_encoding
+from lib_trainer.captions.document import Caption, CaptionError
 from lib_trainer.dataset.file_moves import Change, read
 from lib_trainer.dataset.history import HIDDEN, Entry, History
 from lib_trainer.tagging.pictures import CaptionPlaces
@@ -27,9 +27,10 @@ class SavedCaptions:
         `JOINED`. Raises `DatasetError`; then the file is as it was."""
         path = CaptionPlaces().path(picture)
         before = read(path)
-        old = before.decode(guess_encoding(before), "replace").strip("\ufeff \t\r\n") if before else ""
-        text = (JOINED.get(existing, "{new}").format(old=old, new=caption) if old else caption).strip()
-        data = text.encode("utf-8")
+        old = _read(before, path) if before else Caption()
+        there = old.text.strip()
+        text = (JOINED.get(existing, "{new}").format(old=there, new=caption) if there else caption).strip()
+        data = Caption.parse(text, old.bom).encode()
         if not text or data == before:
             return
         root = home_of(path.parent)
@@ -45,3 +46,11 @@ class SavedCaptions:
 def home_of(folder: Path) -> Path:
     """The set that a folder is a part of: the nearest one upwards that has a history, else itself."""
     return next((place for place in (folder, *folder.parents) if (place / HIDDEN / "history.sqlite").exists()), folder)
+
+
+def _read(data: bytes, path: Path) -> Caption:
+    """The caption that is there; one that is not UTF-8 as it reads best, for it is written anew."""
+    try:
+        return Caption.read(data, path)
+    except CaptionError as error:
+        return Caption.read(error.converted(data), path)

@@ -5,11 +5,11 @@ A tag of a caption counts as written by hand unless the store says that a tagger
 
 from __future__ import annotations
 
-import codecs
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lib_trainer.captions.document import KEEP, Caption
+from lib_trainer.captions.document import Caption
 from lib_trainer.captions.tags import TagPatterns, escape, split_tags, tag_key, unescape, with_spaces
 from lib_trainer.refusals import ConfigError
 from lib_trainer.tagging.choices import DEFAULT_TEMPLATE, POLICIES, SORTS, Policy, Sort
@@ -69,20 +69,28 @@ class Guess:
 
 @dataclass(frozen=True)
 class Existing:
-    """A caption that is there. `text`: all of it, as in the file; `head`: its part up to the last `|||` (sd-scripts'
-    mark behind the tags that keep their place), which is never touched; `body`: the rest; `origins`: {tag_key: origin}
-    on record; `bom`: a byte order mark."""
+    """A caption that is there. `head`: its part up to the last `|||` (sd-scripts' mark behind the tags that keep their
+    place), which is never touched; `body`: the rest; `origins`: {tag_key: origin} on record."""
 
-    text: str
-    head: str = ""
-    body: Caption = field(default_factory=Caption)
+    caption: Caption = field(default_factory=Caption)
     origins: Mapping[str, str] = field(default_factory=dict)
-    bom: bool = False
 
-    @classmethod
-    def parse(cls, text: str, origins: Mapping[str, str], bom: bool = False) -> Existing:
-        before, mark, after = text.rpartition(KEEP)
-        return cls(text, before + mark, Caption.parse(after.strip(" ") if not after.strip() else after), origins, bom)
+    @functools.cached_property
+    def _parts(self) -> tuple[str, Caption]:
+        return self.caption.parts()
+
+    @property
+    def text(self) -> str:
+        """All of it, as in the file."""
+        return self.caption.text
+
+    @property
+    def head(self) -> str:
+        return self._parts[0]
+
+    @property
+    def body(self) -> Caption:
+        return self._parts[1]
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -103,13 +111,12 @@ class Existing:
 class Composed:
     """A caption as it will be. `origins`: {tag with spaces: origin} of those that a tagger wrote."""
 
-    text: str
+    caption: Caption
     origins: Mapping[str, str]
-    bom: bool = False
 
-    def encode(self) -> bytes:
-        """The bytes of the file."""
-        return (codecs.BOM_UTF8 if self.bom else b"") + self.text.encode("utf-8")
+    @property
+    def text(self) -> str:
+        return self.caption.text
 
 
 def ordered(guesses: Sequence[Guess], sort: Sort, frequency: Mapping[str, int]) -> list[Guess]:
@@ -135,7 +142,7 @@ def compose(
     `guesses`: without what is excluded. `rejected`: keys of tags that were rejected by hand; they go, whoever wrote
     them.
     """
-    old = existing or Existing("")
+    old = existing or Existing()
     if style.policy == "skip" and (old.tags or old.head):
         return None
     found = [(style.spelt(g.name), g.origin) for g in ordered(guesses, style.sort, frequency or {})]
@@ -164,7 +171,7 @@ def compose(
         origin = HAND if HAND in known else None if key in by_hand else known[0] or known[1]
         if origin is not None:
             origins[with_spaces(tag)] = origin
-    return Composed(text, origins, old.bom)
+    return Composed(Caption.parse(text, old.caption.bom), origins)
 
 
 def _kept(

@@ -101,10 +101,10 @@ class CaptionWriter:
         except (DatasetError, OSError) as error:
             self.failed.append(Skipped(path, Sentence("system.says", reason=error)))
             return None
-        name, text = self._store.key(path), change.composed.encode()
+        name, text = self._store.key(path), change.composed.caption.encode()
         gone = dict.fromkeys(map(tag_key, old.tags), "") if old else {}
         there = {tag_key(tag): origin for tag, origin in change.composed.origins.items()}
-        stays = set(map(tag_key, Existing.parse(change.composed.text, {}).tags))
+        stays = set(map(tag_key, change.composed.caption.parts()[1].tags))
         origins = {tag: origin for tag, origin in gone.items() if tag not in stays} | there
         return _Planned(change.picture, path, file_moves.Change(name, data, text), origins)
 
