@@ -35,12 +35,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lib_trainer import autocasting
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.holding import frozen
 from lib_trainer.host.ldm.attention import efficient_attention
 from lib_trainer.host.ldm.model import LdmModel, without_own_checkpoints
 from lib_trainer.host.norms import NORMS
-from lib_trainer.networks import functional
 from lib_trainer.networks.adapters import AdapterSpec, LoraAdapter
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.patching import replaced_forward
@@ -122,14 +122,11 @@ class CudaAutocast(TorchFunctionMode):
 
     @contextlib.contextmanager
     def emulated(self) -> Iterator[None]:
-        def switch(kind: str, on: bool) -> None:
+        def turn(on: bool) -> None:
             self.on = on
 
-        with (
-            mock.patch.object(functional, "autocast_dtype", lambda kind: DTYPE if self.on else None),
-            mock.patch.object(functional, "switch_autocast", switch),
-            self,
-        ):
+        switch = autocasting.Switch(lambda: self.on, lambda: DTYPE, turn)
+        with mock.patch.object(autocasting, "switch", lambda kind: switch), self:
             yield
 
 

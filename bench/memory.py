@@ -252,9 +252,10 @@ def without_contents(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[Allocat
     model, mode = _model(shape.file), _Autocast(shape, dtype)
     known = mock.patch("torch.utils.checkpoint._infer_device_type", lambda *args: "cuda")
     off = mock.patch("torch.autocast", mode.switched)
+    there = mock.patch("lib_trainer.autocasting.autocasts", lambda kind, dtype=None: True)
     again = mock.patch("lib_trainer.host.holding.checkpoint", mode.checkpoint)
     stay = mock.patch("lib_trainer.training.slots.moves", lambda device: False)
-    with known, off, again, stay, mode.emulated(), Allocations() as live, torch.device("meta"):
+    with known, off, there, again, stay, mode.emulated(), Allocations() as live, torch.device("meta"):
         roots = (model.unet, model.vae, model.text.transformer)
         live.watch(tensor for root in roots for tensor in (*root.parameters(), *root.buffers()))
         yield live, model, mode

@@ -32,14 +32,14 @@ from .export import export_webui
 from .world import write_concept, write_known
 
 TRIGGER, SHAPE, COLOURS = "zorb", "heart", ("red", "blue")
-NAME, SIDE, SEEDS = "zorb", 64, tuple(range(1, 7))
+NAME, SIDE, SEEDS, STEPS = "zorb", 64, tuple(range(1, 7)), 400
 CFG_SCALE, SAMPLER = 4.0, "Euler a"
 """What the miniature draws best with."""
 SCALE, GAP, HEAD = 3, 6, 26
 """Guidance; then the picture's layout: enlargement, space between pictures and height of a caption, in pixels."""
 
 
-def concept_job(folder: Path, name: str = NAME, steps: int = 700) -> JobConfig:
+def concept_job(folder: Path, name: str = NAME, steps: int = STEPS) -> JobConfig:
     """The job as a person would set it for a checkpoint this small: defaults but for size, rates, batch and steps.
 
     The captions hold the trigger word already; those of the regularisation pictures must not get it.
@@ -147,7 +147,7 @@ def run(folder: Path, steps: int, say: Callable[[str], None] = print) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python dev.py demo", description=__doc__)
-    parser.add_argument("--steps", type=int, default=700, help="optimizer steps (default: 700)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps (default: {STEPS})")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="parent of the new folder (default: demo)")
     options = parser.parse_args()
     return run(new_folder(options.dir.absolute()), options.steps)
