@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.webui.server import PROMPT, Picture, Values, Webui
+from tests.webui.server import PRECISION, PROMPT, Picture, Values, Webui
 
 HARD: dict[str, Any] = {
     "training__max_steps": 4,
@@ -42,7 +42,7 @@ def run_and_compare(webui: Webui, pristine: Picture, unharmed: None) -> Callable
 Run = Callable[..., dict[str, Any]]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"][: 3 if PRECISION == "half" else 2])
 def test_finished(run_and_compare: Run, values: Values, precision: str) -> None:
     ended = run_and_compare(values(**HARD | {"training__precision": precision}))
     assert ended["state"] == "finished", ended

@@ -99,10 +99,25 @@ def test_the_picture_is_the_same(webui: Webui, name: str) -> None:
     again, _ = draw(webui, path, **body)
     own = int(np.abs(again.astype(int) - plain).max())
     assert own == 0 or name == "SD upscale", "only that script draws differently each time"
-    assert np.abs(banded.astype(int) - plain).max() <= 1 + 2 * own
+    rounding = rounded(webui, path, body, plain) if PRECISION == "half" and "encoder" in parts else 0
+    difference = int(np.abs(banded.astype(int) - plain).max())
+    print(f"{name}: bands change {difference} of 255, the VAE's own half precision {rounding}")
+    assert difference <= 1 + 2 * own + rounding
     assert "VAE bands: Always" in answer["info"]
     other, _ = draw(webui, path, **body, seed=8)
     assert np.abs(other.astype(int) - plain).max() > 8, "any picture would have passed"
+
+
+def rounded(webui: Webui, path: str, body: dict[str, Any], plain: Picture) -> int:
+    """What half precision in the VAE changes of a picture, of 255, by a second way of computing it: in fp32.
+
+    A picture that is encoded is rounded differently in bands, and the steps that follow carry it on. Measured, bands
+    against rounding: img2img 2 and 2, inpainting 3 and 3, at full resolution 3 and 2.
+    """
+    webui.probe("vae_break", kind="fp32")
+    whole, _ = draw(webui, path, **body)
+    webui.probe("vae_mend")
+    return int(np.abs(whole.astype(int) - plain).max())
 
 
 def test_a_checkpoint_that_changes_in_the_middle(webui: Webui) -> None:
@@ -183,11 +198,14 @@ def test_a_failed_job_and_then_a_plain_one(webui: Webui) -> None:
 
 @pytest.mark.parametrize("on", [False, True])
 def test_a_vae_that_gives_nan_is_the_hosts_affair(webui: Webui, on: bool) -> None:
+    webui.post("/sdapi/v1/options", {"auto_vae_precision": False})  # half precision would be tried again in fp32
     webui.probe("vae_break", kind="nan")
-    with pytest.raises(ProbeError, match="NansException"):
-        draw(webui, **(ON if on else {}))
-    tries = 2 if PRECISION == "half" else 1  # half precision is tried again in fp32
-    assert webui.probe("vae_last") == (["decoder"] * tries if on else [])
+    try:
+        with pytest.raises(ProbeError, match="NansException"):
+            draw(webui, **(ON if on else {}))
+    finally:
+        webui.post("/sdapi/v1/options", {"auto_vae_precision": True})
+    assert webui.probe("vae_last") == (["decoder"] if on else [])
 
 
 def test_the_hosts_second_try_in_bf16(webui: Webui) -> None:

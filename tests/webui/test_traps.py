@@ -96,7 +96,9 @@ def test_plain_captions_are_encoded_as_the_same_prompt(webui: Webui, clip_skip: 
     """Trap 10, and chunks of 75 tokens."""
     encoded = webui.probe("encoding", caption="circle " * words, clip_skip=clip_skip)
     assert encoded["shape"][1] == 77 * (1 + words // 75)
-    assert encoded["difference"] < 1e-5
+    print(encoded)
+    assert encoded["exact"] < 1e-5
+    assert encoded["difference"] < 1e-5 + 2 * encoded["rounding"], "half precision rounds each of the two once"
 
 
 def test_clip_skip_is_the_jobs_and_not_the_settings(webui: Webui, reference: str, values: Values) -> None:

@@ -18,7 +18,7 @@ from lib_trainer.config import from_values
 from lib_trainer.host.webui import host as host_module
 from lib_trainer.host.webui.model import WebuiModel
 from lib_trainer.refusals import TrainerError
-from webui_probe import runs
+from webui_probe import half, runs
 
 CHECKS = ("facts", "refusal", "encoding", "spied_run", "own_tab", "tabs", "control_read", "own_preview", "last_prompt",
           "routes")  # fmt: skip
@@ -91,27 +91,42 @@ def _pretended(kind: str) -> Iterator[None]:
 
 
 def encoding(caption: str, clip_skip: int) -> dict[str, Any]:
-    """Our encoding of a caption, and the WebUI's own of the same text as a prompt at the same clip skip."""
+    """Our encoding of a caption, and the WebUI's own of the same text as a prompt at the same clip skip.
+
+    `difference` in the precision that the WebUI holds its text encoder in; `exact` in fp32; `rounding`: how far its own
+    two are apart.
+    """
     model = WebuiModel(sd_models.model_data.sd_model)
     seen: list[torch.Tensor] = []
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        with mock.patch.dict(shared.opts.data, CLIP_stop_at_last_layers=clip_skip), torch.no_grad():
+            own = model.encode_text([caption], clip_skip, 3).context
+            return own.float(), model.sd_model.get_learned_conditioning([caption]).float()
+
     hook = model.text.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
     )
     try:
-        with torch.no_grad():
-            ours = model.encode_text([caption], clip_skip, 3).context
+        ours, theirs = both()
     finally:
         hook.remove()
-    with mock.patch.dict(shared.opts.data, CLIP_stop_at_last_layers=clip_skip), torch.no_grad():
-        theirs = model.sd_model.get_learned_conditioning([caption])
+    with half.in_fp32():
+        ours_exact, theirs_exact = both()
     marks = {model.text.tokenizer.bos_token_id, model.text.tokenizer.eos_token_id}
     same_shape = ours.shape == theirs.shape
     return {
         "ids": [token for token in seen[0].flatten().tolist() if token not in marks],
         "literal": model.text.tokenizer(caption, add_special_tokens=False)["input_ids"],
         "shape": list(ours.shape),
-        "difference": float((ours - theirs).abs().max()) if same_shape else None,
+        "difference": _apart(ours, theirs) if same_shape else None,
+        "exact": _apart(ours_exact, theirs_exact) if same_shape else None,
+        "rounding": _apart(theirs, theirs_exact),
     }
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
 
 
 def spied_run(values: dict[str, Any]) -> dict[str, Any]:

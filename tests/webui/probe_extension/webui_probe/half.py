@@ -31,12 +31,14 @@ def prepare() -> None:
 
 @contextlib.contextmanager
 def in_fp32() -> Iterator[None]:
-    """The loaded model for the WebUI's own training, which cannot do without autocast, and has none on a CPU."""
+    """The loaded model for the WebUI's own training, which cannot do without autocast, and has none on a CPU; and a
+    base class of its data sets that takes what torch's took until 2.2."""
     kept = [(parameter, parameter.data) for parameter in shared.sd_model.parameters()]
     with contextlib.ExitStack() as stack:
         for name in ("dtype", "dtype_unet", "dtype_vae", "dtype_inference"):
             stack.enter_context(mock.patch.object(devices, name, torch.float32))
         stack.enter_context(mock.patch.object(devices, "force_fp16", False))
+        stack.enter_context(mock.patch.object(torch.utils.data.Sampler, "__init__", lambda *_: None))
         stack.enter_context(mock.patch.object(shared.sd_model.model.diffusion_model, "dtype", torch.float32))
         for parameter, data in kept:
             parameter.data = data.float()

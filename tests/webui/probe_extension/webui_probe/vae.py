@@ -70,7 +70,7 @@ def vae_api() -> list[str]:
 
 def vae_break(kind: str) -> None:
     """nan: the decoder's last layer gives NaN; nan at first: what goes into it is NaN in the precision that the VAE has
-    now; error: decoding raises."""
+    now; fp32: it is held in fp32, as with `--no-half-vae`; error: decoding raises."""
     vae = shared.sd_model.first_stage_model
     if kind in ("nan", "nan at first"):
         _broken.callback(_as_it_is(vae))
@@ -82,6 +82,11 @@ def vae_break(kind: str) -> None:
             lambda module, given, out: out * float("nan") if out.dtype is dtype else out
         )
         _broken.callback(hook.remove)
+        return
+    if kind == "fp32":
+        _broken.callback(_as_it_is(vae))
+        devices.dtype_vae = torch.float32
+        vae.to(torch.float32)
         return
     own = processing.decode_latent_batch
 
@@ -98,6 +103,7 @@ def _as_it_is(vae: torch.nn.Module) -> Callable[[], None]:
 
     def put_back() -> None:
         devices.dtype_vae = dtype
+        vae.to(dtype)  # it says of itself what it was converted to last
         for parameter, data in kept:
             parameter.data = data
 
