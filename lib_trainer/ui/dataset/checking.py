@@ -15,6 +15,7 @@ from lib_trainer.refusals import ConfigError, DatasetError
 from lib_trainer.ui.dataset.common import Answer, Values, number, opened_set, show_preview
 from lib_trainer.ui.dataset.report import report_file
 from lib_trainer.ui.dataset.view import View
+from lib_trainer.ui.kit.told import told
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def poll(view: View, values: Values) -> None:
 def show(view: View, values: Values) -> None:
     finding = finding_of(view, values)
     view.set_filter("")
-    view.only, view.only_title = frozenset(finding.pictures), finding.title
+    view.only, view.only_title = frozenset(finding.pictures), told(finding.title)
 
 
 def finding_of(view: View, values: Values) -> Finding:
