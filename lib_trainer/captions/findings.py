@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edit_base import count_tags
 from lib_trainer.captions.knowledge import Knowledge
+from lib_trainer.refusals import Sentence
 
 Captions = Mapping[str, Caption]
 
@@ -23,8 +24,14 @@ class TagFinding:
 
     kind: str
     tags: tuple[str, ...]
-    text: str
+    text: Sentence
     pictures: tuple[str, ...]
+
+
+def _and(tags: Sequence[str]) -> Sentence:
+    """'a and b and c'."""
+    first, *others = tags
+    return Sentence("list.both", one=first, other=_and(others) if len(others) > 1 else others[0])
 
 
 def contradictions(captions: Captions, knowledge: Knowledge) -> list[TagFinding]:
@@ -40,7 +47,7 @@ def contradictions(captions: Captions, knowledge: Knowledge) -> list[TagFinding]
                 continue
             found[rule.name, tuple(sorted(clash))].append(picture)
     return [
-        TagFinding("contradiction", tags, f"{' and '.join(tags)} exclude each other ({name}).", tuple(pictures))
+        TagFinding("contradiction", tags, Sentence("finding.exclude", tags=_and(tags), name=name), tuple(pictures))
         for (name, tags), pictures in found.items()
     ]
 
@@ -59,8 +66,7 @@ def entangled(captions: Captions, least: int = 3) -> list[TagFinding]:
         TagFinding(
             "entangled",
             tuple(sorted(keys)),
-            f"{', '.join(sorted(keys))} always stand together, on {len(pictures)} pictures: training cannot tell them "
-            "apart.",
+            Sentence("finding.together", tags=sorted(keys), count=len(pictures)),
             pictures,
         )
         for pictures, keys in groups.items()
@@ -75,7 +81,7 @@ def singletons(captions: Captions) -> list[TagFinding]:
         where.update(dict.fromkeys(caption.keys, picture))
     counts = count_tags(captions.values())
     return [
-        TagFinding("singleton", (key,), f"{key} stands on one picture only.", (where[key],))
+        TagFinding("singleton", (key,), Sentence("finding.alone", tag=key), (where[key],))
         for key, count in sorted(counts.items())
         if count == 1
     ]
@@ -105,7 +111,7 @@ def leaks(captions: Captions, concepts: Mapping[str, str], knowledge: Knowledge)
             count = counts[concept].get(key, 0)
             if concept != home and 0 < count < 0.5 * len(pictures):
                 where = tuple(one for one in pictures if captions[one].has(key))
-                text = f"{key} belongs to {home} and stands on {count} of {len(pictures)} pictures of {concept}."
+                text = Sentence("finding.leaks", tag=key, home=home, count=count, all=len(pictures), concept=concept)
                 found.append(TagFinding("leak", (key,), text, where))
     return found
 
@@ -131,7 +137,7 @@ def misspellings(captions: Captions, knowledge: Knowledge, ratio: int = 5) -> li
         if near:
             right = max(near, key=lambda other: counts[other])
             pictures = tuple(picture for picture, caption in captions.items() if caption.has(key))
-            text = f"{key} ({count}) may be meant as {right} ({counts[right]})."
+            text = Sentence("finding.meant", tag=key, count=count, right=right, often=counts[right])
             found.append(TagFinding("misspelt", (key, right), text, pictures))
     return found
 
@@ -168,7 +174,7 @@ def one_sided(captions: Captions, knowledge: Knowledge) -> list[TagFinding]:
         for key in set(caption.keys):
             where[key].append(picture)
     return [
-        TagFinding("one-sided", (key,), f"{key} lies on one side: mirrored pictures teach it on both.", tuple(pictures))
+        TagFinding("one-sided", (key,), Sentence("finding.on_one_side", tag=key), tuple(pictures))
         for key, pictures in sorted(where.items())
         if knowledge.asymmetric.matches(key)
     ]

@@ -8,8 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lib_trainer.refusals import Sentence, printable
+from lib_trainer.refusals import Count, Sentence, printable
 from lib_trainer.work import events as ev
+from lib_trainer.work.monitor import STEPS
 
 LOG_SECONDS = 15.0
 """Where the output is no terminal, a bar is a line in a log: seldom is enough."""
@@ -20,7 +21,7 @@ class ProgressBar:
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._name = ""
+        self._name: Sentence | str = ""
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -35,27 +36,27 @@ class ProgressBar:
             case ev.Phase(name, done, total):
                 self._move(name, done, total, "")
             case ev.Started():
-                parts = ", ".join(f"{count} in {part}" for part, count in event.modules.items())
-                self._say(f"Training {event.trained_parameters:,} parameters in adapters: {parts}")
+                parts = [Sentence("log.part_in", part=part, count=count) for part, count in event.modules.items()]
+                self._say(Sentence("log.started_adapters", count=Count(event.trained_parameters), parts=parts))
             case ev.StepDone():
-                self._move("Training", event.step, event.total_steps, f"loss={event.loss:.4f}, epoch={event.epoch}")
+                self._move(STEPS, event.step, event.total_steps, f"loss={event.loss:.4f}, epoch={event.epoch}")
             case ev.PreviewMade(step, _, prompt):
-                self._say(f"Step {step}: drew a preview of {prompt!r}")
+                self._say(Sentence("log.preview_of", step=step, prompt=prompt))
             case ev.Saved(step, path, final):
                 if not final:
-                    self._say(f"Step {step}: saved {path}")
+                    self._say(Sentence("log.saved", step=step, path=path))
             case ev.Message(text, level):
-                self._say(text if level == "info" else f"{level}: {text}")
+                self._say(text if level == "info" else Sentence("log.warning_line", text=text))
             case ev.Finished() | ev.Failed():
                 self._close()
 
-    def _move(self, name: str, done: int, total: int, note: str) -> None:
+    def _move(self, name: Sentence | str, done: int, total: int, note: str) -> None:
         if name != self._name:
             self._close()
             self._name = name
             if total:
                 seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
-                self._bar = tqdm(total=total, desc=name, file=sys.stderr, mininterval=seconds, dynamic_ncols=True)
+                self._bar = tqdm(total=total, desc=str(name), file=sys.stderr, mininterval=seconds, dynamic_ncols=True)
             else:
                 self._say(name)
         if self._bar is not None:

@@ -243,7 +243,7 @@ class _Bar:
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._what = ""
+        self._what: object = ""
 
     def __enter__(self) -> _Bar:
         return self
@@ -261,7 +261,7 @@ class _Bar:
             self._what = phase.name
             byte = {"unit": "B", "unit_scale": True} if phase.unit == "bytes" else {"unit": "picture"}
             seconds = 0.1 if sys.stderr.isatty() else 15.0
-            self._bar = tqdm(total=phase.total, desc=phase.name, file=sys.stderr, mininterval=seconds, **byte)
+            self._bar = tqdm(total=phase.total, desc=str(phase.name), file=sys.stderr, mininterval=seconds, **byte)
         self._bar.update(phase.done - self._bar.n)
 
     def say(self, line: str) -> None:

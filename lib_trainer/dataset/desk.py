@@ -14,7 +14,7 @@ from lib_trainer.captions.tokens import LIMITS, TokenCounter
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import FactsCache
 from lib_trainer.dataset.report import Report, make_report
-from lib_trainer.refusals import DatasetError, TrainerError
+from lib_trainer.refusals import Count, DatasetError, Sentence, TrainerError
 from lib_trainer.work.control import Control
 from lib_trainer.work.events import Finished, Listener
 from lib_trainer.work.job import Job
@@ -73,13 +73,15 @@ class OpenSet:
 
         Stopped early, the report is made of the pictures that were looked at so far.
         """
-        self.checks.start(lambda: Job("check", f"Checking {self.editor.root.name}", partial(self._check, size), size))
+        self.checks.start(
+            lambda: Job("check", Sentence("check.name", folder=self.editor.root.name), partial(self._check, size), size)
+        )
 
     def _check(self, size: CheckSize, control: Control, emit: Listener) -> None:
         version, meter = self.version, Meter()
 
         def progress(done: int, total: int) -> None:
-            emit(meter.phase("Looking at the pictures", done, total, "pictures"))
+            emit(meter.phase(Sentence("phase.looking"), done, total, "pictures"))
 
         facts = self.facts.get(self.editor.keys, progress, lambda: control.stopping)
         report = make_report(
@@ -87,7 +89,7 @@ class OpenSet:
             width=size.width, height=size.height, mirrored=size.mirrored,
         )  # fmt: skip
         self.report, self.report_version, self.checked = report, version, size
-        emit(Finished(stopped=control.stopping, told=f"{report.checked:,} pictures checked."))
+        emit(Finished(stopped=control.stopping, told=Sentence("check.done", count=Count(report.checked))))
 
     def troubles(self) -> dict[str, set[str]]:
         """{picture: kinds of findings}: those of the tags as they are now, those of the pictures as last checked."""
@@ -115,7 +117,7 @@ def no_scores(folder: Path) -> TagScores | None:
 
 
 def _busy() -> TrainerError:
-    return DatasetError("The set is being checked: wait for it or press Stop first.")
+    return DatasetError("check.busy")
 
 
 class DatasetDesk:

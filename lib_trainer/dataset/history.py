@@ -37,7 +37,7 @@ from lib_trainer.dataset.file_moves import (
     reverse,
 )
 from lib_trainer.dataset.journal import digest, forget, mark, open_journal, read_steps, store, write_steps
-from lib_trainer.refusals import DatasetError
+from lib_trainer.refusals import DatasetError, Sentence
 
 HIDDEN = ".trainer"
 WAIT_SECONDS = 60.0
@@ -79,7 +79,7 @@ class History:
     def __init__(self, root: Path) -> None:
         self.root, self.folder = root, root / HIDDEN
         self.path = self.folder / "history.sqlite"
-        self.recovered = ""
+        self.recovered: Sentence | None = None
         self._threads = threading.RLock()
         self._lock = FileLock(self.folder / "lock", timeout=WAIT_SECONDS)
         self._begun = self.folder / "begun"
@@ -283,9 +283,9 @@ class History:
             self._recover(database)
             raise
 
-    def _recover(self, database: sqlite3.Connection) -> str:
+    def _recover(self, database: sqlite3.Connection) -> Sentence | None:
         """Put back what is pending as far as it was begun, and say so in a sentence."""
-        said = ""
+        said: Sentence | None = None
         for number, direction, first, token in database.execute("SELECT * FROM pending").fetchall():
             steps = read_steps(database, number, first)
             ordered = reverse(steps) if direction == "undo" else steps
@@ -298,10 +298,9 @@ class History:
                     forget(database, number, first)
                 database.execute("DELETE FROM pending")
                 database.execute("UPDATE revision SET number = number + 1")
-            said = f"'{label}' was cut short and has been taken back."
+            said = Sentence("history.taken_back", label=label)
             if foreign:
-                said += f" {len(foreign)} files were changed by another program since and were left alone: "
-                said += ", ".join(foreign[:3]) + "."
+                said = Sentence("history.partly_taken_back", label=label, count=len(foreign), files=foreign[:3])
         return said
 
     def _db(self) -> sqlite3.Connection:

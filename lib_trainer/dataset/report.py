@@ -15,6 +15,7 @@ from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import PictureFacts, duplicates, near_duplicates
 from lib_trainer.dataset.folder import counted_endings
 from lib_trainer.dataset.library import Library
+from lib_trainer.refusals import Field, Sentence, few
 
 BUCKET_STEP, BUCKET_LOW, BUCKET_HIGH = 64, 256, 1024
 """sd-scripts' default buckets, in pixels."""
@@ -34,8 +35,8 @@ class Finding:
 
     kind: str
     level: str
-    title: str
-    text: str
+    title: Sentence
+    text: Sentence
     pictures: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     remedy: str = ""
@@ -126,40 +127,43 @@ def make_report(
 def _of_pictures(facts: Mapping[str, PictureFacts], width: int, height: int) -> list[Finding | None]:
     sized = {key: one.size for key, one in facts.items() if one.size}
     corrupt = [key for key, one in facts.items() if one.reason]
-    reasons = ", ".join(dict.fromkeys(facts[key].reason for key in corrupt[:20]))
+    reasons = dict.fromkeys(facts[key].reason for key in corrupt[:20])
     same = duplicates(dict(facts))
     alike = near_duplicates(dict(facts))
     return [
-        _found("corrupt", "error", "Cannot be read", f"They are left out of training: {reasons}.", corrupt, "trash"),
         _found(
-            "small", "warning", "Smaller than the training size",
-            f"They are enlarged to {width} × {height} pixels, and what is trained is a blur.",
+            "corrupt", "error", Sentence("finding.corrupt"), Sentence("finding.corrupt_text", reasons=reasons), corrupt,
+            "trash",
+        ),
+        _found(
+            "small", "warning", Sentence("finding.small"),
+            Sentence("finding.small_text", width=width, height=height),
             [key for key, size in sized.items() if size[0] < width or size[1] < height], "trash",
         ),
         _found(
-            "aspect", "warning", "Very long or very wide",
-            "One side is more than twice the other: much is cropped away. Crop them by hand, or leave them out.",
+            "aspect", "warning", Sentence("finding.aspect"),
+            Sentence("finding.aspect_text"),
             [key for key, size in sized.items() if max(size) > OUTLIER * min(size)], "trash",
         ),
         _found(
-            "duplicate", "warning", "The same file twice", "Each copy makes its picture count more.",
+            "duplicate", "warning", Sentence("finding.duplicate"), Sentence("finding.duplicate_text"),
             [key for group in same for key in group], "keep-one",
         ),
         _found(
-            "near-duplicate", "warning", "Look the same",
-            "Nearly the same picture more than once: it will be learned by heart.",
+            "near-duplicate", "warning", Sentence("finding.near_duplicate"),
+            Sentence("finding.near_duplicate_text"),
             [key for group in alike for key in group], "keep-one",
         ),
         _found(
-            "rotated", "info", "Turned by EXIF", "Other programs may show them on their side; training turns them.",
+            "rotated", "info", Sentence("finding.rotated"), Sentence("finding.rotated_text"),
             [key for key, one in facts.items() if one.turned],
         ),
         _found(
-            "alpha", "info", "With transparency", "What is transparent is trained as white.",
+            "alpha", "info", Sentence("finding.alpha"), Sentence("finding.alpha_text"),
             [key for key, one in facts.items() if one.transparent],
         ),
         _found(
-            "animated", "info", "Animated", "Of an animation the first frame is trained.",
+            "animated", "info", Sentence("finding.animated"), Sentence("finding.animated_text"),
             [key for key, one in facts.items() if one.animated],
         ),
     ]  # fmt: skip
@@ -174,28 +178,28 @@ def _of_files(editor: Editor, captions: Mapping[str, Caption]) -> list[Finding |
     orphans = editor.library.orphans
     return [
         _found(
-            "unreadable", "error", "Captions that are not UTF-8",
-            "They are never rewritten unasked; converting is an edit like others and can be undone.", bad, "convert",
+            "unreadable", "error", Sentence("finding.unreadable"),
+            Sentence("finding.unreadable_text"), bad, "convert",
         ),
         _found(
-            "no-caption", "warning", "Without a caption file",
-            "They are trained with the trigger word or the folder's name alone.", missing, "caption",
+            "no-caption", "warning", Sentence("finding.no_caption"),
+            Sentence("finding.no_caption_text"), missing, "caption",
         ),
         _found(
-            "empty", "warning", "With an empty caption", "They are trained with the trigger word alone.",
+            "empty", "warning", Sentence("finding.empty"), Sentence("finding.empty_text"),
             [key for key, one in captions.items() if not one.tags and key not in missing and key not in bad], "caption",
         ),
         _found(
-            "untrained", "warning", "In folders that are not trained",
-            "Only the folder itself and subfolders called N_concept, with N of at least 1, are read.", untrained,
+            "untrained", "warning", Sentence("finding.untrained"),
+            Sentence("finding.untrained_text"), untrained,
         ),
         _found(
-            "shared", "info", "Share a caption", "Pictures whose names differ in the extension only have one caption.",
+            "shared", "info", Sentence("finding.shared"), Sentence("finding.shared_text"),
             shared,
         ),
         Finding(
-            "orphan", "warning", "Captions without a picture", f"{len(orphans)}: {', '.join(orphans[:5])}.",
-            (), orphans, "trash-orphans",
+            "orphan", "warning", Sentence("finding.orphan"),
+            Sentence("finding.orphan_text", count=len(orphans), names=orphans[:5]), (), orphans, "trash-orphans",
         ) if orphans else None,
     ]  # fmt: skip
 
@@ -206,17 +210,19 @@ def _of_names(library: Library) -> list[Finding | None]:
     besides = [one for one in library.misnamed if not one.wanted]
     return [
         _of_paths(
-            "misnamed", "Captions that are not read",
-            "They are meant as captions and are not called as one: a caption has its picture's name and ends in .txt.",
+            "misnamed", Sentence("finding.misnamed"),
+            Sentence("finding.misnamed_text", names=few([one.name for one in renamed], 5)),
             [one.name for one in renamed], [one.picture for one in renamed], "rename",
         ),
         _of_paths(
-            "second-caption", "Beside another caption", "The picture has a caption already, so these are not read.",
+            "second-caption", Sentence("finding.second_caption"),
+            Sentence("finding.second_caption_text", names=few([one.name for one in besides], 5)),
             [one.name for one in besides], [one.picture for one in besides],
         ),
         _of_paths(
-            "format", "Pictures that are not read",
-            f"{counted_endings(library.unread)}: save them as PNG, JPEG or WebP.", library.unread,
+            "format", Sentence("finding.format"),
+            Sentence("finding.format_text", formats=counted_endings(library.unread), names=few(library.unread, 5)),
+            library.unread,
         ),
     ]  # fmt: skip
 
@@ -225,30 +231,28 @@ def _of_texts(captions: Mapping[str, Caption]) -> list[Finding | None]:
     """Captions that training would take otherwise than they are meant."""
     return [
         _found(
-            "settings", "warning", "With the WebUI's settings",
-            "They are text files of the WebUI: negative prompt, settings and calls of networks describe no picture.",
+            "settings", "warning", Sentence("finding.settings"),
+            Sentence("finding.settings_text"),
             [key for key, one in captions.items() if has_settings(one.text)], "prompt-only",
         ),
         _found(
-            "commas", "warning", "Full-width commas",
-            "Signs such as ， and 、 part no tags: all that stands between two plain commas is one tag.",
+            "commas", "warning", Sentence("finding.commas"),
+            Sentence("finding.commas_text"),
             [key for key, one in captions.items() if has_foreign_commas(one.text)], "plain-commas",
         ),
         _found(
-            "lines", "info", "Captions of several lines",
-            "Training joins the lines; it can take the first or one at random instead (dataset.caption_lines).",
+            "lines", "info", Sentence("finding.lines"),
+            Sentence("finding.lines_text", option=Field("dataset.caption_lines")),
             [key for key, one in captions.items() if len(one.trained("random")) > 1],
         ),
     ]  # fmt: skip
 
 
 def _of_paths(
-    kind: str, title: str, text: str, paths: Sequence[str], pictures: Sequence[str] = (), remedy: str = ""
+    kind: str, title: Sentence, text: Sentence, paths: Sequence[str], pictures: Sequence[str] = (), remedy: str = ""
 ) -> Finding | None:
     if not paths:
         return None
-    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-    text = f"{text} {', '.join(paths[:5])}{more}."
     return Finding(kind, "warning", title, text, tuple(dict.fromkeys(pictures)), tuple(paths), remedy)
 
 
@@ -256,10 +260,10 @@ def _of_lengths(tokens: Mapping[str, int]) -> list[Finding | None]:
     result = []
     for limit, following in zip(LIMITS, (*LIMITS[1:], 10**9), strict=True):
         keys = [key for key, count in tokens.items() if limit < count <= following]
-        what = "is cut off in training" if limit == LIMITS[-1] else f"needs a caption length of {following} tokens"
-        level = "warning" if limit == LIMITS[-1] else "info"
-        text = f"What lies behind token {limit} {what}."
-        result.append(_found(f"long{limit}", level, f"Longer than {limit} tokens", text, keys, "edit"))
+        last, title = limit == LIMITS[-1], Sentence("finding.long", limit=limit)
+        longer = Sentence("finding.long_text", limit=limit, following=following)
+        text = Sentence("finding.longest_text", limit=limit) if last else longer
+        result.append(_found(f"long{limit}", "warning" if last else "info", title, text, keys, "edit"))
     return result
 
 
@@ -270,26 +274,29 @@ def _concepts(editor: Editor) -> list[Concept]:
 
 
 def _of_balance(concepts: Sequence[Concept]) -> list[Finding | None]:
-    weights = {one.folder or "the folder itself": one.pictures * one.repeats for one in concepts if one.repeats}
+    weights = {one.folder: one.pictures * one.repeats for one in concepts if one.repeats}
     if len(weights) < 2:
         return []
     most, least = max(weights, key=lambda name: weights[name]), min(weights, key=lambda name: weights[name])
     if weights[most] < BALANCE * weights[least]:
         return []
-    text = (
-        f"An epoch shows {most} {weights[most]} times and {least} {weights[least]} times: change the numbers in front "
-        "of the folders' names."
+    text = Sentence(
+        "finding.balance_text",
+        most=most or Sentence("finding.folder_itself"),
+        many=weights[most],
+        least=least or Sentence("finding.folder_itself"),
+        few=weights[least],
     )
-    return [Finding("balance", "warning", "Repeats are out of balance", text)]
+    return [Finding("balance", "warning", Sentence("finding.balance"), text)]
 
 
 TITLES = {
-    "contradiction": ("warning", "Contradicting tags"),
-    "leak": ("warning", "A tag of another concept"),
-    "misspelt": ("warning", "Perhaps misspelt"),
-    "entangled": ("info", "Tags that always stand together"),
-    "singleton": ("info", "Tags on one picture only"),
-    "one-sided": ("warning", "One-sided features, mirrored"),
+    "contradiction": ("warning", Sentence("finding.contradiction")),
+    "leak": ("warning", Sentence("finding.leak")),
+    "misspelt": ("warning", Sentence("finding.misspelt")),
+    "entangled": ("info", Sentence("finding.entangled")),
+    "singleton": ("info", Sentence("finding.singleton")),
+    "one-sided": ("warning", Sentence("finding.one_sided")),
 }
 
 
@@ -298,5 +305,7 @@ def _of_tags(one: TagFinding) -> Finding:
     return Finding(one.kind, level, title, one.text, one.pictures, (), "edit", one.tags)
 
 
-def _found(kind: str, level: str, title: str, text: str, pictures: Sequence[str], remedy: str = "") -> Finding | None:
+def _found(
+    kind: str, level: str, title: Sentence, text: Sentence, pictures: Sequence[str], remedy: str = ""
+) -> Finding | None:
     return Finding(kind, level, title, text, tuple(pictures), (), remedy) if pictures else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lib_trainer.refusals import TaggerError, TrainerError
+from lib_trainer.refusals import Decimals, Joined, Sentence, TaggerError, TrainerError
 from lib_trainer.tagging.captions.effect import Opened
 from lib_trainer.tagging.captions.style import Style
 from lib_trainer.tagging.captions.writing import write_captions
@@ -22,6 +22,7 @@ from lib_trainer.tagging.models.download import Stopped, download
 from lib_trainer.tagging.models.folders import find_taggers, pick
 from lib_trainer.tagging.models.registry import Found, Tagger, known_model
 from lib_trainer.tagging.pictures import list_pictures
+from lib_trainer.tagging.reports import ScoreReport
 from lib_trainer.tagging.run import score_folder
 from lib_trainer.tagging.scores.database import content_of
 from lib_trainer.tagging.scores.ensemble import combine
@@ -74,7 +75,7 @@ class TaggerDesk:
     def tagger(self, name: str, device: str = "auto") -> Tagger:
         """The model of that name, opened; the last one stays open. Raises `TaggerError`."""
         if not name:
-            raise TaggerError("No tagger is chosen: choose one, or download one.")
+            raise TaggerError("tagger.none_chosen")
         found = pick(self.found(), name)
         with self._opening:
             held = self._tagger
@@ -89,11 +90,14 @@ class TaggerDesk:
         """Give the model's memory back."""
         self._tagger = None
 
-    def device(self) -> str:
-        """What runs the open model, for the page; empty while none is open."""
+    def device(self) -> Sentence | None:
+        """What runs the open model, for the page; None while none is open."""
         held = self._tagger
         tagger = held[2] if held else None
-        return " ".join([f"{tagger.name} runs on {tagger.device}.", *tagger.notes]) if tagger else ""
+        if tagger is None:
+            return None
+        runs = Sentence("tagger.runs_on", name=tagger.name, device=tagger.device)
+        return Sentence("list.sentences", sentences=Joined([runs, *tagger.notes]))
 
     # -- jobs ----------------------------------------------------------------------------------------------------
 
@@ -116,27 +120,26 @@ class TaggerDesk:
         """Score a folder with every chosen model, in the background. Raises `TaggerError` for what is wrong before."""
         folder = list_pictures(Path(chosen.folder), recursive=chosen.recursive)
         if not chosen.models:
-            raise TaggerError("No tagger is chosen: choose one, or download one.")
+            raise TaggerError("tagger.none_chosen")
         for name in chosen.models:
             problem = pick(self.found(), name).problem
             if problem:
-                raise TaggerError(f"The tagger '{name}' cannot be used: {problem}")
+                raise TaggerError("tagger.unusable", folder=name, reason=problem)
 
         def work(control: Control, emit: Listener) -> Finished:
             with ScoreStore(folder.root) as store:
                 turns = [partial(self._turn, name, device) for name in chosen.models]
                 scored = score_folder(turns, store, folder, stop=lambda: control.stopping, listener=emit)
-            told, notes = [], [*map(str, folder.notes), *map(str, scored.notes)]
+            told, notes = [], [*folder.notes, *scored.notes]
             for report in scored.reports:
-                notes += [f"{report.name} runs on {report.device}.", *report.notes]
-                told.append(
-                    f"{report.scored} pictures scored in {report.seconds:.{0 if report.seconds > 9 else 1}f} s"
-                    + (f", {report.cached} known before" if report.cached else "")
-                )
-            sentence = "; ".join(told) + (". Stopped: press Tag to go on from there." if scored.stopped else ".")
-            return Finished(stopped=scored.stopped, told=sentence, notes=tuple(notes), left_out=scored.left_out)
+                notes += [Sentence("tagger.runs_on", name=report.name, device=report.device), *report.notes]
+                told.append(_scored(report))
+            ended = Sentence(
+                "tagger.scored_and_stopped" if scored.stopped else "tagger.scored", reports=Joined(told, between="; ")
+            )
+            return Finished(stopped=scored.stopped, told=ended, notes=tuple(notes), left_out=scored.left_out)
 
-        self._start("tagging", f"Tagging {folder.root.name}", work, chosen)
+        self._start("tagging", Sentence("job.tagging", folder=folder.root.name), work, chosen)
 
     @contextlib.contextmanager
     def _turn(self, name: str, device: str) -> Iterator[Tagger]:
@@ -150,31 +153,34 @@ class TaggerDesk:
 
         def work(control: Control, emit: Listener) -> Finished:
             report = write_captions(opened, thresholds, style, stop=lambda: control.stopping, listener=emit)
-            sentence = report.sentence + (" Undo on the Dataset tab takes it back." if report.written else "")
+            told = [report.sentence]
+            if report.written:
+                told.append(Sentence("writing.undo"))
             if report.stopped:
-                sentence += " Stopped: the rest is as it was."
-            return Finished(stopped=report.stopped, told=sentence, left_out=report.failed)
+                told.append(Sentence("writing.stopped"))
+            ended = Sentence("list.sentences", sentences=Joined(told))
+            return Finished(stopped=report.stopped, told=ended, left_out=report.failed)
 
-        self._start("writing", "Writing captions", work, (chosen, thresholds, style))
+        self._start("writing", Sentence("job.writing"), work, (chosen, thresholds, style))
 
     def start_download(self, name: str) -> None:
         """Fetch a known model in the background."""
         model = known_model(name)
         if model is None:
-            raise TaggerError(f"'{name}' is not a model that can be downloaded: choose one of the list.")
+            raise TaggerError("download.unknown", name=name)
 
         def work(control: Control, emit: Listener) -> Finished:
             place = self.places.download_folder()
             try:
                 folder = download(model, place, stop=lambda: control.stopping, listener=emit)
             except Stopped as stopped:
-                return Finished(stopped=True, told=str(stopped))
+                return Finished(stopped=True, told=stopped.sentence)
             self.found(again=True)
-            return Finished(path=folder, told=f"{model.name} is in {folder}.")
+            return Finished(path=folder, told=Sentence("download.done", name=model.name, folder=folder))
 
-        self._start("download", f"Downloading {model.name}", work, model.name)
+        self._start("download", Sentence("phase.downloading", name=model.name), work, model.name)
 
-    def _start(self, kind: str, name: str, work: Callable[[Control, Listener], Finished], given: object) -> None:
+    def _start(self, kind: str, name: Sentence, work: Callable[[Control, Listener], Finished], given: object) -> None:
         def worked(control: Control, emit: Listener) -> None:
             try:
                 end = work(control, emit)
@@ -247,7 +253,7 @@ class TaggerDesk:
             except (OSError, TaggerError):
                 models += [mark for mark, called in known.items() if called == name][-1:]
         if not models or any(model not in known for model in models):
-            raise TaggerError("This folder has not been scored by the chosen tagger yet: press Tag.")
+            raise TaggerError("scores.none_by_tagger")
         return models
 
     def remember(self, data: bytes) -> str:
@@ -268,14 +274,14 @@ class TaggerDesk:
         `waits=False` where the caller has the host's turn already, and would wait for itself.
         """
         if not models:
-            raise TaggerError("No tagger is chosen: choose one, or download one.")
+            raise TaggerError("tagger.none_chosen")
         tables = []
         for name in models:
             with self._lock:
                 known, data = self._singles.get((key, name)), self._pictures.get(key)
             if known is None:
                 if data is None:
-                    raise TaggerError("The picture is no longer in memory: drop it again.")
+                    raise TaggerError("tagger.picture_gone")
                 tagger = self.tagger(name, device)
                 with self._leased(tagger, "Tagging") if waits else contextlib.nullcontext():
                     row = tagger.scores(tagger.batch([tagger.load(Path("the picture"), data)]))[0]
@@ -288,8 +294,15 @@ class TaggerDesk:
         return combine(tables, how)
 
 
+def _scored(report: ScoreReport) -> Sentence:
+    seconds = Decimals(report.seconds, 0 if report.seconds > 9 else 1)
+    if report.cached:
+        return Sentence("tagger.scored_one_known", count=report.scored, seconds=seconds, known=report.cached)
+    return Sentence("tagger.scored_one", count=report.scored, seconds=seconds)
+
+
 def _busy() -> TrainerError:
-    return TaggerError("The tagger is busy: wait for it or press Stop first.")
+    return TaggerError("tagger.busy")
 
 
 def process_desk(make_places: Callable[[], Places]) -> TaggerDesk:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_trainer.dataset.folder import Skipped
+from lib_trainer.refusals import Sentence
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ScoreReport:
     seconds: float
     name: str = ""
     device: str = ""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Sentence, ...] = ()
     animated: tuple[Path, ...] = ()
 
 
@@ -38,7 +39,10 @@ class WriteReport:
     reordered: int = 0
 
     @property
-    def sentence(self) -> str:
+    def sentence(self) -> Sentence:
         """What was written, for the user."""
-        order = f" ({self.reordered} of them only in order or spelling)" if self.reordered else ""
-        return f"{self.written} captions written{order}, {self.unchanged} were right already."
+        if self.reordered:
+            return Sentence(
+                "writing.done_and_ordered", written=self.written, reordered=self.reordered, unchanged=self.unchanged
+            )
+        return Sentence("writing.done", written=self.written, unchanged=self.unchanged)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib_trainer.config import JobConfig
 from lib_trainer.ports import Host
-from lib_trainer.refusals import ConfigError, MemoryShort, TrainerError
+from lib_trainer.refusals import ConfigError, Joined, MemoryShort, TrainerError
 from lib_trainer.training.results import discard_taken
 from lib_trainer.training.run import Plan, prepare, run_plan
 from lib_trainer.work.control import Control
@@ -36,7 +36,7 @@ class TrainingDesk:
         def prepared() -> Job:
             plan = prepare(job, self.host)
             if plan.warnings and not confirmed:
-                raise MemoryShort(" ".join(plan.warnings))
+                raise MemoryShort("memory.short", warnings=Joined(plan.warnings))
             return Job("training", plan.job.output.name, partial(_run, plan, self.host), plan.job, RunMonitor)
 
         self._queue.start(prepared, *([] if listener is None else [listener]))
@@ -94,11 +94,11 @@ class TrainingDesk:
 
 
 def _busy() -> TrainerError:
-    return ConfigError("A training run is already under way: wait for it or stop it first.")
+    return ConfigError("training.busy")
 
 
 def _busy_with_files() -> TrainerError:
-    return ConfigError("A training run is under way: wait for it or stop it before its files are discarded.")
+    return ConfigError("training.busy_with_files")
 
 
 def _run(plan: Plan, host: Host, control: Control, emit: Listener) -> None:

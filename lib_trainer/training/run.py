@@ -55,7 +55,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     """Sentences on what may go wrong, told when the run starts: a reckoning is no refusal."""
     replaced: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str | Sentence, ...] = ()
 
 
 def prepare(job: JobConfig, host: Host) -> Plan:

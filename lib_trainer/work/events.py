@@ -28,7 +28,7 @@ class Phase:
     units a second lately. `left`: seconds. `left_out`: what was passed over so far.
     """
 
-    name: str
+    name: Sentence | str
     done: int = 0
     total: int = 0
     unit: str = ""
@@ -98,8 +98,8 @@ class Finished:
     step: int = 0
     path: Path | None = None
     stopped: bool = False
-    told: str = ""
-    notes: tuple[str, ...] = ()
+    told: Sentence | str = ""
+    notes: tuple[Sentence | str, ...] = ()
     left_out: tuple[Skipped, ...] = ()
 
 
@@ -107,7 +107,7 @@ class Finished:
 class Failed:
     """The job ended with an error. `path` is the file that holds the last good weights, if any."""
 
-    error: str
+    error: Sentence | str
     path: Path | None = None
 
 

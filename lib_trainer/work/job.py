@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from lib_trainer.refusals import Sentence
 from lib_trainer.work.control import Control
 from lib_trainer.work.events import Listener
 from lib_trainer.work.monitor import Monitor
@@ -17,14 +18,14 @@ Work = Callable[[Control, Listener], None]
 
 @dataclass(frozen=True)
 class Job:
-    """`kind`: "training", "tagging", "writing", "download" or "check". `name`: in the user's words. `given`: what it
+    """`kind`: "training", "tagging", "writing", "download" or "check". `name`: what it is called. `given`: what it
     was asked to do. `monitor`: makes what folds its events."""
 
     kind: str
-    name: str
+    name: Sentence | str
     work: Work = field(repr=False, compare=False)
     given: object = None
-    monitor: Callable[[str, str, str], Monitor] = field(default=Monitor, repr=False, compare=False)
+    monitor: Callable[[Sentence | str, str, str], Monitor] = field(default=Monitor, repr=False, compare=False)
 
 
 def new_id() -> str:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 
 from lib_trainer.dataset.folder import Skipped
+from lib_trainer.refusals import Sentence
 from lib_trainer.work.events import Phase
 
 WINDOW_SECONDS = 20.0
@@ -29,7 +30,7 @@ class Meter:
 
     def phase(
         self,
-        name: str,
+        name: Sentence | str,
         done: int,
         total: int,
         unit: str,

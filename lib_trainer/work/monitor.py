@@ -17,7 +17,7 @@ from typing import Literal
 from PIL import Image
 
 from lib_trainer.dataset.folder import Skipped
-from lib_trainer.refusals import Sentence, printable
+from lib_trainer.refusals import Count, Sentence, printable
 from lib_trainer.work import events as ev
 
 State = Literal["queued", "running", "finished", "stopped", "failed"]
@@ -27,8 +27,16 @@ PREVIEWS = 24
 SMOOTHING = 0.02
 """Weight of a new loss in the smoothed line, once enough have been seen: a memory of about fifty steps."""
 
-STEPS = "Training"
+STEPS = Sentence("phase.training")
 """What the phase of the steps themselves is called."""
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """What was told, and when (hours, minutes and seconds)."""
+
+    time: str
+    told: Sentence | str
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class JobView:
     `told`: the sentence about its end, `notes`: what else deserves a word. `output`: the last file it has saved.
     """
 
-    name: str
+    name: Sentence | str
     state: State
     id: str = ""
     kind: str = ""
@@ -68,11 +76,21 @@ class JobView:
     progress: ev.Phase | None = None
     elapsed_seconds: float = 0.0
     output: Path | None = None
-    told: str = ""
-    error: str = ""
-    notes: tuple[str, ...] = ()
+    told: Sentence | str = ""
+    failure: Sentence | str = ""
+    notes: tuple[Sentence | str, ...] = ()
     left_out: tuple[Skipped, ...] = ()
-    log: tuple[str, ...] = ()
+    lines: tuple[LogLine, ...] = ()
+
+    @property
+    def error(self) -> str:
+        """Why it failed, as a terminal says it; empty if it did not."""
+        return str(self.failure)
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """The last lines, as a terminal says them."""
+        return tuple(f"{line.time}  {printable(str(line.told))}" for line in self.lines)
 
     @property
     def active(self) -> bool:
@@ -101,14 +119,14 @@ class Monitor:
 
     _view: JobView
 
-    def __init__(self, name: str, kind: str = "", id: str = "") -> None:
+    def __init__(self, name: Sentence | str, kind: str = "", id: str = "") -> None:
         self._lock = threading.Lock()
         self._view = self._first(name, kind, id)
         self._created = time.monotonic()
         self._ended: float | None = None
-        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._log: deque[LogLine] = deque(maxlen=LOG_LINES)
 
-    def _first(self, name: str, kind: str, id: str) -> JobView:
+    def _first(self, name: Sentence | str, kind: str, id: str) -> JobView:
         return JobView(name, "queued", id, kind)
 
     @property
@@ -121,7 +139,7 @@ class Monitor:
 
     def _snapshot(self) -> JobView:
         end = self._ended if self._ended is not None else time.monotonic()
-        return replace(self._view, elapsed_seconds=end - self._created, log=tuple(self._log))
+        return replace(self._view, elapsed_seconds=end - self._created, lines=tuple(self._log))
 
     def stopping(self) -> None:
         """Note that the job was told to stop."""
@@ -142,25 +160,25 @@ class Monitor:
                     self._say(event.name)
                 self._set(state="running", progress=event, left_out=event.left_out or self._view.left_out)
             case ev.Message(text, level):
-                self._say(text if level == "info" else f"{level.capitalize()}: {text}")
+                self._say(text if level == "info" else Sentence("log.warning", text=text))
             case ev.Finished():
                 self._end("stopped" if event.stopped else "finished", event.path, "")
                 self._set(told=event.told, notes=event.notes, left_out=event.left_out)
-                self._say(event.told or ("Stopped" if event.stopped else "Finished"))
+                self._say(event.told or Sentence("log.stopped" if event.stopped else "log.finished"))
             case ev.Failed(error, path):
                 self._end("failed", path, error)
-                self._say(f"Error: {error}")
+                self._say(Sentence("log.error", error=error))
 
-    def _end(self, state: State, path: Path | None, error: str) -> None:
+    def _end(self, state: State, path: Path | None, failure: Sentence | str) -> None:
         self._ended = time.monotonic()
         output = path if path is not None else self._view.output
-        self._set(state=state, error=error, stopping=False, output=output)
+        self._set(state=state, failure=failure, stopping=False, output=output)
 
     def _set(self, **changes: object) -> None:
         self._view = replace(self._view, **changes)  # type: ignore[arg-type]
 
     def _say(self, line: str | Sentence) -> None:
-        self._log.append(f"{time.strftime('%H:%M:%S')}  {printable(str(line))}")
+        self._log.append(LogLine(time.strftime("%H:%M:%S"), line))
 
 
 class RunMonitor(Monitor):
@@ -168,7 +186,7 @@ class RunMonitor(Monitor):
 
     _view: RunView
 
-    def __init__(self, name: str, kind: str = "training", id: str = "") -> None:
+    def __init__(self, name: Sentence | str, kind: str = "training", id: str = "") -> None:
         super().__init__(name, kind, id)
         self._curve: list[LossPoint] = []
         self._last: LossPoint | None = None
@@ -179,7 +197,7 @@ class RunMonitor(Monitor):
         self._previews_made = 0
         self._seconds: deque[float] = deque(maxlen=50)
 
-    def _first(self, name: str, kind: str, id: str) -> RunView:
+    def _first(self, name: Sentence | str, kind: str, id: str) -> RunView:
         return RunView(name, "queued", id, kind)
 
     def view(self) -> RunView:
@@ -192,31 +210,31 @@ class RunMonitor(Monitor):
     def _fold(self, event: ev.Event) -> None:
         match event:
             case ev.Started():
-                parts = ", ".join(f"{part} {count}" for part, count in event.modules.items())
+                parts = [Sentence("log.part", part=part, count=count) for part, count in event.modules.items()]
                 self._set(
                     state="running",
                     progress=ev.Phase(STEPS),
                     total_steps=event.total_steps,
                     trained_parameters=event.trained_parameters,
                 )
-                self._say(f"Training {event.trained_parameters:,} parameters in modules: {parts}")
+                self._say(Sentence("log.started", count=Count(event.trained_parameters), parts=parts))
             case ev.StepDone():
                 self._step(event)
             case ev.PreviewMade(step, image, prompt):
                 self._previews_made += 1
                 self._previews.append(Preview(step, image, prompt, self._previews_made))
-                self._say(f"Step {step}: preview")
+                self._say(Sentence("log.preview", step=step))
             case ev.Saved(step, path, _):
                 self._set(output=path)
-                self._say(f"Step {step}: saved {path}")
+                self._say(Sentence("log.saved", step=step, path=path))
             case ev.Finished(step, path, stopped):
                 self._end("stopped" if stopped else "finished", path, "")
-                self._say(f"{'Stopped' if stopped else 'Finished'} at step {step}")
+                self._say(Sentence("log.stopped_at" if stopped else "log.finished_at", step=step))
             case _:
                 super()._fold(event)
 
-    def _end(self, state: State, path: Path | None, error: str) -> None:
-        super()._end(state, path, error)
+    def _end(self, state: State, path: Path | None, failure: Sentence | str) -> None:
+        super()._end(state, path, failure)
         self._set(eta_seconds=None)
 
     def _step(self, event: ev.StepDone) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from lib_trainer.refusals import TrainerError, UnexpectedError
+from lib_trainer.refusals import Sentence, TrainerError, UnexpectedError
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 from lib_trainer.work.job import Job, new_id
@@ -69,13 +69,14 @@ class Running:
             if not self.monitor.ended:
                 raise RuntimeError("the work ended and said nothing")
         except TrainerError as error:
-            failed = ev.Failed(str(error), error.kept)
+            failed = ev.Failed(error.sentence, error.kept)
             level = logging.ERROR if isinstance(error, UnexpectedError) else logging.WARNING
             told = "\n".join(filter(None, (str(error), error.trace)))
             cause = None if error.trace else error.__cause__
             logger.log(level, "The %s '%s' failed: %s", self.job.kind, self.job.name, told, exc_info=cause)
         except BaseException as error:  # the last line of defence: a bug must reach the page, not only the console
-            failed = ev.Failed(f"Unexpected error, see the console: {type(error).__name__}: {error}")
+            unexpected = Sentence("run.unexpected", kind=type(error).__name__, reason=str(error))
+            failed = ev.Failed(unexpected)
             logger.exception("The %s '%s' failed", self.job.kind, self.job.name)
         else:
             return

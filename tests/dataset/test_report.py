@@ -86,7 +86,7 @@ def test_every_fault_is_found_and_leads_to_its_pictures(root: Path) -> None:
     assert found["one-sided"] == {"2_bruno/0.png"}
     assert next(one for one in report.findings if one.kind == "orphan").paths == ("orphan.txt",)
     balance = next(one for one in report.findings if one.kind == "balance")
-    assert "10_alba 130 times and 2_bruno 2 times" in balance.text
+    assert "10_alba 130 times and 2_bruno 2 times" in str(balance.text)
     assert report.total == report.checked == 15
     assert sum(report.sizes.values()) == 14
     assert report.troubles()["2_bruno/0.png"] >= {"one-sided"}

@@ -67,7 +67,7 @@ def test_a_graphics_card_is_waited_for_and_given_back(desk: TaggerDesk, turns: T
     on_a_card(desk)
     desk.start_scoring(Selection(str(tmp_path / "pictures"), True, ("wd-mini",)))
     view = desk.wait(60)
-    assert view is not None and view.state == "finished" and "runs on CUDA" in view.notes[0]
+    assert view is not None and view.state == "finished" and "runs on CUDA" in str(view.notes[0])
     assert turns.taken == ["Tagging"] and not turns.held
     assert desk.device() == "", "its memory is free for the next generation"
 
@@ -105,7 +105,7 @@ def test_a_download_in_the_background_is_found_at_once(desk: TaggerDesk, mini_hu
     assert [item.name for item in desk.found()] == ["wd-mini"]
     desk.start_download("wd-vit-tagger-v3")
     view = desk.wait(60)
-    assert view is not None and view.state == "finished" and "wd-vit-tagger-v3 is in" in view.told
+    assert view is not None and view.state == "finished" and "wd-vit-tagger-v3 is in" in str(view.told)
     assert [item.name for item in desk.found()] == ["wd-mini", "wd-vit-tagger-v3"]
     assert desk.tagger("wd-vit-tagger-v3", "cpu").side == 64
 
@@ -217,5 +217,5 @@ def test_another_kind_of_tagger_is_asked_for_its_own_files(tmp_path: Path, monke
     odd = Kind("odd", ("odd.bin",), lambda folder, **options: None, lambda folder: "odd mark")  # type: ignore[arg-type, return-value]
     monkeypatch.setitem(registry.KINDS, "odd", odd)  # type: ignore[arg-type]
     found = find_taggers([tmp_path])
-    assert [(item.name, item.kind, item.problem) for item in found] == [("odd", "odd", "")]
+    assert [(item.name, item.kind, item.problem) for item in found] == [("odd", "odd", None)]
     assert at(tmp_path / "odd").fingerprint() == "odd mark"

@@ -87,7 +87,7 @@ def test_folders_are_found_whole_or_not(make_model: MakeModel, tmp_path: Path) -
     pointer = make_model("models/pointer")
     (pointer / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     found = find_taggers([tmp_path / "models", tmp_path / "nowhere", tmp_path / "models" / "tagger"])
-    assert [(item.name, item.problem.split(":")[0]) for item in found] == [
+    assert [(item.name, str(item.problem or "").split(":")[0]) for item in found] == [
         ("a-wd", ""),
         ("wd-vit-tagger-v3", ""),
         ("half", "selected_tags.csv is missing"),
@@ -150,7 +150,7 @@ def test_a_fallback_to_the_processor_is_said(monkeypatch: pytest.MonkeyPatch, ma
     monkeypatch.setattr(onnxruntime, "InferenceSession", silent)
     tagger = at(folder).open()
     assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]]
-    assert tagger.device == "CPU" and "offers CUDA but runs on CPU" in tagger.notes[0]
+    assert tagger.device == "CPU" and "offers CUDA but runs on CPU" in str(tagger.notes[0])
 
     def failing(path: str, options: Any, providers: list[str]) -> Any:
         if "CUDAExecutionProvider" in providers:
@@ -159,7 +159,7 @@ def test_a_fallback_to_the_processor_is_said(monkeypatch: pytest.MonkeyPatch, ma
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", failing)
     tagger = at(folder).open()
-    assert tagger.device == "CPU" and "CUDA failed (libcudnn.so.9" in tagger.notes[0]
+    assert tagger.device == "CPU" and "CUDA failed (libcudnn.so.9" in str(tagger.notes[0])
     assert at(folder).open(device="cpu").notes == ()
 
 

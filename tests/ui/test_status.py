@@ -10,7 +10,7 @@ import pytest
 from lib_trainer.ui.train.chart import HEIGHT, MAX_DRAWN, WIDTH, chart_html, ticks
 from lib_trainer.ui.train.status import clock, header_html, log_html, notice_html, rate_text, size, speed, status_html
 from lib_trainer.work.events import Phase
-from lib_trainer.work.monitor import LossPoint, RunView
+from lib_trainer.work.monitor import LogLine, LossPoint, RunView
 
 EVIL = "<img src=x onerror=alert(1)>&\"'"
 
@@ -21,9 +21,9 @@ def test_everything_from_outside_is_escaped() -> None:
         state="failed",
         progress=Phase(EVIL, 0, 3),
         output=Path(EVIL),
-        error=EVIL,
+        failure=EVIL,
         learning_rates=((EVIL, 1e-4),),
-        log=(EVIL,),
+        lines=(LogLine("12:00:00", EVIL),),
     )
     running = RunView(name="a", state="running", progress=Phase(EVIL))
     shown = [

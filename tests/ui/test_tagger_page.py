@@ -76,7 +76,7 @@ def test_from_the_folder_to_captions(actions: TaggerActions, folder: Path) -> No
     assert not (folder / "000.txt").exists()
     assert actions.write(given) == ""
     view = actions.desk.wait(60)
-    assert view is not None and view.told.startswith("10 captions written, 0 were right already. Undo")
+    assert view is not None and str(view.told).startswith("10 captions written, 0 were right already. Undo")
     assert (folder / "003.txt").read_text("utf-8").startswith("zork, my own <words>, ")
     assert "No caption changes." in actions.look(given, "")[3], "after a job the folder is read anew"
 
@@ -210,7 +210,7 @@ def test_a_second_job_is_refused_and_stop_keeps_what_is_done(
     assert actions.stop() == "" and "Stopping; what is done is kept" in actions.poll("", ["wd-mini"])[0]
     gate.set()
     view = actions.desk.wait(30)
-    assert view is not None and view.state == "stopped" and "press Tag to go on" in view.told
+    assert view is not None and view.state == "stopped" and "press Tag to go on" in str(view.told)
     assert "Stopping" not in actions.poll("", ["wd-mini"])[0]
     assert "Nothing is under way" in actions.stop()
 

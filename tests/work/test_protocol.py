@@ -65,7 +65,7 @@ def test_tagging_and_writing(told: list[ev.Event], tmp_path: Path) -> None:
     desk.start_writing(chosen, Thresholds(), Style())
     desk.wait(PATIENCE)
     protocol.check(told, training=False)
-    assert isinstance(told[-1], ev.Finished) and "captions written" in told[-1].told
+    assert isinstance(told[-1], ev.Finished) and "captions written" in str(told[-1].told)
     assert any(isinstance(event, ev.Phase) and event.unit == "captions" for event in told)
 
 
@@ -121,7 +121,7 @@ def test_the_check_of_a_set(told: list[ev.Event], tmp_path: Path) -> None:
     opened.check(CheckSize(64, 64, False))
     opened.checks.wait(PATIENCE)
     protocol.check(told, training=False)
-    assert isinstance(told[-1], ev.Finished) and told[-1].told == "3 pictures checked."
+    assert isinstance(told[-1], ev.Finished) and str(told[-1].told) == "3 pictures checked."
     assert opened.report is not None
 
 

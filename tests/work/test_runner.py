@@ -117,8 +117,8 @@ def test_a_job_ends_with_an_event_whatever_happens(
     seen: list[ev.Event] = []
     view = start(queue, work, seen.append).wait(PATIENCE)
     protocol.check(seen, training=False)
-    assert isinstance(seen[-1], ev.Failed) and seen[-1].error.startswith(told)
-    assert (view.state, view.error, view.output) == ("failed", seen[-1].error, seen[-1].path)
+    assert isinstance(seen[-1], ev.Failed) and str(seen[-1].error).startswith(told)
+    assert (view.state, view.failure, view.output) == ("failed", seen[-1].error, seen[-1].path)
     (record,) = caplog.records
     assert record.levelno == level and "check 'the set' failed" in record.getMessage()
     assert record.exc_info or "where it was" in record.getMessage(), "its trace is in the log"

@@ -129,7 +129,9 @@ def write_captions(
         reordered += sum(picture not in moved for picture in writer.write(changes))
         done += len(rows)
         unchanged += len(rows) - len(changes)
-        listener(meter.phase("Writing", done, len(opened.paths), "captions", left_out=tuple(writer.failed)))
+        listener(
+            meter.phase(Sentence("phase.writing"), done, len(opened.paths), "captions", left_out=tuple(writer.failed))
+        )
     stopped = done < len(opened.paths)
     return WriteReport(writer.written, unchanged, tuple(writer.failed), stopped, writer.first, reordered)
 

@@ -23,7 +23,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from lib_trainer.refusals import TaggerError
+from lib_trainer.refusals import Sentence, TaggerError
 from lib_trainer.tagging.models.registry import KINDS, KnownModel
 from lib_trainer.work.events import Phase
 from lib_trainer.work.meter import Meter
@@ -83,12 +83,10 @@ def download(
         target.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target).free
     except OSError as error:
-        raise TaggerError(f"The folder '{target}' cannot be made ({error.strerror or error}).") from error
+        raise TaggerError("download.no_folder", folder=target, reason=error) from error
     needed = sum(remote.size - _fetched(target / name, remote) for name, remote in missing.items())
     if needed + SPARE_BYTES > free:
-        raise TaggerError(
-            f"{model.name} needs {_mib(needed)} MiB in '{target}' and {_mib(free)} MiB are free: make room there."
-        )
+        raise TaggerError("download.no_room", model=model.name, needed=_mib(needed), folder=target, free=_mib(free))
     total = sum(remote.size for remote in remotes.values())
     done = total - sum(remote.size for remote in missing.values())
     meter = Meter()
@@ -96,7 +94,7 @@ def download(
         before = done
 
         def tell(count: int, name: str = name, before: int = before) -> None:
-            listener(meter.phase(f"Downloading {name}", before + count, total, BYTES))
+            listener(meter.phase(Sentence("phase.downloading", name=name), before + count, total, BYTES))
 
         _fetch(remote, target / name, stop, tell)
         done += remote.size
@@ -107,10 +105,7 @@ def _known(remote: Remote, model: KnownModel, name: str) -> Remote:
     """With the hash that is known here, which no server can change. Raises `TaggerError` where it names another."""
     digest = model.hashes.get(name, "")
     if digest and len(remote.digest) == 64 and remote.digest != digest:
-        raise TaggerError(
-            f"{remote.url} is another file than the one that is known as {model.name} (its checksum differs): "
-            "nothing was fetched; set HF_ENDPOINT to the hub or another mirror."
-        )
+        raise TaggerError("download.another_file", url=remote.url, model=model.name)
     return replace(remote, digest=digest) if digest else remote
 
 
@@ -126,20 +121,20 @@ def _ask(url: str) -> Remote:
             with error:
                 place = error.headers.get("Location")
                 if error.code not in (301, 302, 303, 307, 308) or not place:
-                    raise TaggerError(_refused(url, error)) from None
+                    raise _refused(url, error) from None
                 if error.headers.get("X-Linked-Size"):
                     return _remote(url, error.headers)
                 url = urllib.parse.urljoin(url, place)
         except (OSError, HTTPException) as error:
-            raise TaggerError(_unreachable(url, error)) from error
-    raise TaggerError(f"{url} leads in circles: set HF_ENDPOINT to another mirror.")
+            raise TaggerError("download.unreachable", host=_host(url), reason=_why(error)) from error
+    raise TaggerError("download.circles", url=url)
 
 
 def _remote(url: str, headers: Message) -> Remote:
     size = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
     tag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"').lower()
     if not size.isdigit():
-        raise TaggerError(f"{url} does not say how large the file is: set HF_ENDPOINT to another mirror.")
+        raise TaggerError("download.no_size", url=url)
     return Remote(url, int(size), tag if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", tag) else "")
 
 
@@ -153,18 +148,13 @@ def _fetch(remote: Remote, path: Path, stop: Callable[[], bool], tell: Callable[
         if not _is_whole(part, remote):
             size = part.stat().st_size
             part.unlink()
-            raise TaggerError(
-                f"{path.name} was damaged on the way ({size} bytes, {remote.size} expected, and the checksum does not "
-                "match): download it again."
-            )
+            raise TaggerError("download.damaged", name=path.name, size=size, expected=remote.size)
         os.replace(part, path)
         note.unlink(missing_ok=True)
     except (HTTPException, urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise TaggerError(_unreachable(remote.url, error) + " What was fetched is kept.") from error
+        raise TaggerError("download.interrupted", host=_host(remote.url), reason=_why(error)) from error
     except OSError as error:
-        raise TaggerError(
-            f"'{part}' cannot be written ({error.strerror or error}): make room or check the folder's permissions."
-        ) from error
+        raise TaggerError("download.not_written", path=part, reason=error) from error
 
 
 def _receive(remote: Remote, part: Path, done: int, stop: Callable[[], bool], tell: Callable[[int], None]) -> None:
@@ -177,15 +167,15 @@ def _receive(remote: Remote, part: Path, done: int, stop: Callable[[], bool], te
             file.seek(done)
             while block := answer.read(BLOCK):
                 if done + len(block) > remote.size:
-                    raise HTTPException("it sends more than it has announced")
+                    raise HTTPException(str(Sentence("download.too_much")))
                 file.write(block)
                 done += len(block)
                 tell(done)
                 if stop():
-                    raise Stopped(f"The download of {part.stem} was stopped; it goes on from there the next time.")
+                    raise Stopped("download.stopped", name=part.stem)
             file.truncate()
     if done < remote.size:
-        raise HTTPException(f"the connection ended after {_mib(done)} of {_mib(remote.size)} MiB")
+        raise HTTPException(str(Sentence("download.cut", done=_mib(done), all=_mib(remote.size))))
 
 
 def _part(path: Path) -> Path:
@@ -220,16 +210,18 @@ def _is_whole(path: Path, remote: Remote) -> bool:
     return digest.hexdigest() == remote.digest
 
 
-def _refused(url: str, error: urllib.error.HTTPError) -> str:
+def _refused(url: str, error: urllib.error.HTTPError) -> TaggerError:
     if error.code == 404:
-        return f"{url} does not exist (404): check HF_ENDPOINT, or fetch the files by hand."
-    return f"{url} is refused ({error.code} {error.reason}): try later, or set HF_ENDPOINT to a mirror."
+        return TaggerError("download.not_found", url=url)
+    return TaggerError("download.refused", url=url, code=error.code, reason=error.reason)
 
 
-def _unreachable(url: str, error: Exception) -> str:
-    reason = getattr(error, "reason", None) or error
-    host = urllib.parse.urlsplit(url).netloc
-    return f"{host} cannot be reached ({reason}): check the connection, or set HF_ENDPOINT to a mirror."
+def _why(error: Exception) -> object:
+    return getattr(error, "reason", None) or error
+
+
+def _host(url: str) -> str:
+    return urllib.parse.urlsplit(url).netloc
 
 
 def _mib(count: int) -> int:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lib_trainer.refusals import Sentence
+
 WD_FILES = ("model.onnx", "selected_tags.csv")
 POINTER = b"version https://git-lfs"
 
 
-def problem_of_files(folder: Path, names: Sequence[str]) -> str:
-    """Why one of the files cannot be used, as the end of a sentence; empty if nothing is seen to be wrong."""
+def problem_of_files(folder: Path, names: Sequence[str]) -> Sentence | None:
+    """Why one of the files cannot be used, as the end of a sentence; None if nothing is seen to be wrong."""
     for name in names:
         try:
             with (folder / name).open("rb") as file:
                 start = file.read(len(POINTER))
         except FileNotFoundError:
-            return f"{name} is missing: download the model again, or put the file there."
+            return Sentence("tagger.file_missing", name=name)
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror or error}): check its permissions."
+            return Sentence("tagger.file_unreadable", name=name, reason=error)
         if not start:
-            return f"{name} is empty: download the model again."
+            return Sentence("tagger.file_empty", name=name)
         if start == POINTER:
-            return f"{name} is a Git LFS pointer and not the file itself: download the model again."
-    return ""
+            return Sentence("tagger.file_pointer", name=name)
+    return None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lib_trainer.refusals import TaggerError
+from lib_trainer.refusals import Sentence, TaggerError
 from lib_trainer.tagging.models.files import problem_of_files
 from lib_trainer.tagging.models.registry import KINDS, Found, kind_of
 
@@ -33,7 +33,7 @@ def find_taggers(roots: Iterable[Path]) -> list[Found]:
 def at(folder: Path) -> Found:
     """The tagger of this very folder. Raises `TaggerError` where there is none."""
     if not folder.is_dir():
-        raise TaggerError(f"There is no folder '{folder}' with a tagger: check the path.")
+        raise TaggerError("tagger.no_folder", folder=folder)
     kind = kind_of(folder)
     return Found(_name(folder), folder, kind.name, problem_of_files(folder, kind.files))
 
@@ -46,8 +46,8 @@ def pick(found: Iterable[Found], name: str) -> Found:
             return item
     if Path(name).expanduser().is_dir():
         return at(Path(name).expanduser())
-    there = ", ".join(item.name for item in known if not item.problem) or "none"
-    raise TaggerError(f"There is no tagger called '{name}' (found: {there}): download it, or give its folder.")
+    there = [item.name for item in known if not item.problem] or Sentence("tagger.none_found")
+    raise TaggerError("tagger.missing", name=name, found=there)
 
 
 def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:

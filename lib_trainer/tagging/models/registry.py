@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lib_trainer.refusals import TaggerError
+from lib_trainer.refusals import Sentence, TaggerError
 from lib_trainer.tagging.choices import DEFAULT_THRESHOLD
 from lib_trainer.tagging.models.files import WD_FILES
 from lib_trainer.tagging.models.labels import Labels
@@ -37,7 +37,7 @@ class Tagger(Protocol):
     """How many pictures the model takes at once; 1 where its batch dimension is fixed."""
     device: str
     """The execution provider that runs, in the user's words: 'CPU', 'CUDA'."""
-    notes: Sequence[str]
+    notes: Sequence[Sentence]
     """Sentences for the user, such as a fallback from CUDA to the CPU."""
 
     def load(self, path: Path, data: bytes | None = None) -> NDArray[np.uint8]:
@@ -214,17 +214,17 @@ def _essence(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Found:
-    """A folder that was found. `problem` says why it cannot be used, empty if it can."""
+    """A folder that was found. `problem` says why it cannot be used, if so."""
 
     name: str
     folder: Path
     kind: str
-    problem: str = ""
+    problem: Sentence | None = None
 
     def open(self, **options: Any) -> Tagger:
         """Raises `TaggerError`."""
         if self.problem:
-            raise TaggerError(f"The tagger '{self.folder}' cannot be used: {self.problem}")
+            raise TaggerError("tagger.unusable", folder=self.folder, reason=self.problem)
         return KINDS[self.kind].open(self.folder, **options)
 
     def fingerprint(self) -> str:

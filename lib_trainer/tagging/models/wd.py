@@ -42,7 +42,7 @@ class WdTagger:
     processor. Raises `TaggerError` in one sentence for whatever is wrong with the folder.
     """
 
-    notes: Sequence[str]
+    notes: Sequence[Sentence]
 
     def __init__(self, folder: Path, threads: int = 0, device: str = "auto") -> None:
         problem = problem_of_files(folder, WD_FILES)
@@ -93,7 +93,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _open_session(path: Path, threads: int, device: str) -> tuple[Any, tuple[str, ...]]:
+def _open_session(path: Path, threads: int, device: str) -> tuple[Any, tuple[Sentence, ...]]:
     """The session, and sentences on what came otherwise than hoped."""
     ort = _onnxruntime()
     options = ort.SessionOptions()
@@ -103,7 +103,7 @@ def _open_session(path: Path, threads: int, device: str) -> tuple[Any, tuple[str
     wanted = [name for name in PROVIDERS if name in there]
     if device == "cpu" or not wanted:
         wanted = ["CPUExecutionProvider"]
-    notes: list[str] = []
+    notes: list[Sentence] = []
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:
@@ -113,13 +113,11 @@ def _open_session(path: Path, threads: int, device: str) -> tuple[Any, tuple[str
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception:
             raise _unreadable(path, error) from error
-        notes.append(str(Sentence("tagger.device_failed", device=PROVIDERS[wanted[0]], reason=error)))
+        notes.append(Sentence("tagger.device_failed", device=PROVIDERS[wanted[0]], reason=error))
     running = session.get_providers()[0]
     if running != wanted[0]:
-        notes.append(
-            f"onnxruntime offers {PROVIDERS[wanted[0]]} but runs on {PROVIDERS.get(running, running)}, which is much "
-            "slower: its CUDA or cuDNN does not fit the one that is installed."
-        )
+        offered, used = PROVIDERS[wanted[0]], PROVIDERS.get(running, running)
+        notes.append(Sentence("tagger.slower_device", offered=offered, used=used))
     return session, tuple(notes)
 
 

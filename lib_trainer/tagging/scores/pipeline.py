@@ -44,6 +44,7 @@ PIXEL_BUDGET = 80_000_000
 CHUNK = 256
 """Cached pictures that are handed to a listener at a time."""
 
+SCORING = Sentence("phase.scoring")
 MAX_BYTES = 512 << 20
 """A larger file is refused unread."""
 
@@ -114,7 +115,9 @@ class _Run:
         free, skipped = self.cached + len(self.skipped), tuple(self.skipped)
         done = free + self.scored
         self.listener(
-            self.meter.phase("Scoring", done, self.total, "pictures", free=free, known=self.cached, left_out=skipped)
+            self.meter.phase(
+                Sentence("phase.scoring"), done, self.total, "pictures", free=free, known=self.cached, left_out=skipped
+            )
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from lib_trainer.dataset.desk import DatasetDesk
 from lib_trainer.dataset.file_moves import ConflictError
-from lib_trainer.refusals import DatasetError, TrainerError
+from lib_trainer.refusals import Count, DatasetError, Sentence, TrainerError
 from lib_trainer.ui.dataset import checking as dataset_checking
 from lib_trainer.ui.dataset import editing as dataset_editing
 from lib_trainer.ui.dataset import html as html
@@ -15,6 +15,7 @@ from lib_trainer.ui.dataset import looking as dataset_looking
 from lib_trainer.ui.dataset.common import Answer, Values, note_form
 from lib_trainer.ui.dataset.view import PAGE, Sessions, View
 from lib_trainer.ui.dataset.work import conflict_html, preview_html, work_html
+from lib_trainer.ui.kit.told import told
 from lib_trainer.ui.train.status import notice_html
 
 _log = logging.getLogger(__name__)
@@ -77,10 +78,10 @@ class DatasetActions:
             else:
                 notice = answer or ""
         except ConflictError as conflict:
-            notice, error = str(conflict), True
+            notice, error = told(conflict.sentence), True
             view.conflicts, view.undoing = conflict.conflicts, command.get("do") == "undo"
         except TrainerError as problem:
-            notice, error = str(problem), True
+            notice, error = told(problem.sentence), True
         except Exception as bug:  # must not cost what was typed
             _log.exception("The Dataset tab met an unexpected error in '%s'", command.get("do"))
             notice, error = f"Unexpected error, see the console: {type(bug).__name__}: {bug}", True
@@ -102,26 +103,26 @@ class DatasetActions:
         if name == "train":
             return self._train(str(command.get("folder", "")))
         if view.open is None or name not in COMMANDS:
-            raise DatasetError("No set is open: give its folder and press Open.")
+            raise DatasetError("set.none_open")
         view.open.editor.follow()
         return COMMANDS[name](view, command)
 
     def _train(self, folder: str) -> str:
         """The script puts the folder into the training form; without one there is something to be said."""
         if not folder.strip():
-            raise DatasetError("No folder is given: write the full path of the set, then it can be trained.")
+            raise DatasetError("set.no_folder")
         return ""
 
     def _open(self, view: View, values: Values) -> str:
         opened = self.desk.open(str(values.get("folder", "")))
         view.begin(opened)
-        told = [opened.editor.history.recovered, f"{len(opened.editor.items):,} pictures are open."]
-        opened.editor.history.recovered = ""
+        said = [Sentence("set.open", count=Count(len(opened.editor.items)))]
+        if opened.editor.history.recovered is not None:
+            said.insert(0, opened.editor.history.recovered)
+        opened.editor.history.recovered = None
         if opened.editor.unreadable:
-            told.append(
-                f"{len(opened.editor.unreadable):,} captions cannot be read: the Check tab lists and converts them."
-            )
-        return " ".join(filter(None, told))
+            said.append(Sentence("set.unreadable", count=Count(len(opened.editor.unreadable))))
+        return " ".join(map(told, said))
 
     def render(self, view: View, extra: Mapping[str, str]) -> dict[str, str]:
         """All panels."""

@@ -15,6 +15,7 @@ from lib_trainer.refusals import ConfigError, DatasetError
 from lib_trainer.ui.dataset.common import Answer, Values, number, opened_set, show_preview
 from lib_trainer.ui.dataset.report import report_file
 from lib_trainer.ui.dataset.view import View
+from lib_trainer.ui.kit.told import told
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 def start_check(view: View, values: Values) -> None:
     width, height = int(number(values, "width", "Training width")), int(number(values, "height", "height"))
     if min(width, height) < 64:
-        raise ConfigError("Training width and height must be at least 64 pixels.")
+        raise ConfigError("check.size")
     begin_check(opened_set(view), CheckSize(width, height, bool(values.get("mirrored"))))
 
 
@@ -54,7 +55,7 @@ def poll(view: View, values: Values) -> None:
 def show(view: View, values: Values) -> None:
     finding = finding_of(view, values)
     view.set_filter("")
-    view.only, view.only_title = frozenset(finding.pictures), finding.title
+    view.only, view.only_title = frozenset(finding.pictures), told(finding.title)
 
 
 def finding_of(view: View, values: Values) -> Finding:
@@ -62,7 +63,7 @@ def finding_of(view: View, values: Values) -> Finding:
     report, number = opened.report, int(values["number"])
     of = int(values.get("of", opened.report_version))
     if report is None or number >= len(report.findings) or of != opened.report_version or opened.outdated:
-        raise DatasetError("The set has changed since this report: look at the new one.")
+        raise DatasetError("check.old_report")
     return report.findings[number]
 
 
@@ -86,7 +87,7 @@ def remedy(view: View, values: Values) -> str | None:
     if finding.remedy == "caption":
         word = view.trigger
         if not word:
-            raise ConfigError("Trigger word is empty: write it on the Prune tab first.")
+            raise ConfigError("check.no_trigger")
         show_preview(view, editor.preview(make_edit("add", {"tags": word}), present))
         return None
     key, right = (finding.kind == "misspelt" and finding.tags) or (*finding.tags[:1], "")
@@ -103,7 +104,7 @@ def remedy(view: View, values: Values) -> str | None:
 def export(view: View, values: Values) -> Answer:
     opened = opened_set(view)
     if opened.report is None:
-        raise DatasetError("There is no report yet: check the set first.")
+        raise DatasetError("check.no_report")
     named = {key for finding in opened.report.findings for key in finding.pictures[:12]}
     facts = opened.facts.get([key for key in named if key in opened.editor.items])
     text = report_file(opened.report, opened.editor.root, facts)

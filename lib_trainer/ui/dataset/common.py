@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from lib_trainer.dataset.desk import OpenSet
 from lib_trainer.dataset.previews import Preview
-from lib_trainer.refusals import ConfigError
+from lib_trainer.refusals import ConfigError, Field
 from lib_trainer.ui.dataset.view import View
 
 Values: TypeAlias = Mapping[str, Any]
@@ -25,7 +25,7 @@ def opened_set(view: View) -> OpenSet:
 def chosen_keys(view: View, values: Values) -> list[str]:
     keys = view.scope(str(values.get("scope", "everything")))
     if not keys:
-        raise ConfigError("No picture is chosen: select some, or take 'everything'.")
+        raise ConfigError("editing.none_chosen")
     return keys
 
 
@@ -42,14 +42,14 @@ def number(values: Values, name: str, label: str) -> float:
     try:
         return float(str(values.get(name, "")).strip().rstrip("%"))
     except ValueError:
-        raise ConfigError(f"{label} = {values.get(name)!r}: it must be a number.") from None
+        raise ConfigError("edit.number", field=Field(name, label), value=values.get(name)) from None
 
 
-def ticked(values: Values, what: str) -> list[str]:
-    """The boxes that are ticked in a proposal. Raises `ConfigError` where none is."""
+def ticked(values: Values, refusal: ConfigError) -> list[str]:
+    """The boxes that are ticked in a proposal. Raises `refusal` where none is."""
     chosen = [str(one) for one in values.get("chosen") or ()]
     if not chosen:
-        raise ConfigError(f"Nothing is ticked: tick the tags that {what}.")
+        raise refusal
     return chosen
 
 

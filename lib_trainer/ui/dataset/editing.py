@@ -105,7 +105,7 @@ def plan(view: View, values: Values) -> str:
 def plan_preview(view: View, values: Values) -> None:
     if not view.trigger:
         raise ConfigError("editing.no_trigger")
-    edit = fold(view.proposal, view.trigger, view.plan, ticked(values, "the trigger word is to take"))
+    edit = fold(view.proposal, view.trigger, view.plan, ticked(values, ConfigError("editing.none_to_fold")))
     show_preview(view, opened_set(view).editor.preview(edit, chosen_keys(view, values)))
 
 
@@ -117,7 +117,7 @@ def implied(view: View, values: Values) -> None:
 
 
 def implied_preview(view: View, values: Values) -> None:
-    pairs = [tuple(pair.split("\t")) for pair in ticked(values, "are to go")]
+    pairs = [tuple(pair.split("\t")) for pair in ticked(values, ConfigError("editing.none_to_drop"))]
     edit = DropImplied(frozenset((pair[0], pair[1]) for pair in pairs if len(pair) == 2))
     show_preview(view, opened_set(view).editor.preview(edit, chosen_keys(view, values)))
 

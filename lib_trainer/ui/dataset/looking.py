@@ -9,6 +9,7 @@ from lib_trainer.captions.filters import parse_filter
 from lib_trainer.refusals import ConfigError
 from lib_trainer.ui.dataset.common import Answer, Values, filled
 from lib_trainer.ui.dataset.view import PAGE, View
+from lib_trainer.ui.kit.told import told
 
 
 def filter(view: View, values: Values) -> None:
@@ -27,7 +28,7 @@ def check_typed(view: View, values: Values) -> Answer:
         else:
             make_edit(str(values.get("edit", "")), filled(values))
     except ConfigError as error:
-        return {"hint": str(error)}
+        return {"hint": told(error.sentence)}
     return {"hint": ""}
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from lib_trainer.captions.tokens import LIMITS
 from lib_trainer.dataset.facts import PictureFacts
 from lib_trainer.dataset.report import Finding, Report
+from lib_trainer.refusals import Sentence
 from lib_trainer.ui.dataset.html import button
+from lib_trainer.ui.kit.told import told
 
 REMEDIES = {
     "trash": "Move to the trash",
@@ -40,8 +42,8 @@ def report_html(report: Report, version: int) -> str:
 def _counted(findings: Sequence[Finding]) -> str:
     """As many as there are lines below, and of how many kinds, if there are more of one."""
     kinds = len({one.title for one in findings})
-    told = f"{len(findings):,} finding{'' if len(findings) == 1 else 's'}"
-    return told if kinds == len(findings) else f"{told} of {kinds:,} kinds"
+    counted = f"{len(findings):,} finding{'' if len(findings) == 1 else 's'}"
+    return counted if kinds == len(findings) else f"{counted} of {kinds:,} kinds"
 
 
 def charts_html(report: Report) -> str:
@@ -103,7 +105,7 @@ def _findings(findings: Sequence[Finding], *, of: int | None = None, small: Mapp
     """By their titles. `of`: the version of the set that the buttons are for; None for a report without any."""
     order = {"error": 0, "warning": 1, "info": 2}
     numbered = sorted(enumerate(findings), key=lambda one: order[one[1].level])
-    groups: dict[str, list[tuple[int, Finding]]] = {}
+    groups: dict[Sentence, list[tuple[int, Finding]]] = {}
     for number, finding in numbered:
         groups.setdefault(finding.title, []).append((number, finding))
     parts = []
@@ -113,7 +115,7 @@ def _findings(findings: Sequence[Finding], *, of: int | None = None, small: Mapp
         level = members[0][1].level
         parts.append(
             f'<details class="dataset-finding dataset-{level}"{" open" if level != "info" else ""}>'
-            f"<summary>{escape(title)} <span>{_count(members)}</span></summary>{lines}{more}</details>"
+            f"<summary>{escape(told(title))} <span>{_count(members)}</span></summary>{lines}{more}</details>"
         )
     return "".join(parts)
 
@@ -127,7 +129,7 @@ def _count(members: Sequence[tuple[int, Finding]]) -> str:
 
 
 def _finding(number: int, one: Finding, of: int | None, small: Mapping[str, bytes]) -> str:
-    text = f"<p>{escape(one.text)}"
+    text = f"<p>{escape(told(one.text))}"
     if of is not None:
         if one.pictures:
             text += " " + button(f"Show {len(one.pictures):,}", "show", number=number, of=of)

@@ -23,6 +23,7 @@ from lib_trainer.tagging.captions.writing import planned
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.models.registry import threshold_of
 from lib_trainer.tagging.scores.table import ScoreTable, select
+from lib_trainer.ui.kit.told import told
 from lib_trainer.ui.tagger.form import Settings, names_of
 from lib_trainer.ui.tagger.view import (
     border_html,
@@ -127,7 +128,7 @@ class TaggerActions:
             try:
                 opened = self.desk.opened(settings.selection, style)
             except TaggerError as error:  # a folder that waits for Tag, say: no reason for red
-                shown[0] = f'<div class="tagger-empty">{escape(str(error))}</div>'
+                shown[0] = f'<div class="tagger-empty">{escape(told(error.sentence))}</div>'
             else:
                 preview = opened.preview(thresholds, style)
                 captions = captions_html(self._first(opened, preview, style))
@@ -214,7 +215,7 @@ class TaggerActions:
         try:
             action()
         except TrainerError as error:
-            return self._notice(str(error), error=True)
+            return self._notice(told(error.sentence), error=True)
         except Exception as error:  # a bug must not cost what was typed
             _log.exception("The Tagger's page met an unexpected error")
             return self._notice(f"Unexpected error, see the console: {type(error).__name__}: {error}", error=True)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lib_trainer.captions.tags import split_tags, tag_key
 from lib_trainer.dataset.pictures import PictureError, load_picture
+from lib_trainer.refusals import Sentence
 from lib_trainer.tagging.captions.effect import Border, Opened, Preview, TagCount
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING
 from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, lines_of
@@ -29,7 +30,7 @@ STATES = {"queued": "Running", "running": "Running", "finished": "Done", "stoppe
 BARS = 60
 
 
-def job_html(view: JobView | None, device: str, prefix: str) -> str:
+def job_html(view: JobView | None, device: Sentence | None, prefix: str) -> str:
     """The panel of the job under way. The script reads whether to poll."""
     active = "1" if view and view.active else "0"
     attributes = f'class="tagger-job" data-prefix="{escape(prefix)}" data-active="{active}"'
@@ -37,15 +38,15 @@ def job_html(view: JobView | None, device: str, prefix: str) -> str:
         body = '<div class="tagger-empty">Choose a folder and press Tag. Nothing is written before you say so.</div>'
         return f"<div {attributes}>{body}</div>"
     badge = "Stopping" if view.stopping else STATES[view.state]
-    ended = view.told or view.error
+    ended = view.told or view.failure
     head = (
         f'<div class="tagger-head"><span class="tagger-badge tagger-{view.state}">{badge}</span>'
-        f'<span class="tagger-name">{escape(view.name)}</span></div>'
+        f'<span class="tagger-name">{escape(told(view.name))}</span></div>'
     )
-    sentence = f'<div class="tagger-told tagger-{view.state}">{escape(ended)}</div>' if ended else ""
-    notes = "".join(f'<div class="tagger-note">{escape(str(note))}</div>' for note in view.notes)
+    sentence = f'<div class="tagger-told tagger-{view.state}">{escape(told(ended))}</div>' if ended else ""
+    notes = "".join(f'<div class="tagger-note">{escape(told(note))}</div>' for note in view.notes)
     if not view.notes and device and view.active:
-        notes = f'<div class="tagger-note">{escape(device)}</div>'
+        notes = f'<div class="tagger-note">{escape(told(device))}</div>'
     return f"<div {attributes}>{head}{_bar(view)}{sentence}{notes}{_left_out(view)}</div>"
 
 
@@ -67,11 +68,11 @@ def _bar(view: JobView) -> str:
     rate = f"{phase.rate / scale:.1f} {unit}/s · " if phase.rate else ""
     known = f" · {phase.known} known before" if phase.known else ""
     line = (
-        f"{escape(phase.name)} {phase.done // scale:,} / {phase.total // scale:,} {unit}{known} · "
+        f"{escape(told(phase.name))} {phase.done // scale:,} / {phase.total // scale:,} {unit}{known} · "
         f"{rate}time left {clock(phase.left)}"
     )
     return (
-        f'<div class="tagger-progress" role="progressbar" aria-label="{escape(phase.name)}" '
+        f'<div class="tagger-progress" role="progressbar" aria-label="{escape(told(phase.name))}" '
         f'aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100">'
         f'<div class="tagger-fill" style="width: {percent:.2f}%"></div></div>'
         f'<div class="tagger-line">{_KEPT + " · " if view.stopping else ""}{line}</div>'

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from lib_trainer.refusals import Problem
+from lib_trainer.refusals import Problem, Sentence
 from lib_trainer.ui.kit.told import told
 from lib_trainer.work.events import Phase
 from lib_trainer.work.monitor import RunView
@@ -72,7 +72,8 @@ def field_id(prefix: str, path: str) -> str:
 
 def log_html(view: RunView | None) -> str:
     """The last lines, oldest first."""
-    lines = view.log if view is not None and view.log else ("Nothing has happened yet.",)
+    lines = [f"{line.time}  {told(line.told)}" for line in view.lines] if view is not None else []
+    lines = lines or [told(Sentence("log.empty"))]
     attributes = 'class="trainer-log" tabindex="0" role="log" aria-label="Log of the run"'
     return f"<pre {attributes}>{escape(chr(10).join(lines))}</pre>"
 
@@ -117,9 +118,9 @@ def _idle_html() -> str:
 
 
 def _run_html(view: RunView) -> str:
-    name = f'<span class="trainer-name">{escape(view.name or "unnamed")}</span>'
+    name = f'<span class="trainer-name">{escape(told(view.name) or "unnamed")}</span>'
     badge = f'<span class="trainer-badge">{STATES[view.state]}</span>'
-    error = f'<div class="trainer-error" role="alert">{escape(view.error)}</div>' if view.error else ""
+    error = f'<div class="trainer-error" role="alert">{escape(told(view.failure))}</div>' if view.failure else ""
     return (
         f'<div class="trainer-head">{badge}{name}{_phase(view)}</div>{_bar(view)}{error}{_facts(view)}{_output(view)}'
     )
@@ -128,17 +129,17 @@ def _run_html(view: RunView) -> str:
 def _phase(view: RunView) -> str:
     if not view.active:
         return ""
-    phase = view.progress or Phase("Waiting for the host's queue" if view.state == "queued" else "Starting")
+    phase = view.progress or Phase(Sentence("phase.queued" if view.state == "queued" else "phase.starting"))
     count = f" {phase.done}/{phase.total}" if phase.total else ""
     percent = f" · {_percent(view):.0f}%" if phase.total or view.step else ""
     text = phase.name
-    return f'<span class="trainer-phase">{escape(text)}{count}{percent}</span>'
+    return f'<span class="trainer-phase">{escape(told(text))}{count}{percent}</span>'
 
 
 def _bar(view: RunView) -> str:
     phase, percent = _phase_of(view), _percent(view)
     kind = "trainer-bar trainer-bar-phase" if phase else "trainer-bar"
-    name = phase.name if phase else "Training steps"
+    name = told(phase.name) if phase else "Training steps"
     return (
         f'<div class="{kind}" role="progressbar" aria-label="{escape(name)}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{percent:.0f}">'
