@@ -114,7 +114,7 @@ def _lay_out_folder(make: Maker, parts: dict[str, Any], options: TaggerOptions) 
         parts["stop"] = make(gr.Button, "stop", value="Stop", variant="stop", interactive=False, min_width=90)
         parts["reread"] = make(gr.Button, "reread", value="Read again", min_width=90)
         parts["write"] = make(gr.Button, "write", value="Write captions", variant="primary", min_width=120)
-    parts["job"] = make(gr.HTML, "job", value=job_html(None, "", options.prefix))
+    parts["job"] = make(gr.HTML, "job", value=job_html(None, None, options.prefix))
     parts["summary"] = make(gr.HTML, "summary")
     with gr.Tabs(elem_id=f"{options.prefix}_views"):
         with gr.Tab("Tags"):
