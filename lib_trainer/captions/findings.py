@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edit_base import count_tags
 from lib_trainer.captions.knowledge import Knowledge
-from lib_trainer.refusals import Sentence
+from lib_trainer.refusals import Sentence, both
 
 Captions = Mapping[str, Caption]
 
@@ -26,12 +26,6 @@ class TagFinding:
     tags: tuple[str, ...]
     text: Sentence
     pictures: tuple[str, ...]
-
-
-def _and(tags: Sequence[str]) -> Sentence:
-    """'a and b and c'."""
-    first, *others = tags
-    return Sentence("list.both", one=first, other=_and(others) if len(others) > 1 else others[0])
 
 
 def contradictions(captions: Captions, knowledge: Knowledge) -> list[TagFinding]:
@@ -47,7 +41,7 @@ def contradictions(captions: Captions, knowledge: Knowledge) -> list[TagFinding]
                 continue
             found[rule.name, tuple(sorted(clash))].append(picture)
     return [
-        TagFinding("contradiction", tags, Sentence("finding.exclude", tags=_and(tags), name=name), tuple(pictures))
+        TagFinding("contradiction", tags, Sentence("finding.exclude", tags=both(tags), name=name), tuple(pictures))
         for (name, tags), pictures in found.items()
     ]
 

@@ -17,7 +17,7 @@ from lib_trainer.refusals.errors import (
     TrainerError,
     UnexpectedError,
 )
-from lib_trainer.refusals.sentences import Count, Decimals, Field, Joined, Named, Sentence, few, printable
+from lib_trainer.refusals.sentences import Count, Decimals, Field, Joined, Named, Sentence, both, few, printable
 
 __all__ = [
     "ConfigError",
@@ -41,6 +41,7 @@ __all__ = [
     "TaggerError",
     "TrainerError",
     "UnexpectedError",
+    "both",
     "few",
     "printable",
 ]

@@ -86,6 +86,12 @@ def few(facts: Sequence[Any], most: int = 3) -> Any:
     return Sentence("list.and_more", facts=tuple(facts[:most]), more=len(facts) - most)
 
 
+def both(facts: Sequence[Any]) -> Any:
+    """'a and b and c'."""
+    first, *others = facts
+    return Sentence("list.both", one=first, other=both(others)) if others else first
+
+
 Named = Callable[[Field, bool], str]
 """What a field is called. The second argument says whether the sentence begins with it."""
 

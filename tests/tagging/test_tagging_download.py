@@ -31,7 +31,9 @@ def test_both_files_arrive_whole_with_progress(hub: Hub, tmp_path: Path) -> None
     total = len(LARGE) + len(SMALL)
     done = [progress.done for progress in seen]
     assert done == sorted(done) and done[-1] == total == seen[0].total and len(done) > 10
-    assert seen[-1].name == "Downloading model.onnx", "the large one last: until then the folder is not taken for whole"
+    assert str(seen[-1].name) == "Downloading model.onnx", (
+        "the large one last: until then the folder is not taken for whole"
+    )
     assert at(folder).problem is None
 
 
@@ -133,7 +135,7 @@ def test_no_connection_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_disk_without_room_is_told_before(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SPARE_BYTES", 1 << 60)
-    with pytest.raises(TaggerError, match=r"needs 5 MiB in .* MiB are free: make room"):
+    with pytest.raises(TaggerError, match=r"needs 5 MiB in .* MiB are free: free some space"):
         download(MODEL, tmp_path)
     assert gets(hub) == []
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lib_trainer.work import events as ev
-from lib_trainer.work.monitor import CURVE_POINTS, LOG_LINES, PREVIEWS, SMOOTHING, Monitor, RunMonitor
+from lib_trainer.work.monitor import CURVE_POINTS, LOG_LINES, PREVIEWS, SMOOTHING, STEPS, Monitor, RunMonitor
 
 
 def step(number: int, loss: float = 0.1, total: int = 100, seconds: float = 0.5, memory: int = 0) -> ev.StepDone:
@@ -104,7 +104,7 @@ def test_a_phase_shows_its_progress_until_the_steps_begin() -> None:
     assert (view.state, view.progress) == ("running", ev.Phase("Caching latents", 12, 40))
     monitor(ev.Started(100, 1234, {"unet": 192}))
     view = monitor.view()
-    assert (view.progress, view.total_steps) == (ev.Phase("Training"), 100)
+    assert (view.progress, view.total_steps) == (ev.Phase(STEPS), 100)
 
 
 def test_a_phase_is_logged_once() -> None:

@@ -14,6 +14,7 @@ from lib_trainer.captions.plans import SCHOOLS, Implied, Trait, warnings
 from lib_trainer.dataset.editor import TRASH
 from lib_trainer.dataset.file_moves import Change
 from lib_trainer.dataset.previews import Altered, Preview
+from lib_trainer.refusals import Sentence
 from lib_trainer.ui.dataset.html import button, command
 from lib_trainer.ui.dataset.report import report_html
 from lib_trainer.ui.dataset.view import View
@@ -256,7 +257,7 @@ def check_html(view: View) -> str:
     assert view.open is not None
     job = view.open.checks.view()
     if job is not None and job.active:
-        phase = job.progress or Phase("Looking at the pictures", 0, len(view.open.editor.items))
+        phase = job.progress or Phase(Sentence("phase.looking"), 0, len(view.open.editor.items))
         share = phase.done / phase.total if phase.total else 0.0
         return (
             f'<div class="dataset-busy" data-poll="1"><div class="trainer-status"><div class="trainer-head">Looking at '

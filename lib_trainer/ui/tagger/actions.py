@@ -134,9 +134,9 @@ class TaggerActions:
                 captions = captions_html(self._first(opened, preview, style))
                 shown[:] = [summary_html(opened, preview), table_html(preview, len(opened.paths), tag), captions]
 
-        told = self._told(work)
-        notice = told if told or complained else gr.update()
-        return [notice, *shown, "1" if told else ""]
+        complaint = self._told(work)
+        notice = complaint if complaint or complained else gr.update()
+        return [notice, *shown, "1" if complaint else ""]
 
     def reread(self, settings: Settings, tag: str) -> list[Any]:
         """As `look`, with the folder and its captions read again."""
