@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Generator, Iterator
@@ -35,6 +36,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 _LOG_START = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient() -> None:
+    """The pages of a busy computer take longer than the five seconds that playwright waits of itself."""
+    with contextlib.suppress(ImportError):
+        from playwright.sync_api import expect
+
+        expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="session")
