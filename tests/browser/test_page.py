@@ -337,6 +337,13 @@ def test_the_page_polls_while_it_is_looked_at_and_rarely_while_nothing_runs(page
     assert polls() == before + 1
 
 
+def test_what_is_polled_does_not_flicker(page: Page) -> None:
+    """gradio marks a box that waits for an answer, and pales it to a fifth."""
+    box = page.find("status").locator("div").first
+    box.evaluate("(one) => { one.style.transition = 'none'; one.className = 'prose pending svelte-1ed2p3z'; }")
+    assert box.evaluate("(one) => getComputedStyle(one).opacity") == "1"
+
+
 def test_the_hosts_own_progress_bar_is_asked_for_once_per_task(page: Page) -> None:
     page.raw.evaluate(
         """() => {

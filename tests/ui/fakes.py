@@ -9,21 +9,32 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image, ImageDraw
 
 from lib_trainer.config import JobConfig
-from lib_trainer.ports import HeldPart, Host, LoadedModel, PreviewRequest
+from lib_trainer.ports import HeldPart, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import DatasetError, ModelError, TrainerError
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 
+if TYPE_CHECKING:
+    from lib_trainer.training import desk as training_desk
+    from lib_trainer.ui.generate import Generator
+
+
+class FakeLease:
+    interrupted = ""
+
+    def progress(self, done: int, total: int, text: str) -> None: ...
+
 
 @dataclass
 class FakeHost:
-    """Implements `ports.Host` as far as the page asks."""
+    """A host without a model."""
 
     root: Path
     description: str = "miniature <b>[879db523c3]</b> · SD 1.x"
@@ -35,8 +46,8 @@ class FakeHost:
         raise ModelError("The fake host has no model.")
 
     @contextlib.contextmanager
-    def lease(self, title: str, control: object = None) -> Iterator[None]:
-        yield
+    def lease(self, title: str) -> Iterator[Lease]:
+        yield FakeLease()
 
     def preview(self, request: PreviewRequest) -> Image.Image:
         return picture(request.prompt, request.width, request.height)
@@ -70,6 +81,11 @@ class FakeHost:
 
     def cache_folder(self) -> Path:
         return self.root / "cache"
+
+    def token_count(self, text: str) -> int:
+        return len(text.split())
+
+    def added(self, path: Path) -> None: ...
 
 
 @dataclass
@@ -169,3 +185,17 @@ def picture(text: str, width: int, height: int, number: int = 0) -> Image.Image:
     image = Image.new("RGB", (width, height), ((number * 37) % 200, (number * 61) % 200, 120))
     ImageDraw.Draw(image).text((10, 10), text, fill="white")
     return image
+
+
+class Trains(Protocol):
+    """What the training desk takes from `lib_trainer.training.run`, and tests from a `Script`."""
+
+    def prepare(self, job: JobConfig, host: Host) -> Any: ...
+
+    def run_plan(self, plan: Any, host: Host, control: Control, emit: ev.Listener) -> None: ...
+
+
+if TYPE_CHECKING:  # mypy holds the stand-ins to the ports, and the real thing to the same
+    _HOST: Host = FakeHost(Path())
+    _GENERATOR: Generator = FakeGenerator()
+    _TRAINS: tuple[Trains, ...] = (Script(), training_desk)

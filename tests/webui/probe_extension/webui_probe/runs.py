@@ -82,7 +82,8 @@ def view() -> dict[str, Any]:
     return {
         "run": seen.id, "name": seen.name, "state": seen.state, "step": seen.step,
         "phase": seen.progress.name if seen.progress else "",
-        "error": seen.error, "log": list(seen.log), "output": None if seen.output is None else str(seen.output),
+        "error": str(seen.error), "log": list(map(str, seen.log)),
+        "output": None if seen.output is None else str(seen.output),
         "previews": [hashlib.sha256(preview.image.tobytes()).hexdigest() for preview in seen.previews],
         "running": runner().running,
     }  # fmt: skip
