@@ -18,8 +18,8 @@ from PIL import Image
 
 from lib_trainer import __version__
 from lib_trainer.cli import main as cli
-from lib_trainer.config import JobConfig, dump_job, field_specs, from_values
-from lib_trainer.options_doc import options_text
+from lib_trainer.config import FieldSpec, JobConfig, dump_job, field_specs, from_values, to_values, typed_values
+from lib_trainer.options.document import options_text
 from lib_trainer.ports import Host
 from lib_trainer.refusals import DatasetError, SaveError
 from lib_trainer.training import desk as training_desk
@@ -192,7 +192,7 @@ def test_relative_paths_are_meant_from_the_job_files_folder(tmp_path: Path, monk
     job = from_values({"dataset.folder": "pictures", "output.folder": "../out", "model.checkpoint": "~/model"})
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
-    resolved = cli.resolve_paths(job, tmp_path)
+    resolved = from_values(cli.resolve_paths(to_values(job), tmp_path))
     assert resolved.dataset.folder == str(tmp_path / "pictures")
     assert resolved.output.folder == str(tmp_path / "../out")
     assert resolved.model.checkpoint == str(tmp_path / "home" / "model")
@@ -207,13 +207,13 @@ def replace_paths(job: JobConfig) -> list[object]:
 def test_absolute_and_empty_paths_stay(tmp_path: Path) -> None:
     absolute = str(tmp_path / "pictures")
     job = from_values({"dataset.folder": absolute})
-    assert cli.resolve_paths(job, Path("elsewhere")) == job
+    assert cli.resolve_paths(to_values(job), Path("elsewhere")) == to_values(job)
 
 
 def test_options_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["options"]) == cli.DONE
     out = capsys.readouterr().out
-    assert out == options_text()
+    assert out == options_text(field_specs())
     for spec in field_specs().values():
         assert spec.path in out
         assert str(spec.allowed) in out
@@ -250,7 +250,7 @@ def test_everything_that_is_wrong_is_a_line(tmp_path: Path, capsys: pytest.Captu
 def test_a_defect_is_logged_and_told_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken() -> str:
+    def broken(specs: object) -> str:
         raise RuntimeError("oh\x1b[31m no")
 
     monkeypatch.setattr(cli, "options_text", broken)
@@ -282,9 +282,49 @@ def test_the_module_runs() -> None:
 
 
 def test_a_template_is_a_path_beside_the_job_file_or_a_name(tmp_path: Path) -> None:
-    from lib_trainer.config import from_values
-
-    job = from_values({"dataset.template": "subject.txt"})
-    assert cli.resolve_paths(job, tmp_path).dataset.template == "subject.txt"
+    named = {"dataset.template": "subject.txt"}
+    assert cli.resolve_paths(named, tmp_path) == named
     (tmp_path / "subject.txt").write_text("[name]")
-    assert cli.resolve_paths(job, tmp_path).dataset.template == str(tmp_path / "subject.txt")
+    assert cli.resolve_paths(named, tmp_path) == {"dataset.template": str(tmp_path / "subject.txt")}
+
+
+def test_presets_and_single_options_are_put_over_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs_of: list[JobConfig] = []
+    monkeypatch.setattr(cli, "train", lambda job, runner: jobs_of.append(job) or cli.DONE)
+    (tmp_path / "presets").mkdir()
+    job, first, second = tmp_path / "job.toml", tmp_path / "presets" / "one.toml", tmp_path / "two.toml"
+    job.write_text("network = {rank = 64, alpha = 8}\ndataset.folder = 'mine'\n", encoding="utf-8")
+    first.write_text("network.rank = 4\ndataset.folder = 'theirs'\n", encoding="utf-8")
+    second.write_text("network.rank = 5\n", encoding="utf-8")
+    more = ["--preset", str(first), "--preset", str(second), "--set", "network.dora=yes", "--set", "output.name=a=b"]
+    assert cli.main(["train", str(job), *more]) == cli.DONE
+    (made,) = jobs_of
+    assert (made.network.rank, made.network.alpha, made.network.dora, made.output.name) == (5, 8.0, True, "a=b")
+    assert made.dataset.folder == str(tmp_path / "presets" / "theirs"), "as seen from the preset"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("network.rank=0", "network.rank = 0 in the job is not allowed: it must be a whole number from 1 to 1024."),
+        ("network.rank=x", "network.rank = 'x' in the job is not allowed"),
+        ("network.dora=perhaps", "network.dora = 'perhaps' in the job is not allowed: it must be true or false."),
+        ("network.sort=1", "'network.sort=1' sets no option: write it as network.rank=16"),
+        ("network.rank", "'network.rank' sets no option"),
+    ],
+)
+def test_a_single_option_that_is_none_is_refused(
+    text: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.toml").write_text("", encoding="utf-8")
+    assert cli.main(["train", str(tmp_path / "job.toml"), "--set", text]) == cli.BAD_JOB
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spec", field_specs().values(), ids=lambda spec: spec.path)
+def test_every_option_can_be_set_by_its_text(spec: FieldSpec) -> None:
+    """What a job file would write, and what the list of options shows, is understood."""
+    other = next((one for one in reversed(spec.choices)), spec.default)
+    text = str(other).lower() if isinstance(other, bool) else str(other)
+    values = typed_values([f"{spec.path}={text}"])
+    assert values == {spec.path: other} and type(values[spec.path]) is type(other)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lib_trainer import __version__
+from lib_trainer.cli.main import documented
 from lib_trainer.config import field_specs, load_job
-from lib_trainer.options_doc import COMMAND, options_markdown
+from lib_trainer.options.document import COMMAND
 from lib_trainer.training.optimizers import OPTIMIZERS, SCHEDULES
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def blocks(text: str, language: str = "") -> list[str]:
 
 
 def test_the_list_of_options_is_up_to_date() -> None:
-    assert text_of("docs/options.md") == options_markdown(), f"run {COMMAND}"
+    assert text_of("docs/options.md") == documented(), f"run {COMMAND}"
 
 
 @pytest.mark.parametrize("path", field_specs())

@@ -45,11 +45,6 @@ class Edit(Protocol):
     def apply(self, caption: Caption, facts: Facts) -> Caption: ...
 
 
-def option(label: str, help: str, default: Any) -> Any:
-    """A field of an edit with its label and help."""
-    return field(default=default, metadata={"label": label, "help": help})
-
-
 def count_tags(captions: Iterable[Caption]) -> Counter[str]:
     """{tag_key: on how many captions it stands}."""
     counts: Counter[str] = Counter()

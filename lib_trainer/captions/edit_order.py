@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lib_trainer.captions.document import KEEP, Caption, cached_key
-from lib_trainer.captions.edit_base import Facts, Plain, option, single_tags
+from lib_trainer.captions.edit_base import Facts, Plain, single_tags
 from lib_trainer.captions.tags import KAOMOJI, escape, split_tags, unescape, with_spaces
-from lib_trainer.refusals import ConfigError, Field
+from lib_trainer.options.declare import option
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,11 @@ class SortTags(Plain):
 
     needs_scores = True
 
-    by: Literal["alphabet", "frequency", "score"] = option(
-        "By", "Frequency in the chosen pictures and the tagger's score: highest first.", "frequency"
-    )
-    fixed: int = option("Fixed", "So many tags at the front stay where they are.", 0)
-
-    def check(self) -> None:
-        if self.fixed < 0:
-            raise ConfigError("edit.from_zero", field=Field("fixed", "Fixed"), value=self.fixed)
+    by: Annotated[
+        Literal["alphabet", "frequency", "score"],
+        option("By", "Frequency in the chosen pictures and the tagger's score: highest first."),
+    ] = "frequency"
+    fixed: Annotated[int, option("Fixed", "So many tags at the front stay where they are.", low=0)] = 0
 
     def label(self) -> str:
         return f"Sort tags by {self.by}"
@@ -63,11 +60,11 @@ class SortTags(Plain):
 class SetTrigger(Plain):
     """Trigger word"""
 
-    word: str = option("Trigger word", "Stands in front of every caption afterwards.", "")
-    replaces: str = option("Instead of", "The trigger words so far, which are taken out. May be empty.", "")
-    separator: bool = option(
-        "Keep-token separator", f"Put {KEEP} behind it, so that training never shuffles it.", False
-    )
+    word: Annotated[str, option("Trigger word", "Stands in front of every caption afterwards.")] = ""
+    replaces: Annotated[str, option("Instead of", "The trigger words so far, which are taken out. May be empty.")] = ""
+    separator: Annotated[
+        bool, option("Keep-token separator", f"Put {KEEP} behind it, so that training never shuffles it.")
+    ] = False
 
     def check(self) -> None:
         single_tags(self.word, "Trigger word")
@@ -94,11 +91,7 @@ class SetTrigger(Plain):
 class KeepTokens(Plain):
     """Keep-token separator"""
 
-    count: int = option("Tags before it", f"{KEEP} is put after so many tags; 0 takes it out.", 1)
-
-    def check(self) -> None:
-        if self.count < 0:
-            raise ConfigError("edit.from_zero", field=Field("count", "Tags before it"), value=self.count)
+    count: Annotated[int, option("Tags before it", f"{KEEP} is put after so many tags; 0 takes it out.", low=0)] = 1
 
     def label(self) -> str:
         return f"Keep-token separator after {self.count}" if self.count else "Without the keep-token separator"
@@ -111,9 +104,10 @@ class KeepTokens(Plain):
 class Spelling(Plain):
     """Spelling"""
 
-    to: Literal["escaped", "unescaped", "spaces", "underscores", "lower case"] = option(
-        "Write tags", "Brackets \\( \\) belong in prompts; captions for training are not escaped.", "unescaped"
-    )
+    to: Annotated[
+        Literal["escaped", "unescaped", "spaces", "underscores", "lower case"],
+        option("Write tags", "Brackets \\( \\) belong in prompts; captions for training are not escaped."),
+    ] = "unescaped"
 
     def label(self) -> str:
         return f"Write tags {'with ' if self.to in ('spaces', 'underscores') else ''}{self.to}"

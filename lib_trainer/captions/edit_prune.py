@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 from lib_trainer.captions.document import Caption, cached_key
-from lib_trainer.captions.edit_base import Facts, Plain, option
+from lib_trainer.captions.edit_base import Facts, Plain
 from lib_trainer.captions.tags import TagPatterns
-from lib_trainer.refusals import ConfigError, Field
+from lib_trainer.options.declare import option
 
 
 @dataclass(frozen=True)
 class PruneByCount(Plain):
     """Prune rare tags"""
 
-    fewer_than: int = option("Fewer than", "Tags on fewer pictures than this are removed.", 2)
-    protected: str = option("Protected", "Never removed: tags, wildcards, /expressions/.", "")
-
-    def check(self) -> None:
-        if self.fewer_than < 1:
-            raise ConfigError("edit.from_one", field=Field("fewer_than", "Fewer than"), value=self.fewer_than)
+    fewer_than: Annotated[int, option("Fewer than", "Tags on fewer pictures than this are removed.", low=1)] = 2
+    protected: Annotated[str, option("Protected", "Never removed: tags, wildcards, /expressions/.")] = ""
 
     def label(self) -> str:
         return f"Remove tags on fewer than {self.fewer_than} pictures"
@@ -40,15 +36,13 @@ class PruneByCount(Plain):
 class PruneByShare(Plain):
     """Prune by share"""
 
-    percent: float = option("Percent", "Share of the chosen pictures on which a tag stands, 0 to 100.", 5.0)
-    side: Literal["below", "above"] = option(
-        "Side", "Remove the tags below this share, or those at it and above.", "below"
-    )
-    protected: str = option("Protected", "Never removed: tags, wildcards, /expressions/.", "")
-
-    def check(self) -> None:
-        if not 0 <= self.percent <= 100:
-            raise ConfigError("edit.percent", field=Field("percent", "Percent"), value=self.percent)
+    percent: Annotated[
+        float, option("Percent", "Share of the chosen pictures on which a tag stands, 0 to 100.", low=0, high=100)
+    ] = 5.0
+    side: Annotated[
+        Literal["below", "above"], option("Side", "Remove the tags below this share, or those at it and above.")
+    ] = "below"
+    protected: Annotated[str, option("Protected", "Never removed: tags, wildcards, /expressions/.")] = ""
 
     def label(self) -> str:
         return f"Remove tags {self.side} {self.percent:g}% of the pictures"
@@ -73,14 +67,12 @@ class PruneByScore(Plain):
 
     needs_scores = True
 
-    below: float = option("Below", "Tags that the tagger scored below this are removed, 0 to 1.", 0.35)
-    unscored: bool = option(
-        "Without a score too", "Also remove tags of the tagger's vocabulary that it did not keep.", False
-    )
-
-    def check(self) -> None:
-        if not 0 <= self.below <= 1:
-            raise ConfigError("edit.share", field=Field("below", "Below"), value=self.below)
+    below: Annotated[
+        float, option("Below", "Tags that the tagger scored below this are removed, 0 to 1.", low=0, high=1)
+    ] = 0.35
+    unscored: Annotated[
+        bool, option("Without a score too", "Also remove tags of the tagger's vocabulary that it did not keep.")
+    ] = False
 
     def label(self) -> str:
         return f"Remove tags scored below {self.below:g}"

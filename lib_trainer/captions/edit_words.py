@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import regex
 
 from lib_trainer.captions.document import Caption, cached_key
-from lib_trainer.captions.edit_base import Facts, Memory, Plain, option, single_tags
+from lib_trainer.captions.edit_base import Facts, Memory, Plain, single_tags
 from lib_trainer.captions.tags import MATCH_SECONDS, TagPatterns, compile_expression, split_tags
+from lib_trainer.options.declare import one_of, option
 from lib_trainer.refusals import ConfigError, Field
 
 
@@ -18,17 +19,26 @@ from lib_trainer.refusals import ConfigError, Field
 class AddTags(Plain):
     """Add tags"""
 
-    tags: str = option("Tags", "Parted by commas.", "")
-    where: Literal["front", "back", "position"] = option("Where", "Front and back are of the whole caption.", "front")
-    position: int = option("Position", "For 'position': how many tags stand before the new ones.", 1)
-    present: Literal["leave", "move", "repeat"] = option(
-        "If it is there", "Leave it where it is, move it to the new place, or have it twice.", "leave"
-    )
+    tags: Annotated[str, option("Tags", "Separated by commas.")] = ""
+    where: Annotated[
+        Literal["front", "back", "position"], option("Where", "Front and back are of the whole caption.")
+    ] = "front"
+    position: Annotated[
+        int,
+        option(
+            "Position",
+            "For 'position': how many tags stand before the new ones.",
+            low=0,
+            when=one_of("where", "position"),
+        ),
+    ] = 1
+    present: Annotated[
+        Literal["leave", "move", "repeat"],
+        option("If it is there", "Leave it where it is, move it to the new place, or have it twice."),
+    ] = "leave"
 
     def check(self) -> None:
         single_tags(self.tags, "Tags")
-        if self.position < 0:
-            raise ConfigError("edit.from_zero", field=Field("position", "Position"), value=self.position)
 
     def label(self) -> str:
         place = f"position {self.position}" if self.where == "position" else f"the {self.where}"
@@ -49,7 +59,7 @@ class AddTags(Plain):
 class RemoveTags(Plain):
     """Remove tags"""
 
-    tags: str = option("Tags", "Parted by commas; wildcards (* hair) and /expressions/ too.", "")
+    tags: Annotated[str, option("Tags", "Separated by commas; wildcards (* hair) and /expressions/ too.")] = ""
 
     def check(self) -> None:
         if not self._patterns:
@@ -74,8 +84,8 @@ class RemoveTags(Plain):
 class ReplaceTags(Plain):
     """Replace tags"""
 
-    tags: str = option("Tags", "What is replaced: separated by commas; wildcards and /expressions/ too.", "")
-    by: str = option("By", "One or more tags. They are not repeated where they stand already.", "")
+    tags: Annotated[str, option("Tags", "What is replaced: separated by commas; wildcards and /expressions/ too.")] = ""
+    by: Annotated[str, option("By", "One or more tags. They are not repeated where they stand already.")] = ""
 
     def check(self) -> None:
         if not self._patterns:
@@ -123,8 +133,8 @@ def _substituted(expression: Any, replacement: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class _Expression(Plain):
-    expression: str = option("Expression", "A regular expression; case does not count.", "")
-    replacement: str = option("Replacement", "What matches becomes this; groups are written \\1, \\2 …", "")
+    expression: Annotated[str, option("Expression", "A regular expression; case does not count.")] = ""
+    replacement: Annotated[str, option("Replacement", "What matches becomes this; groups are written \\1, \\2 …")] = ""
 
     def check(self) -> None:
         if not self.expression:

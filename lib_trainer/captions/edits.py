@@ -1,23 +1,25 @@
 """Edits of captions: each a frozen dataclass that says what it does and turns one caption into another.
 
-Nothing here touches a file. `EDITS` is the registry that the command line and the page make their forms of: a field's
-label and help stand in its metadata.
+Nothing here touches a file. `EDITS` is the registry that the command line and the page make their forms of: all
+that is known of a field stands in its annotation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 from lib_trainer.captions.edit_base import Edit, Facts, count_tags
 from lib_trainer.captions.edit_order import Deduplicate, KeepTokens, SetTrigger, SortTags, Spelling
 from lib_trainer.captions.edit_prune import PruneByCount, PruneByScore, PruneByShare
 from lib_trainer.captions.edit_words import AddTags, ExpressionOnCaption, ExpressionOnTags, RemoveTags, ReplaceTags
 from lib_trainer.captions.foreign import PlainCommas, PromptOnly
+from lib_trainer.options.describe import FieldSpec, describe
+from lib_trainer.options.values import from_text
 from lib_trainer.refusals import ConfigError, Field
 
-__all__ = ["EDITS", "Edit", "EditField", "Facts", "count_tags", "edit_fields", "make_edit"]
+__all__ = ["EDITS", "Edit", "Facts", "count_tags", "edit_specs", "make_edit"]
 
 EDITS: dict[str, type[Any]] = {
     "add": AddTags,
@@ -38,35 +40,18 @@ EDITS: dict[str, type[Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class EditField:
-    """A field of an edit for a form. `kind` is 'str', 'int', 'float', 'bool' or 'choice'."""
-
-    name: str
-    kind: str
-    label: str
-    help: str
-    default: Any
-    choices: Sequence[str] = ()
-
-
-def edit_fields(name: str) -> list[EditField]:
-    """The fields of an edit of `EDITS`, in order."""
-    kind = EDITS[name]
-    hints = get_type_hints(kind)
-    result = []
-    for one in fields(kind):
-        choices = tuple(str(choice) for choice in get_args(hints[one.name]))
-        shown = "choice" if choices else hints[one.name].__name__
-        result.append(EditField(one.name, shown, one.metadata["label"], one.metadata["help"], one.default, choices))
-    return result
+@functools.cache
+def edit_specs(name: str) -> dict[str, FieldSpec]:
+    """The options of an edit of `EDITS` by their names, in order."""
+    return describe(EDITS[name])
 
 
 def make_edit(name: str, values: Mapping[str, Any]) -> Edit:
-    """An edit of `EDITS` with these values, checked. Raises `ConfigError` naming the field."""
+    """An edit of `EDITS` with these values, as a form or a command line gives them, checked. Raises `ConfigError`
+    naming the option."""
     if name not in EDITS:
         raise ConfigError("edit.missing", name=name, edits=EDITS)
-    known = {one.name: one for one in edit_fields(name)}
+    known = edit_specs(name)
     if wrong := set(values) - set(known):
         if not known:
             raise ConfigError("edit.no_fields", name=name, field_name=min(wrong))
@@ -76,17 +61,15 @@ def make_edit(name: str, values: Mapping[str, Any]) -> Edit:
     return edit
 
 
-def _converted(spec: EditField, value: Any) -> Any:
-    if spec.kind == "choice" and value not in spec.choices:
-        raise ConfigError("edit.choice", field=Field(spec.name, spec.label), value=value, choices=spec.choices)
-    if spec.kind in ("int", "float"):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise ConfigError("edit.number", field=Field(spec.name, spec.label), value=value) from None
-        if spec.kind == "float":
-            return number
-        if number != int(number):
-            raise ConfigError("edit.whole", field=Field(spec.name, spec.label), value=value)
-        return int(number)
-    return bool(value) if spec.kind == "bool" else value if spec.kind == "choice" else str(value or "")
+def _converted(spec: FieldSpec, given: Any) -> Any:
+    value = from_text(spec, given) if isinstance(given, str) else given
+    if spec.kind == "str":
+        return str(value or "")
+    if spec.kind == "bool":
+        return bool(value)
+    if spec.kind == "int" and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not spec.takes(value):
+        field = Field(spec.path, label=spec.label)
+        raise ConfigError("edit.value", field=field, given=given, allowed=spec.allowed)
+    return float(value) if spec.kind == "float" else value

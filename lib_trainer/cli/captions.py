@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib_trainer.captions.edits import EDITS, edit_fields, make_edit
+from lib_trainer.captions.edits import EDITS, edit_specs, make_edit
 from lib_trainer.captions.filters import Record, keyed, parse_filter
 from lib_trainer.captions.findings import all_findings, pictures_of
 from lib_trainer.captions.knowledge import read_knowledge
@@ -30,6 +30,7 @@ from lib_trainer.captions.plans import (
 )
 from lib_trainer.captions.tokens import TokenCounter
 from lib_trainer.files import write_atomically
+from lib_trainer.options.arguments import add_arguments, given_values
 from lib_trainer.refusals import ConfigError
 from lib_trainer.tagging.scores.known import known_tags
 
@@ -64,8 +65,7 @@ def add_parser(commands: Any) -> None:
     for name, kind in EDITS.items():
         edit = _action(actions, name, str(kind.__doc__), _edit)
         edit.set_defaults(edit=name)
-        for field in edit_fields(name):
-            _add_field(edit, field)
+        add_arguments(edit, edit_specs(name).values())
     plan = _action(actions, "plan", "fold traits into the trigger word by one of the schools", _plan)
     plan.add_argument("school", choices=list(SCHOOLS))
     plan.add_argument("--trigger", required=True, help="the word that takes the tags' meaning")
@@ -103,17 +103,6 @@ def _run(action: Callable[[Editor, argparse.Namespace], int], options: argparse.
     from lib_trainer.dataset.editor import Editor
 
     return action(Editor(options.folder, known_tags(options.folder)), options)
-
-
-def _add_field(parser: Any, field: Any) -> None:
-    flag = f"--{field.name.replace('_', '-')}"
-    text = field.help.replace("%", "%%")
-    if field.kind == "bool":
-        parser.add_argument(flag, action="store_true", help=text)
-    elif field.kind == "choice":
-        parser.add_argument(flag, choices=list(field.choices), default=field.default, help=text)
-    else:
-        parser.add_argument(flag, default=field.default, metavar=field.label.split()[0].upper(), help=text)
 
 
 def _keys(editor: Editor, options: argparse.Namespace) -> list[str]:
@@ -163,7 +152,7 @@ def _finish(editor: Editor, preview: Preview, options: argparse.Namespace) -> in
 
 
 def _edit(editor: Editor, options: argparse.Namespace) -> int:
-    values = {field.name: getattr(options, field.name) for field in edit_fields(options.edit)}
+    values = given_values(options, edit_specs(options.edit))
     return _finish(editor, editor.preview(make_edit(options.edit, values), _keys(editor, options)), options)
 
 

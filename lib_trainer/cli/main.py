@@ -11,25 +11,22 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from lib_trainer import __version__
+from lib_trainer.captions.edits import EDITS, edit_specs
 from lib_trainer.cli import captions as cli_captions
 from lib_trainer.cli import tag as cli_tag
-from lib_trainer.config import JobConfig, field_specs, load_job
-from lib_trainer.options_doc import options_markdown, options_text
+from lib_trainer.config import JobConfig, field_specs, from_values, load_values, typed_values
+from lib_trainer.options.document import options_markdown, options_text
 from lib_trainer.refusals import ConfigError, TrainerError, printable
+from lib_trainer.tagging.settings import tagger_specs
 
 if TYPE_CHECKING:
     from lib_trainer.training.desk import TrainingDesk
-
-TEMPLATE = "dataset.template"
-"""A path that may also be a name in the host's folder of templates."""
 
 DONE, FAILED, BAD_JOB, ABANDONED = 0, 1, 2, 130
 """Exit codes: finished or stopped; failed while running; refused before it ran; ended by a second Ctrl-C."""
@@ -68,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         "step in progress and keeps the LoRA so far. Exit codes: 0 finished or stopped, 1 failed, 2 a bad job.",
     )
     train.add_argument("job", type=Path, metavar="JOB.toml")
+    train.add_argument(
+        "--preset", type=Path, action="append", default=[], metavar="FILE.toml",
+        help="a part of a job that is put over it; may be repeated",
+    )  # fmt: skip
+    train.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE",
+        help="an option of the job, as in network.rank=16; may be repeated (`options` lists them)",
+    )  # fmt: skip
     _add_host_options(train)
     train.set_defaults(run=_train)
 
@@ -109,27 +114,43 @@ def _add_host_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(options: argparse.Namespace) -> int:
-    print(options_markdown() if options.markdown else options_text(), end="")
+    print(documented() if options.markdown else options_text(field_specs()), end="")
     return DONE
 
 
-def resolve_paths(job: JobConfig, folder: Path) -> JobConfig:
-    """The job with its relative paths made absolute, as seen from `folder`; `~` is the home folder."""
-    for spec in field_specs().values():
-        section, _, name = spec.path.partition(".")
-        part = getattr(job, section)
-        value = getattr(part, name)
-        if spec.is_path and value and spec.path != TEMPLATE:
-            absolute = str(folder.absolute() / Path(value).expanduser())
-            job = msgspec.structs.replace(job, **{section: msgspec.structs.replace(part, **{name: absolute})})
-    template = folder.absolute() / job.dataset.template
-    if job.dataset.template and os.path.isfile(template):  # unlike Path's own it takes any name
-        job = msgspec.structs.replace(job, dataset=msgspec.structs.replace(job.dataset, template=str(template)))
-    return job
+def documented() -> str:
+    """The text of docs/options.md."""
+    edits = {name: (str(kind.__doc__), edit_specs(name)) for name, kind in EDITS.items()}
+    return options_markdown(field_specs(), tagger_specs(), edits)
+
+
+def resolve_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """{path: value} with relative paths made absolute, as seen from `folder`; `~` is the home folder.
+
+    What may also be a name stays one where there is no such file.
+    """
+    resolved = dict(values)
+    for path, value in values.items():
+        place = field_specs()[path].place
+        if not place or not value:
+            continue
+        if place == "path":
+            resolved[path] = str(folder.absolute() / Path(value).expanduser())
+        elif os.path.isfile(folder.absolute() / value):  # unlike Path's own it takes any name
+            resolved[path] = str(folder.absolute() / value)
+    return resolved
+
+
+def job_of(file: Path, presets: Sequence[Path] = (), assignments: Sequence[str] = ()) -> JobConfig:
+    """A job file, with presets over it in their order, and `section.field=value` over them."""
+    values = resolve_paths(load_values(file), file.parent)
+    for preset in presets:
+        values |= resolve_paths(load_values(preset), preset.parent)
+    return from_values(values | resolve_paths(typed_values(assignments), Path()))
 
 
 def _train(options: argparse.Namespace) -> int:
-    job = resolve_paths(load_job(options.job), options.job.parent)
+    job = job_of(options.job, options.preset, options.set)
     checkpoint = options.checkpoint or (Path(job.model.checkpoint) if job.model.checkpoint else None)
 
     from lib_trainer.host.standalone.host import StandaloneHost

@@ -12,17 +12,15 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lib_trainer.tagging.choices import (
-    DEFAULT_CHARACTER_THRESHOLD,
-    DEFAULT_TEMPLATE,
-    POLICIES,
-    SORTS,
-    WAYS,
-)
+import msgspec
+
+from lib_trainer.options.arguments import add_arguments, given_values
+from lib_trainer.tagging.settings import TaggerSettings, tagger_specs
 
 if TYPE_CHECKING:
     from lib_trainer.dataset.folder import Skipped
     from lib_trainer.tagging.captions.style import Style
+    from lib_trainer.tagging.choices import How
     from lib_trainer.tagging.desk import TaggerDesk
     from lib_trainer.tagging.models.registry import Tagger
     from lib_trainer.tagging.pictures import Folder
@@ -32,6 +30,9 @@ if TYPE_CHECKING:
     from lib_trainer.work.events import Phase
 
 DONE, FAILED = 0, 1
+SETTINGS = {name: spec for name, spec in tagger_specs().items() if name != "folder"}
+"""Those that are flags; the folder is an argument of its own."""
+
 DESCRIPTION = """Score pictures with a WD14 tagger and write captions beside them. Scores are kept in
 FOLDER/.trainer, so that another threshold or a second run costs nothing. Ctrl-C keeps what is done. Exit codes: 0 done
 or stopped, 1 some pictures or captions were left out, 2 refused."""
@@ -42,90 +43,39 @@ def add_parser(commands: Any) -> None:
         "tag", help="tag the pictures of a folder", description=DESCRIPTION
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    _add_model_options(parser.add_argument_group("model"))
-    _add_threshold_options(parser.add_argument_group("thresholds"))
-    _add_caption_options(parser.add_argument_group("captions"))
-    parser.set_defaults(run=run)
-
-
-def _add_model_options(group: Any) -> None:
-    group.add_argument(
-        "--model", action="append", metavar="NAME|DIR",
-        help="a folder with model.onnx and selected_tags.csv, or the name of one below --models; may be repeated",
-    )  # fmt: skip
-    group.add_argument(
+    parser.add_argument(
         "--models", type=Path, default=Path("models"), metavar="DIR", help="where taggers are looked for"
     )
-    group.add_argument(
+    parser.add_argument(
         "--download", action="store_true", help="fetch a known model that is not there into --models/wd-tagger"
     )
-    group.add_argument("--ensemble", choices=WAYS, default="mean", help="how several models are taken together")
-    group.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    group.add_argument("--threads", type=int, default=0, metavar="N", help="of the model (default: its own choice)")
-    group.add_argument("--no-recursive", action="store_true", help="leave subfolders out")
-
-
-def _add_threshold_options(group: Any) -> None:
-    group.add_argument("--general", type=float, metavar="P", help="default: where the model's precision equals recall")
-    group.add_argument("--character", type=float, default=DEFAULT_CHARACTER_THRESHOLD, metavar="P")
-    group.add_argument("--mcut-general", action="store_true", help="a line of its own for each picture, by MCut")
-    group.add_argument("--mcut-character", action="store_true")
-    group.add_argument("--ratings", action="store_true", help="write the likeliest rating, too")
-    group.add_argument("--tag-threshold", action="append", default=[], metavar="TAG:P", help="may be repeated")
-
-
-def _add_caption_options(group: Any) -> None:
-    group.add_argument("--policy", choices=POLICIES, default="merge", help="what becomes of a caption that is there")
-    group.add_argument("--foreign", action="store_true", help="tags of unknown origin are another tagger's: may go")
-    group.add_argument("--restore", action="store_true", help="tags that were removed by hand may come back")
-    group.add_argument("--sort", choices=SORTS, default="score")
-    group.add_argument("--trigger", default="", metavar="WORD", help="put in front")
-    group.add_argument("--always", default="", metavar="TAGS", help="tags for every picture")
-    group.add_argument("--exclude", default="", metavar="TAGS", help="tags, wildcards and /expressions/ to leave out")
-    group.add_argument("--underscores", action="store_true", help="long_hair instead of long hair")
-    group.add_argument("--escape", action="store_true", help="escape brackets as prompts want them")
-    group.add_argument("--file-name", default=DEFAULT_TEMPLATE, metavar="TEMPLATE", help="default: {name}.txt")
-    group.add_argument("--dry-run", action="store_true", help="score, show what would change, and write nothing")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the model (default: its own choice)")
+    parser.add_argument("--dry-run", action="store_true", help="score, show what would change, and write nothing")
+    add_arguments(parser.add_argument_group("settings"), SETTINGS.values(), untold=["general"])
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Exit code; raises `TrainerError` for what is refused before it starts."""
-    from lib_trainer.captions.tags import TagPatterns, split_tags
-    from lib_trainer.tagging.captions.style import Style
     from lib_trainer.tagging.pictures import list_pictures
     from lib_trainer.tagging.scores.store import ScoreStore
-    from lib_trainer.tagging.scores.table import Thresholds, parse_overrides
 
-    style = Style(
-        policy=options.policy,
-        sort=options.sort,
-        underscores=options.underscores,
-        escaped=options.escape,
-        trigger=options.trigger,
-        always=tuple(split_tags(options.always)),
-        excluded=TagPatterns.parse(options.exclude, "--exclude"),
-        foreign=options.foreign,
-        restore=options.restore,
-        template=options.file_name,
-    )
-    folder = list_pictures(options.folder, recursive=not options.no_recursive, template=style.template)
+    given = given_values(options, SETTINGS)
+    settings = TaggerSettings(**given)
+    style = settings.style
+    folder = list_pictures(options.folder, recursive=settings.recursive, template=style.template)
     with _stopping_at_interrupt() as stop, _Bar() as bar:
-        taggers = _taggers(options, stop, bar)
-        first = options.general if options.general is not None else _preset([tagger.name for tagger in taggers])
-        thresholds = Thresholds(
-            first,
-            options.character,
-            options.mcut_general,
-            options.mcut_character,
-            options.ratings,
-            parse_overrides("\n".join(options.tag_threshold)),
-        )
+        taggers = _taggers(options, settings, stop, bar)
+        if "general" not in given:
+            settings = msgspec.structs.replace(settings, general=_preset([tagger.name for tagger in taggers]))
+        thresholds = settings.thresholds
         with ScoreStore(folder.root) as store:
-            return _run(options, folder, store, taggers, thresholds, style, stop, bar)
+            return _run(options, settings.how, folder, store, taggers, thresholds, style, stop, bar)
 
 
 def _run(
     options: argparse.Namespace,
+    how: How,
     folder: Folder,
     store: ScoreStore,
     taggers: Sequence[Tagger],
@@ -148,7 +98,7 @@ def _run(
     unknown = {tagger.fingerprint for tagger in taggers} - store.models().keys()
     if scored.stopped and (options.dry_run or unknown):
         return _tell_end(None, scored.left_out, True)
-    opened = Opened.read(store, folder.pictures, [t.fingerprint for t in taggers], style, options.ensemble)
+    opened = Opened.read(store, folder.pictures, [t.fingerprint for t in taggers], style, how)
     if options.dry_run:
         _show(opened, thresholds, style)
         return _tell_end(None, scored.left_out, False)
@@ -184,13 +134,13 @@ def _tell_end(written: WriteReport | None, left_out: Sequence[Skipped], stopped:
     return FAILED if left_out else DONE
 
 
-def _taggers(options: argparse.Namespace, stop: threading.Event, bar: _Bar) -> list[Tagger]:
+def _taggers(options: argparse.Namespace, settings: TaggerSettings, stop: threading.Event, bar: _Bar) -> list[Tagger]:
     from lib_trainer.tagging.models.download import download
     from lib_trainer.tagging.models.folders import at, find_taggers, pick
     from lib_trainer.tagging.models.registry import KNOWN_MODELS, known_model
 
     found = find_taggers([options.models])
-    wanted = options.model or [item.name for item in found if not item.problem][:1] or [KNOWN_MODELS[0].name]
+    wanted = settings.models or [item.name for item in found if not item.problem][:1] or [KNOWN_MODELS[0].name]
     taggers = []
     for name in wanted:
         known = known_model(name)
@@ -200,7 +150,7 @@ def _taggers(options: argparse.Namespace, stop: threading.Event, bar: _Bar) -> l
             item = at(place)
         else:
             item = pick(found, name)
-        taggers.append(item.open(threads=options.threads, device=options.device))
+        taggers.append(item.open(threads=options.threads, device=settings.device))
     return taggers
 
 

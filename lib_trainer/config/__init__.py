@@ -1,9 +1,17 @@
 """The job: one frozen struct per concept, declared once; form, job file, command line and docs are derived from it."""
 
 from lib_trainer.config.fields import FieldSpec, field_specs
-from lib_trainer.config.files import dump_job, from_values, load_job, to_values
-from lib_trainer.config.kinds import BlocksConfig, NetworkConfig, PriorConfig
-from lib_trainer.config.other_kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
+from lib_trainer.config.files import (
+    differing,
+    dump_job,
+    from_values,
+    load_job,
+    load_values,
+    to_values,
+    typed_values,
+)
+from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
+from lib_trainer.config.network import BlocksConfig, NetworkConfig
 from lib_trainer.config.schema import (
     DatasetConfig,
     JobConfig,
@@ -11,6 +19,7 @@ from lib_trainer.config.schema import (
     OptimizerConfig,
     OutputConfig,
     PreviewConfig,
+    PriorConfig,
     TrainingConfig,
 )
 
@@ -30,9 +39,12 @@ __all__ = [
     "PreviewConfig",
     "PriorConfig",
     "TrainingConfig",
+    "differing",
     "dump_job",
     "field_specs",
     "from_values",
     "load_job",
+    "load_values",
     "to_values",
+    "typed_values",
 ]

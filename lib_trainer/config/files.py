@@ -1,31 +1,24 @@
-"""Job files: TOML in and out, checked against the schema.
+"""Jobs as files and as values: whole ones, and partial ones (presets), which say something of some options alone.
 
 A file of an older version passes through `MIGRATIONS` (pure dict → dict) before it is checked.
 """
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
-import sys
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import tomli_w
 
 from lib_trainer.config.fields import FieldSpec, field_specs
 from lib_trainer.config.schema import JobConfig
-from lib_trainer.files import write_atomically
+from lib_trainer.options.toml import read_toml, write_toml
+from lib_trainer.options.values import from_text, has, lookup, nested
 from lib_trainer.refusals import ConfigError, Problems, Sentence, printable
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # Python 3.10, the WebUI's own
-    import tomli as tomllib
 
 CURRENT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -34,8 +27,6 @@ THE_JOB = Sentence("job.itself")
 """What a job is called that comes from no file."""
 Source = str | Sentence
 """What a job is called in sentences: its file, or `THE_JOB`."""
-QUOTED_BACKSLASH = re.compile(r"""\s*([\w.-]+)\s*=\s*"[^"]*\\""")
-"""A line of a key and a text in double quotes with a backslash in it, as one writes a path of Windows."""
 
 
 def load_job(path: Path, called: str = "") -> JobConfig:
@@ -43,66 +34,65 @@ def load_job(path: Path, called: str = "") -> JobConfig:
 
     `called` is what sentences call the file, where that is not its path.
     """
+    return from_values(load_values(path, called))
+
+
+def load_values(path: Path, called: str = "") -> dict[str, Any]:
+    """What a job file says, {path: value}: of a preset not more than stands in it. Raises as `load_job` does."""
     name = called or str(path)
-    try:
-        text = _decoded(path.read_bytes())
-        data = tomllib.loads(text)
-    except FileNotFoundError:
-        raise ConfigError("job.missing", file=name) from None
-    except OSError as error:
-        raise ConfigError("job.unreadable", file=name, reason=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("job.encoding", file=name) from error
-    except tomllib.TOMLDecodeError as error:
-        raise _not_toml(name, text, str(error)) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets in brackets
-        raise ConfigError("job.beyond_toml", file=name, reason=str(error)) from error
-    return from_mapping(data, source=name)
+    data = read_toml(path, name)
+    values = to_values(from_mapping(data, source=name))
+    said = _migrated(data, name)
+    return {path: value for path, value in values.items() if has(said, path)}
 
 
-def _decoded(data: bytes) -> str:
-    """Windows' editors mark UTF-16 by its first two bytes; PowerShell's `>` writes it. Old Macs end lines by CR."""
-    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+def dump_job(job: JobConfig, path: Path, beside: JobConfig | None = None) -> None:
+    """Write a job file that `load_job` reads back equal; or a preset of what differs from the job `beside`."""
+    values = to_values(job) if beside is None else differing(job, beside)
+    write_toml({"version": CURRENT_VERSION, **nested(values)}, path)
 
 
-def _not_toml(name: str, text: str, message: str) -> ConfigError:
-    place = re.search(r"line (\d+)", message)
-    lines = text.split("\n")
-    line = lines[int(place.group(1)) - 1] if place else lines[-1]
-    key = QUOTED_BACKSLASH.match(line)
-    if key is None:
-        return ConfigError("job.not_toml", file=name, reason=message)
-    if place is None:
-        return ConfigError("job.backslash_at_the_end", file=name, key=key.group(1))
-    return ConfigError("job.backslash", file=name, line=place.group(1), key=key.group(1))
+def differing(job: JobConfig, beside: JobConfig) -> dict[str, Any]:
+    """{path: value} of the options in which a job is not what another is: `from_values(…, over=beside)` makes it."""
+    others = to_values(beside)
+    return {path: value for path, value in to_values(job).items() if value != others[path]}
 
 
-def dump_job(job: JobConfig, path: Path) -> None:
-    """Write a job file that `load_job` reads back equal."""
-    write_atomically(path, tomli_w.dumps(msgspec.to_builtins(job)).encode())
-
-
-def from_values(values: Mapping[str, Any], problems: Problems | None = None) -> JobConfig:
-    """A job from a flat {path: value}, as a form gives it; absent fields take their defaults.
+def from_values(
+    values: Mapping[str, Any], problems: Problems | None = None, over: JobConfig | None = None
+) -> JobConfig:
+    """A job from a flat {path: value}, as a form or a preset gives it; absent fields are those of the job `over`, or
+    their defaults.
 
     With `problems` what is wrong is put there, and the job has the defaults in its place.
     """
     own = problems or Problems()
-    data: dict[str, Any] = {"version": CURRENT_VERSION}
+    given = {} if over is None else to_values(over)
     for path, value in values.items():
-        section, _, name = path.partition(".")
         with own.at(path):
-            data.setdefault(section, {})[name] = _whole(path, value)
-    job = from_mapping(data, problems=own)
+            given[path] = _whole(path, value)
+    job = from_mapping({"version": CURRENT_VERSION, **nested(given)}, problems=own)
     if problems is None:
         own.raise_if_any()
     return job
 
 
+def typed_values(assignments: Sequence[str]) -> dict[str, Any]:
+    """{path: value} of texts `section.field=value`, as a command line gives them. Raises `ConfigError`."""
+    values = {}
+    for text in assignments:
+        path, sign, value = text.partition("=")
+        spec = field_specs().get(path.strip())
+        if spec is None or not sign:
+            raise ConfigError("option.no_assignment", given=text)
+        values[spec.path] = from_text(spec, value.strip())
+    return values
+
+
 def to_values(job: JobConfig) -> dict[str, Any]:
     """The flat {path: value} of a job: the inverse of `from_values`."""
-    return {path: _lookup(msgspec.to_builtins(job), path) for path in field_specs()}
+    tables = msgspec.to_builtins(job)
+    return {path: lookup(tables, path) for path in field_specs()}
 
 
 def from_mapping(data: Mapping[str, Any], source: Source = THE_JOB, problems: Problems | None = None) -> JobConfig:
@@ -110,17 +100,12 @@ def from_mapping(data: Mapping[str, Any], source: Source = THE_JOB, problems: Pr
 
     With `problems` what is wrong is put there, and the job has the defaults in its place.
     """
-    plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in data.items()}
-    version = plain.setdefault("version", CURRENT_VERSION)
-    if not isinstance(version, int) or not 1 <= version <= CURRENT_VERSION:
-        raise ConfigError("job.version", version=version, source=source, newest=CURRENT_VERSION)
-    for step in range(version, CURRENT_VERSION):
-        plain = MIGRATIONS[step](plain)
-    plain["version"] = CURRENT_VERSION
-    _compose_names(plain)
+    plain = _migrated(data, source)
     own = problems or Problems()
     for path, spec in field_specs().items():
-        value = _lookup(plain, path)
+        value = lookup(plain, path)
+        if spec.file_name and isinstance(value, str):  # macOS hands out letters and their marks apart
+            plain[path.partition(".")[0]][spec.name] = unicodedata.normalize("NFC", value)
         with own.at(path):
             try:
                 _check_value(path, spec, value, source)
@@ -131,6 +116,17 @@ def from_mapping(data: Mapping[str, Any], source: Source = THE_JOB, problems: Pr
     if problems is None:
         own.raise_if_any()
     return job
+
+
+def _migrated(data: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """A copy of the tables, in the layout of today."""
+    plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in data.items()}
+    version = plain.setdefault("version", CURRENT_VERSION)
+    if not isinstance(version, int) or not 1 <= version <= CURRENT_VERSION:
+        raise ConfigError("job.version", version=version, source=source, newest=CURRENT_VERSION)
+    for step in range(version, CURRENT_VERSION):
+        plain = MIGRATIONS[step](plain)
+    return {**plain, "version": CURRENT_VERSION}
 
 
 def _check_value(path: str, spec: FieldSpec, value: Any, source: Source) -> None:
@@ -168,14 +164,6 @@ def _drop(data: dict[str, Any], path: str) -> bool:
     return data.pop(section, data) is not data
 
 
-def _compose_names(data: dict[str, Any]) -> None:
-    """One form of Unicode for names of files: macOS hands out letters and their marks apart, which look the same."""
-    for section, name in (("output", "name"), ("embedding", "names")):
-        table = data.get(section)
-        if isinstance(table, Mapping) and isinstance(table.get(name), str):
-            data[section] = {**table, name: unicodedata.normalize("NFC", table[name])}
-
-
 def _refused(message: str, data: Mapping[str, Any], source: Source) -> tuple[str, ConfigError]:
     """What msgspec's 'Expected `int` >= 1 - at `$.network.rank`' is about, and the error with value and range."""
     at, unknown = re.search(r"at `\$\.?([^`]*)`", message), re.search(r"unknown field `([^`]*)`", message)
@@ -184,18 +172,12 @@ def _refused(message: str, data: Mapping[str, Any], source: Source) -> tuple[str
     if unknown:
         return path, ConfigError("option.unknown", field=path, source=source)
     if spec is not None:
-        value = _lookup(data, path)
+        value = lookup(data, path)
         return path, ConfigError("option.not_allowed", field=path, value=value, source=source, allowed=spec.allowed)
     reason = message.split(" - ")[0]
     if not path:
         return path, ConfigError("job.not_as_expected", source=source, reason=reason)
     return path, ConfigError("option.not_as_expected", field=path, source=source, reason=reason)
-
-
-def _lookup(data: Mapping[str, Any], path: str) -> Any:
-    section, _, name = path.partition(".")
-    table = data.get(section, {})
-    return table.get(name) if isinstance(table, Mapping) else None
 
 
 def _whole(path: str, value: Any) -> Any:

@@ -1,238 +1,184 @@
-"""Options of LoRA and its relatives."""
+"""Options that belong to one kind of training: embedding, hypernetwork, whole checkpoint, difference."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from lib_trainer.config.base import ADAPTERS, Kind, Section, option
-
-NAMES = {
-    "lora": "LoRA",
-    "locon": "LoCon (LoRA with convolutions)",
-    "loha": "LoHa",
-    "lokr": "LoKr",
-    "pivotal": "LoRA with an embedding in one file (pivotal tuning)",
-    "difference": "LoRA of a difference (pairs of pictures)",
-    "embedding": "Embedding (Textual Inversion)",
-    "hypernetwork": "Hypernetwork",
-    "checkpoint": "Whole checkpoint (fine-tuning, DreamBooth)",
-}
-WITH_CONVOLUTIONS = ("locon", "loha", "lokr")
+from lib_trainer.config.base import kinds
+from lib_trainer.options.declare import Section, one_of, option
 
 
-class NetworkConfig(Section, frozen=True):
-    """What is trained"""
+class EmbeddingConfig(Section, frozen=True):
+    """Embedding"""
 
-    kind: Annotated[
-        Kind,
+    GROUP: ClassVar = kinds("embedding", "pivotal")
+
+    names: Annotated[
+        str,
         option(
-            "Kind of training",
-            "A LoRA is small and learns well; its relatives trade size for detail. An embedding learns a word, a "
-            "hypernetwork changes what the attention reads, a whole checkpoint is 2 GB or more.",
-            names=NAMES,
+            "Names of the embeddings",
+            "The word or words to be learned, separated by commas. Empty: the name of the result.",
+            file_name=True,
         ),
-    ] = "lora"
-    rank: Annotated[
+    ] = ""
+    vectors: Annotated[
         int,
         option(
-            "Rank (dim)",
-            "Size of the low-rank matrices: more rank, more detail and a larger file.",
+            "Vectors of each",
+            "How many tokens of the prompt the word takes: more hold more and are harder to combine.",
             low=1,
+            high=75,
+            step=1,
+        ),
+    ] = 2
+    initial_text: Annotated[
+        str,
+        option(
+            "Words to start from",
+            "A description in a few words; it may have no more tokens than there are vectors. Several embeddings take "
+            "theirs in order, separated by semicolons. Empty: random vectors.",
+        ),
+    ] = ""
+    learning_rate: Annotated[
+        float, option("Learning rate, embedding", "The guides' start is 5e-3.", low=0, high=10)
+    ] = 5e-3
+    norm_decay: Annotated[
+        float,
+        option(
+            "Decay towards the vocabulary's norm",
+            "After each step a vector's length moves by this share towards the usual one of words. Overlong vectors "
+            "drown the rest of a prompt.",
+            low=0,
+            high=1,
+            advanced=True,
+        ),
+    ] = 0.01
+    format: Annotated[
+        Literal["safetensors", "pt"],
+        option("File format", "The WebUI reads both.", group=kinds("embedding"), advanced=True),
+    ] = "safetensors"
+
+
+class HypernetworkConfig(Section, frozen=True):
+    """Hypernetwork"""
+
+    GROUP: ClassVar = kinds("hypernetwork")
+
+    layer_structure: Annotated[
+        str,
+        option(
+            "Layer structure",
+            "Widths of the layers as multiples of their input, as in '1, 2, 1'; the first and the last are 1.",
+        ),
+    ] = "1, 2, 1"
+    activation: Annotated[
+        Literal["linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "mish", "softsign"],
+        option("Activation", "Between the layers."),
+    ] = "swish"
+    initialisation: Annotated[
+        Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"],
+        option("Layer weights start as", "Normal starts from nearly nothing."),
+    ] = "Normal"
+    layer_norm: Annotated[bool, option("Layer normalisation", "After each inner layer.", advanced=True)] = False
+    activate_output: Annotated[bool, option("Activate the output", "Also after the last layer.", advanced=True)] = False
+    dropout_structure: Annotated[
+        str,
+        option(
+            "Dropout by layer",
+            "As many numbers as the layer structure has, the first and the last 0. Empty: none.",
+            advanced=True,
+        ),
+    ] = ""
+    sizes: Annotated[
+        str,
+        option(
+            "Sizes",
+            "Which widths of attention inputs get layers, as in '320, 640, 768, 1280'. Empty: all that the model has.",
+            advanced=True,
+        ),
+    ] = ""
+    learning_rate: Annotated[
+        float,
+        option("Learning rate, hypernetwork", "The guides' start is 1e-5.", low=0, high=1),
+    ] = 1e-5
+
+
+class FinetuneConfig(Section, frozen=True):
+    """Fine-tuning"""
+
+    GROUP: ClassVar = kinds("checkpoint")
+
+    unet_lr: Annotated[
+        float,
+        option(
+            "Fine-tuning rate, UNet",
+            "The guides' start is 3e-6; raise the batch size first, then this, and steps last.",
+            low=0,
+            high=1,
+        ),
+    ] = 3e-6
+    text_encoder_lr: Annotated[
+        float,
+        option(
+            "Fine-tuning rate, text encoder",
+            "0 leaves the text encoder as it is.",
+            low=0,
+            high=1,
+        ),
+    ] = 0.0
+    ema: Annotated[
+        bool,
+        option(
+            "EMA",
+            "Save a running average of the weights, which is steadier than the last step; needs a copy more.",
+        ),
+    ] = False
+    ema_decay: Annotated[
+        float,
+        option(
+            "EMA decay",
+            "Share of the average that stays in each step.",
+            low=0,
+            high=0.99999,
+            advanced=True,
+            when=one_of("finetune.ema", True),
+        ),
+    ] = 0.9995
+    difference_rank: Annotated[
+        int,
+        option(
+            "LoRA of the difference",
+            "Also save what has changed as a LoRA of this rank (SVD). 0: do not.",
+            low=0,
             high=1024,
             step=1,
-            kinds=ADAPTERS,
         ),
-    ] = 32
-    alpha: Annotated[
-        float,
+    ] = 0
+
+
+class DifferenceConfig(Section, frozen=True):
+    """Difference"""
+
+    GROUP: ClassVar = kinds("difference")
+
+    before: Annotated[
+        str,
         option(
-            "Alpha",
-            "The learned change is scaled by alpha / rank. 0 means alpha = rank.",
-            low=0,
-            high=4096,
-            step=1,
-            kinds=ADAPTERS,
+            "Picture or folder before",
+            "What the difference starts from. The folder of pictures holds what it leads to, under the same names "
+            "where there are several.",
+            place="path",
+            width="wide",
         ),
-    ] = 16.0
-    conv_rank: Annotated[
+    ] = ""
+    base_steps: Annotated[
         int,
         option(
-            "Rank of the convolutions",
-            "Of the 3×3 convolutions. 0 leaves all convolutions untrained.",
+            "Steps for the picture before",
+            "In which a LoRA that is not saved learns the picture before. 0: half of all steps.",
             low=0,
-            high=1024,
+            high=1_000_000,
+            unit="steps",
             step=1,
-            kinds=WITH_CONVOLUTIONS,
         ),
-    ] = 8
-    conv_alpha: Annotated[
-        float,
-        option(
-            "Alpha of the convolutions",
-            "As alpha, for the 3×3 convolutions. 0 means alpha = rank.",
-            low=0,
-            high=4096,
-            step=1,
-            kinds=WITH_CONVOLUTIONS,
-        ),
-    ] = 4.0
-    factor: Annotated[
-        int,
-        option(
-            "LoKr factor",
-            "Size of the small factor of the Kronecker product: the larger, the smaller the file. -1 takes the root of "
-            "each layer's size.",
-            low=-1,
-            high=256,
-            kinds=("lokr",),
-        ),
-    ] = -1
-    decompose_both: Annotated[
-        bool,
-        option("LoKr splits both factors", "Also split the small factor into two thin ones.", kinds=("lokr",)),
-    ] = False
-    dora: Annotated[
-        bool,
-        option(
-            "DoRA",
-            "Learn the size of each input's weights apart from their direction: better at small ranks, slower.",
-            kinds=ADAPTERS,
-        ),
-    ] = False
-    rank_stabilised: Annotated[
-        bool,
-        option(
-            "rs-LoRA",
-            "Scale by alpha / √rank instead of alpha / rank, so that large ranks keep learning.",
-            kinds=ADAPTERS,
-            advanced=True,
-        ),
-    ] = False
-    dropout: Annotated[
-        float,
-        option(
-            "Dropout",
-            "Share of hidden values that are left out in each step.",
-            low=0,
-            high=0.95,
-            step=0.05,
-            kinds=ADAPTERS,
-            advanced=True,
-        ),
-    ] = 0.0
-    rank_dropout: Annotated[
-        float,
-        option(
-            "Rank dropout",
-            "Share of ranks that are left out in each step.",
-            low=0,
-            high=0.95,
-            step=0.05,
-            kinds=ADAPTERS,
-            advanced=True,
-        ),
-    ] = 0.0
-    module_dropout: Annotated[
-        float,
-        option(
-            "Module dropout",
-            "Share of layers whose adapter is left out in each step.",
-            low=0,
-            high=0.95,
-            step=0.05,
-            kinds=ADAPTERS,
-            advanced=True,
-        ),
-    ] = 0.0
-    continue_from: Annotated[
-        str,
-        option(
-            "Continue from",
-            "A file of the same kind to go on from; its rank and shapes are taken from it. Layers that do not learn "
-            "stay as they are in it. Empty: start anew.",
-            advanced=True,
-            path=True,
-        ),
-    ] = ""
-
-
-class BlocksConfig(Section, frozen=True):
-    """Layers"""
-
-    preset: Annotated[
-        Literal["all", "input", "middle", "output", "no_input", "no_output", "deep", "shallow"],
-        option(
-            "Blocks that learn",
-            "Of the UNet: all, the input, middle or output blocks alone, all but those, or the inner ones (deep: input "
-            "7–11, middle, output 0–4) or the outer ones (shallow). What does not learn is not in the file.",
-            kinds=ADAPTERS,
-            advanced=True,
-        ),
-    ] = "all"
-    rates: Annotated[
-        str,
-        option(
-            "Learning rate by block",
-            "Factors on the learning rate, as in 'input_0-5=0, middle=0.5, layer_11=0': input_0 to input_11, middle, "
-            "output_0 to output_11, and layer_N of the text encoder; without a number all of them. 0 leaves out.",
-            kinds=ADAPTERS,
-            advanced=True,
-        ),
-    ] = ""
-    ranks: Annotated[
-        str,
-        option(
-            "Rank by block",
-            "Ranks that differ from the one above, written the same way: 'middle=64, output_3-5=16'. 0 leaves out.",
-            kinds=ADAPTERS,
-            advanced=True,
-        ),
-    ] = ""
-
-
-CLASS_KINDS = ("lora", "locon", "loha", "lokr", "pivotal", "checkpoint")
-
-
-class PriorConfig(Section, frozen=True):
-    """Class pictures (prior preservation)"""
-
-    class_prompt: Annotated[
-        str,
-        option(
-            "Class prompt",
-            "What the concept is one of ('photo of a dog'): pictures of it are trained beside yours, so that the class "
-            "keeps its variety. Empty: no class pictures.",
-            kinds=CLASS_KINDS,
-        ),
-    ] = ""
-    class_folder: Annotated[
-        str,
-        option(
-            "Folder of class pictures",
-            "What is missing there is drawn before training. Empty: a folder of the trainer's own.",
-            kinds=CLASS_KINDS,
-            advanced=True,
-            path=True,
-        ),
-    ] = ""
-    class_pictures: Annotated[
-        int,
-        option(
-            "Class pictures",
-            "How many there are to be; 100 to 200 are usual.",
-            low=1,
-            high=10_000,
-            kinds=CLASS_KINDS,
-        ),
-    ] = 100
-    weight: Annotated[
-        float,
-        option(
-            "Weight of the class pictures",
-            "Factor on their loss.",
-            low=0,
-            high=10,
-            kinds=CLASS_KINDS,
-            advanced=True,
-        ),
-    ] = 1.0
+    ] = 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from lib_trainer.config.base import ADAPTERS, Section, option
-from lib_trainer.config.kinds import BlocksConfig, NetworkConfig, PriorConfig
-from lib_trainer.config.other_kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
+from lib_trainer.config.base import ADAPTERS, kinds
+from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
+from lib_trainer.config.network import BlocksConfig, NetworkConfig
+from lib_trainer.options.declare import Section, given, one_of, option
+
+ADAPTERS_ALONE = kinds(*ADAPTERS)
 
 
 class ModelConfig(Section):
@@ -18,7 +21,9 @@ class ModelConfig(Section):
             "Checkpoint file",
             "Path of a .safetensors or .ckpt file or a diffusers folder. Only headless runs read it: in the WebUI the "
             "loaded checkpoint is trained.",
-            path=True,
+            place="path",
+            width="wide",
+            headless=True,
         ),
     ] = ""
 
@@ -32,7 +37,8 @@ class DatasetConfig(Section):
             "Folder of pictures",
             "Pictures with captions of the same name (.txt) beside them. Subfolders called N_concept are read with "
             "every picture N times an epoch.",
-            path=True,
+            place="path",
+            width="wide",
         ),
     ] = ""
     trigger_word: Annotated[
@@ -49,8 +55,9 @@ class DatasetConfig(Section):
             "Caption template",
             "A text file of lines with [name] and [filewords] (the caption), drawn at random; a path, or a name in the "
             "WebUI's own folder of templates. Empty: the captions, with the name in front where it is missing.",
-            kinds=("embedding", "hypernetwork", "pivotal"),
-            path=True,
+            group=kinds("embedding", "hypernetwork", "pivotal"),
+            place="path or name",
+            width="wide",
         ),
     ] = ""
     caption_lines: Annotated[
@@ -89,6 +96,53 @@ class DatasetConfig(Section):
     ] = "memory"
 
 
+class PriorConfig(Section):
+    """Class pictures (prior preservation)"""
+
+    GROUP: ClassVar = kinds("lora", "locon", "loha", "lokr", "pivotal", "checkpoint")
+
+    class_prompt: Annotated[
+        str,
+        option(
+            "Class prompt",
+            "What the concept is one of ('photo of a dog'): pictures of it are trained beside yours, so that the class "
+            "keeps its variety. Empty: no class pictures.",
+            width="wide",
+        ),
+    ] = ""
+    class_folder: Annotated[
+        str,
+        option(
+            "Folder of class pictures",
+            "What is missing there is drawn before training. Empty: a folder of the trainer's own.",
+            advanced=True,
+            place="path",
+            width="wide",
+        ),
+    ] = ""
+    class_pictures: Annotated[
+        int,
+        option(
+            "Class pictures",
+            "How many there are to be; 100 to 200 are usual.",
+            low=1,
+            high=10_000,
+            when=given("prior.class_prompt"),
+        ),
+    ] = 100
+    weight: Annotated[
+        float,
+        option(
+            "Weight of the class pictures",
+            "Factor on their loss.",
+            low=0,
+            high=10,
+            advanced=True,
+            when=given("prior.class_prompt"),
+        ),
+    ] = 1.0
+
+
 class OptimizerConfig(Section):
     """Learning"""
 
@@ -103,7 +157,7 @@ class OptimizerConfig(Section):
             "The guides' start is 1e-4. 0 leaves the UNet untrained.",
             low=0,
             high=1,
-            kinds=ADAPTERS,
+            group=ADAPTERS_ALONE,
         ),
     ] = 1e-4
     text_encoder_lr: Annotated[
@@ -113,7 +167,7 @@ class OptimizerConfig(Section):
             "The guides' start is 1e-5. 0 leaves the text encoder untrained and keeps its outputs instead.",
             low=0,
             high=1,
-            kinds=ADAPTERS,
+            group=ADAPTERS_ALONE,
         ),
     ] = 1e-5
     schedule: Annotated[
@@ -125,6 +179,7 @@ class OptimizerConfig(Section):
         option(
             "Warm-up steps",
             "Length of the rise in constant_with_warmup.",
+            when=one_of("optimizer.schedule", "constant_with_warmup"),
             low=0,
             high=100_000,
             unit="steps",
@@ -240,6 +295,7 @@ class OutputConfig(Section):
             "Name of the result",
             "The file's name, by which prompts call it: <lora:name:1>, <hypernet:name:1>, or an embedding's name "
             "alone.",
+            file_name=True,
         ),
     ] = ""
     existing: Annotated[
@@ -252,7 +308,10 @@ class OutputConfig(Section):
         ),
     ] = "refuse"
     folder: Annotated[
-        str, option("Output folder", "Empty: the host's own folder for such files.", advanced=True, path=True)
+        str,
+        option(
+            "Output folder", "Empty: the host's own folder for such files.", advanced=True, place="path", width="wide"
+        ),
     ] = ""
     save_every: Annotated[
         int,
@@ -278,10 +337,12 @@ class OutputConfig(Section):
 class PreviewConfig(Section):
     """Preview"""
 
-    prompt: Annotated[str, option("Preview prompt", "Drawn with what has been learned so far. Empty: no previews.")] = (
-        ""
-    )
-    negative_prompt: Annotated[str, option("Preview negative prompt", "What the preview is to avoid.")] = ""
+    prompt: Annotated[
+        str, option("Preview prompt", "Drawn with what has been learned so far. Empty: no previews.", width="tall")
+    ] = ""
+    negative_prompt: Annotated[
+        str, option("Preview negative prompt", "What the preview is to avoid.", width="tall")
+    ] = ""
     every: Annotated[
         int,
         option("Preview every", "0 draws only when you ask.", low=0, high=10_000_000, unit="steps", step=1),
@@ -299,7 +360,9 @@ class PreviewConfig(Section):
         float,
         option("Preview CFG scale", "How strongly the prompt is followed.", low=1, high=30, step=0.5, advanced=True),
     ] = 7.0
-    sampler: Annotated[str, option("Preview sampler", "Empty: the host's default.", advanced=True)] = ""
+    sampler: Annotated[
+        str, option("Preview sampler", "Empty: the host's default.", advanced=True, offers="samplers")
+    ] = ""
     seed: Annotated[
         int, option("Preview seed", "Kept for all previews, so that they compare.", low=0, high=2**32 - 1, step=1)
     ] = 1

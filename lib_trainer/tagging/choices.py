@@ -8,6 +8,9 @@ DEFAULT_THRESHOLD = 0.35
 """General tags, where a model has no published value; the reference demo's own default."""
 
 DEFAULT_CHARACTER_THRESHOLD = 0.85
+FLOOR = 0.01
+"""Lower scores are not kept; a threshold may not be lower."""
+
 DEFAULT_TEMPLATE = "{name}.txt"
 
 Policy = Literal["skip", "replace", "prepend", "append", "merge"]
@@ -22,4 +25,4 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 How = Literal["mean", "union", "agreement"]
 WAYS: tuple[How, ...] = get_args(How)
 """Several models' scores of one label, by the models that know it: their mean; the highest (one model is enough); the
-lowest (all must agree). What a model scored below `table.FLOOR` counts as 0."""
+lowest (all must agree). What a model scored below `FLOOR` counts as 0."""

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import gradio as gr
 from PIL import Image
 
-from lib_trainer.config.fields import ALLOWED
+from lib_trainer.options.describe import ALLOWED
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.refusals import ConfigError, Field, Problems, TrainerError
-from lib_trainer.ui.train.status import notice_html, problems_html
+from lib_trainer.ui.kit.form import HOST_DEFAULT
+from lib_trainer.ui.kit.gradio_compat import in_browser
+from lib_trainer.ui.kit.notices import notice_html, problems_html, unexpected
 
-HOST_DEFAULT = "Host's default"
 _log = logging.getLogger(__name__)
 INSERT_JS = (
     "(text) => { window.trainerBridge.insert('generate_prompt', text); "
@@ -68,7 +69,7 @@ def build_generate_page(generator: Generator, samplers: Sequence[str], size: int
     refresh.click(refreshed, None, [trained, notice], queue=False, api_name=False)
     put = "(call) => { if (call) window.trainerBridge.insert('generate_prompt', call); return []; }"
     insert.click(_chosen, [trained], [notice], queue=False, api_name=False)
-    insert.click(None, [trained], None, _js=put)
+    in_browser(insert.click, put, [trained])
 
 
 def _chosen(call: str | None) -> str:
@@ -143,6 +144,4 @@ def draw(
         return gr.update(), problems_html(error.problems, prefix="generate")
     except Exception as error:
         _log.exception("The Generate tab met an unexpected error")
-        return gr.update(), notice_html(
-            f"Unexpected error, see the console: {type(error).__name__}: {error}", error=True
-        )
+        return gr.update(), notice_html(unexpected(error), error=True)

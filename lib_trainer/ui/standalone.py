@@ -22,6 +22,7 @@ from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.dataset.page import build_dataset_page
 from lib_trainer.ui.doors import Doors, asks_for, check_password
 from lib_trainer.ui.generate import INSERT_JS, Generator, build_generate_page
+from lib_trainer.ui.kit.gradio_compat import in_browser
 from lib_trainer.ui.tagger.page import TaggerOptions, build_tagger_page
 from lib_trainer.ui.train.page import PageOptions, build_train_page
 
@@ -73,7 +74,7 @@ def build_app(
             with gr.Tab("Generate", elem_id="trainer_tab_generate"):
                 build_generate_page(generator, samplers, size)
         scripts = [path.read_text("utf-8") for path in sorted((ROOT / "javascript").glob("*.js"))]  # the bridge first
-        app.load(None, None, None, _js="\n".join(["() => {", *scripts, "return []; }"]))
+        in_browser(app.load, "\n".join(["() => {", *scripts, "return []; }"]))
     return app
 
 

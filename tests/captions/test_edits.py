@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lib_trainer.captions.document import Caption
-from lib_trainer.captions.edits import EDITS, Facts, count_tags, edit_fields, make_edit
+from lib_trainer.captions.edits import EDITS, Facts, count_tags, edit_specs, make_edit
 from lib_trainer.refusals import ConfigError
 
 FACTS = Facts(
@@ -80,7 +80,7 @@ def test_every_edit_is_tried_above_and_has_a_form() -> None:
     assert {name for name, *_ in EXPECTED} == set(EDITS)
     for name, kind in EDITS.items():
         assert kind.__doc__
-        assert all(one.label and one.help for one in edit_fields(name))
+        assert all(one.label and one.help for one in edit_specs(name).values())
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_every_edit_is_tried_above_and_has_a_form() -> None:
         ("remove", {"tags": "/(/"}, "Tags: /(/ is not a regular expression"),
         ("regex-tags", {"expression": "["}, "Expression: /[/ is not a regular expression"),
         ("regex-tags", {"expression": "a", "replacement": r"\3"}, "there is no group 3|Replacement"),
-        ("prune-share", {"percent": 101}, "Percent = 101: it must be from 0 to 100."),
-        ("prune-score", {"below": "x"}, "Below = 'x': it must be a number."),
-        ("sort", {"by": "colour"}, "By = colour: it must be one of alphabet, frequency, score."),
+        ("prune-share", {"percent": 101}, "Percent = 101: it must be a number from 0 to 100."),
+        ("prune-score", {"below": "x"}, "Below = 'x': it must be a number from 0 to 1."),
+        ("sort", {"by": "colour"}, "By = 'colour': it must be one of alphabet, frequency, score."),
         ("sort", {"wrong": 1}, "The edit 'sort' has no field 'wrong': it has by, fixed."),
         ("vanish", {}, "There is no edit 'vanish'"),
     ],

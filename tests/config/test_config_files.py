@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_trainer.config import FieldSpec, JobConfig, dump_job, field_specs, files, from_values, load_job, to_values
+from lib_trainer.config import (
+    FieldSpec,
+    JobConfig,
+    differing,
+    dump_job,
+    field_specs,
+    files,
+    from_values,
+    load_job,
+    load_values,
+    to_values,
+)
 from lib_trainer.refusals import ConfigError, JobErrors, printable
 
 NUMBERS = [spec for spec in field_specs().values() if spec.kind in ("int", "float")]
@@ -252,3 +263,34 @@ def test_an_old_file_passes_through_every_migration(monkeypatch: pytest.MonkeyPa
 
 def test_every_older_version_has_a_migration() -> None:
     assert sorted(files.MIGRATIONS) == list(range(1, files.CURRENT_VERSION))
+
+
+def test_a_preset_says_something_of_some_options_alone(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text("version = 1\nnetwork = {rank = 4, alpha = 2}\ntraining.seed = 9\n", encoding="utf-8")
+    values = load_values(path)
+    assert values == {"network.rank": 4, "network.alpha": 2.0, "training.seed": 9}
+    job = from_values({"network.rank": 64, "output.name": "cat"})
+    over = from_values(values, over=job)
+    assert (over.network.rank, over.network.alpha, over.training.seed, over.output.name) == (4, 2.0, 9, "cat")
+    assert from_values({}, over=job) == job
+
+
+def test_what_differs_from_a_job_is_saved_and_gives_the_job_back(tmp_path: Path) -> None:
+    base = from_values({"network.rank": 64, "output.name": "cat"})
+    job = from_values({"network.rank": 64, "output.name": "dog", "preview.prompt": "a dog"})
+    assert differing(job, base) == {"output.name": "dog", "preview.prompt": "a dog"}
+    dump_job(job, tmp_path / "preset.toml", beside=base)
+    assert load_values(tmp_path / "preset.toml") == differing(job, base)
+    assert from_values(load_values(tmp_path / "preset.toml"), over=base) == job
+    dump_job(base, tmp_path / "same.toml", beside=base)
+    assert load_values(tmp_path / "same.toml") == {}
+
+
+def test_a_preset_is_checked_as_a_job_is(tmp_path: Path) -> None:
+    path = tmp_path / "preset.toml"
+    path.write_text("network.rank = 0\ntraining.sead = 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_values(path)
+    assert {problem.field for problem in caught.value.problems} == {"network.rank", "training.sead"}
+    assert str(path) in str(caught.value)

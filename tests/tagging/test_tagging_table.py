@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from lib_trainer.captions.tags import TagPatterns
 from lib_trainer.refusals import ConfigError, TaggerError
+from lib_trainer.tagging.choices import FLOOR
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING, Labels
 from lib_trainer.tagging.scores.ensemble import combine
-from lib_trainer.tagging.scores.table import FLOOR, ScoreTable, Thresholds, mcut, parse_overrides, select, sparse
+from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, mcut, parse_overrides, select, sparse
 
 LABELS = Labels(("safe", "lewd", "long_hair", ">_<", "sword", "hat", "rin", "saber_(fate)"), (9, 9, 0, 0, 0, 0, 4, 4))
 DENSE = st.lists(

@@ -8,8 +8,9 @@ import gradio as gr
 import pytest
 
 from lib_trainer.config import JobConfig, field_specs, from_values, to_values
+from lib_trainer.config.base import ADAPTERS, KINDS
 from lib_trainer.refusals import ConfigError
-from lib_trainer.ui.kit.form import HIDDEN, HOST_DEFAULT, Form, build_form, from_widget, label, to_widget
+from lib_trainer.ui.kit.form import HOST_DEFAULT, Form, build_form, from_widget, label, to_widget
 
 NATIVE_LABELS = {
     "Name", "Initialization text", "Number of vectors per token", "Embedding", "Hypernetwork",
@@ -35,9 +36,9 @@ SAMPLE: dict[str, Any] = {
 
 
 def make(**options: Any) -> tuple[Form, gr.Blocks]:
-    arguments = {"prefix": "trainer", "samplers": ("Euler", "DPM++ 2M"), **options}
+    arguments = {"prefix": "trainer", "offers": {"samplers": ("Euler", "DPM++ 2M")}, **options}
     with gr.Blocks(analytics_enabled=False) as blocks:
-        form = build_form(**arguments)
+        form = build_form(field_specs(), **arguments)
     return form, blocks
 
 
@@ -49,7 +50,7 @@ def through_gradio(form: Form, updates: list[dict[str, Any]]) -> list[Any]:
 
 def test_every_option_has_a_component_with_its_label_help_and_id() -> None:
     form, _ = make()
-    assert list(form.components) == [path for path in field_specs() if path not in HIDDEN]
+    assert list(form.components) == [path for path, spec in field_specs().items() if not spec.headless]
     for path, component in form.components.items():
         spec = field_specs()[path]
         assert component.label == label(spec)
@@ -158,25 +159,87 @@ def test_units_are_not_said_twice() -> None:
     assert label(specs["preview.steps"]) == "Preview steps"
 
 
-def test_fields_of_other_kinds_are_hidden() -> None:
-    from lib_trainer.config.base import KINDS
-    from lib_trainer.ui.kit.form import KIND
+def shown(form: Form, blocks: gr.Blocks, path: str, values: dict[str, Any]) -> dict[str, bool]:
+    """What gradio makes visible when the component of `path` has changed and the form holds `values`: the event's own
+    function and outputs, {elem_id: visible}."""
+    component = form.components[path]
+    name = "blur" if isinstance(component, gr.Textbox) else "change"
+    event = next(
+        one for one in blocks.dependencies if one["targets"] in ([component._id], [(component._id, name)])
+        and one.get("trigger", name) == name
+    )  # fmt: skip
+    assert event["inputs"] == [form.components[one]._id for one in form.deciding]
+    function = blocks.fns[blocks.dependencies.index(event)].fn
+    whole = {one: spec.default for one, spec in field_specs().items()} | values
+    raw = [to_widget(field_specs()[one], whole[one]) for one in form.deciding]
+    ids = [blocks.blocks[one].elem_id for one in event["outputs"]]
+    return dict(zip(ids, [update["visible"] for update in function(*raw)], strict=True))
 
-    form, _ = make()
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_of_other_kinds_are_hidden(kind: str) -> None:
+    form, blocks = make()
     assert form.components["network.rank"].visible and not form.components["hypernetwork.sizes"].visible
-    for kind in KINDS:
-        raw = to_widget(field_specs()[KIND], kind)
-        updates = form.visibility(raw)
-        assert len(updates) == len(form.shown_or_hidden)
-        shown = {path: update["visible"] for path, update in zip([p for p in form.components if p != KIND], updates)}
-        assert all(shown[path] == (kind in field_specs()[path].kinds) for path in shown)
-        boxes = dict(
-            zip([box.elem_id for box, _ in form.boxes], [update["visible"] for update in updates[len(shown) :]])
-        )
-        assert boxes["trainer_section_network"] and boxes["trainer_section_dataset"]
-        assert boxes["trainer_section_hypernetwork"] == (kind == "hypernetwork")
-        assert boxes["trainer_section_finetune"] == (kind == "checkpoint")
-        assert boxes["trainer_section_embedding"] == (kind in ("embedding", "pivotal"))
+    visible = shown(form, blocks, "network.kind", {"network.kind": kind})
+    for path, spec in field_specs().items():
+        if not spec.headless and len(spec.kinds) < len(KINDS) and len(spec.when) == 1:
+            assert visible["trainer_" + path.replace(".", "_")] == (kind in spec.kinds)
+    assert "trainer_section_dataset" not in visible and "trainer_dataset_width" not in visible, "they are always there"
+    assert visible["trainer_section_hypernetwork"] == (kind == "hypernetwork")
+    assert visible["trainer_section_finetune"] == (kind == "checkpoint")
+    assert visible["trainer_section_embedding"] == (kind in ("embedding", "pivotal"))
+    assert visible["trainer_more_blocks"] == (kind in ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("path", "where", "on", "off"),
+    [
+        ("optimizer.warmup_steps", "optimizer.schedule", "constant_with_warmup", "cosine"),
+        ("finetune.ema_decay", "finetune.ema", True, False),
+        ("prior.class_pictures", "prior.class_prompt", "a dog", "  "),
+        ("prior.weight", "prior.class_prompt", "a dog", ""),
+    ],
+)
+def test_fields_are_shown_where_other_options_give_them_a_meaning(path: str, where: str, on: Any, off: Any) -> None:
+    kind = {"network.kind": "checkpoint"}
+    name = "trainer_" + path.replace(".", "_")
+    for value, expected in ((on, True), (off, False)):
+        form, blocks = make(values=kind | {where: value})
+        assert form.components[path].visible == expected
+        assert shown(form, blocks, where, kind | {where: value})[name] == expected
+    other = kind | {where: on, "network.kind": "hypernetwork"}
+    form, blocks = make()
+    assert shown(form, blocks, where, other)[name] == (path == "optimizer.warmup_steps"), "each condition must hold"
+
+
+def test_a_box_with_nothing_in_it_is_hidden() -> None:
+    form, blocks = make()
+    for on in (True, False):
+        visible = shown(form, blocks, "finetune.ema", {"network.kind": "checkpoint", "finetune.ema": on})
+        assert visible == {
+            "trainer_finetune_ema_decay": on,
+            "trainer_more_finetune": on,
+            "trainer_section_finetune": True,
+        }
+
+
+def test_a_job_that_is_loaded_shows_what_it_reads() -> None:
+    form, _ = make()
+    job = from_values({"network.kind": "checkpoint", "finetune.ema": True, "prior.class_prompt": "a dog"})
+    updates = dict(zip(form.components, form.updates(to_values(job)), strict=True))
+    for path in ("finetune.ema_decay", "prior.class_pictures", "finetune.unet_lr"):
+        assert updates[path]["visible"], path
+    assert not updates["network.rank"]["visible"] and not updates["optimizer.warmup_steps"]["visible"]
+
+
+def test_every_condition_is_on_an_option_that_is_shown() -> None:
+    form, _ = make()
+    named = {when.path for spec in field_specs().values() for when in spec.when}
+    assert named == set(form.deciding) == {"network.kind", "finetune.ema", "prior.class_prompt", "optimizer.schedule"}
+    for spec in field_specs().values():
+        for when in spec.when:
+            other = field_specs()[when.path]
+            assert when.negated or {type(value) for value in when.values} == {type(other.default)}
 
 
 def test_a_form_that_is_opened_for_a_kind_shows_its_fields() -> None:

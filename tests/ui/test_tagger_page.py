@@ -17,10 +17,18 @@ from lib_trainer.dataset.editor import Editor
 from lib_trainer.refusals import ConfigError, TaggerError
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.scores.known import known_tags
+from lib_trainer.tagging.settings import TaggerSettings
 from lib_trainer.tagging.views import Places
 from lib_trainer.ui.tagger.actions import TaggerActions, TaggerOptions
 from lib_trainer.ui.tagger.extras import build_extras_step, caption_picture
-from lib_trainer.ui.tagger.form import Maker, Settings, lay_out_captions, lay_out_models, lay_out_thresholds
+from lib_trainer.ui.tagger.form import (
+    SettingMaker,
+    TaggerForm,
+    lay_out_captions,
+    lay_out_folder,
+    lay_out_models,
+    lay_out_thresholds,
+)
 from lib_trainer.ui.tagger.page import build_tagger_page
 from miniature.world import Scene, draw
 from tests.tagging.conftest import MINI, draw_scenes
@@ -49,18 +57,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def settings(folder: Path | str = "", **changes: Any) -> Settings:
-    """The form's own first values, with changes."""
+def settings(folder: Path | str = "", **changes: Any) -> TaggerSettings:
+    """What the page gives of its own first values, with changes as its components hold them."""
     with gr.Blocks(analytics_enabled=False):
-        make = Maker("t")
+        make = SettingMaker("t")
         lay_out_models(make, ["wd-mini"])
         lay_out_thresholds(make, 0.35)
         lay_out_captions(make)
+        lay_out_folder(make)
     values = {name: part.value for name, part in make.settings.items()}
-    return Settings({**values, "folder": str(folder), "recursive": True, "device": "Processor", **changes})
+    values |= {"folder": str(folder), "recursive": True, "device": "Processor"} | changes
+    return TaggerForm(make.settings).values(list(values.values()))
 
 
-def tagged(actions: TaggerActions, given: Settings) -> None:
+def tagged(actions: TaggerActions, given: TaggerSettings) -> None:
     assert actions.tag(given) == ""
     view = actions.desk.wait(60)
     assert view is not None and view.state == "finished", view
@@ -248,12 +258,12 @@ def test_the_extras_step_captions_a_picture(desk: TaggerDesk) -> None:
     with gr.Blocks(analytics_enabled=False):
         parts = build_extras_step(desk)
     values = {name: part.value for name, part in parts.items()}
-    assert values["model"] == "wd-mini"
+    assert values["models"] == ["wd-mini"]
     image = draw(Scene("star", "red", "grey"))
     assert "star" in caption_picture(desk, image, **{**values, "trigger": "zork"}).split(", ")
     with pytest.raises(TaggerError, match="No tagger is chosen"):
-        caption_picture(desk, image, **{**values, "model": None})
-    with pytest.raises(ConfigError, match="leaves out"):
+        caption_picture(desk, image, **{**values, "models": None})
+    with pytest.raises(ConfigError, match="Tags to leave out"):
         caption_picture(desk, image, **{**values, "exclude": "/(/"})
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib_trainer.refusals import TaggerError
-from lib_trainer.tagging.choices import How
+from lib_trainer.tagging.choices import FLOOR, How
 from lib_trainer.tagging.models.labels import Labels
-from lib_trainer.tagging.scores.table import FLOOR, ScoreTable
+from lib_trainer.tagging.scores.table import ScoreTable
 
 
 def combine(tables: Sequence[ScoreTable], how: How = "mean") -> ScoreTable:

@@ -14,11 +14,8 @@ from numpy.typing import NDArray
 
 from lib_trainer.captions.tags import TagPatterns, tag_key
 from lib_trainer.refusals import ConfigError
-from lib_trainer.tagging.choices import DEFAULT_CHARACTER_THRESHOLD, DEFAULT_THRESHOLD
+from lib_trainer.tagging.choices import DEFAULT_CHARACTER_THRESHOLD, DEFAULT_THRESHOLD, FLOOR
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING, Labels
-
-FLOOR = 0.01
-"""Lower scores are not kept; a threshold may not be lower."""
 
 MCUT_CHARACTER_FLOOR = 0.15
 """What MCut's own threshold for characters is raised to, as the reference demo has it."""

@@ -15,8 +15,7 @@ from lib_trainer.ui.dataset import looking as dataset_looking
 from lib_trainer.ui.dataset.common import Answer, Values, note_form
 from lib_trainer.ui.dataset.view import PAGE, Sessions, View
 from lib_trainer.ui.dataset.work import conflict_html, preview_html, work_html
-from lib_trainer.ui.kit.told import told
-from lib_trainer.ui.train.status import notice_html
+from lib_trainer.ui.kit.notices import notice_html, told, unexpected
 
 _log = logging.getLogger(__name__)
 PANELS = ("notice", "bar", "tags", "gallery", "picture", "preview", "work", "marks", "known", "download")
@@ -84,7 +83,7 @@ class DatasetActions:
             notice, error = told(problem.sentence), True
         except Exception as bug:  # must not cost what was typed
             _log.exception("The Dataset tab met an unexpected error in '%s'", command.get("do"))
-            notice, error = f"Unexpected error, see the console: {type(bug).__name__}: {bug}", True
+            notice, error = unexpected(bug), True
         dataset_checking.renew(view)
         self._number += 1
         if command.get("do") == "check-typed" and view.shown and not notice:  # at every key: nothing else has changed

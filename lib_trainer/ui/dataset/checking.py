@@ -15,7 +15,7 @@ from lib_trainer.refusals import ConfigError, DatasetError
 from lib_trainer.ui.dataset.common import Answer, Values, number, opened_set, show_preview
 from lib_trainer.ui.dataset.report import report_file
 from lib_trainer.ui.dataset.view import View
-from lib_trainer.ui.kit.told import told
+from lib_trainer.ui.kit.notices import told
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from lib_trainer.captions.tags import split_tags
 from lib_trainer.refusals import ConfigError, DatasetError
 from lib_trainer.ui.dataset.common import Values, chosen_keys, filled, number, opened_set, show_preview, ticked
 from lib_trainer.ui.dataset.view import View
-from lib_trainer.ui.kit.told import told
+from lib_trainer.ui.kit.notices import told
 
 
 def chip(view: View, values: Values) -> None:

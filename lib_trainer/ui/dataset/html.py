@@ -5,7 +5,6 @@ An element with `data-do` holds the command that `javascript/dataset.js` sends w
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ from lib_trainer.captions.document import KEEP, cached_key
 from lib_trainer.captions.tokens import LIMITS
 from lib_trainer.dataset.pictures import PictureError, load_picture
 from lib_trainer.ui.dataset.view import PAGE, View
-from lib_trainer.ui.kit.told import told
+from lib_trainer.ui.kit.notices import told
+from lib_trainer.ui.kit.pictures import jpeg_uri
 
 TAG_ROWS = 300
 LARGE = 640
@@ -110,7 +110,9 @@ def gallery_html(view: View) -> str:
     for key in page:
         one = facts[key]
         inner = (
-            f'<img src="{_uri(one.small)}" alt="" loading="lazy">' if one.small else f"<em>{escape(one.reason)}</em>"
+            f'<img src="{jpeg_uri(one.small)}" alt="" loading="lazy">'
+            if one.small
+            else f"<em>{escape(one.reason)}</em>"
         )
         badge = "" if view.open.editor.caption(key).tags else '<span class="dataset-badge">no tags</span>'
         cells.append(
@@ -202,11 +204,7 @@ def _decoded(view: View, key: str) -> str:
     picture.thumbnail((LARGE, LARGE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
-    return f'<img src="{_uri(buffer.getvalue())}" alt="{escape(key)}">'
-
-
-def _uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+    return f'<img src="{jpeg_uri(buffer.getvalue())}" alt="{escape(key)}">'
 
 
 def marks_html(view: View, hint: str = "", focus: str = "", number: int = 0) -> str:

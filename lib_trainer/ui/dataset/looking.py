@@ -9,7 +9,7 @@ from lib_trainer.captions.filters import parse_filter
 from lib_trainer.refusals import ConfigError
 from lib_trainer.ui.dataset.common import Answer, Values, filled
 from lib_trainer.ui.dataset.view import PAGE, View
-from lib_trainer.ui.kit.told import told
+from lib_trainer.ui.kit.notices import told
 
 
 def filter(view: View, values: Values) -> None:

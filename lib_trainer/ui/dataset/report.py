@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +11,8 @@ from lib_trainer.dataset.facts import PictureFacts
 from lib_trainer.dataset.report import Finding, Report
 from lib_trainer.refusals import Sentence
 from lib_trainer.ui.dataset.html import button
-from lib_trainer.ui.kit.told import told
+from lib_trainer.ui.kit.notices import told
+from lib_trainer.ui.kit.pictures import jpeg_uri
 
 REMEDIES = {
     "trash": "Move to the trash",
@@ -138,7 +138,7 @@ def _finding(number: int, one: Finding, of: int | None, small: Mapping[str, byte
         elif one.remedy == "edit" and one.kind in ("misspelt", "leak", "singleton"):
             text += " " + button("Mend", "remedy", number=number, of=of)
     pictures = "".join(
-        f'<img src="data:image/jpeg;base64,{base64.b64encode(small[key]).decode()}" title="{escape(key)}" alt="">'
+        f'<img src="{jpeg_uri(small[key])}" title="{escape(key)}" alt="">'
         for key in one.pictures[:SHOWN]
         if small.get(key)
     )

@@ -8,17 +8,18 @@ from collections import Counter
 from collections.abc import Iterable
 from html import escape
 
-from lib_trainer.captions.edits import EDITS, EditField, edit_fields
+from lib_trainer.captions.edits import EDITS, edit_specs
 from lib_trainer.captions.knowledge import GROUPS
 from lib_trainer.captions.plans import SCHOOLS, Implied, Trait, warnings
 from lib_trainer.dataset.editor import TRASH
 from lib_trainer.dataset.file_moves import Change
 from lib_trainer.dataset.previews import Altered, Preview
+from lib_trainer.options.describe import FieldSpec
 from lib_trainer.refusals import Sentence
 from lib_trainer.ui.dataset.html import button, command
 from lib_trainer.ui.dataset.report import report_html
 from lib_trainer.ui.dataset.view import View
-from lib_trainer.ui.kit.told import told
+from lib_trainer.ui.kit.notices import told
 from lib_trainer.ui.train.status import clock
 from lib_trainer.work.events import Phase
 
@@ -68,14 +69,14 @@ def scope_html(view: View) -> str:
 
 def _form(name: str, trigger: str) -> str:
     hidden = "" if name == next(iter(EDITS)) else " hidden"
-    fields = "".join(_field(name, one, trigger) for one in edit_fields(name))
+    fields = "".join(_field(name, one, trigger) for one in edit_specs(name).values())
     return (
         f'<form class="dataset-edit" data-name="{name}" data-check="edit"{hidden}><div class="dataset-fields">{fields}'
         f'</div><div class="dataset-hint"></div>{button("Preview", "preview", kind="main", edit=name)}</form>'
     )
 
 
-def _field(edit: str, one: EditField, trigger: str) -> str:
+def _field(edit: str, one: FieldSpec, trigger: str) -> str:
     value = trigger if (edit, one.name) == ("trigger", "word") else one.default
     common = f'name="{one.name}" class="dataset-input" aria-label="{escape(one.label)}"'
     if one.kind == "choice":

@@ -6,39 +6,35 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import gradio as gr
-
-from lib_trainer.ui.kit.form import QUIET
+from lib_trainer.ui.kit.gradio_compat import Maker, asked_first, in_browser
 
 Asked: TypeAlias = Mapping[str, Any]
 """What a script sends along: plain data of its own choice, and `nonce`, the number."""
 
 
 def serve(
-    make: Callable[..., Any],
-    prefix: str,
+    make: Maker,
     name: str,
     answer: Callable[..., Sequence[Any]],
     inputs: Sequence[Any],
     outputs: Sequence[Any],
 ) -> None:
-    """Let the script ask the page `prefix` for `name`: `answer(asked, *values of inputs)` gives the outputs.
+    """Let the script ask the page of `make` for `name`: `answer(asked, *values of inputs)` gives the outputs.
 
-    `make(kind, name, …)` makes a component with the page's ids. The request comes in one hidden box, in which its
+    The request comes in one hidden box, in which its
     number goes back; the script is told when the outputs are there.
     """
-    button = make(gr.Button, name, value="", visible=False)
-    box = make(gr.Textbox, f"{name}_number", value="", visible=False)
+    button, box = make.hidden_button(name), make.hidden_text(f"{name}_number")
 
     def run(request: str, *values: Any) -> list[Any]:
         asked = json.loads(request or "{}")
         return [str(asked.get("nonce", "")), *answer(asked, *values)]
 
-    place, count = f"{prefix!r}, {name!r}", len(inputs) + 1
+    place, count = f"{make.prefix!r}, {name!r}", len(inputs) + 1
     taken = f"(...values) => window.trainerBridge.taken({place}, values, {count})"
-    event = button.click(run, [box, *inputs], [box, *outputs], _js=taken, **QUIET)
+    event = asked_first(button.click, taken, run, [box, *inputs], [box, *outputs])
     told = f"(number) => {{ window.trainerBridge.answered({place}, number); return []; }}"
-    event.success(None, [box], None, _js=told)
+    in_browser(event.success, told, [box])
 
 
 def script(call: str) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
@@ -16,15 +14,16 @@ import numpy as np
 from PIL import Image
 
 from lib_trainer.captions.tags import tag_key
-from lib_trainer.refusals import TaggerError, TrainerError
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.captions.effect import Opened, Preview
 from lib_trainer.tagging.captions.style import Guess, Style, compose
 from lib_trainer.tagging.captions.writing import planned
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.models.registry import threshold_of
 from lib_trainer.tagging.scores.table import ScoreTable, select
-from lib_trainer.ui.kit.told import told
-from lib_trainer.ui.tagger.form import Settings, names_of
+from lib_trainer.tagging.settings import TaggerSettings
+from lib_trainer.ui.kit.notices import Notices
+from lib_trainer.ui.tagger.form import names_of
 from lib_trainer.ui.tagger.view import (
     border_html,
     captions_html,
@@ -35,10 +34,8 @@ from lib_trainer.ui.tagger.view import (
     summary_html,
     table_html,
 )
-from lib_trainer.ui.train.status import notice_html
 
 FIRST_CAPTIONS = 6
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,28 +52,28 @@ class TaggerActions:
 
     def __init__(self, desk: TaggerDesk, options: TaggerOptions) -> None:
         self.desk, self.options = desk, options
-        self._notices = itertools.count(1)
+        self.notices = Notices(options.prefix)
 
     # -- jobs ----------------------------------------------------------------------------------------------------
 
-    def tag(self, settings: Settings) -> str:
-        return self._told(lambda: self.desk.start_scoring(settings.selection, settings.device))
+    def tag(self, settings: TaggerSettings) -> str:
+        return self.notices.of(lambda: self.desk.start_scoring(settings.selection, settings.device))
 
-    def write(self, settings: Settings) -> str:
-        return self._told(lambda: self.desk.start_writing(settings.selection, settings.thresholds, settings.style))
+    def write(self, settings: TaggerSettings) -> str:
+        return self.notices.of(lambda: self.desk.start_writing(settings.selection, settings.thresholds, settings.style))
 
     def download(self, name: str) -> str:
-        return self._told(lambda: self.desk.start_download(name.split(" ", 1)[0]))
+        return self.notices.of(lambda: self.desk.start_download(name.split(" ", 1)[0]))
 
     def stop(self) -> str:
         if not self.desk.running:
-            return self._notice("Nothing is under way.")
+            return self.notices.say("Nothing is under way.")
         self.desk.stop()
         return ""
 
     def unload(self) -> str:
         self.desk.unload()
-        return self._notice("The tagger is closed and its memory free.")
+        return self.notices.say("The tagger is closed and its memory free.")
 
     def poll(self, seen: str, models: Sequence[str]) -> tuple[Any, Any, Any, Any, Any, str, str]:
         """The panel, Tag, Stop, Write and the list of taggers as they are now, a mark that changes with the folders'
@@ -94,28 +91,28 @@ class TaggerActions:
 
     # -- models --------------------------------------------------------------------------------------------------
 
-    def refresh_models(self, settings: Settings) -> tuple[str, Any]:
+    def refresh_models(self, settings: TaggerSettings) -> tuple[str, Any]:
         """A notice, and the list of taggers, looked for again; what is chosen stays if it is there."""
         found = [item for item in self.desk.found(again=True) if not item.problem]
-        return self._notice(f"Taggers found: {len(found)}."), self._listed(settings.models)
+        return self.notices.say(f"Taggers found: {len(found)}."), self._listed(settings.models)
 
     def _listed(self, chosen: Sequence[str]) -> Any:
         names = names_of(self.desk.found())
         return gr.update(choices=names, value=[name for name in chosen if name in names] or names[:1])
 
-    def preset(self, settings: Settings) -> tuple[str, float]:
+    def preset(self, settings: TaggerSettings) -> tuple[str, float]:
         """A notice, and the general line where precision equals recall; of several taggers the mean."""
         lines = [threshold_of(name) for name in settings.models] or [threshold_of("")]
         line = round(sum(lines) / len(lines), 4)
-        return self._notice(f"General tags: {line:g}, for {', '.join(settings.models) or 'any tagger'}."), line
+        return self.notices.say(f"General tags: {line:g}, for {', '.join(settings.models) or 'any tagger'}."), line
 
     def send(self, prompt: str) -> str:
         """What is to be said where there is no prompt to send."""
-        return "" if prompt.strip() else self._notice("There is no prompt yet: drop a picture first.", error=True)
+        return "" if prompt.strip() else self.notices.say("There is no prompt yet: drop a picture first.", error=True)
 
     # -- the folder ----------------------------------------------------------------------------------------------
 
-    def look(self, settings: Settings, tag: str, complained: str = "") -> list[Any]:
+    def look(self, settings: TaggerSettings, tag: str, complained: str = "") -> list[Any]:
         """Notice, summary, table and first captions for the settings as they are, which is what follows the slider;
         and whether the notice is a complaint of this. `complained`: whether the one that stands there is; any other is
         left, as it answers a button."""
@@ -134,16 +131,16 @@ class TaggerActions:
                 captions = captions_html(self._first(opened, preview, style))
                 shown[:] = [summary_html(opened, preview), table_html(preview, len(opened.paths), tag), captions]
 
-        complaint = self._told(work)
+        complaint = self.notices.of(work)
         notice = complaint if complaint or complained else gr.update()
         return [notice, *shown, "1" if complaint else ""]
 
-    def reread(self, settings: Settings, tag: str) -> list[Any]:
+    def reread(self, settings: TaggerSettings, tag: str) -> list[Any]:
         """As `look`, with the folder and its captions read again."""
-        told = self._told(lambda: self.desk.opened(settings.selection, settings.style, again=True))
+        told = self.notices.of(lambda: self.desk.opened(settings.selection, settings.style, again=True))
         return [told, *self.look(settings, tag)[1:4], ""]
 
-    def details(self, settings: Settings, tag: str) -> list[Any]:
+    def details(self, settings: TaggerSettings, tag: str) -> list[Any]:
         """The pictures of the chosen tag, and those near its line: they need thumbnails and come after the rest."""
         shown = ["", ""]
 
@@ -156,7 +153,7 @@ class TaggerActions:
                 border = opened.borderline(thresholds, tag) if tag else []
                 shown[:] = [examples_html(opened, line, tag, preview), border_html(opened, border, tag)]
 
-        self._told(work)  # `look` has told already what is wrong
+        self.notices.of(work)  # `look` has told already what is wrong
         return shown
 
     def _first(self, opened: Opened, preview: Preview, style: Style) -> list[Any]:
@@ -164,7 +161,7 @@ class TaggerActions:
         first = planned(opened, rows, preview.chosen, style)
         return [(c.picture, c.existing.text if c.existing else "", c.composed.text) for c in first]
 
-    def judge(self, settings: Settings, verdict: Sequence[str]) -> str:
+    def judge(self, settings: TaggerSettings, verdict: Sequence[str]) -> str:
         """A verdict of the border: content hash, tag, and 'accept', 'reject' or 'undo'."""
 
         def work() -> None:
@@ -174,11 +171,11 @@ class TaggerActions:
             for row in (row for row, known in enumerate(opened.contents) if known == content):
                 opened.decide(row, tag, accepted)
 
-        return self._told(work)
+        return self.notices.of(work)
 
     # -- one picture ---------------------------------------------------------------------------------------------
 
-    def single(self, image: Image.Image | None, settings: Settings) -> list[str]:
+    def single(self, image: Image.Image | None, settings: TaggerSettings) -> list[str]:
         """A new picture: its key, notice, bars, prompt and caption."""
         if image is None:
             return [""] * 5
@@ -187,7 +184,7 @@ class TaggerActions:
         key = self.desk.remember(buffer.getvalue())
         return [key, *self.describe(key, settings)]
 
-    def describe(self, key: str, settings: Settings) -> list[str]:
+    def describe(self, key: str, settings: TaggerSettings) -> list[str]:
         """Notice, bars, prompt and caption of a picture that was given before, for the settings as they are."""
         result = ["", "", ""]
 
@@ -196,9 +193,9 @@ class TaggerActions:
             table = self.desk.single(key, selection.models, selection.how, settings.device)
             result[:] = self._described(table, settings)
 
-        return [self._told(work), *result]
+        return [self.notices.of(work), *result]
 
-    def _described(self, table: ScoreTable, settings: Settings) -> list[str]:
+    def _described(self, table: ScoreTable, settings: TaggerSettings) -> list[str]:
         style, thresholds = settings.style, settings.thresholds
         chosen = select(table, thresholds, style.excluded)
         guesses = [
@@ -207,22 +204,6 @@ class TaggerActions:
         ]
         texts = [caption_of(guesses, style, escaped) for escaped in (True, False)]
         return [scores_html(table, thresholds, chosen.tolist()), *texts]
-
-    # -- within --------------------------------------------------------------------------------------------------
-
-    def _told(self, action: Callable[[], object]) -> str:
-        """Run `action`; an error becomes a sentence for the page, and a bug's trace goes to the console only."""
-        try:
-            action()
-        except TrainerError as error:
-            return self._notice(told(error.sentence), error=True)
-        except Exception as error:  # a bug must not cost what was typed
-            _log.exception("The Tagger's page met an unexpected error")
-            return self._notice(f"Unexpected error, see the console: {type(error).__name__}: {error}", error=True)
-        return ""
-
-    def _notice(self, text: str, *, error: bool = False) -> str:
-        return notice_html(text, error=error, number=next(self._notices))
 
 
 def caption_of(guesses: Sequence[Guess], style: Style, escaped: bool) -> str:

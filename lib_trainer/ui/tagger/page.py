@@ -15,16 +15,17 @@ import gradio as gr
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.models.registry import KNOWN_MODELS, threshold_of
 from lib_trainer.ui.kit.bridge import Asked, script, serve
-from lib_trainer.ui.kit.form import QUIET, keep_out_of_ui_config
+from lib_trainer.ui.kit.form import title
+from lib_trainer.ui.kit.gradio_compat import QUIET, in_browser, keep_out_of_ui_config, picture_input
 from lib_trainer.ui.tagger.actions import TaggerActions, TaggerOptions
 from lib_trainer.ui.tagger.form import (
-    Maker,
+    SettingMaker,
     TaggerForm,
     lay_out_captions,
+    lay_out_folder,
     lay_out_models,
     lay_out_thresholds,
     names_of,
-    title,
 )
 from lib_trainer.ui.tagger.view import job_html
 
@@ -35,7 +36,7 @@ __all__ = ["TaggerOptions", "build_tagger_page"]
 class _Page:
     """The components that the events connect, by name."""
 
-    make: Maker
+    make: SettingMaker
     form: TaggerForm
     parts: dict[str, Any]
 
@@ -57,7 +58,7 @@ def build_tagger_page(desk: TaggerDesk, options: TaggerOptions) -> None:
 
 
 def _lay_out(desk: TaggerDesk, options: TaggerOptions) -> _Page:
-    make = Maker(options.prefix)
+    make = SettingMaker(options.prefix)
     parts: dict[str, Any] = {}
     names = names_of(desk.found(again=True))
     with (
@@ -74,19 +75,18 @@ def _lay_out(desk: TaggerDesk, options: TaggerOptions) -> _Page:
             with gr.Column(elem_classes="trainer-section"):
                 lay_out_captions(make)
         with gr.Column(elem_classes="trainer-right", min_width=340, scale=3):
-            parts["notice"] = make(gr.HTML, "notice", classes=["trainer-box-notice"])
+            parts["notice"] = make(gr.HTML, "notice", classes=("trainer-box-notice",))
             with gr.Tabs(elem_id=f"{options.prefix}_tabs"):
                 with gr.Tab("Folder", elem_id=f"{options.prefix}_tab_folder"):
                     _lay_out_folder(make, parts, options)
                 with gr.Tab("One picture", elem_id=f"{options.prefix}_tab_single"):
                     _lay_out_single(make, parts, options)
-        for name in ("seen", "single", "complained"):
-            parts[name] = make(gr.Textbox, name, value="", visible=False)
+        parts |= {name: make.hidden_text(name) for name in ("seen", "single", "complained")}
         parts["mark"] = make(gr.HTML, "mark")
     return _Page(make, TaggerForm(dict(make.settings)), parts)
 
 
-def _lay_out_download(make: Maker, parts: dict[str, Any], *, opened: bool) -> None:
+def _lay_out_download(make: SettingMaker, parts: dict[str, Any], *, opened: bool) -> None:
     with gr.Row():
         parts["rescan"] = make(gr.Button, "rescan", value="Look for taggers again", size="sm", min_width=120)
         parts["unload"] = make(gr.Button, "unload", value="Close the tagger", size="sm", min_width=120)
@@ -98,17 +98,14 @@ def _lay_out_download(make: Maker, parts: dict[str, Any], *, opened: bool) -> No
             choices=choices,
             value=choices[1],
             label="From the model hub (0.3 to 1.3 GB)",
-            classes=["trainer-wide"],
+            classes=("trainer-wide",),
             info="HF_ENDPOINT names a mirror. Nothing is fetched before you press the button.",
         )
         parts["download"] = make(gr.Button, "download", value="Download", size="sm")
 
 
-def _lay_out_folder(make: Maker, parts: dict[str, Any], options: TaggerOptions) -> None:
-    make.setting(
-        gr.Textbox, "folder", label="Folder of pictures", placeholder="/path/to/pictures", max_lines=1, value=""
-    )
-    make.setting(gr.Checkbox, "recursive", label="With its subfolders", value=True)
+def _lay_out_folder(make: SettingMaker, parts: dict[str, Any], options: TaggerOptions) -> None:
+    lay_out_folder(make)
     with gr.Row(elem_classes="trainer-buttons"):
         parts["tag_folder"] = make(gr.Button, "tag_folder", value="Tag", variant="primary", min_width=90)
         parts["stop"] = make(gr.Button, "stop", value="Stop", variant="stop", interactive=False, min_width=90)
@@ -126,10 +123,8 @@ def _lay_out_folder(make: Maker, parts: dict[str, Any], options: TaggerOptions) 
             parts["border"] = make(gr.HTML, "border")
 
 
-def _lay_out_single(make: Maker, parts: dict[str, Any], options: TaggerOptions) -> None:
-    parts["image"] = make(
-        gr.Image, "image", label="Picture", type="pil", image_mode="RGBA", tool=None, height=320, show_label=False
-    )
+def _lay_out_single(make: SettingMaker, parts: dict[str, Any], options: TaggerOptions) -> None:
+    parts["image"] = make(picture_input, "image", label="Picture", height=320, show_label=False)
     parts["prompt"] = make(
         gr.Textbox, "prompt", label="As a prompt", show_copy_button=True, lines=3, interactive=False, value=""
     )
@@ -153,9 +148,11 @@ def _connect_jobs(page: _Page, actions: TaggerActions) -> None:
     hurry = script(f"taggerPage?.hurry({actions.options.prefix!r})")
     for button, action in ((page.tag_folder, actions.tag), (page.write, actions.write)):
         event = button.click(with_settings(action), page.form.inputs, [page.notice, page.complained], **QUIET)
-        event.then(None, None, None, _js=hurry)
-    page.download.click(actions.download, [page.known], [page.notice], **QUIET).then(None, None, None, _js=hurry)
-    page.stop.click(actions.stop, None, [page.notice], **QUIET).then(None, None, None, _js=hurry)
+        in_browser(event.then, hurry)
+    downloading = page.download.click(actions.download, [page.known], [page.notice], **QUIET)
+    stopped = page.stop.click(actions.stop, None, [page.notice], **QUIET)
+    for event in (downloading, stopped):
+        in_browser(event.then, hurry)
     page.unload.click(actions.unload, None, [page.notice], **QUIET)
     models = page.form.parts["models"]
     outputs = [page.job, page.tag_folder, page.stop, page.write, models, page.mark, page.seen]
@@ -163,7 +160,7 @@ def _connect_jobs(page: _Page, actions: TaggerActions) -> None:
     def poll(asked: Asked, seen: str, chosen: Any) -> Sequence[Any]:
         return actions.poll(seen, chosen)
 
-    serve(page.make, actions.options.prefix, "poll", poll, [page.seen, models], outputs)
+    serve(page.make, "poll", poll, [page.seen, models], outputs)
 
 
 def _connect_models(page: _Page, actions: TaggerActions) -> None:
@@ -177,10 +174,10 @@ def _connect_models(page: _Page, actions: TaggerActions) -> None:
     models, general = page.form.parts["models"], page.form.parts["general"]
     page.rescan.click(rescan, page.form.inputs, [page.notice, models], **QUIET)
     set_line = page.preset.click(preset, page.form.inputs, [page.notice, general], **QUIET)
-    set_line.then(None, None, None, _js=refresh)
+    in_browser(set_line.then, refresh)
     for name, part in page.form.parts.items():  # sliders and boxes alike: the page's clock waits until they rest
         if name != "folder":  # a path that is being typed names other folders all the way
-            part.change(None, None, None, _js=refresh)
+            in_browser(part.change, refresh)
 
 
 def _connect_folder(page: _Page, actions: TaggerActions) -> None:
@@ -202,12 +199,12 @@ def _connect_folder(page: _Page, actions: TaggerActions) -> None:
         seen = actions.look(settings, tag, complained)
         return [told or seen[0], *seen[1:], *actions.details(settings, tag)]
 
-    serve(page.make, prefix, "look", look, [page.complained, *inputs], shown)
-    serve(page.make, prefix, "show", show, inputs, details)
-    serve(page.make, prefix, "judge", judge, [page.complained, *inputs], [*shown, *details])
+    serve(page.make, "look", look, [page.complained, *inputs], shown)
+    serve(page.make, "show", show, inputs, details)
+    serve(page.make, "judge", judge, [page.complained, *inputs], [*shown, *details])
     again = script(f"taggerPage?.look({prefix!r}, true)")
     for event in (page.reread.click, page.form.parts["folder"].submit):
-        event(None, None, None, _js=again)
+        in_browser(event, again)
 
 
 def _connect_single(page: _Page, actions: TaggerActions) -> None:
@@ -221,7 +218,7 @@ def _connect_single(page: _Page, actions: TaggerActions) -> None:
     outputs = [page.single, page.notice, *shown]
     page.image.change(single, [page.image, *page.form.inputs], outputs, queue=False, api_name=False)
     # the line moves in the bars, too
-    serve(page.make, actions.options.prefix, "describe", describe, [page.single, *page.form.inputs], shown)
+    serve(page.make, "describe", describe, [page.single, *page.form.inputs], shown)
     insert = f"(text) => {{ ({actions.options.insert_js})(text); return []; }}"
     page.send.click(actions.send, [page.prompt], [page.notice], **QUIET)
-    page.send.click(None, [page.prompt], None, _js=insert)
+    in_browser(page.send.click, insert, [page.prompt])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
@@ -17,7 +16,8 @@ from lib_trainer.refusals import Sentence
 from lib_trainer.tagging.captions.effect import Border, Opened, Preview, TagCount
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING
 from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, lines_of
-from lib_trainer.ui.kit.told import told
+from lib_trainer.ui.kit.notices import told
+from lib_trainer.ui.kit.pictures import jpeg_uri
 from lib_trainer.ui.train.status import clock
 from lib_trainer.work.monitor import JobView
 
@@ -255,4 +255,4 @@ def thumbnail(path: Path, changed: int, size: int) -> str:
     image.thumbnail((THUMB, THUMB), Image.Resampling.BILINEAR, reducing_gap=2.0)
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=75)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return jpeg_uri(buffer.getvalue())

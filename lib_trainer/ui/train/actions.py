@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import logging
 import secrets
 import shutil
 import tempfile
@@ -25,10 +23,10 @@ from lib_trainer.refusals import ConfigError, MemoryShort, Problems, TrainerErro
 from lib_trainer.training.card import trigger_words
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.kinds import prompt_for
-from lib_trainer.ui.kit.told import told
+from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
 from lib_trainer.ui.train.memory_line import MemoryLine
-from lib_trainer.ui.train.status import header_html, log_html, notice_html, problems_html, status_html
+from lib_trainer.ui.train.status import header_html, log_html, status_html
 from lib_trainer.work.monitor import Preview, RunView
 
 LAST_JOB = "last.toml"
@@ -37,7 +35,6 @@ CHANGED = (NAME, "embedding.names", CONTINUE)
 """What a way out of a taken name may change of the form."""
 NAMING = tuple(path for path in field_specs() if path.startswith(("output.", "embedding.", "network.", "finetune.")))
 """What a job's files are called by."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class TrainActions:
     def __init__(self, runner: TrainingDesk, options: PageOptions) -> None:
         self.runner = runner
         self.options = options
-        self._notices = itertools.count(1)
+        self.notices = Notices(options.prefix)
         self._token = secrets.token_hex(4)  # tells what was seen of this server from what was seen before a restart
         self._previews = PreviewFiles()
         self._last_use: tuple[Path, Use] | None = None
@@ -111,7 +108,9 @@ class TrainActions:
                     self.runner.start(job, confirmed=confirmed)
                 except MemoryShort as short:
                     self._told_short = asked
-                    return self._notice(f"{told(short.sentence)} Press Start again to start it as it is.", error=True)
+                    return self.notices.say(
+                        f"{told(short.sentence)} Press Start again to start it as it is.", error=True
+                    )
             except TrainerError as error:
                 taken = (one for one in error.problems if one.taken is not None)
                 offer = next((Offer(one.taken, one.free, one.replaceable) for one in taken), offer)
@@ -122,7 +121,7 @@ class TrainActions:
                     dump_job(from_values(kept), self.options.job_folder / LAST_JOB)
             return ""
 
-        return self._told(begin), offer
+        return self.notices.of(begin), offer
 
     def start_otherwise(self, values: Mapping[str, Any], offer: Offer, how: str) -> tuple[str, Offer, dict[str, Any]]:
         """Start a job whose name is taken: under the next "free" name, with "replace", or "continue" from the file.
@@ -145,13 +144,13 @@ class TrainActions:
             job = from_values({path: value for path, value in values.items() if path in NAMING})
             moved, left = self.runner.discard(job), Offer()
             if not moved:
-                return self._notice("Nothing lies under this name any more.")
+                return self.notices.say("Nothing lies under this name any more.")
             more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
-            return self._notice(
+            return self.notices.say(
                 f"{moved[0].name}{more} went to the trash, {moved[0].parent / TRASH}. The name is free."
             )
 
-        return self._told(move), left
+        return self.notices.of(move), left
 
     def _checked(self, values: Mapping[str, Any]) -> JobConfig:
         """The job of the form. Raises everything that is wrong with it, also what the host has to say."""
@@ -166,9 +165,9 @@ class TrainActions:
     def command(self, action: Callable[[], None], told: str) -> str:
         """Tell the running job something; the notice confirms it."""
         if not self.runner.running:
-            return self._notice("No run is under way.")
+            return self.notices.say("No run is under way.")
         action()
-        return self._notice(told, while_active=True)
+        return self.notices.say(told, while_active=True)
 
     def export(self, values: Mapping[str, Any]) -> tuple[str, str]:
         """A notice, and what the script offers for download (empty if the form cannot be exported)."""
@@ -183,7 +182,7 @@ class TrainActions:
                 payload = json.dumps({"name": f"{job.output.name or 'job'}.toml", "text": path.read_text("utf-8")})
             return ""
 
-        return self._told(write), payload
+        return self.notices.of(write), payload
 
     def load(self, path: Path) -> tuple[str, dict[str, Any] | None]:
         """A notice, and the values of a job file (None if it is not one)."""
@@ -192,9 +191,9 @@ class TrainActions:
         def read() -> str:
             nonlocal values
             values = to_values(load_job(path, called=path.name))
-            return self._notice(f"The form now shows {path.name}.")
+            return self.notices.say(f"The form now shows {path.name}.")
 
-        return self._told(read), values
+        return self.notices.of(read), values
 
     def last_job(self) -> dict[str, Any] | None:
         """The values of the job that was started last, if its file is there and readable."""
@@ -259,19 +258,6 @@ class TrainActions:
         if self._last_use is None or self._last_use[0] != path:
             self._last_use = path, use_of(prompt_for(self.runner.host, path), self.runner.job)
         return self._last_use[1]
-
-    def _told(self, action: Callable[[], str]) -> str:
-        """Run `action`; an error becomes a sentence for the page, and a bug's trace goes to the console only."""
-        try:
-            return action()
-        except TrainerError as error:
-            return problems_html(error.problems, prefix=self.options.prefix, number=next(self._notices))
-        except Exception as error:  # a bug must not cost what was typed
-            _log.exception("The training page met an unexpected error")
-            return self._notice(f"Unexpected error, see the console: {type(error).__name__}: {error}", error=True)
-
-    def _notice(self, text: str, *, error: bool = False, while_active: bool = False) -> str:
-        return notice_html(text, error=error, number=next(self._notices), while_active=while_active)
 
 
 @dataclass(frozen=True)

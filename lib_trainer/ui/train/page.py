@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from lib_trainer.config import field_specs
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.kit.bridge import DOWNLOAD, Asked, hurry, script, serve
-from lib_trainer.ui.kit.form import QUIET, Form, build_form, keep_out_of_ui_config
+from lib_trainer.ui.kit.form import Form, build_form
+from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, uploaded
 from lib_trainer.ui.train.actions import CHANGED, NAME, Offer, PageOptions, PageUpdate, TrainActions
 from lib_trainer.ui.train.status import status_html
 
@@ -29,7 +30,7 @@ DISCARD = "Discard it (to the trash), start nothing"
 class _Page:
     """The components that the events connect."""
 
-    make: _Maker
+    make: Maker
     form: Form
     header: gr.HTML
     memory: gr.HTML
@@ -69,7 +70,7 @@ def build_train_page(runner: TrainingDesk, options: PageOptions) -> None:
 
 
 def _lay_out(options: PageOptions) -> _Page:
-    make = _Maker(options.prefix)
+    make = Maker(options.prefix, "trainer")
     with gr.Column(elem_id=f"{options.prefix}_page", elem_classes="trainer-page"):
         header = make(gr.HTML, "header")
         with gr.Row(elem_classes="trainer-columns", equal_height=False):
@@ -83,7 +84,8 @@ def _lay_out(options: PageOptions) -> _Page:
                 def offer_names() -> None:
                     offered.append(_lay_out_offer(make, ways))
 
-                form = build_form(prefix=options.prefix, samplers=options.samplers, beside={NAME: offer_names})
+                offers = {"samplers": options.samplers}
+                form = build_form(field_specs(), prefix=options.prefix, offers=offers, beside={NAME: offer_names})
             with gr.Column(elem_classes="trainer-right", min_width=340):
                 with gr.Row(elem_classes="trainer-buttons"):
                     start = make(gr.Button, "start", value="Start", variant="primary", min_width=90)
@@ -118,15 +120,15 @@ def _lay_out(options: PageOptions) -> _Page:
             start=start, stop=stop, save=save, preview=preview, use=use, use_prompt=use_prompt,
             export=export, load=load, offered=offered[0], ways=ways,
             make=make,
-            lora=make(gr.Textbox, "lora", value="", visible=False),
-            lora_prompt=make(gr.Textbox, "lora_prompt", value="", visible=False),
-            offer=make(gr.Textbox, "offer", value="", visible=False),
-            seen=make(gr.Textbox, "seen", value="", visible=False),
-            payload=make(gr.Textbox, "payload", value="", visible=False),
+            lora=make.hidden_text("lora"),
+            lora_prompt=make.hidden_text("lora_prompt"),
+            offer=make.hidden_text("offer"),
+            seen=make.hidden_text("seen"),
+            payload=make.hidden_text("payload"),
         )  # fmt: skip
 
 
-def _lay_out_offer(make: _Maker, ways: dict[str, gr.Button]) -> gr.Row:
+def _lay_out_offer(make: Maker, ways: dict[str, gr.Button]) -> gr.Row:
     """Beside the name: what can be done where it is taken. Hidden until then."""
     with make(gr.Row, "taken", visible=False) as row:
         ways["free"] = make(gr.Button, "start_free", value="Start under the next free name", size="sm")
@@ -134,17 +136,6 @@ def _lay_out_offer(make: _Maker, ways: dict[str, gr.Button]) -> gr.Row:
         ways["continue"] = make(gr.Button, "start_continue", value="Go on from that file", size="sm")
         ways["discard"] = make(gr.Button, "discard", value=DISCARD, size="sm")
     return row
-
-
-class _Maker:
-    """Makes components with the page's ids, kept out of the WebUI's saved values."""
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
-
-    def __call__(self, kind: type[Any], name: str, **options: Any) -> Any:
-        identity = {"elem_id": f"{self._prefix}_{name}", "elem_classes": f"trainer-box-{name.replace('_', '-')}"}
-        return keep_out_of_ui_config(kind(**identity, **options))
 
 
 def _connect_run(page: _Page, actions: TrainActions) -> None:
@@ -156,13 +147,13 @@ def _connect_run(page: _Page, actions: TrainActions) -> None:
         return [notice, *_offered(page, offer)]
 
     answered = [page.notice, page.offer, page.offered, *page.ways.values()]
-    page.start.click(start, page.form.inputs, answered, **QUIET).then(None, None, None, _js=refresh)
+    in_browser(page.start.click(start, page.form.inputs, answered, **QUIET).then, refresh)
     for how, button in page.ways.items():
         changed = [page.form.components[path] for path in CHANGED]
         event = button.click(
             _starter(page, actions, how), [page.offer, *page.form.inputs], [*answered, *changed], **QUIET
         )
-        event.then(None, None, None, _js=refresh)
+        in_browser(event.then, refresh)
     runner = actions.runner
     commands: list[tuple[gr.Button, Callable[[], None], str]] = [
         (page.stop, runner.stop, "Stopping after the step in progress; what has been learned is saved."),
@@ -171,10 +162,10 @@ def _connect_run(page: _Page, actions: TrainActions) -> None:
     ]
     for button, action, told in commands:
         event = button.click(_commander(actions, action, told), None, [page.notice], **QUIET)
-        event.then(None, None, None, _js=refresh)
+        in_browser(event.then, refresh)
     insert = f"(lines) => {{ lines.split('\\n').forEach({actions.options.insert_js}); return []; }}"
-    page.use.click(None, [page.lora], None, _js=insert)
-    page.use_prompt.click(None, [page.lora_prompt], None, _js=insert)
+    in_browser(page.use.click, insert, [page.lora])
+    in_browser(page.use_prompt.click, insert, [page.lora_prompt])
 
 
 def _offered(page: _Page, offer: Offer) -> list[Any]:
@@ -214,16 +205,16 @@ def _connect_files(page: _Page, actions: TrainActions) -> None:
         return actions.export(page.form.values(raw))
 
     def load(file: Any) -> list[Any]:
-        notice, values = actions.load(Path(file.name))
+        notice, values = actions.load(uploaded(file))
         return [notice, *_shown(page.form, values)]
 
     def restore(asked: Asked) -> list[Any]:
         return _shown(page.form, actions.last_job())
 
     exported = page.export.click(export, page.form.inputs, [page.notice, page.payload], **QUIET)
-    exported.then(None, [page.payload], None, _js=DOWNLOAD)
+    in_browser(exported.then, DOWNLOAD, [page.payload])
     page.load.upload(load, [page.load], [page.notice, *page.form.inputs], **QUIET)
-    serve(page.make, actions.options.prefix, "restore", restore, [], page.form.inputs)
+    serve(page.make, "restore", restore, [], page.form.inputs)
 
 
 def _shown(form: Form, values: dict[str, Any] | None) -> list[Any]:
@@ -239,8 +230,8 @@ def _connect_watch(page: _Page, actions: TrainActions) -> None:
     def foresee(asked: Asked, *raw: Any) -> list[str]:
         return [actions.memory.html(page.form.values(raw))]
 
-    serve(page.make, prefix, "poll", poll, [page.seen], page.polled())
-    serve(page.make, prefix, "foresee", foresee, page.form.inputs, [page.memory])
+    serve(page.make, "poll", poll, [page.seen], page.polled())
+    serve(page.make, "foresee", foresee, page.form.inputs, [page.memory])
     changed = script(f"trainerPage?.changed({prefix!r})")
     for component in page.form.inputs:
-        component.change(None, None, None, _js=changed)
+        in_browser(component.change, changed)

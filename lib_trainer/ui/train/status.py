@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from html import escape
 
-from lib_trainer.refusals import Problem, Sentence
-from lib_trainer.ui.kit.told import told
+from lib_trainer.refusals import Sentence
+from lib_trainer.ui.kit.notices import told
 from lib_trainer.work.events import Phase
 from lib_trainer.work.monitor import RunView
 
@@ -37,37 +36,6 @@ def status_html(view: RunView | None, *, prefix: str, task_id: str | None = None
     opening = " ".join(f'{name}="{escape(value)}"' for name, value in attributes.items())
     body = _run_html(view) if view is not None else _idle_html()
     return f"<div {opening}>{body}</div>"
-
-
-def notice_html(text: str, *, error: bool = False, number: int = 0, while_active: bool = False) -> str:
-    """A sentence above the panel. `number` makes a repeated notice a new one, so that it is seen again.
-
-    `while_active`: it is about a run under way, and goes when that has ended.
-    """
-    if not text:
-        return ""
-    kind, role = ("error", "alert") if error else ("info", "status")
-    more = " trainer-notice-active" if while_active else ""
-    return (
-        f'<div class="trainer-notice trainer-notice-{kind}{more}" role="{role}" data-number="{number}">'
-        f"{escape(text)}</div>"
-    )
-
-
-def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0) -> str:
-    """What is to be mended, each with the id of its field, beside which `train.js` says it again."""
-    items = [
-        f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(told(problem.sentence))}</{tag}>'
-        for tag in ["span" if len(problems) == 1 else "li"]
-        for problem in problems
-    ]
-    body = items[0] if len(items) == 1 else f"<p>{len(items)} things are to be mended:</p><ul>{''.join(items)}</ul>"
-    return f'<div class="trainer-notice trainer-notice-error" role="alert" data-number="{number}">{body}</div>'
-
-
-def field_id(prefix: str, path: str) -> str:
-    """The element's id of an option's component."""
-    return f"{prefix}_{path.replace('.', '_')}" if path else ""
 
 
 def log_html(view: RunView | None) -> str:

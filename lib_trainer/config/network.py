@@ -1,0 +1,192 @@
+"""Options of LoRA and its relatives."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from lib_trainer.config.base import ADAPTERS, Kind, kinds
+from lib_trainer.options.declare import ANYBODY, Section, option
+
+NAMES = {
+    "lora": "LoRA",
+    "locon": "LoCon (LoRA with convolutions)",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "pivotal": "LoRA with an embedding in one file (pivotal tuning)",
+    "difference": "LoRA of a difference (pairs of pictures)",
+    "embedding": "Embedding (Textual Inversion)",
+    "hypernetwork": "Hypernetwork",
+    "checkpoint": "Whole checkpoint (fine-tuning, DreamBooth)",
+}
+CONVOLUTIONS = kinds("locon", "loha", "lokr")
+KRONECKER = kinds("lokr")
+
+
+class NetworkConfig(Section, frozen=True):
+    """What is trained"""
+
+    GROUP: ClassVar = kinds(*ADAPTERS)
+
+    kind: Annotated[
+        Kind,
+        option(
+            "Kind of training",
+            "A LoRA is small and learns well; its relatives trade size for detail. An embedding learns a word, a "
+            "hypernetwork changes what the attention reads, a whole checkpoint is 2 GB or more.",
+            names=NAMES,
+            width="wide",
+            group=ANYBODY,
+        ),
+    ] = "lora"
+    rank: Annotated[
+        int,
+        option(
+            "Rank (dim)",
+            "Size of the low-rank matrices: more rank, more detail and a larger file.",
+            low=1,
+            high=1024,
+            step=1,
+        ),
+    ] = 32
+    alpha: Annotated[
+        float,
+        option(
+            "Alpha",
+            "The learned change is scaled by alpha / rank. 0 means alpha = rank.",
+            low=0,
+            high=4096,
+            step=1,
+        ),
+    ] = 16.0
+    conv_rank: Annotated[
+        int,
+        option(
+            "Rank of the convolutions",
+            "Of the 3×3 convolutions. 0 leaves all convolutions untrained.",
+            low=0,
+            high=1024,
+            step=1,
+            group=CONVOLUTIONS,
+        ),
+    ] = 8
+    conv_alpha: Annotated[
+        float,
+        option(
+            "Alpha of the convolutions",
+            "As alpha, for the 3×3 convolutions. 0 means alpha = rank.",
+            low=0,
+            high=4096,
+            step=1,
+            group=CONVOLUTIONS,
+        ),
+    ] = 4.0
+    factor: Annotated[
+        int,
+        option(
+            "LoKr factor",
+            "Size of the small factor of the Kronecker product: the larger, the smaller the file. -1 takes the root of "
+            "each layer's size.",
+            low=-1,
+            high=256,
+            group=KRONECKER,
+        ),
+    ] = -1
+    decompose_both: Annotated[
+        bool,
+        option("LoKr splits both factors", "Also split the small factor into two thin ones.", group=KRONECKER),
+    ] = False
+    dora: Annotated[
+        bool,
+        option(
+            "DoRA",
+            "Learn the size of each input's weights apart from their direction: better at small ranks, slower.",
+        ),
+    ] = False
+    rank_stabilised: Annotated[
+        bool,
+        option(
+            "rs-LoRA",
+            "Scale by alpha / √rank instead of alpha / rank, so that large ranks keep learning.",
+            advanced=True,
+        ),
+    ] = False
+    dropout: Annotated[
+        float,
+        option(
+            "Dropout",
+            "Share of hidden values that are left out in each step.",
+            low=0,
+            high=0.95,
+            step=0.05,
+            advanced=True,
+        ),
+    ] = 0.0
+    rank_dropout: Annotated[
+        float,
+        option(
+            "Rank dropout",
+            "Share of ranks that are left out in each step.",
+            low=0,
+            high=0.95,
+            step=0.05,
+            advanced=True,
+        ),
+    ] = 0.0
+    module_dropout: Annotated[
+        float,
+        option(
+            "Module dropout",
+            "Share of layers whose adapter is left out in each step.",
+            low=0,
+            high=0.95,
+            step=0.05,
+            advanced=True,
+        ),
+    ] = 0.0
+    continue_from: Annotated[
+        str,
+        option(
+            "Continue from",
+            "A file of the same kind to go on from; its rank and shapes are taken from it. Layers that do not learn "
+            "stay as they are in it. Empty: start anew.",
+            advanced=True,
+            place="path",
+            width="wide",
+            group=ANYBODY,
+        ),
+    ] = ""
+
+
+class BlocksConfig(Section, frozen=True):
+    """Layers"""
+
+    GROUP: ClassVar = kinds(*ADAPTERS)
+
+    preset: Annotated[
+        Literal["all", "input", "middle", "output", "no_input", "no_output", "deep", "shallow"],
+        option(
+            "Blocks that learn",
+            "Of the UNet: all, the input, middle or output blocks alone, all but those, or the inner ones (deep: input "
+            "7–11, middle, output 0–4) or the outer ones (shallow). What does not learn is not in the file.",
+            advanced=True,
+        ),
+    ] = "all"
+    rates: Annotated[
+        str,
+        option(
+            "Learning rate by block",
+            "Factors on the learning rate, as in 'input_0-5=0, middle=0.5, layer_11=0': input_0 to input_11, middle, "
+            "output_0 to output_11, and layer_N of the text encoder; without a number all of them. 0 leaves out.",
+            advanced=True,
+            width="wide",
+        ),
+    ] = ""
+    ranks: Annotated[
+        str,
+        option(
+            "Rank by block",
+            "Ranks that differ from the one above, written the same way: 'middle=64, output_3-5=16'. 0 leaves out.",
+            advanced=True,
+            width="wide",
+        ),
+    ] = ""

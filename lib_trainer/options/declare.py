@@ -1,0 +1,146 @@
+"""How an option is declared: all that is known of it stands beside its field and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+Place = Literal["", "path", "path or name"]
+"""What a text names: nothing on the disk, a file or folder, or one of these or a name that the host knows."""
+
+Width = Literal["", "wide", "grows", "tall"]
+"""Of a field on a page: half of the width, or all of it: one line, as many as are written, or two and more."""
+
+
+@dataclass(frozen=True)
+class When:
+    """A condition on another option: its value is one of `values`, or none of them where `negated`."""
+
+    path: str
+    values: tuple[Any, ...]
+    negated: bool = False
+
+    def holds(self, value: Any) -> bool:
+        known = value.strip() if isinstance(value, str) else value
+        return (known in self.values) != self.negated
+
+    @property
+    def words(self) -> str:
+        """As a document says it."""
+        if self.negated:
+            return f"where `{self.path}` is given"
+        if self.values == (True,):
+            return f"with `{self.path}`"
+        return f"where `{self.path}` is {' or '.join(str(value) for value in self.values)}"
+
+
+def one_of(path: str, *values: Any) -> When:
+    return When(path, values)
+
+
+def given(path: str) -> When:
+    """Neither empty nor 0 nor off."""
+    return When(path, ("", 0), negated=True)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What options have in common: when they are read, and with that when they are shown."""
+
+    when: tuple[When, ...] = ()
+
+
+ANYBODY = Group()
+"""For an option that is read always, in a section whose others are not."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a field's annotation holds beside label, help and bounds; see `option`."""
+
+    unit: str = ""
+    step: float | None = None
+    advanced: bool = False
+    names: tuple[tuple[str, str], ...] = ()
+    place: Place = ""
+    width: Width = ""
+    slider: bool = False
+    bare: bool = False
+    headless: bool = False
+    offers: str = ""
+    file_name: bool = False
+    flag: str = ""
+    repeats: bool = False
+    when: tuple[When, ...] = ()
+    group: Group | None = None
+
+
+def option(
+    label: str,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    unit: str = "",
+    step: float | None = None,
+    advanced: bool = False,
+    names: Mapping[Any, str] | None = None,
+    place: Place = "",
+    width: Width = "",
+    slider: bool = False,
+    bare: bool = False,
+    headless: bool = False,
+    offers: str = "",
+    file_name: bool = False,
+    flag: str = "",
+    repeats: bool = False,
+    when: When | tuple[When, ...] = (),
+    group: Group | None = None,
+) -> Meta:
+    """The annotation of a field.
+
+    Args:
+        low, high: Bounds of a number; both are allowed.
+        step: What one press of an arrow adds, or a slider's step.
+        advanced: Folded away on a page.
+        names: Of choices, as a page shows them.
+        bare: A page shows the label without the help.
+        headless: Read by the command line alone; pages do not show it.
+        offers: Under what name the place that shows the form offers values; an empty one is its default.
+        file_name: Letters with marks are brought into one form of Unicode, as macOS hands them out in another.
+        flag: What the command line calls it, where that is not the field's name. One that begins with `no-` turns a
+            switch off.
+        repeats: The command line may give it several times, line by line.
+        when: Conditions beside the group's.
+        group: What it shares with others; the section's own where it is missing.
+    """
+    conditions = (when,) if isinstance(when, When) else when
+    named = tuple((str(choice), shown) for choice, shown in (names or {}).items())
+    declared = Declared(
+        unit,
+        step,
+        advanced,
+        named,
+        place,
+        width,
+        slider,
+        bare,
+        headless,
+        offers,
+        file_name,
+        flag,
+        repeats,
+        conditions,
+        group,
+    )
+    return Meta(title=label, description=help, extra={"option": declared}, ge=low, le=high)
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of options: a box on a page and a table in a file. `GROUP` holds for its options that name none."""
+
+    GROUP: ClassVar[Group] = ANYBODY

@@ -1,0 +1,76 @@
+"""What a page says to its reader: sentences with the labels of options, numbered so that a repeated one is seen."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from html import escape
+
+from lib_trainer.config.fields import label_of
+from lib_trainer.refusals import Problem, Sentence, TrainerError
+
+_log = logging.getLogger(__name__)
+
+
+class Notices:
+    """The notices of one page, by the prefix of its ids."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix, self._numbers = prefix, itertools.count(1)
+
+    def say(self, text: str, *, error: bool = False, while_active: bool = False) -> str:
+        return notice_html(text, error=error, number=next(self._numbers), while_active=while_active)
+
+    def of(self, action: Callable[[], object]) -> str:
+        """Run `action`, which may return a notice. An error becomes a sentence for the page; a bug's trace goes to the
+        console only."""
+        try:
+            answer = action()
+        except TrainerError as error:
+            return problems_html(error.problems, prefix=self._prefix, number=next(self._numbers))
+        except Exception as error:  # a bug must not cost what was typed
+            _log.exception("The page '%s' met an unexpected error", self._prefix)
+            return self.say(unexpected(error), error=True)
+        return answer if isinstance(answer, str) else ""
+
+
+def told(sentence: Sentence | str) -> str:
+    """The sentence with the labels of options in place of their paths in a job file."""
+    return sentence.text(named=label_of) if isinstance(sentence, Sentence) else sentence
+
+
+def unexpected(error: Exception) -> str:
+    """What is said of a bug."""
+    return told(Sentence("run.unexpected", kind=type(error).__name__, reason=str(error)))
+
+
+def notice_html(text: str, *, error: bool = False, number: int = 0, while_active: bool = False) -> str:
+    """A sentence above the panel. `number` makes a repeated notice a new one, so that it is seen again.
+
+    `while_active`: it is about a run under way, and goes when that has ended.
+    """
+    if not text:
+        return ""
+    kind, role = ("error", "alert") if error else ("info", "status")
+    more = " trainer-notice-active" if while_active else ""
+    return (
+        f'<div class="trainer-notice trainer-notice-{kind}{more}" role="{role}" data-number="{number}">'
+        f"{escape(text)}</div>"
+    )
+
+
+def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0) -> str:
+    """What is to be mended, each with the id of its field, beside which `train.js` says it again."""
+    items = [
+        f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(told(problem.sentence))}</{tag}>'
+        for tag in ["span" if len(problems) == 1 else "li"]
+        for problem in problems
+    ]
+    body = items[0] if len(items) == 1 else f"<p>{len(items)} things are to be mended:</p><ul>{''.join(items)}</ul>"
+    return f'<div class="trainer-notice trainer-notice-error" role="alert" data-number="{number}">{body}</div>'
+
+
+def field_id(prefix: str, path: str) -> str:
+    """The element's id of an option's component."""
+    return f"{prefix}_{path.replace('.', '_')}" if path else ""
