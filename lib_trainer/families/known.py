@@ -37,10 +37,9 @@ def checked(found: Family | Stranger, path: Path | None = None) -> Family:
     if isinstance(found, Family) and found.trainable:
         return found
     if isinstance(found, Stranger) and not found.draws:
-        raise ModelError("family.loaded_for_inpainting" if path is None else "family.file_for_inpainting", path=path)
-    raise ModelError(
-        "family.loaded_not_supported" if path is None else "family.file_not_supported",
-        path=path,
-        found=found.word,
-        trained=trainable(),
-    )
+        if path is None:
+            raise ModelError("family.loaded_for_inpainting")
+        raise ModelError("family.file_for_inpainting", path=path)
+    if path is None:
+        raise ModelError("family.loaded_not_supported", found=found.word, trained=trainable())
+    raise ModelError("family.file_not_supported", path=path, found=found.word, trained=trainable())
