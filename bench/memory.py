@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.allocations import Allocations
 from bench.count_step import CudaAutocast
 from lib_trainer.config import JobConfig, from_values
+from lib_trainer.families.known import DEFAULT
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
@@ -42,7 +43,6 @@ from lib_trainer.host.weights import Bus
 from lib_trainer.networks.hypernetwork import attention_sizes
 from lib_trainer.ports import Conditioning, NoiseSchedule, TrainingState
 from lib_trainer.training.forecast import (
-    CELL,
     FULL,
     TABLES,
     Layer,
@@ -62,6 +62,7 @@ from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.session import Session
 
 GIB = 2**30
+CELL = DEFAULT.cell
 WEIGHTS = ("unet", "te1", "vae")
 ADAPTER_KINDS = ("lora", "locon", "loha", "lokr")
 SHAPES = ("sd1", "tiny")

@@ -2,12 +2,11 @@
 
 A host is the WebUI (`host/webui`) or diffusers (`host/standalone`). The core sees a loaded model only through these
 protocols; the model stays where it is: no copy, no reload. Tensors are channels first, latents are already multiplied
-by the family's scale (0.18215 on SD1), pixels are in [-1, 1].
+by the family's scale, pixels are in [-1, 1].
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,16 +17,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lib_trainer.families.family import Family, Part
 
-class Family(str, enum.Enum):
-    """Model families by the layout of their files; the value is what the user reads."""
-
-    SD1 = "SD 1.x"
-    SD2 = "SD 2.x"
-    SDXL = "SDXL"
-
-
-Part = Literal["unet", "te1", "te2"]
 Group = Literal["transformer", "convolution"]
 
 
@@ -36,7 +27,7 @@ class AdaptableModule:
     """A live Linear or Conv2d that an adapter may wrap.
 
     `key` is its published name (`lora_unet_down_blocks_0_…`), the same on every host; `block` is its place among the
-    25 UNet blocks (`input_4`, `middle`, `output_11`) or the text encoder's layer (`layer_3`), for block-wise rates.
+    UNet's blocks (`input_4`, `middle`, `output_11`) or the text encoder's layer (`layer_3`), for block-wise rates.
     `group` tells attention modules (what LoRA trains) from the convolutions of resnets and samplers (what LoCon adds).
     """
 
@@ -67,7 +58,7 @@ class TokenTable(Protocol):
 
     @property
     def width(self) -> int:
-        """Numbers in a token's vector (768 in SD1)."""
+        """Numbers in a token's vector."""
 
     def rows(self, text: str) -> torch.Tensor:
         """The vectors of a text's tokens, (n, width) fp32 on the CPU; no marks at its ends."""
@@ -206,7 +197,7 @@ class LoadedModel(Protocol):
 
     @property
     def latent_scale(self) -> float:
-        """What a latent is multiplied by before the UNet sees it (0.18215 on SD1)."""
+        """What a latent is multiplied by before the UNet sees it."""
 
     def adaptable_modules(self) -> Sequence[AdaptableModule]:
         """Every module that an adapter may wrap, sorted by key."""
@@ -257,6 +248,9 @@ class Host(Protocol):
     def device(self) -> torch.device:
         """Where the model is or will be trained."""
 
+    def family(self) -> Family:
+        """Of the model that would be trained. Where there is none, or it cannot be trained, the usual one."""
+
     def model(self) -> LoadedModel:
         """The model to train. Called once, inside the lease."""
 
@@ -267,7 +261,7 @@ class Host(Protocol):
         """Draw with the host's own sampler and the model as it stands; it is not held for training then."""
 
     def describe(self) -> str:
-        """One line for the page on what would be trained ('dreamshaper_8 [879db523c3] · SD 1.x'), or why not."""
+        """One line for the page on what would be trained, its family at the end, or why not."""
 
     def samplers(self) -> Sequence[str]:
         """Names that `PreviewRequest.sampler` understands."""
@@ -294,7 +288,7 @@ class Host(Protocol):
         """How many tokens a text has. A name that has one is a word of the vocabulary."""
 
     def parts(self) -> Mapping[str, HeldPart]:
-        """The parts of the model that would be trained: "unet", "te1", "vae". Nothing is loaded for it.
+        """The parts of the model that would be trained: "unet", "te1" and so on, "vae". Nothing is loaded for it.
 
         Empty where the host cannot tell, as of a folder.
         """

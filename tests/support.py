@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from lib_trainer.config import JobConfig, from_values
+from lib_trainer.families.family import Family
 from lib_trainer.ports import HeldPart, LoadedModel, NoiseSchedule, PreviewRequest
 
 CONTEXT = 32
@@ -261,6 +262,9 @@ class ModelHost:
 
     def device(self) -> torch.device:
         return torch.device("cpu")
+
+    def family(self) -> Family:
+        return self.loaded.family
 
     def model(self) -> LoadedModel:
         return self.loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +153,51 @@ ONCE = {
 def test_small_things_are_done_in_one_place(words: str) -> None:
     users = [str(path.relative_to(PACKAGE)) for path in SOURCES if words in path.read_text(encoding="utf-8")]
     assert users == ([ONCE[words]] if ONCE[words] else [])
+
+
+FAMILY_MODULES = ("lib_trainer.families.sd1", "lib_trainer.families.sd2", "lib_trainer.families.sdxl")
+
+
+def family_words() -> list[str]:
+    """What a family or a stranger is called, in sentences and in files."""
+    from lib_trainer.families import known
+
+    called = [one.word for one in (*known.FAMILIES, known.INPAINTING, known.REFINER, known.SD3, known.FLUX)]
+    called += [word for one in known.FAMILIES for word in (one.model, one.version, one.architecture)]
+    return [word for word in called if word != known.INPAINTING.word]
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The texts of a file, without those that only a reader of the source sees."""
+    whole = tree(path)
+    explained = {
+        id(node.value)
+        for node in ast.walk(whole)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(whole):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in explained:
+            yield node.value
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.name)
+def test_nobody_but_the_families_asks_for_a_family_by_its_name(path: Path) -> None:
+    """Everybody else asks the object: SDXL is a description, and not an `if`."""
+    if PACKAGE / "families" in path.parents:
+        return
+    assert not reaches(imports(path), *FAMILY_MODULES)
+    named = [(word, text) for text in texts(path) for word in family_words() if word in text]
+    assert named == []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Compare):
+            sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+            assert not any(re.search(r"\bfamily\.(word|card|version|architecture|model)$", side) for side in sides)
+
+
+def test_sentences_name_no_family() -> None:
+    for path in (PACKAGE / "refusals").glob("*.toml"):
+        told = path.read_text(encoding="utf-8")
+        assert [word for word in family_words() if word in told] == [], path
 
 
 def test_scripts_are_short() -> None:

@@ -1,4 +1,4 @@
-"""Captions through transformers' CLIP text model, which SD 1.x uses on every host."""
+"""Captions through transformers' CLIP text model, on every host."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib_trainer.autocasting import compute_dtype
-from lib_trainer.networks.naming import text_encoder_key
+from lib_trainer.families.family import Encoder
+from lib_trainer.families.known import DEFAULT
 from lib_trainer.patching import replaced_forward
-from lib_trainer.ports import AdaptableModule, Conditioning, Part
+from lib_trainer.ports import AdaptableModule, Conditioning
 from lib_trainer.transfer import sent
 
 CHUNK = 75
@@ -25,10 +26,13 @@ KNOWN_CAPTIONS = 20_000
 
 
 class ClipText:
-    """A CLIP text encoder with its tokenizer. `transformer` is transformers' CLIPTextModel, in place."""
+    """A CLIP text encoder with its tokenizer. `transformer` is transformers' CLIPTextModel, in place.
 
-    def __init__(self, transformer: nn.Module, tokenizer: Any) -> None:
-        self.transformer, self.tokenizer = transformer, tokenizer
+    `encoder` says which layer the UNet reads, whether normed, what chunks are filled with, and its names in files.
+    """
+
+    def __init__(self, transformer: nn.Module, tokenizer: Any, encoder: Encoder = DEFAULT.encoders[0]) -> None:
+        self.transformer, self.tokenizer, self.encoder = transformer, tokenizer, encoder
         self._words: list[tuple[list[int], list[int]]] = []
         """Tokens of each added word, and the ids beyond the vocabulary that stand for its rows."""
         self._known: dict[str, list[int]] = {}
@@ -38,7 +42,7 @@ class ClipText:
         """Captions, literally, as (B, 77·n, D); n ≤ `max_chunks` is what the longest one needs.
 
         Each chunk is encoded for itself with its own begin and end marks, as the WebUI encodes long prompts.
-        `clip_skip` 1 takes the last layer; the final norm is applied in any case.
+        `clip_skip` 1 takes the layer that the family's UNet reads, 2 the one before it.
         """
         chunks = [self._chunks(caption)[:max_chunks] for caption in captions]
         longest = max(len(own) for own in chunks)
@@ -51,13 +55,16 @@ class ClipText:
         """Token ids (N, 77) → what the UNet reads, (N, 77, D)."""
         if self._lean:
             return self._lean_hidden(ids, clip_skip)
-        if clip_skip == 1:
+        depth = clip_skip + self.encoder.skipped
+        if depth == 1 and self.encoder.final_norm:
             last: torch.Tensor = self.transformer(input_ids=ids, return_dict=True).last_hidden_state
             return last
         states = self.transformer(input_ids=ids, output_hidden_states=True, return_dict=True).hidden_states
-        layers = len(states) - 1
+        return self._normed(states[-min(depth, len(states) - 1)])
+
+    def _normed(self, hidden: torch.Tensor) -> torch.Tensor:
         norm: Any = self.transformer.text_model.final_layer_norm  # type: ignore[union-attr]
-        normed: torch.Tensor = norm(states[-min(clip_skip, layers)])
+        normed: torch.Tensor = norm(hidden) if self.encoder.final_norm else hidden
         return normed
 
     def _lean_hidden(self, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
@@ -65,12 +72,11 @@ class ClipText:
         text: Any = self.transformer.text_model
         hidden: torch.Tensor = text.embeddings(input_ids=ids)
         hidden = hidden.to(compute_dtype(hidden))
-        layers = list(text.encoder.layers)
-        for layer in layers[: len(layers) + 1 - min(clip_skip, len(layers))]:
+        layers, depth = list(text.encoder.layers), clip_skip + self.encoder.skipped
+        for layer in layers[: len(layers) + 1 - min(depth, len(layers))]:
             out = layer(hidden, attention_mask=None, causal_attention_mask=None)
             hidden = out[0] if isinstance(out, tuple) else out
-        normed: torch.Tensor = text.final_layer_norm(hidden)
-        return normed
+        return self._normed(hidden)
 
     @contextlib.contextmanager
     def lean(self) -> Iterator[None]:
@@ -117,7 +123,8 @@ class ClipText:
 
     def _marked(self, ids: list[int]) -> list[int]:
         begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        return [begin, *ids] + [end] * (CHUNK + 1 - len(ids))
+        padding = end if self.encoder.padding is None else self.encoder.padding
+        return [begin, *ids, end] + [padding] * (CHUNK - len(ids))
 
     @property
     def width(self) -> int:
@@ -167,13 +174,14 @@ class ClipText:
         finally:
             self._words = before
 
-    def adaptable(self, part: Part = "te1", prefix: str = "lora_te") -> Iterator[AdaptableModule]:
+    def adaptable(self) -> Iterator[AdaptableModule]:
         """The linear layers of the encoder's blocks: q, k, v, out, fc1 and fc2 of each."""
+        own = self.encoder
         for name, module in self.transformer.named_modules():
             if isinstance(module, nn.Linear) and "encoder.layers." in name:
                 layer = name.split("encoder.layers.")[1].split(".")[0]
-                key = text_encoder_key(name, prefix)
-                yield AdaptableModule(key, module, part, "transformer", f"layer_{layer}")
+                key = own.name_in_files(name)
+                yield AdaptableModule(key, module, own.part, "transformer", f"layer_{layer}")
 
     def blocks(self) -> list[nn.Module]:
         """What gradient checkpointing recomputes."""

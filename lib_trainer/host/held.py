@@ -89,11 +89,15 @@ class Holdable:
             held.train(text_encoder=True)
             yield
 
+    def roots(self) -> dict[str, nn.Module]:
+        """The model's parts, by their names."""
+        return {"unet": self.unet, self.text.encoder.part: self.text.transformer, "vae": self.vae}
+
     def _weights(self, state: TrainingState, bus: Bus) -> tuple[Weights, dict[nn.Module, Any]]:
         text: nn.Module = self.text.transformer
         parts: dict[str, list[Held]] = {"vae": waiting_parameters(self.vae, bus)}
         layers: dict[nn.Module, Any] = {}
-        for name, root, part in (("unet", self.unet, "unet"), ("text", text, "te1")):
+        for name, root, part in (("unet", self.unet, "unet"), ("text", text, self.text.encoder.part)):
             if part not in state.replaced:
                 direct = name == "unet" or state.text_encoder  # see `direct_norms`
                 parts[name] = held_parameters(root, bus, state.dtype, state.dtype if direct else None)

@@ -1,6 +1,7 @@
 """Block-wise training: which blocks of a model learn, how fast and at which rank (分层训练).
 
-SD's UNet has 25 blocks: input_0 to input_11, middle, output_0 to output_11; the text encoder has layers.
+A UNet has as many input blocks as output blocks, and one in the middle; SD 1.x's has 25: input_0 to input_11, middle,
+output_0 to output_11. Text encoders have layers.
 """
 
 from __future__ import annotations
@@ -8,28 +9,37 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from lib_trainer.families.family import Unet
 from lib_trainer.refusals import ConfigError
 
-SIDES = {"input": 12, "output": 12, "layer": 99, "middle": 1}
+LAYERS = 99
+"""Of a text encoder: more than any has."""
+FORM = "write it as 'input_0-5=0, middle=0.5, output=1, layer_11=0'"
 
-PRESETS: dict[str, Callable[[str, int], bool]] = {
-    "all": lambda side, number: True,
-    "input": lambda side, number: side == "input",
-    "middle": lambda side, number: side == "middle",
-    "output": lambda side, number: side == "output",
-    "no_input": lambda side, number: side != "input",
-    "no_output": lambda side, number: side != "output",
-    "deep": lambda side, number: side == "middle" or (number >= 7 if side == "input" else number <= 4),
-    "shallow": lambda side, number: side != "middle" and (number <= 6 if side == "input" else number >= 5),
+PRESETS: dict[str, Callable[[Unet, str, int], bool]] = {
+    "all": lambda unet, side, number: True,
+    "input": lambda unet, side, number: side == "input",
+    "middle": lambda unet, side, number: side == "middle",
+    "output": lambda unet, side, number: side == "output",
+    "no_input": lambda unet, side, number: side != "input",
+    "no_output": lambda unet, side, number: side != "output",
+    "deep": lambda unet, side, number: side == "middle" or _is_deep(unet, side, number),
+    "shallow": lambda unet, side, number: side != "middle" and not _is_deep(unet, side, number),
 }
 """Which blocks of the UNet learn, by side and number. The text encoder's layers always do."""
 
 
-def parse_blocks(text: str, field: str) -> dict[str, float]:
+def _is_deep(unet: Unet, side: str, number: int) -> bool:
+    """The output side is the input side's mirror image."""
+    return (number if side == "input" else unet.side - 1 - number) >= unet.deep
+
+
+def parse_blocks(text: str, field: str, unet: Unet) -> dict[str, float]:
     """'input_0-5=0, middle=0.5' → {'input_0': 0.0, …}; of two entries for a block the later one holds.
 
     Raises `ConfigError` that names `field` and the entry.
     """
+    counts = {"input": unet.side, "output": unet.side, "layer": LAYERS, "middle": 1}
     values: dict[str, float] = {}
     for entry in (part.strip() for part in text.split(",")):
         if not entry:
@@ -38,7 +48,7 @@ def parse_blocks(text: str, field: str) -> dict[str, float]:
         if match is None:
             raise ConfigError("blocks.not_understood", field=field, entry=entry)
         side, first, last, value = match.groups()
-        count = SIDES[side]
+        count = counts[side]
         low = int(first) if first else 0
         high = int(last) if last else (low if first else count - 1)
         if high < low or high >= count or (side == "middle" and first):
@@ -48,7 +58,7 @@ def parse_blocks(text: str, field: str) -> dict[str, float]:
     return values
 
 
-def learns(preset: str, block: str) -> bool:
+def learns(preset: str, block: str, unet: Unet) -> bool:
     """Whether a preset lets a block learn."""
     side, _, number = block.partition("_")
-    return side == "layer" or PRESETS[preset](side, int(number or 0))
+    return side == "layer" or PRESETS[preset](unet, side, int(number or 0))

@@ -15,12 +15,11 @@ from pathlib import Path
 from PIL import Image
 
 from lib_trainer.config import JobConfig
+from lib_trainer.families.family import Family
 from lib_trainer.files import write_atomically
-from lib_trainer.ports import Family
 from lib_trainer.refusals import printable
 from lib_trainer.training.words import word_names
 
-SD_VERSIONS = {Family.SD1: "SD1", Family.SD2: "SD2", Family.SDXL: "SDXL"}
 PICTURES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "jxl", "avif")
 """Endings of pictures that a card may show."""
 SIDE = 512
@@ -46,7 +45,7 @@ def write_card(result: Path, job: JobConfig, family: Family, cover: Image.Image 
     words = trigger_words(job)
     try:
         if words and job.network.kind not in ("embedding", "checkpoint"):
-            card = {"sd version": SD_VERSIONS[family], "activation text": ", ".join(words), "preferred weight": 1.0}
+            card = {"sd version": family.card, "activation text": ", ".join(words), "preferred weight": 1.0}
             _write(facts, json.dumps(card, ensure_ascii=False, indent=4).encode())
         if cover is not None and not _has_picture(result):
             small, data = cover.convert("RGB"), io.BytesIO()

@@ -10,6 +10,7 @@ import torch
 
 from lib_trainer.config import JobConfig
 from lib_trainer.config.base import ADAPTERS
+from lib_trainer.families.family import Family
 from lib_trainer.files import plain
 from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError, Problems
@@ -22,20 +23,18 @@ from lib_trainer.training.words import names_field, word_names, word_path
 
 NAMES = ("output.name", "embedding.names")
 """Options that name what a run writes."""
-UNET_STRIDE = 64
-"""Pixels per cell of the UNet's coarsest level: the VAE's 8 times three halvings."""
 
 
 def check_job(job: JobConfig, host: Host) -> None:
     """Raise `ConfigError` for fields that contradict each other, the host or its device: all of them at once."""
-    problems = Problems()
+    problems, family = Problems(), host.family()
     with problems.at():
         check_names(job)
     for field in ("width", "height"):
         with problems.at():
-            _check_size(job, field)
+            _check_size(job, field, family)
         with problems.at():
-            _check_preview_size(job, field)
+            _check_preview_size(job, field, family)
     with problems.at():
         check_prior(job)
     with problems.at():
@@ -49,19 +48,21 @@ def check_job(job: JobConfig, host: Host) -> None:
     problems.raise_if_any()
 
 
-def _check_size(job: JobConfig, field: str) -> None:
+def _check_size(job: JobConfig, field: str, family: Family) -> None:
+    stride = family.stride
     size = getattr(job.dataset, field)
-    if size % UNET_STRIDE:
-        nearest = max(UNET_STRIDE, round(size / UNET_STRIDE) * UNET_STRIDE)
-        raise ConfigError(f"dataset.{field} = {size} is not a multiple of {UNET_STRIDE}: take {nearest}.")
+    if size % stride:
+        nearest = max(stride, round(size / stride) * stride)
+        raise ConfigError(f"dataset.{field} = {size} is not a multiple of {stride}: take {nearest}.")
 
 
-def _check_preview_size(job: JobConfig, field: str) -> None:
+def _check_preview_size(job: JobConfig, field: str, family: Family) -> None:
+    stride, cell = family.stride, family.cell
     preview = getattr(job.preview, field)
-    if preview % 8 or 0 < preview < UNET_STRIDE:
+    if preview % cell or 0 < preview < stride:
         raise ConfigError(
-            f"preview.{field} = {preview} is not 0 or a multiple of 8 from {UNET_STRIDE} on: take "
-            f"{max(UNET_STRIDE, preview // 8 * 8)}."
+            f"preview.{field} = {preview} is not 0 or a multiple of {cell} from {stride} on: take "
+            f"{max(stride, preview // cell * cell)}."
         )
 
 

@@ -23,6 +23,8 @@ from torch import nn
 
 from lib_trainer.config import JobConfig
 from lib_trainer.config.base import ADAPTERS
+from lib_trainer.families.family import Family
+from lib_trainer.families.known import DEFAULT, FAMILIES
 from lib_trainer.networks.adapters import AdapterSpec
 from lib_trainer.networks.hypernetwork import Hypernetwork
 from lib_trainer.networks.lora import make_adapter
@@ -33,8 +35,6 @@ from lib_trainer.training.words import TEMPLATE_KINDS, WORD_KINDS, word_names
 
 FLAT = ("lora", "locon", "pivotal", "difference")  # their adapters lie in one buffer
 TABLES = Path(__file__).with_name("memory_tables")
-CELL = 8
-"""Pixels along each side of a latent's cell."""
 FULL = 4
 """Bytes of a fp32 number."""
 STATES = {"AdamW": 8.0, "AdamW8bit": 2.06}
@@ -89,6 +89,11 @@ class Table(msgspec.Struct, frozen=True):
     text_width: int
     steps: dict[str, Work]
     quiet: dict[str, Work]
+    of: str = DEFAULT.memory
+
+    @property
+    def family(self) -> Family:
+        return next(family for family in FAMILIES if family.memory == self.of)
 
 
 @functools.cache
@@ -175,7 +180,7 @@ def learned_numbers(job: JobConfig, table: Table) -> dict[str, int]:
         if kind == "difference":
             found = {part: 2 * numbers for part, numbers in found.items()}
     elif kind == "checkpoint":
-        rates = {"unet": job.finetune.unet_lr, "te1": job.finetune.text_encoder_lr}
+        rates = table.family.rates(job.finetune.unet_lr, job.finetune.text_encoder_lr)
         found = {part: table.weights[part].all for part, rate in rates.items() if rate > 0}
     elif kind == "hypernetwork":
         sizes = parse_sizes(job.hypernetwork.sizes) or table.attention_sizes
@@ -206,7 +211,7 @@ def work_key(job: JobConfig, dtype: torch.dtype) -> str:
 def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 1) -> int:
     """Bytes at the peak of a step beside weights, what learns and the optimizer's state; new gradients included."""
     training, data = job.training, job.dataset
-    cells = training.batch_size * (data.width // CELL) * (data.height // CELL)
+    cells = training.batch_size * _cells(data.width, data.height, table)
     work = _work(job, table, dtype)
     learned = FULL * sum(learned_numbers(job, table).values())
     total = work.fixed + work.learned * learned + work.cell * cells
@@ -219,6 +224,11 @@ def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 
     if job.network.kind in FLAT and not job.network.dora and not dropouts_of(job):
         total = max(total, 2 * learned)  # gradients of all adapters, in the run's precision, are joined and widened
     return int(max(total, work.least * learned))
+
+
+def _cells(width: int, height: int, table: Table) -> int:
+    """Of a latent."""
+    return (width // table.family.cell) * (height // table.family.cell)
 
 
 def _work(job: JobConfig, table: Table, dtype: torch.dtype) -> Work:
@@ -251,7 +261,10 @@ def _planned(job: JobConfig, table: Table) -> list[tuple[AdaptableModule, Adapte
 
 def _planned_shares(job: JobConfig, table: Table) -> list[tuple[AdaptableModule, AdapterSpec, int, float]]:
     modules, layers = _modules(tuple(table.layers))
-    return [(one, spec, layers[one.key].count, layers[one.key].share) for one, spec in plan_adapters(job, modules)]
+    return [
+        (one, spec, layers[one.key].count, layers[one.key].share)
+        for one, spec in plan_adapters(job, modules, table.family)
+    ]
 
 
 @functools.lru_cache(maxsize=8)
@@ -306,32 +319,36 @@ def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
     if job.preview.prompt and job.preview.every:
         drawing = {"gradients": fresh, "preview": _preview(job, table, place)}
         phases.append(Need("preview", _weights(job, table, place, "preview") | kept | drawing))
-    shared = {} if place.apart else {"pictures": _pictures(job, place), "set aside": _set_aside(job, table, place)}
+    shared = (
+        {} if place.apart else {"pictures": _pictures(job, table, place), "set aside": _set_aside(job, table, place)}
+    )
     return [Need(need.phase, dict(need.items) | shared) for need in phases]
 
 
 def _weights(job: JobConfig, table: Table, place: Place, phase: str) -> dict[str, int]:
     """The model's own weights on the device. A memory that is all there is holds originals and converted copies."""
-    total, replaced = 0, _replaced(job)
+    total, replaced = 0, _replaced(job, table)
+    texts = {encoder.part for encoder in table.family.encoders}
     for part, weights in table.weights.items():
         host = weights.all * place.held[part].itemsize
         products, others = _in_run(job, weights, place, part)
-        converts = part == "te1" or (part == "unet" and phase == "training")
+        converts = part in texts or (part == "unet" and phase == "training")
         if part in replaced or phase == "preview":
             converts = False
         if not place.apart:
             total += host + (products + others if converts else 0)
         elif phase != "training":
             total += _as_held(job, weights, place, part) if converts else host
-        elif part == "unet" or (part == "te1" and (trains_text_encoder(job) or varies(job))):
+        elif part == "unet" or (part in texts and (trains_text_encoder(job) or varies(job))):
             total += 0 if part in replaced else _as_held(job, weights, place, part)
     return {"weights": total}
 
 
-def _replaced(job: JobConfig) -> set[str]:
+def _replaced(job: JobConfig, table: Table) -> set[str]:
     if job.network.kind != "checkpoint":
         return set()
-    return {part for part, rate in (("unet", job.finetune.unet_lr), ("te1", job.finetune.text_encoder_lr)) if rate > 0}
+    rates = table.family.rates(job.finetune.unet_lr, job.finetune.text_encoder_lr)
+    return {part for part, rate in rates.items() if rate > 0}
 
 
 def _width(job: JobConfig, place: Place, part: str) -> int:
@@ -356,24 +373,24 @@ def _set_aside(job: JobConfig, table: Table, place: Place) -> int:
     """For a whole checkpoint: what is not trained, as it will be written."""
     if job.network.kind != "checkpoint":
         return 0
-    rest = table.weights.keys() - _replaced(job)
+    rest = table.weights.keys() - _replaced(job, table)
     return sum(table.weights[part].all * place.held[part].itemsize for part in rest)
 
 
-def _pictures(job: JobConfig, place: Place) -> int:
+def _pictures(job: JobConfig, table: Table, place: Place) -> int:
     """Means and logarithmic variances, fp32."""
-    cells = (job.dataset.width // CELL) * (job.dataset.height // CELL)
+    cells = _cells(job.dataset.width, job.dataset.height, table)
     return place.pictures * cells * 8 * FULL if job.dataset.cache == "memory" else 0
 
 
 def _encoding(job: JobConfig, table: Table, place: Place) -> dict[str, int]:
-    cells = (job.dataset.width // CELL) * (job.dataset.height // CELL)
+    cells = _cells(job.dataset.width, job.dataset.height, table)
     return {"encoding": _quiet(table, "encode", cells, place.held["vae"])}
 
 
 def _preview(job: JobConfig, table: Table, place: Place) -> int:
     width, height = job.preview.width or job.dataset.width, job.preview.height or job.dataset.height
-    cells = math.ceil(width / CELL) * math.ceil(height / CELL)
+    cells = math.ceil(width / table.family.cell) * math.ceil(height / table.family.cell)
     drawn = _quiet(table, "sample", cells, place.held["unet"])
     return max(drawn, _quiet(table, "decode", cells, place.held["vae"]))
 
@@ -390,7 +407,7 @@ def _waiting(job: JobConfig, table: Table, place: Place) -> dict[str, int]:
     file = 0 if job.network.kind == "checkpoint" else numbers
     return {
         "weights": originals + _set_aside(job, table, place),
-        "pictures": _pictures(job, place),
+        "pictures": _pictures(job, table, place),
         "file": file,
     }
 

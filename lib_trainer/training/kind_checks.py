@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
+from lib_trainer.families.detect import lora_of, model_of
+from lib_trainer.families.family import Family
+from lib_trainer.families.names import is_resnet
 from lib_trainer.networks.blocks import parse_blocks
 from lib_trainer.networks.formats.checkpoint_file import read_shapes
 from lib_trainer.networks.formats.embedding_file import read_embedding
@@ -29,8 +32,9 @@ def check_adapters(job: JobConfig, host: Host) -> None:
         )
     if job.network.factor == 0:
         raise ConfigError("network.factor = 0 is not allowed: it must be -1 or a whole number from 1 on.")
-    parse_blocks(job.blocks.rates, "blocks.rates")
-    for block, rank in parse_blocks(job.blocks.ranks, "blocks.ranks").items():
+    unet = host.family().unet
+    parse_blocks(job.blocks.rates, "blocks.rates", unet)
+    for block, rank in parse_blocks(job.blocks.ranks, "blocks.ranks", unet).items():
         if not rank.is_integer():
             raise ConfigError(f"blocks.ranks: {block} = {rank:g} is not a whole number: correct it.")
     if job.network.continue_from:
@@ -39,16 +43,15 @@ def check_adapters(job: JobConfig, host: Host) -> None:
                 f"blocks.ranks = {job.blocks.ranks!r} has no meaning beside {CONTINUE}, whose file has its ranks: "
                 "leave one of them empty."
             )
-        check_continued_adapters(job, read_lora(Path(job.network.continue_from).expanduser()))
+        check_continued_adapters(job, read_lora(Path(job.network.continue_from).expanduser()), host.family())
 
 
-def check_continued_adapters(job: JobConfig, file: LoraFile) -> None:
+def check_continued_adapters(job: JobConfig, file: LoraFile, family: Family) -> None:
     """Raise `ConfigError` for a file of another family or another kind."""
     path, wanted = job.network.continue_from, job.network.kind
-    metadata = file.metadata
-    xl = metadata.get("ss_base_model_version", "").startswith("sdxl") or any("lora_te2_" in n for n in file.tensors)
-    if xl or metadata.get("ss_v2") == "True":
-        raise ConfigError(f"{CONTINUE} = {path!r} was made for {'SDXL' if xl else 'SD 2.x'}: choose one for SD 1.x.")
+    other = lora_of(file.tensors, file.metadata)
+    if other is not None and other is not family:
+        raise ConfigError(f"{CONTINUE} = {path!r} was made for {other.word}: choose one for {family.word}.")
     found = kind_of(file)
     expected = {"pivotal": ("lora", "locon"), "difference": ("lora", "locon")}.get(wanted, (wanted,))
     if found not in expected:
@@ -67,8 +70,7 @@ def kind_of(file: LoraFile) -> str:
         return "loha"
     if any(".lokr_" in name for name in file.tensors):
         return "lokr"
-    resnets = any("_resnets_" in name or "samplers_" in name for name in file.tensors)
-    return "locon" if resnets else "lora"
+    return "locon" if any(is_resnet(name) for name in file.tensors) else "lora"
 
 
 def check_words(job: JobConfig, host: Host) -> None:
@@ -109,7 +111,7 @@ def check_embedding(job: JobConfig, host: Host) -> None:
     if job.network.continue_from:
         if len(word_names(job)) > 1:
             raise ConfigError(f"{CONTINUE} holds one embedding and embedding.names has several: name one.")
-        rows = read_embedding(Path(job.network.continue_from).expanduser())
+        rows = read_embedding(Path(job.network.continue_from).expanduser(), host.family())
         if len(rows) > MAX_VECTORS:
             raise ConfigError(f"{CONTINUE} has {len(rows)} vectors: the most that a prompt can hold is {MAX_VECTORS}.")
 
@@ -160,10 +162,13 @@ def check_checkpoint(job: JobConfig, host: Host) -> None:
             "finetune.unet_lr and finetune.text_encoder_lr are both 0, so nothing would be trained: set at least one."
         )
     if job.network.continue_from:
-        names = read_shapes(Path(job.network.continue_from).expanduser())
-        if any(name.startswith(("conditioner.", "cond_stage_model.model.")) for name in names):
-            raise ConfigError(f"{CONTINUE} = {job.network.continue_from!r} is of another family: choose one of SD 1.x.")
-        if not any(name.startswith("model.diffusion_model.") for name in names):
+        shapes, family = read_shapes(Path(job.network.continue_from).expanduser()), host.family()
+        model = model_of(shapes)
+        if isinstance(model, Family) and model is not family:
+            raise ConfigError(
+                f"{CONTINUE} = {job.network.continue_from!r} is of another family: choose one of {family.word}."
+            )
+        if not any(name.startswith(family.unet.prefix) for name in shapes):
             raise ModelError(f"{job.network.continue_from} holds no UNet: choose a whole checkpoint.")
     if not host.parts():
         raise ModelError("A whole checkpoint is fine-tuned from a single file, which this one is not: choose another.")

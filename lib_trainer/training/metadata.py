@@ -24,11 +24,10 @@ from lib_trainer.config import JobConfig
 from lib_trainer.config.base import ADAPTERS
 from lib_trainer.dataset.latents import Encoded
 from lib_trainer.dataset.scan import Scan
-from lib_trainer.ports import Family, LoadedModel
+from lib_trainer.ports import LoadedModel
 from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.recipes import Recipe
 
-BASE_MODEL_VERSIONS = {Family.SD1: "sd_v1", Family.SD2: "sd_v2", Family.SDXL: "sdxl_base_v1-0"}
 COVER_SIDE = 512
 PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 """accelerate's words, as sd-scripts writes them."""
@@ -63,8 +62,8 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_training_finished_at": time.time(),
         "ss_output_name": job.output.name,
         "ss_training_comment": f"WebUI trainer {__version__}",
-        "ss_base_model_version": BASE_MODEL_VERSIONS[model.family],
-        "ss_v2": model.family is Family.SD2,
+        "ss_base_model_version": model.family.version,
+        "ss_v2": model.family.v2,
         "ss_clip_skip": training.clip_skip,
         "ss_max_token_length": training.max_tokens,
         "ss_seed": training.seed,
@@ -143,7 +142,7 @@ def _model_spec(facts: RunFacts) -> dict[str, object]:
     adapter = {"embedding": "/textual-inversion"} | dict.fromkeys(ADAPTERS, "/lora")
     values: dict[str, object] = {
         "sai_model_spec": "1.0.0",
-        "architecture": f"stable-diffusion-v1{adapter.get(job.network.kind, '')}",
+        "architecture": f"{model.family.architecture}{adapter.get(job.network.kind, '')}",
         "implementation": "diffusers" if job.network.kind in ADAPTERS else STABILITY,
         "title": job.output.name,
         "date": datetime.datetime.fromtimestamp(int(facts.started)).isoformat(),
@@ -153,7 +152,7 @@ def _model_spec(facts: RunFacts) -> dict[str, object]:
     }
     if job.dataset.trigger_word.strip():
         values["trigger_phrase"] = job.dataset.trigger_word.strip()
-    return {f"modelspec.{name}": value for name, value in values.items()} if model.family is Family.SD1 else {}
+    return {f"modelspec.{name}": value for name, value in values.items()}
 
 
 def _network_args(job: JobConfig) -> dict[str, str]:

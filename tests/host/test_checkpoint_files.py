@@ -99,11 +99,11 @@ def refused(path: Path) -> str:
 FILES: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "sdxl": (
         lambda t: t | {"conditioner.embedders.0.transformer.x": torch.zeros(1)},
-        "is an SDXL checkpoint, which is not",
+        "is of SDXL, which is not",
     ),
     "sd2": (
         lambda t: t | {"cond_stage_model.model.ln_final.weight": torch.zeros(1)},
-        "is an SD 2.x checkpoint, which is not",
+        "is of SD 2.x, which is not",
     ),
     "inpainting": (lambda t: t | {UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}, "inpainting"),
     "a LoRA": (lambda t: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "holds no UNet"),

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from lib_trainer.families import names
+from lib_trainer.families.known import DEFAULT
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
-from lib_trainer.host.standalone.checkpoint import SD1_CONFIG, Components
+from lib_trainer.host.standalone.checkpoint import Components
 from lib_trainer.host.standalone.model import DiffusersModel
-from lib_trainer.networks import naming
 from lib_trainer.networks.lora import LoraAdapter, LoraNetwork
 from lib_trainer.ports import AdaptableModule
 from tests.support import SD15_UNET, tiny_schedule
 
-KEYS = Path(__file__).parents[1] / "data" / "sd15_lora_keys.json.gz"
+KEYS = Path(__file__).parents[1] / "data" / "lora_keys.json.gz"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def _diffusers_sd15() -> DiffusersModel:
     from diffusers import UNet2DConditionModel
     from diffusers.loaders import single_file_utils
 
-    config = single_file_utils.create_unet_diffusers_config_from_ldm(SD1_CONFIG, {})
+    config = single_file_utils.create_unet_diffusers_config_from_ldm(DEFAULT.config, {})
     config["attention_head_dim"] = 8
     with torch.device("meta"):
         unet, text = UNet2DConditionModel.from_config(config), _clip_l()
@@ -108,10 +109,10 @@ def test_both_hosts_name_the_same_blocks() -> None:
 def test_a_block_of_ldm_is_the_block_that_its_name_says() -> None:
     """`input_blocks.4…` must be said to stand in `input_4`: read off ldm's own module names."""
     model = _ldm_sd15()
-    names = {id(module): name for name, module in model.unet.named_modules()}
+    own = {id(module): name for name, module in model.unet.named_modules()}
     for target in model.adaptable_modules():
         if target.part == "unet":
-            first, _, rest = names[id(target.module)].partition(".")
+            first, _, rest = own[id(target.module)].partition(".")
             number = rest.split(".")[0]
             said = "middle" if first == "middle_block" else f"{first.removesuffix('_blocks')}_{number}"
             assert target.block == said, target.key
@@ -136,12 +137,12 @@ def test_a_block_of_ldm_is_the_block_that_its_name_says() -> None:
     ],
 )
 def test_names_of_blocks(ldm: str, diffusers: str) -> None:
-    assert naming.diffusers_unet_name(ldm) == diffusers
+    assert names.diffusers_name(ldm) == diffusers
 
 
 @pytest.mark.parametrize("name", ["input_blocks.0.0", "time_embed.0", "out.2", "input_blocks.3.0.other"])
 def test_modules_outside_the_blocks_have_no_name(name: str) -> None:
-    assert naming.diffusers_unet_name(name) is None
+    assert names.diffusers_name(name) is None
 
 
 def test_names_agree_with_diffusers_own_converter() -> None:
@@ -152,13 +153,13 @@ def test_names_agree_with_diffusers_own_converter() -> None:
     with torch.device("meta"):
         state = openaimodel.UNetModel(**SD15_UNET).state_dict()
     numbered = {f"model.diffusion_model.{name}": torch.full((1,), float(i)) for i, name in enumerate(state)}
-    config = single_file_utils.create_unet_diffusers_config_from_ldm(SD1_CONFIG, {})
+    config = single_file_utils.create_unet_diffusers_config_from_ldm(DEFAULT.config, {})
     converted = single_file_utils.convert_ldm_unet_checkpoint(dict(numbered), config)
     theirs = {int(value): name for name, value in converted.items()}
     compared = 0
     for number, name in enumerate(state):
         module, _, leaf = name.rpartition(".")
-        mine = naming.diffusers_unet_name(module)
+        mine = names.diffusers_name(module)
         if mine is not None:
             assert f"{mine}.{leaf}" == theirs[number]
             compared += 1
@@ -167,9 +168,9 @@ def test_names_agree_with_diffusers_own_converter() -> None:
 
 def test_a_module_outside_the_blocks_has_no_block() -> None:
     with pytest.raises(ValueError, match="conv_in"):
-        naming.block_of("conv_in")
+        DEFAULT.unet.block_of("conv_in")
 
 
 def test_text_encoder_keys() -> None:
-    key = naming.text_encoder_key("text_model.encoder.layers.11.self_attn.q_proj", "lora_te1")
-    assert key == "lora_te1_text_model_encoder_layers_11_self_attn_q_proj"
+    key = DEFAULT.encoders[0].name_in_files("text_model.encoder.layers.11.self_attn.q_proj")
+    assert key == "lora_te_text_model_encoder_layers_11_self_attn_q_proj"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lib_trainer.config import from_values
-from lib_trainer.ports import Family
+from lib_trainer.families.sd1 import SD1
 from lib_trainer.training.card import sidecars, trigger_words, write_card
 from tests.training.watched import Watched
 
@@ -23,7 +23,7 @@ def job(**values: Any) -> Any:
 
 def test_a_card_has_the_words_and_the_picture(tmp_path: Path) -> None:
     result = tmp_path / "a.b.safetensors"
-    write_card(result, job(dataset__trigger_word="zorb, red hat"), Family.SD1, COVER)
+    write_card(result, job(dataset__trigger_word="zorb, red hat"), SD1, COVER)
     facts, picture = sidecars(result)
     assert (facts.name, picture.name) == ("a.b.json", "a.b.preview.png")
     assert json.loads(facts.read_text("utf-8")) == {
@@ -37,22 +37,20 @@ def test_a_card_has_the_words_and_the_picture(tmp_path: Path) -> None:
 def test_what_the_user_has_there_stays(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_bytes(b"mine")
     (tmp_path / "zrk.json").write_text("{}")
-    write_card(tmp_path / "zrk.safetensors", job(dataset__trigger_word="zorb"), Family.SD1, COVER)
+    write_card(tmp_path / "zrk.safetensors", job(dataset__trigger_word="zorb"), SD1, COVER)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([there, "zrk.json"])
     assert (tmp_path / there).read_bytes() == b"mine" and (tmp_path / "zrk.json").read_text() == "{}"
 
 
 def test_nothing_is_written_where_there_is_nothing_to_say(tmp_path: Path) -> None:
-    write_card(tmp_path / "zrk.safetensors", job(), Family.SD1, None)
-    write_card(
-        tmp_path / "zrk.safetensors", job(network__kind="checkpoint", dataset__trigger_word="z"), Family.SD1, None
-    )
+    write_card(tmp_path / "zrk.safetensors", job(), SD1, None)
+    write_card(tmp_path / "zrk.safetensors", job(network__kind="checkpoint", dataset__trigger_word="z"), SD1, None)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_card_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    write_card(tmp_path / "file" / "zrk.safetensors", job(dataset__trigger_word="zorb"), Family.SD1, COVER)
+    write_card(tmp_path / "file" / "zrk.safetensors", job(dataset__trigger_word="zorb"), SD1, COVER)
 
 
 def test_the_words_of_each_kind() -> None:

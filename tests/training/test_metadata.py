@@ -13,7 +13,8 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-from lib_trainer.networks.formats.lora_facts import BLOCKS, with_ranks
+from lib_trainer.families.sd1 import SD1
+from lib_trainer.networks.formats.lora_facts import with_ranks
 from lib_trainer.networks.formats.lora_file import read_lora, write_lora
 from lib_trainer.refusals import ConfigError
 from lib_trainer.work import events as ev
@@ -154,7 +155,10 @@ def test_ranks_that_differ() -> None:
     mixed = with_ranks({}, one | two)
     assert (mixed["ss_network_dim"], mixed["ss_network_alpha"]) == ("Dynamic", "2.0")
     listed = json.loads(mixed["ss_network_args"])["block_dims"].split(",")
-    assert dict(zip(BLOCKS, listed, strict=True)) == dict.fromkeys(BLOCKS, "0") | {"input_1": "4", "middle": "8"}
+    assert dict(zip(SD1.unet.blocks, listed, strict=True)) == dict.fromkeys(SD1.unet.blocks, "0") | {
+        "input_1": "4",
+        "middle": "8",
+    }
     assert with_ranks({}, one | text)["ss_network_alpha"] == "Dynamic"
     apart = with_ranks({}, one | layer(f"lora_unet_down_blocks_0_{ATTENTION[:-1]}k", 16, 2.0))
     assert apart["ss_network_dim"] == "Dynamic" and "ss_network_args" not in apart

@@ -15,6 +15,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from lib_trainer.config import JobConfig
+from lib_trainer.families.family import Family
+from lib_trainer.families.known import DEFAULT
 from lib_trainer.ports import HeldPart, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import DatasetError, ModelError, TrainerError
 from lib_trainer.training.memory_need import outlook
@@ -41,6 +43,9 @@ class FakeHost:
     model_parts: dict[str, HeldPart] = field(default_factory=dict)
 
     def check(self) -> None: ...
+
+    def family(self) -> Family:
+        return DEFAULT
 
     def model(self) -> LoadedModel:
         raise ModelError("The fake host has no model.")

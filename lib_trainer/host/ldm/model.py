@@ -1,8 +1,9 @@
-"""An SD 1.x model in ldm's layout as the core's `LoadedModel`, in place."""
+"""A model in ldm's layout as the core's `LoadedModel`, in place."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from lib_trainer.families.family import VAE_PREFIX, Family, Part, Unet
+from lib_trainer.families.known import DEFAULT
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.held import Holdable
 from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
 from lib_trainer.host.ldm.attention import efficient_attention, efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.networks.formats.checkpoint_file import names_without
-from lib_trainer.networks.naming import block_of, diffusers_unet_name, unet_key
 from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import (
     AdaptableModule,
     Conditioning,
-    Family,
     Group,
     NoiseSchedule,
     OwnParameter,
-    Part,
     PictureSize,
     TokenTable,
     TrainingState,
 )
 from lib_trainer.refusals import ModelError
 
-UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
-TEXT_PREFIX = "cond_stage_model.transformer."
 RESNET_CLASSES = ("ResBlock", "Upsample", "Downsample")
 BLOCK_CLASSES = ("ResBlock", "SpatialTransformer")
 
@@ -43,8 +41,6 @@ class LdmModel(Holdable):
 
     `devices` is what a host that patches ldm keeps its `dtype_unet` on: the precision of the time embedding.
     """
-
-    family = Family.SD1
 
     def __init__(
         self,
@@ -57,11 +53,12 @@ class LdmModel(Holdable):
         file: Path | None = None,
         file_hash: str = "",
         devices: object = None,
+        family: Family = DEFAULT,
     ) -> None:
         self.unet, self.vae, self.text = unet, vae, text
         self.schedule, self._latent_scale = schedule, latent_scale
         self.name, self.file, self.file_hash = name, file, file_hash
-        self._devices = devices
+        self._devices, self.family = devices, family
 
     @property
     def latent_scale(self) -> float:
@@ -88,7 +85,7 @@ class LdmModel(Holdable):
         return sorted(found, key=lambda target: target.key)
 
     def _unet_modules(self) -> Iterator[AdaptableModule]:
-        resnets = _resnets_per_level(self.unet)
+        names = _as_built(self.family.unet, self.unet)
         for prefix, owner in self.unet.named_modules():
             kind = type(owner).__name__
             if kind != "SpatialTransformer" and kind not in RESNET_CLASSES:
@@ -96,19 +93,20 @@ class LdmModel(Holdable):
             for name, module in owner.named_modules(prefix=prefix):
                 if not isinstance(module, (nn.Linear, nn.Conv2d)):
                     continue
-                published = diffusers_unet_name(name, resnets)
+                published = names.published(name, "ldm")
                 if published is not None:
                     group: Group = "transformer" if kind == "SpatialTransformer" else "convolution"
-                    block = block_of(published, resnets)
-                    yield AdaptableModule(unet_key(published), module, "unet", group, block)
+                    key, block = names.name_in_files(published), names.block_of(published)
+                    yield AdaptableModule(key, module, "unet", group, block)
 
     def tokens(self) -> TokenTable:
         return self.text
 
     def own_parameters(self) -> Sequence[OwnParameter]:
+        text = self.text.encoder
         parts: tuple[tuple[Part, nn.Module, str], ...] = (
-            ("unet", self.unet, UNET_PREFIX),
-            ("te1", self.text.transformer, TEXT_PREFIX),
+            ("unet", self.unet, self.family.unet.prefix),
+            (text.part, self.text.transformer, text.prefix),
         )
         return [
             OwnParameter(published(f"{prefix}{place}.{name}"), owner, name, part, _unrounded(owner, name, parameter))
@@ -122,7 +120,8 @@ class LdmModel(Holdable):
 
         A module that is stored in 8 bits has its weights in `fp16_weight`, if the WebUI was told to keep them.
         """
-        roots = ((UNET_PREFIX, self.unet), (VAE_PREFIX, self.vae), (TEXT_PREFIX, self.text.transformer))
+        unet, text = self.family.unet.prefix, self.text.encoder.prefix
+        roots = ((unet, self.unet), (VAE_PREFIX, self.vae), (text, self.text.transformer))
         named = {
             published(prefix + name): tensor for prefix, root in roots for name, tensor in root.state_dict().items()
         }
@@ -186,10 +185,10 @@ def without_own_checkpoints(unet: nn.Module) -> Iterator[None]:
         yield
 
 
-def _resnets_per_level(unet: nn.Module) -> int:
-    """ldm keeps `num_res_blocks` as a number or as a list of equal numbers."""
-    count: Any = getattr(unet, "num_res_blocks", 2)
-    return int(count if isinstance(count, int) else count[0])
+def _as_built(described: Unet, unet: nn.Module) -> Unet:
+    """The family's UNet with this one's blocks. ldm keeps `num_res_blocks` as a number or a list of equal ones."""
+    count: Any = getattr(unet, "num_res_blocks", described.resnets)
+    return dataclasses.replace(described, resnets=int(count if isinstance(count, int) else count[0]))
 
 
 def published(name: str) -> str:

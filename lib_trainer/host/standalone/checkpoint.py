@@ -1,12 +1,15 @@
 """Reading a checkpoint into diffusers' modules: a single file in ldm's layout, or a diffusers folder.
 
 A single file is built from the `.yaml` of the same name beside it, if there is one, as the WebUI builds it; without one
-it is taken for SD 1.5. The text encoder of a `.yaml` is described by the folder its `cond_stage_config.params.version`
-names (relative to the file), as transformers' `config.json`. Nothing is ever fetched.
+it is taken for the published model of its family. The text encoder of a `.yaml` is described by the folder its
+`cond_stage_config.params.version` names (relative to the file), as transformers' `config.json`. Nothing is
+fetched.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,49 +20,16 @@ from diffusers.loaders import single_file_utils as single_file
 from omegaconf import OmegaConf
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from lib_trainer.families.detect import folder_model, model_of
+from lib_trainer.families.family import VAE_PREFIX, Family, Part
+from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.files import found
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.networks.formats.checkpoint_file import read_state_dict
 from lib_trainer.ports import NoiseSchedule
 from lib_trainer.refusals import ModelError
 
-TEXT_PREFIX = "cond_stage_model.transformer."
-SD1_CONFIG: dict[str, Any] = {
-    "model": {
-        "params": {
-            "linear_start": 0.00085,
-            "linear_end": 0.0120,
-            "timesteps": 1000,
-            "scale_factor": 0.18215,
-            "unet_config": {
-                "params": {
-                    "in_channels": 4,
-                    "out_channels": 4,
-                    "model_channels": 320,
-                    "attention_resolutions": [4, 2, 1],
-                    "num_res_blocks": 2,
-                    "channel_mult": [1, 2, 4, 4],
-                    "num_heads": 8,
-                    "transformer_depth": 1,
-                    "context_dim": 768,
-                }
-            },
-            "first_stage_config": {
-                "params": {
-                    "ddconfig": {
-                        "z_channels": 4,
-                        "in_channels": 3,
-                        "out_ch": 3,
-                        "ch": 128,
-                        "ch_mult": [1, 2, 4, 4],
-                        "num_res_blocks": 2,
-                    }
-                }
-            },
-        }
-    }
-}
-"""The published architecture of Stable Diffusion 1.x (Rombach et al. 2022, arXiv:2112.10752), in ldm's terms."""
+UNET = DEFAULT.unet.prefix
 
 
 @dataclass(frozen=True)
@@ -69,7 +39,8 @@ class Components:
     text_encoder: CLIPTextModel
     tokenizer: Any
     schedule: NoiseSchedule
-    file_names: dict[str, dict[str, str]] = field(default_factory=lambda: {"unet": {}, "te1": {}})
+    family: Family = DEFAULT
+    file_names: Mapping[Part, Mapping[str, str]] = field(default_factory=dict)
     """{part: {name in the module: name in the single file}}; empty for a diffusers folder."""
 
 
@@ -81,12 +52,12 @@ def load_checkpoint(path: Path) -> Components:
     if not path.is_file():
         raise ModelError(f"There is no checkpoint {path}: give a .safetensors or .ckpt file or a diffusers folder.")
     tensors = read_state_dict(path)
-    _check_family(path, tensors)
-    config = _config_beside(path)
+    family = _family(path, tensors)
+    config = _config_beside(path, family)
     try:
-        return _build(tensors, config, path.parent)
+        return _build(tensors, config, path.parent, family)
     except Exception as error:  # converters trip over missing pieces in many ways
-        described = "its .yaml describes" if path.with_suffix(".yaml").is_file() else "SD 1.5 has"
+        described = "its .yaml describes" if path.with_suffix(".yaml").is_file() else f"{family.model} has"
         raise ModelError(
             f"{path} does not fit the architecture that {described} ({_brief(error)}): choose another checkpoint."
         ) from error
@@ -98,33 +69,35 @@ def _brief(error: Exception) -> str:
     return text if len(text) <= 200 else text[:200] + " …"
 
 
-def _check_family(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    if not any(name.startswith("model.diffusion_model.") for name in tensors):
+def _family(path: Path, tensors: dict[str, torch.Tensor]) -> Family:
+    """What a single file is of. Raises `ModelError` where that cannot be trained."""
+    model = model_of(_shapes(tensors))
+    if model is None:
         if any(name.startswith("model_ema.") for name in tensors):
             raise ModelError(
                 f"{path} holds only the running average of a model (model_ema): choose the whole checkpoint."
             )
         if any(name.startswith(("down_blocks.", "unet.down_blocks.")) for name in tensors):
             raise ModelError(f"{path} is a UNet in diffusers' layout: give the whole diffusers folder that it is from.")
-        raise ModelError(f"{path} holds no UNet (model.diffusion_model): choose a whole Stable Diffusion checkpoint.")
-    if any(name.startswith("conditioner.embedders.") for name in tensors):
-        raise ModelError(f"{path} is an SDXL checkpoint, which is not supported yet: choose one of SD 1.x.")
-    if any(name.startswith("cond_stage_model.model.") for name in tensors):
-        raise ModelError(f"{path} is an SD 2.x checkpoint, which is not supported yet: choose one of SD 1.x.")
-    first = tensors.get("model.diffusion_model.input_blocks.0.0.weight")
+        raise ModelError(f"{path} holds no UNet ({UNET[:-1]}): choose a whole Stable Diffusion checkpoint.")
+    family = checked(model, path)
+    first = tensors.get(f"{family.unet.prefix}input_blocks.0.0.weight")
     if first is None or first.ndim != 4:
         raise ModelError(f"{path} holds no UNet in Stable Diffusion's layout: choose another checkpoint.")
-    if first.shape[1] != 4:
-        raise ModelError(f"{path} is an inpainting or editing checkpoint: choose one for txt2img.")
-    for prefix, what in (("first_stage_model.", "VAE"), (TEXT_PREFIX, "text encoder")):
+    for prefix, what in ((VAE_PREFIX, "VAE"), (family.encoders[0].prefix, "text encoder")):
         if not any(name.startswith(prefix) for name in tensors):
             raise ModelError(f"{path} holds no {what} ({prefix[:-1]}): choose a checkpoint with it built in.")
+    return family
 
 
-def _config_beside(path: Path) -> dict[str, Any]:
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _config_beside(path: Path, family: Family) -> dict[str, Any]:
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
-        return SD1_CONFIG
+        return dict(family.config or {})
     try:
         config = OmegaConf.to_container(OmegaConf.load(beside), resolve=True)
     except Exception as error:  # OmegaConf passes on whatever its parsers raise
@@ -134,7 +107,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
     return config
 
 
-def _build(tensors: dict[str, torch.Tensor], config: dict[str, Any], folder: Path) -> Components:
+def _build(tensors: dict[str, torch.Tensor], config: dict[str, Any], folder: Path, family: Family) -> Components:
     tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     params = config["model"]["params"]
     unet_config = single_file.create_unet_diffusers_config_from_ldm(config, tensors)
@@ -150,16 +123,20 @@ def _build(tensors: dict[str, torch.Tensor], config: dict[str, Any], folder: Pat
     missing = sorted(wanted - text.keys() - {"text_model.embeddings.position_ids"})
     if missing:
         raise KeyError(f"text encoder: {missing[0]} is missing")
-    prediction = "v" if params.get("parameterization") == "v" else "epsilon"
+    prediction = "v" if params.get("parameterization") == "v" else family.prediction
     betas = _scaled_linear(params["linear_start"], params["linear_end"], params["timesteps"])
-    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), prediction)  # type: ignore[arg-type]
-    names = {"unet": _unet_file_names(tensors, unet.config), "te1": {name: TEXT_PREFIX + name for name in text}}
-    return Components(unet.eval(), vae.eval(), text_encoder.eval(), load_tokenizer(), schedule, names)
+    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), prediction)
+    own = family.encoders[0]
+    names: dict[Part, Mapping[str, str]] = {
+        "unet": _unet_file_names(tensors, unet.config),
+        own.part: {name: own.prefix + name for name in text},
+    }
+    return Components(unet.eval(), vae.eval(), text_encoder.eval(), load_tokenizer(), schedule, family, names)
 
 
 def _unet_file_names(tensors: dict[str, torch.Tensor], config: Any) -> dict[str, str]:
     """diffusers' name → ldm's: its converter is given numbers instead of weights, and they tell where each has gone."""
-    ldm = [name for name in tensors if name.startswith("model.diffusion_model.")]
+    ldm = [name for name in tensors if name.startswith(UNET)]
     numbered = {name: torch.full((1,), float(index)) for index, name in enumerate(ldm)}
     converted = single_file.convert_ldm_unet_checkpoint(numbered, config)
     return {name: ldm[int(number)] for name, number in converted.items()}
@@ -186,8 +163,7 @@ def _scaled_linear(start: float, end: float, steps: int) -> torch.Tensor:
 def _load_folder(folder: Path) -> Components:
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder} is not a diffusers folder (no model_index.json): choose another one.")
-    if (folder / "text_encoder_2").is_dir():
-        raise ModelError(f"{folder} is an SDXL model, which is not supported yet: choose one of SD 1.x.")
+    family = _folder_family(folder)
     try:
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
@@ -197,13 +173,19 @@ def _load_folder(folder: Path) -> Components:
         raise ModelError(
             f"{folder} could not be read as a diffusers folder ({_brief(error)}): download it again."
         ) from error
-    if unet.config.in_channels != 4:
-        raise ModelError(f"{folder} is an inpainting or editing model: choose one for txt2img.")
-    if unet.config.use_linear_projection:
-        raise ModelError(f"{folder} is an SD 2.x model, which is not supported yet: choose one of SD 1.x.")
     config = scheduler.config
     betas = _scaled_linear(config.beta_start, config.beta_end, config.num_train_timesteps)
     prediction = "v" if config.prediction_type == "v_prediction" else "epsilon"
     schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), prediction)  # type: ignore[arg-type]
     parts = unet.float().eval(), vae.float().eval(), text_encoder.float().eval()
-    return Components(*parts, load_tokenizer(), schedule)
+    return Components(*parts, load_tokenizer(), schedule, family)
+
+
+def _folder_family(folder: Path) -> Family:
+    """By the UNet's own description. Raises `ModelError` where it cannot be trained."""
+    try:
+        described = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # reading the UNet says the rest
+        described = {}
+    found = folder_model(described, several=(folder / "text_encoder_2").is_dir())
+    return checked(found, folder)

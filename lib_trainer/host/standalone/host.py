@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import unicodedata
@@ -13,14 +14,18 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from lib_trainer.families.detect import model_of
+from lib_trainer.families.family import Family, Stranger
+from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.files import by_stem, found
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
-from lib_trainer.networks.formats.checkpoint_file import count_parameters
+from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_shapes
 from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
+from lib_trainer.networks.formats.reading import is_pickle
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import HeldPart, PreviewRequest
 from lib_trainer.refusals import ConfigError, ModelError
@@ -47,9 +52,23 @@ class StandaloneHost:
             raise ModelError(
                 f"There is no checkpoint {self.checkpoint}: give a .safetensors or .ckpt file or a diffusers folder."
             )
+        checked(self._found(), self.checkpoint)
 
     def device(self) -> torch.device:
         return self._device
+
+    def family(self) -> Family:
+        model = self._found()
+        return model if isinstance(model, Family) and model.trainable else DEFAULT
+
+    def _found(self) -> Family | Stranger:
+        """Of a file that is not loaded yet its header tells; a pickle, which has none, tells when it is loaded."""
+        if self._model is not None:
+            return self._model.family
+        path = found(self.checkpoint) if self.checkpoint else None
+        if path is None or not path.is_file() or is_pickle(path):
+            return DEFAULT
+        return _model_of_file(path, path.stat().st_mtime_ns)
 
     def model(self) -> DiffusersModel:
         self.check()
@@ -106,7 +125,9 @@ class StandaloneHost:
         return [*(f"<lora:{name}:1>" for name in self.loras()), *(f"<hypernet:{name}:1>" for name in nets), *words]
 
     def describe(self) -> str:
-        return "no checkpoint" if self.checkpoint is None else f"{self.checkpoint.stem} · SD 1.x · {self._device}"
+        if self.checkpoint is None:
+            return "no checkpoint"
+        return f"{self.checkpoint.stem} · {self._found().word} · {self._device}"
 
     def samplers(self) -> Sequence[str]:
         return list(SAMPLERS)
@@ -140,8 +161,7 @@ class StandaloneHost:
                 return {}
             counts = count_parameters(found(self.checkpoint))
             return {part: HeldPart(numbers, torch.float32) for part, numbers in counts.items()}
-        roots = {"unet": self._model.unet, "te1": self._model.text.transformer, "vae": self._model.vae}
-        return {part: HeldPart.of(root, self._device) for part, root in roots.items()}
+        return {part: HeldPart.of(root, self._device) for part, root in self._model.roots().items()}
 
     def added(self, path: Path) -> None:
         """Folders are read at every prompt."""
@@ -151,9 +171,10 @@ class StandaloneHost:
         wanted, found = unicodedata.normalize("NFC", text).lower(), {}
         for name, path in self._words().items():
             if name.lower() in wanted:
-                rows = read_embedding(path)
+                rows = read_embedding(path, model.family)
                 if rows.shape[1] != model.tokens().width:
-                    raise ModelError(f"{path} is made for another family of models: choose an embedding for SD 1.x.")
+                    word = model.family.word
+                    raise ModelError(f"{path} is made for another family of models: choose an embedding for {word}.")
                 found[name] = rows
         return found
 
@@ -179,8 +200,18 @@ class StandaloneHost:
         except ValueError as error:
             raise ModelError(f"{path} does not fit this checkpoint ({error}): choose a LoRA made for it.") from error
         if not len(network):
-            raise ModelError(f"{path} has no module that this checkpoint has: choose a LoRA made for SD 1.x.")
+            word = model.family.word
+            raise ModelError(f"{path} has no module that this checkpoint has: choose a LoRA made for {word}.")
         return file, network
+
+
+@functools.lru_cache(maxsize=8)
+def _model_of_file(path: Path, changed: int) -> Family | Stranger:
+    """A file that cannot be read, or is no model, says so when it is loaded."""
+    try:
+        return model_of(read_shapes(path)) or DEFAULT
+    except ModelError:
+        return DEFAULT
 
 
 class StandaloneLease:

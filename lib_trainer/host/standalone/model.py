@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lib_trainer.families.family import Part
 from lib_trainer.files import found
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.held import Holdable
@@ -19,14 +21,11 @@ from lib_trainer.host.ldm.attention import efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
 from lib_trainer.networks.formats.checkpoint_file import names_without, read_checkpoint
-from lib_trainer.networks.naming import block_of, unet_key
 from lib_trainer.ports import (
     AdaptableModule,
     Conditioning,
-    Family,
     Group,
     OwnParameter,
-    Part,
     PictureSize,
     TokenTable,
     TrainingState,
@@ -39,13 +38,12 @@ CONVOLUTION_CLASSES = ("ResnetBlock2D", "Upsample2D", "Downsample2D")
 
 
 class DiffusersModel(Holdable):
-    """UNet, VAE and text encoder of an SD 1.x pipeline, in fp32."""
-
-    family = Family.SD1
+    """UNet, VAE and text encoder of a pipeline, in fp32."""
 
     def __init__(self, parts: Components, device: torch.device, name: str = "", file: Path | None = None) -> None:
         self.unet, self.vae = parts.unet.to(device), parts.vae.to(device)
-        self.text = ClipText(parts.text_encoder.to(device), parts.tokenizer)
+        self.family = parts.family
+        self.text = ClipText(parts.text_encoder.to(device), parts.tokenizer, self.family.encoders[0])
         self.schedule, self.name, self.file = parts.schedule, name, file
         self._file_names = parts.file_names
 
@@ -98,27 +96,33 @@ class DiffusersModel(Holdable):
         return sorted(found, key=lambda target: target.key)
 
     def _unet_modules(self) -> Iterator[AdaptableModule]:
-        resnets = self.unet.config.layers_per_block
+        names = dataclasses.replace(self.family.unet, resnets=self.unet.config.layers_per_block)
         for prefix, owner in self.unet.named_modules():
             kind = type(owner).__name__
             if kind != "Transformer2DModel" and kind not in CONVOLUTION_CLASSES:
                 continue
             for name, module in owner.named_modules(prefix=prefix):
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                published = names.published(name, "diffusers")
+                if published is not None and isinstance(module, (nn.Linear, nn.Conv2d)):
                     group: Group = "transformer" if kind == "Transformer2DModel" else "convolution"
-                    yield AdaptableModule(unet_key(name), module, "unet", group, block_of(name, resnets))
+                    key, block = names.name_in_files(published), names.block_of(published)
+                    yield AdaptableModule(key, module, "unet", group, block)
 
     def tokens(self) -> TokenTable:
         return self.text
 
     def own_parameters(self) -> Sequence[OwnParameter]:
-        parts: tuple[tuple[Part, nn.Module], ...] = (("unet", self.unet), ("te1", self.text.transformer))
+        text = self.text.encoder.part
+        parts: tuple[tuple[Part, nn.Module], ...] = (("unet", self.unet), (text, self.text.transformer))
         return [
-            OwnParameter(self._file_names[part].get(f"{place}.{name}", f"{part}.{place}.{name}"), owner, name, part)
+            OwnParameter(self._name_in_file(part, f"{place}.{name}"), owner, name, part)
             for part, root in parts
             for place, owner in root.named_modules()
             for name, parameter in owner.named_parameters(recurse=False)
         ]
+
+    def _name_in_file(self, part: Part, name: str) -> str:
+        return self._file_names.get(part, {}).get(name, f"{part}.{name}")
 
     def checkpoint_tensors(self, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
         """Of the file the model was read from: only the UNet and the text encoder are ever trained."""

@@ -75,7 +75,8 @@ def draw_seeds(model: DiffusersModel, request: PreviewRequest, seeds: Sequence[i
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     told = model.encode_text([request.negative_prompt, request.prompt], request.clip_skip, MAX_CHUNKS).context
     told = told.repeat_interleave(count, dim=0)
-    shape = (1, 4, request.height // 8, request.width // 8)
+    family = model.family
+    shape = (1, family.latent_channels, request.height // family.cell, request.width // family.cell)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     latents = noise.to(model.device) * sampler.init_noise_sigma
     for timestep in sampler.timesteps:

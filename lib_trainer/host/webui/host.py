@@ -12,9 +12,11 @@ import torch
 from modules import call_queue, devices, paths, processing, progress, sd_hijack, sd_models, sd_samplers, shared
 from PIL import Image
 
+from lib_trainer.families.family import Family
+from lib_trainer.families.known import DEFAULT
 from lib_trainer.host.webui.interrupts import BUTTON, Interrupts
 from lib_trainer.host.webui.low_vram import LowVram
-from lib_trainer.host.webui.model import WebuiModel, check_model, own_backups, take_out_prompt_networks
+from lib_trainer.host.webui.model import WebuiModel, check_model, family_of, own_backups, take_out_prompt_networks
 from lib_trainer.patching import attribute
 from lib_trainer.ports import HeldPart, PreviewRequest
 from lib_trainer.refusals import ModelError
@@ -43,6 +45,11 @@ class WebuiHost:
 
     def device(self) -> torch.device:
         return torch.device(devices.device)
+
+    def family(self) -> Family:
+        with contextlib.suppress(ModelError):
+            return family_of(sd_models.model_data.sd_model)
+        return DEFAULT
 
     def model(self) -> WebuiModel:
         """Checked again: the checkpoint may have been changed while the run waited in the queue.
@@ -124,7 +131,8 @@ class WebuiHost:
             check_model(model)
         except ModelError as error:
             return str(error)
-        return f"{model.sd_checkpoint_info.name_for_extra} [{model.sd_checkpoint_info.shorthash}] · SD 1.x"
+        info = model.sd_checkpoint_info
+        return f"{info.name_for_extra} [{info.shorthash}] · {family_of(model).word}"
 
     def samplers(self) -> Sequence[str]:
         return [sampler.name for sampler in sd_samplers.visible_samplers()]
@@ -157,7 +165,7 @@ class WebuiHost:
             return {}
         roots = {
             "unet": model.model.diffusion_model,
-            "te1": model.cond_stage_model.wrapped.transformer,
+            family_of(model).encoders[0].part: model.cond_stage_model.wrapped.transformer,
             "vae": model.first_stage_model,
         }
         return {part: HeldPart.of(root, device) for part, root in roots.items()}

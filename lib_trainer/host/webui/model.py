@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from modules import devices, sd_hijack, sd_unet, shared
 from modules.textual_inversion.textual_inversion import Embedding
 from torch import nn
 
+from lib_trainer.families.detect import model_in
+from lib_trainer.families.family import Family, Stranger
+from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.patching import attribute, replaced_forward
@@ -50,18 +54,19 @@ class WebuiModel(LdmModel):
     """An `LdmModel` over `shared.sd_model` that also sets aside what generation may have left on it."""
 
     def __init__(self, sd_model: Any) -> None:
-        info = sd_model.sd_checkpoint_info
+        info, family = sd_model.sd_checkpoint_info, family_of(sd_model)
         encoder = sd_model.cond_stage_model.wrapped
         super().__init__(
             unet=sd_model.model.diffusion_model,
             vae=sd_model.first_stage_model,
-            text=WebuiText(encoder.transformer, encoder.tokenizer),
+            text=WebuiText(encoder.transformer, encoder.tokenizer, family.encoders[0]),
             schedule=_schedule(sd_model),
             latent_scale=float(sd_model.scale_factor),
             name=info.name_for_extra,
             file=Path(info.filename),
             file_hash=info.sha256 or "",
             devices=devices,
+            family=family,
         )
         self.sd_model = sd_model
 
@@ -76,18 +81,30 @@ class WebuiModel(LdmModel):
             yield
 
 
+_looked_at: weakref.WeakKeyDictionary[nn.Module, Family | Stranger | None] = weakref.WeakKeyDictionary()
+
+
+def family_of(sd_model: Any) -> Family:
+    """The family of a loaded checkpoint. Raises `ModelError` where it cannot be trained.
+
+    A model is looked at once: the page asks at each of its polls.
+    """
+    if not isinstance(sd_model, nn.Module):
+        return DEFAULT
+    if sd_model not in _looked_at:
+        _looked_at[sd_model] = model_in(sd_model)
+    return checked(_looked_at[sd_model] or DEFAULT)
+
+
 def check_model(sd_model: Any) -> None:
     """Raise `ModelError` with the remedy unless this checkpoint can be trained as it is loaded."""
     if sd_model is None:
         raise ModelError("No checkpoint is loaded: choose one at the top left of the page and wait until it is there.")
-    for flag, family in (("is_sdxl", "SDXL"), ("is_sd2", "SD 2.x"), ("is_sd3", "SD 3")):
-        if getattr(sd_model, flag, False):
-            raise ModelError(f"The loaded checkpoint is of {family}, which is not supported yet: load one of SD 1.x.")
-    if getattr(getattr(sd_model, "model", None), "conditioning_key", "crossattn") != "crossattn":
-        raise ModelError("The loaded checkpoint is made for inpainting or editing: load one for txt2img.")
+    family = family_of(sd_model)
     encoder = getattr(getattr(sd_model, "cond_stage_model", None), "wrapped", None)
     if not hasattr(getattr(encoder, "transformer", None), "text_model") or not hasattr(sd_model, "first_stage_model"):
-        raise ModelError("The loaded checkpoint is not laid out as SD 1.x (no CLIP text encoder): load one of SD 1.x.")
+        word = family.word
+        raise ModelError(f"The loaded checkpoint is not laid out as {word} (no CLIP text encoder): load one of {word}.")
     kept_away = getattr(sd_model, "lowvram", False)  # --medvram: the model rests on the CPU
     if not kept_away and next(sd_model.model.parameters()).device.type != torch.device(devices.device).type:
         raise ModelError(

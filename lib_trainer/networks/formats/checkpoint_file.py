@@ -15,23 +15,25 @@ from typing import Any
 
 import torch
 
+from lib_trainer.families.detect import model_of
+from lib_trainer.families.family import Family, Part
+from lib_trainer.families.known import DEFAULT, FAMILIES, PREFIXES
 from lib_trainer.files import found
 from lib_trainer.networks.formats import reading
 from lib_trainer.networks.formats.tensor_file import write_tensors
-from lib_trainer.ports import Part
 from lib_trainer.refusals import ModelError
-
-PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
-"""Of the tensors that loaders read. What else files hold (`model_ema.`, the schedule, optimizer states) is junk."""
 
 NESTED = ("state_dict", "model", "module", "model_state_dict")
 """Under which trainers keep the model beside its optimizer."""
 
-TEXT = "cond_stage_model.transformer."
-OLD_TEXT = tuple(f"{TEXT}{part}." for part in ("embeddings", "encoder", "final_layer_norm"))
+OLD_TEXT = {
+    f"{encoder.prefix}{part}.": encoder.prefix
+    for family in FAMILIES
+    for encoder in family.encoders
+    if encoder.layout == "transformers"
+    for part in ("embeddings", "encoder", "final_layer_norm")
+}
 """Names of before transformers 4.3, which lack `text_model.` (NovelAI's first files and what was made of them)."""
-
-PARTS: dict[str, Part] = {"model": "unet", "cond_stage_model": "te1"}
 
 
 def is_weight(name: str) -> bool:
@@ -104,14 +106,16 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def count_parameters(path: Path) -> dict[Part, int]:
-    """Parameters of the UNet and the text encoder; nothing for a file that is no checkpoint."""
-    counts: dict[Part, int] = {"unet": 0, "te1": 0}
+    """Parameters of the UNet and the text encoders; nothing for a file that is no checkpoint."""
     try:
         shapes = read_shapes(found(path))
     except ModelError:
         return {}
+    model = model_of(shapes)
+    family = model if isinstance(model, Family) else DEFAULT
+    counts: dict[Part, int] = dict.fromkeys(family.parts, 0)
     for name, shape in shapes.items():
-        part = PARTS.get(name.partition(".")[0])
+        part = family.part_of(name)
         if part is not None and is_weight(name):
             counts[part] += math.prod(shape)
     return counts
@@ -128,4 +132,5 @@ def _unnested(data: Any) -> dict[Any, Any]:
 
 
 def _renamed(name: str) -> str:
-    return f"{TEXT}text_model.{name[len(TEXT) :]}" if name.startswith(OLD_TEXT) else name
+    prefix = next((own for old, own in OLD_TEXT.items() if name.startswith(old)), "")
+    return f"{prefix}text_model.{name[len(prefix) :]}" if prefix else name

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from lib_trainer.families.detect import embedding_of
+from lib_trainer.families.family import Family
+from lib_trainer.families.known import DEFAULT
 from lib_trainer.networks.formats.picture_embedding import PICTURES, read_picture
 from lib_trainer.networks.formats.reading import read_file
 from lib_trainer.networks.formats.tensor_file import write_tensors
@@ -39,11 +42,11 @@ def write_embedding(path: Path, rows: torch.Tensor, facts: Mapping[str, str], *,
         with new_file(path, overwrite=overwrite) as file:
             write_archive(file, data)
     else:
-        write_tensors(path, {"emb_params": vectors}, facts, overwrite=overwrite)
+        write_tensors(path, {DEFAULT.encoders[0].rows: vectors}, facts, overwrite=overwrite)
 
 
-def read_embedding(path: Path) -> torch.Tensor:
-    """Rows (n, D) fp32 of an embedding for SD 1.x or 2.x. Raises `ModelError` naming the file."""
+def read_embedding(path: Path, family: Family = DEFAULT) -> torch.Tensor:
+    """Rows (n, D) fp32 of an embedding for models of this family. Raises `ModelError` naming the file."""
     if path.suffix.lower() in PICTURES:
         data: Any = read_picture(path)
         if data is None:
@@ -53,8 +56,9 @@ def read_embedding(path: Path) -> torch.Tensor:
     stored = data.get("string_to_param", data) if isinstance(data, Mapping) else {"*": data}
     stored = getattr(stored, "values", stored) if not isinstance(stored, Mapping) else stored  # a ParameterDict
     tensors = {name: one for name, one in dict(stored).items() if isinstance(one, torch.Tensor)} if stored else {}
-    if {"clip_l", "clip_g"} & tensors.keys():
-        raise ModelError("embedding.of_sdxl", path=path)
+    other = embedding_of(tensors.keys())
+    if other is not None and other is not family:
+        raise ModelError("embedding.of_another_family", path=path, found=other.word, wanted=family.word)
     rows = [tensor for tensor in tensors.values() if tensor.ndim in (1, 2) and tensor.is_floating_point()]
     if len(rows) != 1 or len(tensors) != 1 or not rows[0].numel():
         raise ModelError("embedding.not_one", path=path)

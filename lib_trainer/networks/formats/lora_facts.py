@@ -2,7 +2,7 @@
 
 `ss_network_dim` and `ss_network_alpha` are one number where all layers agree, else `Dynamic` (sd-scripts, merge_lora.py
 and resize_lora.py). 3×3 convolutions have their own, `conv_dim` and `conv_alpha` of `ss_network_args`; where the UNet's
-blocks differ, its `block_dims` and `block_alphas` list the 25 of them, 0 where there is none (sd-scripts, lora.py).
+blocks differ, its `block_dims` and `block_alphas` list them all, 0 where there is none (sd-scripts, lora.py).
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from lib_trainer.networks.naming import block_of_key
+from lib_trainer.families.detect import lora_of
+from lib_trainer.families.family import Unet
+from lib_trainer.families.known import DEFAULT
+from lib_trainer.families.names import is_spatial
 
 BUNDLED = "bundle_emb."
 DYNAMIC = "Dynamic"
-BLOCKS = (*(f"input_{number}" for number in range(12)), "middle", *(f"output_{number}" for number in range(12)))
 RANKED = ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 """Tensors whose first dimension is the rank."""
 
@@ -43,7 +45,7 @@ def with_ranks(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor])
         "ss_network_dim": _common(flat, lambda layer: layer.rank),
         "ss_network_alpha": _common(flat, lambda layer: layer.alpha),
     }
-    arguments = _arguments(metadata) | _block_lists(flat)
+    arguments = _arguments(metadata) | _block_lists(flat, (lora_of(tensors, metadata) or DEFAULT).unet)
     if spatial:
         arguments["conv_dim"] = _common(spatial, lambda layer: layer.rank)
         arguments["conv_alpha"] = _common(spatial, lambda layer: layer.alpha)
@@ -64,13 +66,8 @@ def _layers(tensors: Mapping[str, torch.Tensor]) -> list[_Layer]:
         stored = parts.get("alpha")
         rank = None if ranked is None else int(ranked.shape[0])
         alpha = float(stored) if stored is not None else None if rank is None else float(rank)
-        layers.append(_Layer(key, rank, alpha, _is_spatial(key)))
+        layers.append(_Layer(key, rank, alpha, is_spatial(key)))
     return layers
-
-
-def _is_spatial(key: str) -> bool:
-    """3×3 convolutions of SD's UNet, by name: LoHa's and LoKr's tensors do not tell the kernel."""
-    return key.endswith(("_conv1", "_conv2", "_conv", "_conv_in", "_conv_out"))
 
 
 def _arguments(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -86,16 +83,16 @@ def _common(layers: list[_Layer], value: Callable[[_Layer], float | None]) -> st
     return str(values.pop()) if len(values) == 1 else DYNAMIC if values else "None"
 
 
-def _block_lists(layers: list[_Layer]) -> dict[str, str]:
+def _block_lists(layers: list[_Layer], unet: Unet) -> dict[str, str]:
     """Nothing where all blocks agree, or where one disagrees in itself."""
     by_block: dict[str, list[_Layer]] = {}
     for layer in layers:
-        block = block_of_key(layer.key)
+        block = unet.block_of_key(layer.key)
         if block is not None:
             by_block.setdefault(block, []).append(layer)
     lists: dict[str, str] = {}
     for name, value in (("block_dims", lambda layer: layer.rank), ("block_alphas", lambda layer: layer.alpha)):
         told = {block: _common(own, value) for block, own in by_block.items()}
         if len(set(told.values())) > 1 and DYNAMIC not in told.values():
-            lists[name] = ",".join(told.get(block, "0") for block in BLOCKS)
+            lists[name] = ",".join(told.get(block, "0") for block in unet.blocks)
     return lists

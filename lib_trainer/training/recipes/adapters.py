@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lib_trainer.config import JobConfig
+from lib_trainer.families.family import Family
 from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts
 from lib_trainer.networks.blocks import learns, parse_blocks
 from lib_trainer.networks.formats.lora_file import BUNDLED, read_lora, write_lora
@@ -42,7 +43,7 @@ class AdapterRecipe(Recipe):
         plain = job.network.kind in ("lora", "difference") and not job.network.dora  # sd-scripts has DoRA by LyCORIS
         self.network_module = "networks.lora" if plain else "lycoris.kohya"
         self._seeds = DropoutSeeds(job)
-        self._groups = rate_groups(job, self.network)
+        self._groups = rate_groups(job, self.network, model.family)
 
     def groups(self) -> list[dict[str, Any]]:
         return self._groups
@@ -92,14 +93,10 @@ class DropoutSeeds:
             torch.manual_seed((self._seed << 24) + step)
 
 
-def rates_of(job: JobConfig) -> dict[Part, float]:
-    text = job.optimizer.text_encoder_lr
-    return {"unet": job.optimizer.unet_lr, "te1": text, "te2": text}
-
-
-def rate_groups(job: JobConfig, network: LoraNetwork) -> list[dict[str, Any]]:
+def rate_groups(job: JobConfig, network: LoraNetwork, family: Family) -> list[dict[str, Any]]:
     """A group for each part, and for each factor that its blocks have. Called once: the network is made flat."""
-    factors, rates = parse_blocks(job.blocks.rates, "blocks.rates"), rates_of(job)
+    factors = parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
+    rates = family.rates(job.optimizer.unet_lr, job.optimizer.text_encoder_lr)
     whole = job.optimizer.name in ELEMENTWISE
     sorted_out: dict[tuple[Part, float], list[Adapter]] = {}
     for adapter in network:
@@ -116,23 +113,23 @@ def rate_groups(job: JobConfig, network: LoraNetwork) -> list[dict[str, Any]]:
 
 def make_networks(job: JobConfig, model: LoadedModel) -> Networks:
     """The network of a job. Raises `ModelError` if the file to continue from does not fit the model."""
-    modules = model.adaptable_modules()
+    modules, family = model.adaptable_modules(), model.family
     if not job.network.continue_from:
-        planned = plan_adapters(job, modules)
+        planned = plan_adapters(job, modules, family)
         fresh = LoraNetwork.build(planned, torch.Generator().manual_seed(job.training.seed))
         return Networks(fresh, LoraNetwork([]), {})
     path = Path(job.network.continue_from).expanduser()
     whole = read_lora(path).tensors
     tensors = {name: tensor for name, tensor in whole.items() if not name.startswith(BUNDLED)}
     try:
-        trained = LoraNetwork.from_tensors([one for one in modules if learns_in(job, one)], tensors)
-        held = LoraNetwork.from_tensors([one for one in modules if not learns_in(job, one)], tensors)
+        trained = LoraNetwork.from_tensors([one for one in modules if learns_in(job, one, family)], tensors)
+        held = LoraNetwork.from_tensors([one for one in modules if not learns_in(job, one, family)], tensors)
     except ValueError as error:
         raise ModelError(f"{path} does not fit this checkpoint ({error}): choose a file made for it.") from error
     strange = unmatched_keys(modules, tensors)
     if strange or not len(trained) + len(held):
         what = strange[0] if strange else "any module"
-        raise ModelError(f"{path} and this checkpoint do not share {what}: choose a file made for SD 1.x.")
+        raise ModelError(f"{path} and this checkpoint do not share {what}: choose a file made for {family.word}.")
     if not len(trained):
         raise ModelError(f"{path} has no layer that is to learn: {WHAT_LEARNS}.")
     for adapter in trained:
@@ -143,20 +140,21 @@ def make_networks(job: JobConfig, model: LoadedModel) -> Networks:
     return Networks(trained, held, kept)
 
 
-def learns_in(job: JobConfig, target: AdaptableModule) -> bool:
+def learns_in(job: JobConfig, target: AdaptableModule, family: Family) -> bool:
     """Whether a job trains what stands beside this layer: rates of parts and blocks, and the preset, decide."""
-    factor = parse_blocks(job.blocks.rates, "blocks.rates").get(target.block, 1.0)
-    return bool(rates_of(job)[target.part] and factor and learns(job.blocks.preset, target.block))
+    factor = parse_blocks(job.blocks.rates, "blocks.rates", family.unet).get(target.block, 1.0)
+    rate = family.rates(job.optimizer.unet_lr, job.optimizer.text_encoder_lr)[target.part]
+    return bool(rate and factor and learns(job.blocks.preset, target.block, family.unet))
 
 
-def plan_adapters(job: JobConfig, modules: Sequence[AdaptableModule]) -> Planned:
+def plan_adapters(job: JobConfig, modules: Sequence[AdaptableModule], family: Family) -> Planned:
     """Which modules get an adapter, and of what kind and rank."""
     network = job.network
-    ranks = parse_blocks(job.blocks.ranks, "blocks.ranks")
+    ranks = parse_blocks(job.blocks.ranks, "blocks.ranks", family.unet)
     convolutions = network.kind in WITH_CONVOLUTIONS and network.conv_rank > 0
     planned: Planned = []
     for target in modules:
-        if not learns_in(job, target) or (target.group == "convolution" and not convolutions):
+        if not learns_in(job, target, family) or (target.group == "convolution" and not convolutions):
             continue
         spatial = isinstance(target.module, nn.Conv2d) and target.module.kernel_size != (1, 1)
         rank, alpha = (network.conv_rank, network.conv_alpha) if spatial else (network.rank, network.alpha)

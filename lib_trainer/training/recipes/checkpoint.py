@@ -19,7 +19,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, write_checkpoint
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.low_rank import lora_of_differences
-from lib_trainer.ports import LoadedModel, OwnParameter, Part
+from lib_trainer.ports import LoadedModel, OwnParameter
 from lib_trainer.refusals import MemoryExhausted, ModelError
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.recipes import Progress, Recipe
@@ -36,9 +36,9 @@ class CheckpointRecipe(Recipe):
     def __init__(self, job: JobConfig, model: LoadedModel, difference_path: Path | None = None) -> None:
         tuning = job.finetune
         self._model, self._job, self._difference = model, job, difference_path
-        self._rates: dict[Part, float] = {"unet": tuning.unet_lr, "te1": tuning.text_encoder_lr}
+        self._rates = model.family.rates(tuning.unet_lr, tuning.text_encoder_lr)
         self._owned = [own for own in model.own_parameters() if self._rates.get(own.part, 0) > 0]
-        self.trains_text_encoder = self._rates["te1"] > 0
+        self.trains_text_encoder = tuning.text_encoder_lr > 0
         start = _read_start(job)
         self.replaces = tuple({own.part: None for own in self._owned})
         self._rest = _apart(model, [own.key for own in self._owned])

@@ -34,8 +34,8 @@ class DifferenceRecipe(Recipe):
         self.network = self.networks.trained
         self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
         self._seeds = DropoutSeeds(job)
-        first = [{**group, "name": f"{group['name']}, before"} for group in rate_groups(job, self.base)]
-        self._groups = first + rate_groups(job, self.network)
+        first = [{**group, "name": f"{group['name']}, before"} for group in rate_groups(job, self.base, model.family)]
+        self._groups = first + rate_groups(job, self.network, model.family)
         self.before_step(1, base=True)
 
     def groups(self) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ class HypernetworkRecipe(Recipe):
             path = Path(job.network.continue_from).expanduser()
             self.network = read_hypernetwork(path)
             if not set(self.network.sizes) & set(known):
-                raise ModelError(f"{path} has none of this checkpoint's sizes {known}: choose one made for SD 1.x.")
+                word = model.family.word
+                raise ModelError(f"{path} has none of this checkpoint's sizes {known}: choose one made for {word}.")
         else:
             wanted = parse_sizes(job.hypernetwork.sizes) or known
             strange = sorted(set(wanted) - set(known))

@@ -37,7 +37,7 @@ class Words:
             elif rows.shape[1] != self._table.width:
                 raise ModelError(
                     f"The embedding to continue from has vectors of {rows.shape[1]} numbers and this checkpoint's have "
-                    f"{self._table.width}: choose one made for SD 1.x."
+                    f"{self._table.width}: choose one made for {model.family.word}."
                 )
             self.rows[name] = nn.Parameter(rows.to(model.device, copy=True))
 
@@ -83,7 +83,7 @@ class EmbeddingRecipe(Recipe):
         self._job = job
         found = {}
         if job.network.continue_from:
-            found = {word_names(job)[0]: read_embedding(Path(job.network.continue_from).expanduser())}
+            found = {word_names(job)[0]: read_embedding(Path(job.network.continue_from).expanduser(), model.family)}
         self.words = Words(job, model, found)
 
     def groups(self) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ class Form:
     @functools.cached_property
     def _decided(self) -> dict[str, list[tuple[Any, tuple[str, ...]]]]:
         """By deciding option: each component and box, with the paths of which one must be shown for it to be."""
-        own = [(self.components[path], (path,)) for path in self._conditional]
+        own: list[tuple[Any, tuple[str, ...]]] = [(self.components[path], (path,)) for path in self._conditional]
         own += [(box, inside) for box, inside in self.boxes if all(self.specs[one].when for one in inside)]
         return {
             path: [(one, inside) for one, inside in own if any(self._depends(field, path) for field in inside)]

@@ -22,7 +22,7 @@ from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.models.registry import threshold_of
 from lib_trainer.tagging.scores.table import ScoreTable, select
 from lib_trainer.tagging.settings import TaggerSettings
-from lib_trainer.ui.kit.notices import Notices
+from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.tagger.form import names_of
 from lib_trainer.ui.tagger.view import (
     border_html,
@@ -137,8 +137,8 @@ class TaggerActions:
 
     def reread(self, settings: TaggerSettings, tag: str) -> list[Any]:
         """As `look`, with the folder and its captions read again."""
-        told = self.notices.of(lambda: self.desk.opened(settings.selection, settings.style, again=True))
-        return [told, *self.look(settings, tag)[1:4], ""]
+        notice = self.notices.of(lambda: self.desk.opened(settings.selection, settings.style, again=True))
+        return [notice, *self.look(settings, tag)[1:4], ""]
 
     def details(self, settings: TaggerSettings, tag: str) -> list[Any]:
         """The pictures of the chosen tag, and those near its line: they need thumbnails and come after the rest."""

@@ -13,6 +13,7 @@ from unittest import mock
 import gradio as gr
 import torch
 from modules import devices, paths, processing, script_callbacks, sd_hijack, sd_models, sd_unet, shared
+from torch import nn
 
 from lib_trainer.config import from_values
 from lib_trainer.host.webui import host as host_module
@@ -71,16 +72,13 @@ def refusal(kind: str, values: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _pretended(kind: str) -> Iterator[None]:
-    model = sd_models.model_data.sd_model
     with contextlib.ExitStack() as stack:
         put = stack.enter_context
         match kind:
             case "none":
                 put(mock.patch.object(sd_models.model_data, "sd_model", None))
-            case "is_sdxl" | "is_sd2" | "is_sd3":
-                put(mock.patch.object(model, kind, True))
-            case "inpainting":
-                put(mock.patch.object(model.model, "conditioning_key", "hybrid"))
+            case "sdxl" | "sd2" | "sd3" | "inpainting":
+                put(mock.patch.object(sd_models.model_data, "sd_model", _of_another_family(kind)))
             case "unloaded":
                 put(mock.patch.object(devices, "device", torch.device("meta")))
             case "stranger":
@@ -88,6 +86,31 @@ def _pretended(kind: str) -> Iterator[None]:
             case _:
                 raise ValueError(kind)
         yield
+
+
+def _of_another_family(kind: str) -> nn.Module:
+    """A module with as much of such a model as tells it."""
+    channels = 9 if kind == "inpainting" else 4
+    places = {
+        "sdxl": ("conditioner.embedders.0.x", "conditioner.embedders.1.x"),
+        "sd2": ("cond_stage_model.wrapped.model.x",),
+        "sd3": ("model.diffusion_model.joint_blocks.0.x",),
+    }
+    root = nn.Module()
+    _put(root, "model.diffusion_model.input_blocks.0.0", nn.Conv2d(channels, 8, 3))
+    for place in places.get(kind, ("cond_stage_model.wrapped.transformer.x",)):
+        _put(root, place, nn.Linear(2, 2))
+    return root
+
+
+def _put(root: nn.Module, place: str, module: nn.Module) -> None:
+    """Put a module where its name says, with plain modules on the way."""
+    *way, last = place.split(".")
+    for name in way:
+        if not hasattr(root, name):
+            root.add_module(name, nn.Module())
+        root = getattr(root, name)
+    root.add_module(last, module)
 
 
 def encoding(caption: str, clip_skip: int) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""Which family a model is of: told by looking at it, at a loaded model's modules or at the names in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from lib_trainer.families.family import Family, Stranger
+from lib_trainer.families.known import FLUX, INPAINTING, REFINER, SD3
+from lib_trainer.families.sd1 import SD1
+from lib_trainer.families.sd2 import SD2
+from lib_trainer.families.sdxl import SDXL
+
+UNET = SD1.unet.prefix
+FIRST = f"{UNET}input_blocks.0.0.weight"
+REFINER_CONTEXT = 1280
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def model_of(shapes: Shapes) -> Family | Stranger | None:
+    """What a checkpoint file is, by its tensors' names and shapes; None for what is no model of these layouts."""
+    if _any(shapes, f"{UNET}joint_blocks.") or _any(shapes, "joint_blocks."):
+        return SD3
+    if _any(shapes, f"{UNET}double_blocks.") or _any(shapes, "double_blocks."):
+        return FLUX
+    if not _any(shapes, UNET):
+        return None
+    if _any(shapes, "conditioner.embedders."):
+        return SDXL if _any(shapes, SDXL.encoders[1].root) else REFINER
+    if _any(shapes, SD2.encoders[0].prefix):
+        return SD2
+    first = shapes.get(FIRST, ())
+    if len(first) == 4 and first[1] != SD1.unet.channels:
+        return INPAINTING
+    if not _any(shapes, SD1.encoders[0].root):
+        return _by_context(shapes)
+    return SD1
+
+
+def model_in(root: nn.Module) -> Family | Stranger | None:
+    """The same of a loaded model in ldm's or sgm's layout; the WebUI puts modules of its own around some."""
+    return model_of({name.replace(".wrapped.", "."): tuple(one.shape) for name, one in root.named_parameters()})
+
+
+def folder_model(unet: Mapping[str, Any], *, several: bool) -> Family | Stranger:
+    """What a diffusers folder is, by its UNet's config.json and whether it has several text encoders."""
+    if several:
+        return SDXL
+    if unet.get("in_channels", SD1.unet.channels) != SD1.unet.channels:
+        return INPAINTING
+    return SD2 if unet.get("use_linear_projection") else SD1
+
+
+def lora_of(keys: Collection[str], metadata: Mapping[str, str]) -> Family | None:
+    """The family of a LoRA file, by its keys and what it says of itself; None where neither tells."""
+    version = metadata.get("ss_base_model_version", "")
+    if version.startswith("sdxl") or any(key.startswith((f"{SDXL.encoders[1].key}_",)) for key in keys):
+        return SDXL
+    if metadata.get("ss_v2") == "True":
+        return SD2
+    if version.startswith(SD1.version) or any(SD1.unet.block_of_key(key) and "_blocks_" in key for key in keys):
+        return SD1 if not any(key.startswith(_LDM_KEYS) for key in keys) else SDXL
+    return None
+
+
+_LDM_KEYS = tuple(f"{SDXL.unet.key}_{side}_block" for side in ("input", "middle", "output"))
+
+
+def embedding_of(names: Collection[str]) -> Family | None:
+    """The family of an embedding's file, by its tensors' names; None for those that SD 1.x and SD 2.x share."""
+    return SDXL if {encoder.rows for encoder in SDXL.encoders} & set(names) else None
+
+
+def _by_context(shapes: Shapes) -> Family | Stranger:
+    """By the width of what the UNet reads, for a file without a text encoder."""
+    width = next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), 0)
+    known: dict[int, Family | Stranger] = {family.unet.context: family for family in (SD2, SDXL)}
+    return known.get(width, REFINER if width == REFINER_CONTEXT else SD1)
+
+
+def _any(names: Collection[str], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)

@@ -1,0 +1,45 @@
+"""The families that have a description, the models that are only recognised, and what can be trained of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lib_trainer.families.family import VAE_PREFIX, Family, Stranger
+from lib_trainer.families.sd1 import SD1
+from lib_trainer.families.sd2 import SD2
+from lib_trainer.families.sdxl import SDXL
+from lib_trainer.refusals import ModelError
+
+FAMILIES = (SD1, SD2, SDXL)
+DEFAULT = next(family for family in FAMILIES if family.trainable)
+"""What a model that does not tell is taken for."""
+
+INPAINTING = Stranger("inpainting or editing", draws=False)
+REFINER = Stranger("the SDXL refiner")
+SD3 = Stranger("SD 3")
+FLUX = Stranger("Flux")
+
+TEXT_ROOTS = ("cond_stage_model.", "conditioner.")
+PREFIXES = (DEFAULT.unet.prefix, VAE_PREFIX, *TEXT_ROOTS)
+"""Of the tensors that loaders read. What else files hold (`model_ema.`, the schedule, optimizer states) is junk."""
+
+
+def trainable() -> str:
+    """The words of the families that can be trained, as a sentence names them."""
+    return " or ".join(family.word for family in FAMILIES if family.trainable)
+
+
+def checked(found: Family | Stranger, path: Path | None = None) -> Family:
+    """The family of a model that can be trained: the loaded one, or that of a file.
+
+    Raises `ModelError` naming what it is instead.
+    """
+    if isinstance(found, Family) and found.trainable:
+        return found
+    if isinstance(found, Stranger) and not found.draws:
+        if path is None:
+            raise ModelError("family.loaded_for_inpainting")
+        raise ModelError("family.file_for_inpainting", path=path)
+    if path is None:
+        raise ModelError("family.loaded_not_supported", found=found.word, trained=trainable())
+    raise ModelError("family.file_not_supported", path=path, found=found.word, trained=trainable())

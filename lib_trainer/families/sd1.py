@@ -1,0 +1,70 @@
+"""Stable Diffusion 1.x (Rombach et al. 2022, arXiv:2112.10752) on OpenAI's CLIP ViT-L/14."""
+
+from __future__ import annotations
+
+from lib_trainer.families.family import Encoder, Family, Unet
+
+CONFIG = {
+    "model": {
+        "params": {
+            "linear_start": 0.00085,
+            "linear_end": 0.0120,
+            "timesteps": 1000,
+            "scale_factor": 0.18215,
+            "unet_config": {
+                "params": {
+                    "in_channels": 4,
+                    "out_channels": 4,
+                    "model_channels": 320,
+                    "attention_resolutions": [4, 2, 1],
+                    "num_res_blocks": 2,
+                    "channel_mult": [1, 2, 4, 4],
+                    "num_heads": 8,
+                    "transformer_depth": 1,
+                    "context_dim": 768,
+                }
+            },
+            "first_stage_config": {
+                "params": {
+                    "ddconfig": {
+                        "z_channels": 4,
+                        "in_channels": 3,
+                        "out_ch": 3,
+                        "ch": 128,
+                        "ch_mult": [1, 2, 4, 4],
+                        "num_res_blocks": 2,
+                    }
+                }
+            },
+        }
+    }
+}
+"""The published architecture in ldm's terms."""
+
+SD1 = Family(
+    word="SD 1.x",
+    model="SD 1.5",
+    card="SD1",
+    version="sd_v1",
+    architecture="stable-diffusion-v1",
+    unet=Unet(depths=(1, 1, 1, 0), context=768, named="diffusers"),
+    encoders=(
+        Encoder(
+            part="te1",
+            root="cond_stage_model.",
+            prefix="cond_stage_model.transformer.",
+            layout="transformers",
+            key="lora_te",
+            rows="emb_params",
+            width=768,
+            layers=12,
+            output=12,
+            adapted=12,
+            final_norm=True,
+        ),
+    ),
+    latent_scale=0.18215,
+    trainable=True,
+    memory="sd1",
+    config=CONFIG,
+)

@@ -1,0 +1,35 @@
+"""Stable Diffusion 2.x: SD 1.x's UNet with heads of 64 channels and linear projections, on OpenCLIP's ViT-H/14.
+
+The 768-pixel models predict v, the 512-pixel ones the noise: their files do not say which they are.
+"""
+
+from __future__ import annotations
+
+from lib_trainer.families.family import Encoder, Family, Unet
+
+SD2 = Family(
+    word="SD 2.x",
+    model="SD 2.1",
+    card="SD2",
+    version="sd_v2",
+    architecture="stable-diffusion-v2-512",
+    unet=Unet(depths=(1, 1, 1, 0), context=1024, named="diffusers"),
+    encoders=(
+        Encoder(
+            part="te1",
+            root="cond_stage_model.",
+            prefix="cond_stage_model.model.",
+            layout="open_clip",
+            key="lora_te",
+            rows="emb_params",
+            width=1024,
+            layers=24,
+            output=23,
+            adapted=23,
+            final_norm=True,
+            padding=0,
+        ),
+    ),
+    latent_scale=0.18215,
+    v2=True,
+)

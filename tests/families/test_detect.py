@@ -1,0 +1,145 @@
+"""What a model is, told by its tensors' names and shapes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lib_trainer.families.detect import embedding_of, folder_model, lora_of, model_in, model_of
+from lib_trainer.families.known import FAMILIES, FLUX, INPAINTING, REFINER, SD3, checked
+from lib_trainer.families.sd1 import SD1
+from lib_trainer.families.sd2 import SD2
+from lib_trainer.families.sdxl import SDXL
+from lib_trainer.refusals import ModelError
+
+UNET = "model.diffusion_model."
+FIRST = f"{UNET}input_blocks.0.0.weight"
+READS = f"{UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+CLIP_L = "transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+OPEN_CLIP = "model.transformer.resblocks.0.mlp.c_fc.weight"
+KEYS = Path(__file__).parents[1] / "data" / "lora_keys.json.gz"
+
+
+def shapes(*names: str, channels: int = 4, width: int = 768) -> dict[str, tuple[int, ...]]:
+    return {FIRST: (320, channels, 3, 3), READS: (640, width), **dict.fromkeys(names, (8, 8))}
+
+
+FILES: dict[str, tuple[dict[str, tuple[int, ...]], Any]] = {
+    "sd1": (shapes(f"cond_stage_model.{CLIP_L}"), SD1),
+    "sd1, a miniature": (shapes(f"cond_stage_model.{CLIP_L}", width=32), SD1),
+    "sd2": (shapes(f"cond_stage_model.{OPEN_CLIP}", width=1024), SD2),
+    "sdxl": (shapes(f"conditioner.embedders.0.{CLIP_L}", f"conditioner.embedders.1.{OPEN_CLIP}", width=2048), SDXL),
+    "refiner": (shapes(f"conditioner.embedders.0.{OPEN_CLIP}", width=1280), REFINER),
+    "inpainting": (shapes(f"cond_stage_model.{CLIP_L}", channels=9), INPAINTING),
+    "pix2pix": (shapes(f"cond_stage_model.{CLIP_L}", channels=8), INPAINTING),
+    "sd3": ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (8, 8)}, SD3),
+    "flux": ({"double_blocks.0.img_attn.qkv.weight": (8, 8)}, FLUX),
+    "flux, whole": ({f"{UNET}double_blocks.0.img_attn.qkv.weight": (8, 8)}, FLUX),
+    "a LoRA": ({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 8)}, None),
+    "sd1, no text": (shapes(), SD1),
+    "sd2, no text": (shapes(width=1024), SD2),
+    "sdxl, no text": (shapes(width=2048), SDXL),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_told(name: str) -> None:
+    held, wanted = FILES[name]
+    assert model_of(held) is wanted
+
+
+def test_a_loaded_model_is_told_also_behind_the_webuis_wrappers() -> None:
+    def nested(path: str, leaf: nn.Module) -> nn.Module:
+        for name in reversed(path.split(".")):
+            outer = nn.Module()
+            outer.add_module(name, leaf)
+            leaf = outer
+        return leaf
+
+    for text, wanted in (("cond_stage_model.wrapped.transformer", SD1), ("cond_stage_model.wrapped.model", SD2)):
+        root = nested(text, nn.Linear(2, 2))
+        unet = nested("diffusion_model.input_blocks.0.0", nn.Conv2d(4, 8, 3))
+        root.add_module("model", unet)
+        assert model_in(root) is wanted
+
+
+def test_a_folder_is_told() -> None:
+    assert folder_model({}, several=False) is SD1
+    assert folder_model({}, several=True) is SDXL
+    assert folder_model({"use_linear_projection": True}, several=False) is SD2
+    assert folder_model({"in_channels": 9}, several=False) is INPAINTING
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (SDXL, "x.safetensors is of SDXL, which is not supported yet: choose one of SD 1.x."),
+        (SD2, "x.safetensors is of SD 2.x, which is not supported yet: choose one of SD 1.x."),
+        (REFINER, "x.safetensors is of the SDXL refiner, which is not supported yet: choose one of SD 1.x."),
+        (FLUX, "x.safetensors is of Flux, which is not supported yet: choose one of SD 1.x."),
+        (INPAINTING, "x.safetensors is made for inpainting or editing: choose one for txt2img."),
+    ],
+)
+def test_what_cannot_be_trained_is_named(found: Any, sentence: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        checked(found, Path("x.safetensors"))
+    assert str(caught.value) == sentence
+    assert checked(SD1) is SD1
+    with pytest.raises(ModelError) as caught:
+        checked(found)
+    assert str(caught.value).startswith("The loaded checkpoint is ") and ": load one " in str(caught.value)
+
+
+def test_lora_files_are_told_by_their_keys() -> None:
+    lists = json.loads(gzip.decompress(KEYS.read_bytes()))
+    assert lora_of(lists["sdxl_lora_r4"], {}) is SDXL
+    assert lora_of([key for key in lists["sdxl_lora_r4"] if "lora_te" not in key], {}) is SDXL
+    assert lora_of(lists["sd15_lora_r4"], {}) is SD1
+    assert lora_of(lists["sd2_lora_r4"], {"ss_v2": "True"}) is SD2
+    assert lora_of([], {"ss_base_model_version": "sdxl_base_v0-9"}) is SDXL
+    assert lora_of(["lora_te_text_model_encoder_layers_0_mlp_fc1.alpha"], {}) is None
+
+
+def test_embeddings_are_told_by_their_tensors() -> None:
+    assert embedding_of(["clip_l", "clip_g"]) is SDXL
+    assert embedding_of(["emb_params"]) is None
+    assert all(encoder.rows for family in FAMILIES for encoder in family.encoders)
+
+
+def test_encoders_decide_what_the_unet_reads() -> None:
+    """Penultimate without a norm, and with one, against transformers' own hidden states."""
+    import dataclasses
+
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from lib_trainer.host.clip import ClipText
+    from lib_trainer.host.standalone.tokenizer import load_tokenizer
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = CLIPTextModel(CLIPTextConfig(**sizes)).eval()
+    caption, tokenizer = ["a red hat"], load_tokenizer()
+    ids = tokenizer(caption, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    with torch.no_grad():
+        for encoder, place, normed in ((SD1.encoders[0], -1, True), (SDXL.encoders[0], -2, False)):
+            text = ClipText(model, tokenizer, encoder)
+            states = model(ids, output_hidden_states=True).hidden_states
+            wanted = model.text_model.final_layer_norm(states[place]) if normed else states[place]
+            with text.lean():
+                lean = text.encode(caption, 1, 1).context
+            torch.testing.assert_close(text.encode(caption, 1, 1).context, wanted)
+            torch.testing.assert_close(lean, wanted, rtol=1e-4, atol=1e-5)
+            deeper = text.encode(caption, 2, 1).context
+            wanted = model.text_model.final_layer_norm(states[place - 1]) if normed else states[place - 1]
+            torch.testing.assert_close(deeper, wanted)
+        padded = ClipText(model, tokenizer, dataclasses.replace(SDXL.encoders[0], padding=0))
+        ids = torch.where(torch.arange(77) > 4, 0, ids)  # a begin mark, three words, an end mark
+        torch.testing.assert_close(
+            padded.encode(caption, 1, 1).context, model(ids, output_hidden_states=True).hidden_states[-2]
+        )
