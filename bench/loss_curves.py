@@ -29,7 +29,8 @@ from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.networks import adapters
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.networks.products import GatedGelu
-from lib_trainer.training.run import prepare, run_plan
+from lib_trainer.training.plan import prepare
+from lib_trainer.training.run import run_plan
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 from miniature.demo import COLOURS, SHAPE, SIDE, TRIGGER, concept_job

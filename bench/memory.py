@@ -40,23 +40,12 @@ from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.weights import Bus
+from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.hypernetwork import attention_sizes
 from lib_trainer.ports import Conditioning, NoiseSchedule, TrainingState
-from lib_trainer.training.forecast import (
-    FULL,
-    TABLES,
-    Layer,
-    Place,
-    Table,
-    Weights,
-    Work,
-    forecast,
-    learned_numbers,
-    tables,
-    trains_text_encoder,
-    work_key,
-)
-from lib_trainer.training.kinds import TRAINING_KINDS
+from lib_trainer.training.forecast import Place, forecast, learned_numbers, work_key
+from lib_trainer.training.memory_table import FULL, TABLES, Layer, Table, Weights, Work, tables
 from lib_trainer.training.objective import loss_of
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.session import Session
@@ -255,7 +244,7 @@ def without_contents(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[Allocat
     off = mock.patch("torch.autocast", mode.switched)
     there = mock.patch("lib_trainer.autocasting.autocasts", lambda kind, dtype=None: True)
     again = mock.patch("lib_trainer.host.holding.checkpoint", mode.checkpoint)
-    stay = mock.patch("lib_trainer.training.slots.moves", lambda device: False)
+    stay = mock.patch("lib_trainer.kinds.slots.moves", lambda device: False)
     with known, off, there, again, stay, mode.emulated(), Allocations() as live, torch.device("meta"):
         roots = (model.unet, model.vae, model.text.transformer)
         live.watch(tensor for root in roots for tensor in (*root.parameters(), *root.buffers()))
@@ -274,9 +263,8 @@ def measure_step(shape: Shape, job: JobConfig, chunks: int = 1) -> Measured:
     """One step of a job, forward and backward."""
     dtype = DTYPES[job.training.precision]
     batch, height, width = job.training.batch_size, job.dataset.height // CELL, job.dataset.width // CELL
-    host: Any = None
     with without_contents(shape, dtype) as (live, model, mode):
-        recipe = TRAINING_KINDS[job.network.kind].make(job, host, model)
+        recipe = kind_of(job).recipe(job, model, Outputs((Path(),)))
         recomputed, replaced = job.training.gradient_checkpointing, frozenset(recipe.replaces)
         state = TrainingState(dtype, recomputed, recipe.trains_text_encoder, replaced)
         with Session(model, recipe, state) as session:
@@ -536,7 +524,7 @@ def in_words(job: JobConfig) -> str:
     told += [f"batch {job.training.batch_size}", job.training.precision]
     if job.network.rank != 32:
         told.append(f"rank {job.network.rank}")
-    if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not trains_text_encoder(job):
+    if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not kind_of(job).trains_text_encoder(job):
         told.append("without text encoder")
     if job.network.kind == "checkpoint" and job.finetune.ema:
         told.append("EMA")

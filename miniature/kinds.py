@@ -26,9 +26,9 @@ from PIL import Image
 
 from lib_trainer.config import from_values
 from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.kinds.registry import prompt_for
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.training.desk import TrainingDesk
-from lib_trainer.training.kinds import prompt_for
 from lib_trainer.work import events as ev
 
 from .demo import CFG_SCALE, COLOURS, SAMPLER, SHAPE, SIDE, TRIGGER

@@ -200,6 +200,68 @@ def test_sentences_name_no_family() -> None:
         assert [word for word in family_words() if word in told] == [], path
 
 
+def kind_names() -> frozenset[str]:
+    """Of the choices of `network.kind`, as their declaration spells them."""
+    (found,) = (
+        node.value
+        for path in SOURCES
+        for node in tree(path).body
+        if isinstance(node, ast.Assign) and ast.unparse(node).startswith("Kind = Literal[")
+    )
+    return frozenset(one.value for one in ast.walk(found) if isinstance(one, ast.Constant))
+
+
+def decided_by(node: ast.AST) -> list[ast.AST]:
+    """What a piece of code decides by: sides of comparisons, keys of a table, arguments of `get`, cases of a match."""
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.Dict):
+        return [key for key in node.keys if key is not None]
+    if isinstance(node, ast.MatchValue):
+        return [node.value]
+    if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Tuple, ast.Set, ast.List)):
+        return list(node.value.elts)  # a tuple with a name is there to be looked up in
+    return []
+
+
+def names_decided_by(source: ast.AST, names: frozenset[str]) -> list[str]:
+    """Names of kinds, each with its line."""
+    found = []
+    for node in ast.walk(source):
+        for side in decided_by(node):
+            for leaf in [side, *(side.elts if isinstance(side, (ast.Tuple, ast.Set, ast.List)) else [])]:
+                if isinstance(leaf, ast.Constant) and leaf.value in names:
+                    found.append(f"{leaf.value} in line {leaf.lineno}")
+    return found
+
+
+MATHS = {"lib_trainer.networks.lora"}
+"""Where lora, loha and lokr name what an adapter computes."""
+DECLARED = ("lib_trainer.config", "lib_trainer.options")
+"""Declarations of options say which kinds read them, and how the page shows the names."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_nothing_hangs_on_the_name_of_a_kind_of_training(path: Path) -> None:
+    """What depends on a kind is asked of its object in lib_trainer/kinds."""
+    if reaches({module_name(path)}, "lib_trainer.kinds", *DECLARED, *MATHS):
+        return
+    assert names_decided_by(tree(path), kind_names()) == []
+
+
+def test_a_decision_by_the_name_of_a_kind_is_noticed() -> None:
+    names = kind_names()
+    assert {"lora", "checkpoint", "embedding"} < names and len(names) > 8
+    decisions = (
+        "job.network.kind == 'lora'", "'pivotal' != kind", "kind in ('lora', 'locon')", "kind not in {'loha'}",
+        "{'embedding': 1}.get(kind)", "KINDS = ('lora', 'locon')",
+        "match kind:\n    case 'lora': pass", "match kind:\n    case 'x' | 'lokr': pass",
+    )  # fmt: skip
+    for decision in decisions:
+        assert names_decided_by(ast.parse(decision), names), decision
+    assert not names_decided_by(ast.parse("folder / 'lora'; job.embedding; say('checkpoint')"), names)
+
+
 def test_scripts_are_short() -> None:
     for path in SCRIPTS:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -162,7 +162,7 @@ def _train(options: argparse.Namespace) -> int:
 def train(job: JobConfig, runner: TrainingDesk) -> int:
     """Run a job with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for a bad job."""
     from lib_trainer.cli.progress_bar import ProgressBar
-    from lib_trainer.training.kinds import prompt_for
+    from lib_trainer.kinds.registry import prompt_for
 
     with ProgressBar() as bar, _stopping_at_interrupt(runner):
         runner.start(job, bar)

@@ -10,15 +10,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.files import write_atomically
 from lib_trainer.refusals import printable
-from lib_trainer.training.words import word_names
 
 PICTURES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "jxl", "avif")
 """Endings of pictures that a card may show."""
@@ -26,25 +25,19 @@ SIDE = 512
 logger = logging.getLogger(__name__)
 
 
-def trigger_words(job: JobConfig) -> list[str]:
-    """What a prompt needs beside the call of the file: the trigger word, and names of embeddings inside it."""
-    if job.network.kind == "embedding":  # its names are its calls
-        return word_names(job)[1:]
-    trigger = job.dataset.trigger_word.strip()
-    return [*word_names(job), *([trigger] if trigger and trigger not in word_names(job) else [])]
-
-
 def sidecars(result: Path) -> list[Path]:
     """The files that `write_card` makes for a result, whether they are there or not."""
     return [result.with_name(f"{result.stem}.json"), result.with_name(f"{result.stem}.preview.png")]
 
 
-def write_card(result: Path, job: JobConfig, family: Family, cover: Image.Image | None) -> None:
-    """Write what is missing beside a result; what is there is the user's and stays. A failure is logged alone."""
+def write_card(result: Path, words: Sequence[str], family: Family, cover: Image.Image | None) -> None:
+    """Write what is missing beside a result; what is there is the user's and stays. A failure is logged alone.
+
+    `words` are what the card puts into a prompt beside the call.
+    """
     facts, picture = sidecars(result)
-    words = trigger_words(job)
     try:
-        if words and job.network.kind not in ("embedding", "checkpoint"):
+        if words:
             card = {"sd version": family.card, "activation text": ", ".join(words), "preferred weight": 1.0}
             _write(facts, json.dumps(card, ensure_ascii=False, indent=4).encode())
         if cover is not None and not _has_picture(result):

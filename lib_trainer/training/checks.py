@@ -9,38 +9,36 @@ import msgspec
 import torch
 
 from lib_trainer.config import JobConfig
-from lib_trainer.config.base import ADAPTERS
 from lib_trainer.families.family import Family
 from lib_trainer.files import plain
+from lib_trainer.kinds.base import Kind
 from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError, Problems
-from lib_trainer.training.kinds import TRAINING_KINDS
 from lib_trainer.training.names import check_name
 from lib_trainer.training.optimizers import check_optimizer
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.prior import check_prior
-from lib_trainer.training.words import names_field, word_names, word_path
 
 NAMES = ("output.name", "embedding.names")
 """Options that name what a run writes."""
 
 
-def check_job(job: JobConfig, host: Host) -> None:
+def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
     """Raise `ConfigError` for fields that contradict each other, the host or its device: all of them at once."""
     problems, family = Problems(), host.family()
     with problems.at():
-        check_names(job)
+        check_names(job, kind)
     for field in ("width", "height"):
         with problems.at():
             _check_size(job, field, family)
         with problems.at():
             _check_preview_size(job, field, family)
     with problems.at():
-        check_prior(job)
+        check_prior(job, kind)
     with problems.at():
         resolve_precision(job.training.precision, host.device())
     with problems.at():
-        check_weights(job)
+        check_weights(job, kind)
     with problems.at():
         check_optimizer(job.optimizer.name, host.device())
     with problems.at():
@@ -73,42 +71,35 @@ def _check_sampler(job: JobConfig, host: Host) -> None:
         )
 
 
-def check_names(job: JobConfig) -> None:
+def check_names(job: JobConfig, kind: Kind) -> None:
     """Raise `ConfigError` for a result whose name is no file name on every system, or for two that are one."""
     check_name("output.name", job.output.name)
     seen: dict[str, str] = {}
-    for name in word_names(job):
-        check_name(names_field(job), name)
+    for name in kind.words(job):
+        check_name(kind.names_field(job), name)
         other = seen.setdefault(plain(name), name)
         if other is not name:
             same = "twice" if other == name else f"as {other!r} and {name!r}, which many systems take for the same file"
             raise ConfigError(f"embedding.names has a name {same}: give each its own.")
 
 
-def check_weights(job: JobConfig) -> None:
+def check_weights(job: JobConfig, kind: Kind) -> None:
     """Raise `ConfigError` where the frozen weights cannot be held as the job says."""
     if job.training.weights != "fp8":
         return
-    reason = ""
-    if not hasattr(torch, "float8_e4m3fn"):
-        reason = "needs torch 2.1 or later"
-    elif job.network.kind == "checkpoint" and job.finetune.unet_lr > 0:
-        reason = "is for weights that are not trained, and this job trains the UNet's"
-    elif job.network.dora and job.network.kind in ADAPTERS:
-        reason = "does not go with network.dora, which reads the weights themselves at each step"
+    reason = kind.why_no_fp8(job) if hasattr(torch, "float8_e4m3fn") else "needs torch 2.1 or later"
     if reason:
         raise ConfigError(f"training.weights = 'fp8' {reason}: take 'run precision'.")
 
 
 def with_a_name(job: JobConfig) -> JobConfig:
     """The job with a name that is one, where its own is refused: for the checks of everything else."""
-    embedding = msgspec.structs.replace(job.embedding, names="")
+    embedding = msgspec.structs.replace(job.embedding, names="", initial_text="")
     return msgspec.structs.replace(job, output=msgspec.structs.replace(job.output, name="unnamed"), embedding=embedding)
 
 
-def output_path(job: JobConfig, host: Host) -> Path:
+def output_folder(job: JobConfig, kind: Kind, host: Host) -> Path:
     """Where the result goes. Raises `ConfigError` for a folder that cannot be one."""
-    kind = TRAINING_KINDS[job.network.kind]
     folder = Path(job.output.folder).expanduser() if job.output.folder else kind.folder(host)
     shown = str(folder) if len(str(folder)) < 200 else str(folder)[:200] + "…"
     if "\0" in str(folder) or any(len(os.fsencode(part)) > 255 for part in folder.parts):
@@ -118,14 +109,4 @@ def output_path(job: JobConfig, host: Host) -> Path:
         raise ConfigError(f"output.folder = {shown!r} is a file: choose a folder.")
     if not os.access(nearest, os.W_OK):
         raise ConfigError(f"output.folder = {shown!r} cannot be written to: choose another folder.")
-    return folder / f"{job.output.name}{kind.ending(job)}"
-
-
-def result_path(path: Path, job: JobConfig) -> Path:
-    """The file that a finished run is known by: of several embeddings the first."""
-    return word_path(path, word_names(job)[0], job) if job.network.kind == "embedding" else path
-
-
-def step_path(path: Path, step: int) -> Path:
-    """The file of an intermediate step, beside the final one."""
-    return path.with_name(f"{path.stem}-step{step:08d}{path.suffix}")
+    return folder

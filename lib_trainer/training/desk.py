@@ -9,8 +9,9 @@ from pathlib import Path
 from lib_trainer.config import JobConfig
 from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError, Joined, MemoryShort, TrainerError
+from lib_trainer.training.plan import Plan, prepare
 from lib_trainer.training.results import discard_taken
-from lib_trainer.training.run import Plan, prepare, run_plan
+from lib_trainer.training.run import run_plan
 from lib_trainer.work.control import Control
 from lib_trainer.work.events import Listener
 from lib_trainer.work.job import Job

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal
 
 import torch
 
 from lib_trainer.config import JobConfig
-from lib_trainer.config.base import ADAPTERS
+from lib_trainer.kinds.base import Kind
+from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.refusals import MemoryExhausted, TrainerError, UnexpectedError
-from lib_trainer.training.recipes import Recipe, parameters
 
-Point = Literal["loading", "class pictures", "setup", "encoding", "captions", "step", "preview", "saving", "difference"]
+Point = Literal["loading", "class pictures", "setup", "encoding", "captions", "step", "preview", "saving", "finishing"]
 """Where a run is, for the sentence that says what to lower."""
 
 WHILE: dict[Point, str] = {
@@ -24,7 +23,7 @@ WHILE: dict[Point, str] = {
     "captions": "while the captions were encoded",
     "preview": "while the preview was drawn",
     "saving": "while the file was written",
-    "difference": "while the difference was made a LoRA",
+    "finishing": "while the difference was made a LoRA",
 }
 AT_ONCE = 1 << 20
 """Numbers that are looked at together."""
@@ -36,22 +35,26 @@ def short_of_memory(error: BaseException) -> bool:
     return is_out_of_memory(error) or isinstance(error, MemoryExhausted)
 
 
-def explained(error: Exception, job: JobConfig, device: torch.device, point: Point, step: int) -> TrainerError:
+def explained(
+    error: Exception, job: JobConfig, kind: Kind, device: torch.device, point: Point, step: int
+) -> TrainerError:
     """The error as one sentence. `step` is the number of steps that are done."""
     if short_of_memory(error):
-        return MemoryExhausted(out_of_memory(error, job, device, point, step))
+        return MemoryExhausted(out_of_memory(error, job, kind, device, point, step))
     return error if isinstance(error, TrainerError) else UnexpectedError(f"{type(error).__name__}: {error}")
 
 
-def out_of_memory(error: BaseException, job: JobConfig, device: torch.device, point: Point, step: int) -> str:
+def out_of_memory(
+    error: BaseException, job: JobConfig, kind: Kind, device: torch.device, point: Point, step: int
+) -> str:
     """What ran out of memory, when, and what to lower."""
     own = isinstance(error, (MemoryError, OSError)) or any(mark in str(error).lower() for mark in HOST_MARKS)
     what = "computer" if own and device.type != "cpu" else device.type
     where = f"at step {step + 1}" if point == "step" and step else WHILE.get(point, WHILE["setup"])
-    return f"The {what} ran out of memory {where}: {what_to_lower(job, point, device)}."
+    return f"The {what} ran out of memory {where}: {what_to_lower(job, kind, point, device)}."
 
 
-def what_to_lower(job: JobConfig, point: Point, device: torch.device) -> str:
+def what_to_lower(job: JobConfig, kind: Kind, point: Point, device: torch.device) -> str:
     """The options that cost memory at a point of a run, with what they are now: the end of a sentence."""
     training, data = job.training, job.dataset
     size = f"lower dataset.width and dataset.height (now {data.width}×{data.height})"
@@ -65,40 +68,15 @@ def what_to_lower(job: JobConfig, point: Point, device: torch.device) -> str:
     if point == "captions":
         longer = f"lower training.max_tokens (now {training.max_tokens}) or " if training.max_tokens > 75 else ""
         return f"{longer}close other programs that use it"
-    if point in ("loading", "saving", "difference"):
+    if point in ("loading", "saving", "finishing"):
         return "close other programs that use it"
     lower = []
     if training.batch_size > 1:
         lower.append(f"training.batch_size (now {training.batch_size})")
     lower.append(f"dataset.width and dataset.height (now {data.width}×{data.height})")
-    lower += _of_the_kind(job, device)
+    lower += kind.to_lower(job, device)
     checkpointing = "" if training.gradient_checkpointing else "turn on training.gradient_checkpointing, "
     return f"{checkpointing}lower {', '.join(lower)}"
-
-
-def _of_the_kind(job: JobConfig, device: torch.device) -> list[str]:
-    """What else costs memory in this kind of training. The list follows the word "lower"."""
-    kind, tuning = job.network.kind, job.finetune
-    found = []
-    if kind in ADAPTERS:
-        found.append(f"network.rank (now {job.network.rank})")
-        if job.optimizer.text_encoder_lr:
-            found.append("optimizer.text_encoder_lr to 0")
-    if kind == "hypernetwork":
-        found.append(f"hypernetwork.layer_structure (now {job.hypernetwork.layer_structure})")
-    if kind == "checkpoint":
-        if tuning.text_encoder_lr and tuning.unet_lr:
-            found.append("finetune.text_encoder_lr to 0")
-        if tuning.ema:
-            found.append("leave out finetune.ema")
-        if not job.optimizer.name.endswith("8bit") and _has_8bit(device):
-            found.append("take optimizer.name = 'AdamW8bit'")
-        found.append("or train a LoRA")
-    return found
-
-
-def _has_8bit(device: torch.device) -> bool:
-    return device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
 def all_finite(recipe: Recipe) -> bool:

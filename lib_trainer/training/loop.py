@@ -17,7 +17,8 @@ from lib_trainer.refusals import NumericalError
 from lib_trainer.training.captions import CaptionSource
 from lib_trainer.training.objective import draw_noised, loss_of
 from lib_trainer.training.optimizers import LearningRates, step_unless
-from lib_trainer.training.precision import autocast, loss_scaler
+from lib_trainer.training.precision import autocast
+from lib_trainer.training.state import TrainState
 from lib_trainer.transfer import arriving, sent
 from lib_trainer.work.events import StepDone
 
@@ -37,10 +38,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """The batches of one optimizer step."""
+    """The batches of one optimizer step; `base`: its pictures are those before a difference."""
 
     epoch: int
     batches: list[Batch]
+    base: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,6 @@ class LoopOptions:
     total_steps: int
     dtype: torch.dtype
     max_gradient_norm: float
-    seed: int
     rate_fields: str = "optimizer.unet_lr, optimizer.text_encoder_lr"
     """The options that a sentence names where a rate is too high."""
 
@@ -60,30 +61,31 @@ def train(
     model: LoadedModel,
     captions: CaptionSource,
     steps: Iterator[StepBatches],
-    optimizer: Optimizer,
+    state: TrainState,
     rates: LearningRates,
     options: LoopOptions,
     after_step: Callable[[StepDone], None],
     stopping: Callable[[], bool],
 ) -> None:
-    """Run until `total_steps` are done or `stopping()`; `after_step` is told of each one.
+    """Run from the step after `state.step` until `total_steps` are done or `stopping()`; `after_step` is told of each
+    one, and `state` is as that one left it. `steps` begin with the one after `state.step`.
 
     A GPU is never waited for inside a step: `after_step` is told of a step when the next one's gradients are under way
     and the parameters are still those of the step it is told of. Raises `NumericalError` for a loss or gradients that
     are not finite; the parameters are then those of the step before. Whatever is raised, gradients are let go.
     """
-    noise = torch.Generator().manual_seed(options.seed)
-    scaler = loss_scaler(model.device, options.dtype)
+    optimizer, scaler = state.optimizer, state.scaler
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    results = _Results(options, scaled=scaler.is_enabled(), after_step=after_step)
-    for step in range(1, options.total_steps + 1):
+    results = _Results(options, state, after_step)
+    for step in range(state.step + 1, options.total_steps + 1):
         if stopping():
             break
         try:
             optimizer.zero_grad(set_to_none=True)
             current = rates.set(step - 1)
             drawn = next(steps)
-            loss = _gradients(model, captions, drawn, noise, scaler, options.dtype)
+            state.recipe.before_step(step, base=drawn.base)
+            loss = _gradients(model, captions, drawn, state.noise, scaler, options.dtype)
             results.tell()
             if stopping():
                 break
@@ -152,11 +154,11 @@ def _step(
 
 
 class _Results:
-    """What a step came to, on its way from the device to `after_step`."""
+    """What a step came to, on its way from the device to the state, the recipe and `after_step`."""
 
-    def __init__(self, options: LoopOptions, *, scaled: bool, after_step: Callable[[StepDone], None]) -> None:
-        self._options, self._scaled, self._after_step = options, scaled, after_step
-        self._waiting: tuple[Callable[[list[float]], StepDone], Callable[[], list[float]]] | None = None
+    def __init__(self, options: LoopOptions, state: TrainState, after_step: Callable[[StepDone], None]) -> None:
+        self._options, self._state, self._after_step = options, state, after_step
+        self._waiting: tuple[Callable[[list[float]], StepDone], Callable[[], list[float]], torch.Tensor] | None = None
         self._since = time.perf_counter()
 
     def put(
@@ -182,15 +184,19 @@ class _Results:
                 applied=learned and _finite(numbers[1]),
             )
 
-        self._waiting = done, numbers
+        self._waiting = done, numbers, self._state.noise.get_state()
 
     def tell(self) -> None:
         """Tell of the step that waits, if one does."""
         if self._waiting is None:
             return
-        (make, numbers), self._waiting = self._waiting, None
-        done = make(numbers())
-        _check_finite(done.step, done.loss, done.gradient_norm, self._options.rate_fields, scaled=self._scaled)
+        (make, numbers, noise), self._waiting = self._waiting, None
+        done, state = make(numbers()), self._state
+        scaled = state.scaler.is_enabled()
+        _check_finite(done.step, done.loss, done.gradient_norm, self._options.rate_fields, scaled=scaled)
+        state.step, state.epoch, state.noise_after = done.step, done.epoch, noise
+        if done.applied:
+            state.recipe.after_step()
         self._after_step(done)
         self._since = time.perf_counter()
 

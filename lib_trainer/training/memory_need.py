@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from lib_trainer.config import JobConfig, from_values, to_values
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.memory import SHARE, free_bytes, host_free_bytes
 from lib_trainer.ports import HeldPart, Host
-from lib_trainer.training.forecast import Forecast, Need, Place, Table, forecast, table_for
+from lib_trainer.training.forecast import Forecast, Need, Place, forecast
+from lib_trainer.training.memory_table import Table, table_for
 from lib_trainer.training.precision import resolve_precision
 
 GIB = 2**30
@@ -140,7 +142,7 @@ def _tried(job: JobConfig, changes: Mapping[str, Any], table: Table, place: Plac
 
 def _possible(job: JobConfig, place: Place) -> Iterator[Sequence[Mapping[str, Any]]]:
     """Changes by option, each from the smallest on."""
-    training, data, kind = job.training, job.dataset, job.network.kind
+    training, data, kind = job.training, job.dataset, kind_of(job)
     if not training.gradient_checkpointing:
         yield [{"training.gradient_checkpointing": True}]
     if training.batch_size > 1:
@@ -148,18 +150,9 @@ def _possible(job: JobConfig, place: Place) -> Iterator[Sequence[Mapping[str, An
         yield [{"training.batch_size": size} for size in sizes]
     if job.optimizer.name == "AdamW" and place.device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
         yield [{"optimizer.name": "AdamW8bit"}]
-    if job.training.weights != "fp8" and not job.network.dora and not (kind == "checkpoint" and job.finetune.unet_lr):
+    if job.training.weights != "fp8" and hasattr(torch, "float8_e4m3fn") and not kind.why_no_fp8(job):
         yield [{"training.weights": "fp8"}]
-    if kind == "checkpoint" and job.finetune.ema:
-        yield [{"finetune.ema": False}]
-    if kind == "checkpoint" and job.finetune.text_encoder_lr and job.finetune.unet_lr:
-        yield [{"finetune.text_encoder_lr": 0.0}]
-    if (
-        kind in ("lora", "locon", "loha", "lokr", "difference")
-        and job.optimizer.text_encoder_lr
-        and job.optimizer.unet_lr
-    ):
-        yield [{"optimizer.text_encoder_lr": 0.0}]
+    yield from kind.mild_remedies(job)
     if job.preview.prompt and job.preview.every:
         yield [{"preview.prompt": ""}]
     smaller = [
@@ -170,10 +163,7 @@ def _possible(job: JobConfig, place: Place) -> Iterator[Sequence[Mapping[str, An
     ]
     if smaller:
         yield smaller
-    if kind in ("lora", "locon", "pivotal", "difference", "loha") and job.network.rank > 8:
-        yield [{"network.rank": rank} for rank in (job.network.rank // 2, 8) if rank >= 8]
-    if kind == "checkpoint":
-        yield [{"network.kind": "lora"}]
+    yield from kind.hard_remedies(job)
 
 
 def _change(path: str, value: Any) -> str:

@@ -15,34 +15,26 @@ import json
 import time
 import uuid
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from PIL import Image
 
 from lib_trainer import __version__
-from lib_trainer.config import JobConfig
-from lib_trainer.config.base import ADAPTERS
 from lib_trainer.dataset.latents import Encoded
-from lib_trainer.dataset.scan import Scan
+from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import LoadedModel
-from lib_trainer.training.kinds import TRAINING_KINDS
-from lib_trainer.training.recipes import Recipe
+from lib_trainer.training.plan import Plan
 
 COVER_SIDE = 512
 PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 """accelerate's words, as sd-scripts writes them."""
-
-STABILITY = "https://github.com/Stability-AI/generative-models"
-"""ModelSpec's name for CompVis' layout."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
     """What stays the same during a run."""
 
-    job: JobConfig
+    plan: Plan
     model: LoadedModel
-    scan: Scan
     encoded: Encoded
     total_steps: int
     batches_per_epoch: int
@@ -54,7 +46,8 @@ class RunFacts:
 
 def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image | None) -> dict[str, str]:
     """Metadata of the file written after `step` optimizer steps."""
-    job, model = facts.job, facts.model
+    plan, model = facts.plan, facts.model
+    job, kind = plan.job, plan.kind
     optimizer, training = job.optimizer, job.training
     values: dict[str, object] = {
         "ss_session_id": facts.session,
@@ -83,35 +76,15 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_steps": step,
         "ss_epoch": epoch,
     }
-    values |= _rates(facts) | _base_model(model) | _pictures(facts) | _model_spec(facts)
+    values |= kind.rates_told(job, facts.recipe) | _base_model(model) | _pictures(facts) | _model_spec(facts)
     metadata = {key: str(value) for key, value in values.items()}
-    if job.network.kind in ADAPTERS:
-        metadata["ss_network_module"] = facts.recipe.network_module
-        metadata["ss_network_args"] = json.dumps(_network_args(job))
-    metadata["ss_tag_frequency"] = json.dumps(facts.scan.tag_frequency(), ensure_ascii=False)
-    metadata["ss_dataset_dirs"] = json.dumps(facts.scan.dataset_dirs(), ensure_ascii=False)
+    metadata |= kind.metadata(job, facts.recipe)
+    metadata["ss_tag_frequency"] = json.dumps(plan.scan.tag_frequency(), ensure_ascii=False)
+    metadata["ss_dataset_dirs"] = json.dumps(plan.scan.dataset_dirs(), ensure_ascii=False)
     metadata["ss_bucket_info"] = json.dumps(_bucket_info(facts.encoded))
     if cover is not None:
         metadata["ssmd_cover_images"] = json.dumps([_encode_cover(cover)])
     return metadata
-
-
-def _rates(facts: RunFacts) -> dict[str, object]:
-    """Those of the kind itself, of the parts that have something to learn; a part that has none says `None`."""
-    values = {path: _option(facts.job, path) for path in TRAINING_KINDS[facts.job.network.kind].rates.split(", ")}
-    trained = facts.recipe.modules()
-    unet = next((rate for path, rate in values.items() if path.endswith(".unet_lr") and trained.get("unet")), None)
-    text = next(
-        (rate for path, rate in values.items() if path.endswith(".text_encoder_lr") and trained.get("te1")), None
-    )
-    single = next((rate for path, rate in values.items() if path.endswith(".learning_rate")), None)
-    rates: dict[str, object] = {"ss_learning_rate": unet or text or single}
-    return rates | ({} if single is not None and len(values) == 1 else {"ss_unet_lr": unet, "ss_text_encoder_lr": text})
-
-
-def _option(job: JobConfig, path: str) -> float:
-    section, _, name = path.partition(".")
-    return float(getattr(getattr(job, section), name))
 
 
 def _base_model(model: LoadedModel) -> dict[str, object]:
@@ -133,17 +106,16 @@ def _pictures(facts: RunFacts) -> dict[str, object]:
         "ss_num_train_images": counts["learn"] + counts["before"],
         "ss_num_reg_images": counts["class"],
     }
-    return values | ({"ss_prior_loss_weight": facts.job.prior.weight} if counts["class"] else {})
+    return values | ({"ss_prior_loss_weight": facts.plan.job.prior.weight} if counts["class"] else {})
 
 
 def _model_spec(facts: RunFacts) -> dict[str, object]:
     """The fields of ModelSpec 1.0.0 that are certain here."""
-    job, model = facts.job, facts.model
-    adapter = {"embedding": "/textual-inversion"} | dict.fromkeys(ADAPTERS, "/lora")
+    job, kind, model = facts.plan.job, facts.plan.kind, facts.model
     values: dict[str, object] = {
         "sai_model_spec": "1.0.0",
-        "architecture": f"{model.family.architecture}{adapter.get(job.network.kind, '')}",
-        "implementation": "diffusers" if job.network.kind in ADAPTERS else STABILITY,
+        "architecture": f"{model.family.architecture}{kind.architecture}",
+        "implementation": kind.implementation,
         "title": job.output.name,
         "date": datetime.datetime.fromtimestamp(int(facts.started)).isoformat(),
         "resolution": f"{job.dataset.width}x{job.dataset.height}",
@@ -153,29 +125,6 @@ def _model_spec(facts: RunFacts) -> dict[str, object]:
     if job.dataset.trigger_word.strip():
         values["trigger_phrase"] = job.dataset.trigger_word.strip()
     return {f"modelspec.{name}": value for name, value in values.items()}
-
-
-def _network_args(job: JobConfig) -> dict[str, str]:
-    """What LyCORIS calls the options that the tensors do not tell.
-
-    Of rs-LoRA they tell all: alpha is stored so that alpha / rank is the scale, and naming it would scale twice.
-    """
-    network, blocks = job.network, job.blocks
-    values: dict[str, object] = {"algo": {"locon": "locon", "loha": "loha", "lokr": "lokr"}.get(network.kind, "lora")}
-    if network.kind == "lokr" and not network.continue_from:
-        values |= {"factor": network.factor, "decompose_both": network.decompose_both}
-    if network.dora:
-        values["dora_wd"] = True
-    for name in ("dropout", "rank_dropout", "module_dropout"):
-        if getattr(network, name):
-            values[name] = getattr(network, name)
-    if blocks.preset != "all" or blocks.rates.strip():
-        values |= {"blocks_preset": blocks.preset, "blocks_rates": blocks.rates}
-    if job.network.kind == "pivotal":
-        values["embedding_lr"] = job.embedding.learning_rate
-    if network.continue_from:
-        values["continued_from"] = Path(network.continue_from).name
-    return {name: str(value) for name, value in values.items()}
 
 
 def _bucket_info(encoded: Encoded) -> dict[str, object]:

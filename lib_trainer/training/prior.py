@@ -1,4 +1,4 @@
-"""Class pictures for prior preservation (Ruiz et al. 2023, arXiv:2208.12242, section 3.3), and the picture before.
+"""Class pictures for prior preservation (Ruiz et al. 2023, arXiv:2208.12242, section 3.3).
 
 Class pictures are drawn by the host with the model as it is before training, so that what it knew is shown beside what
 it learns.
@@ -16,24 +16,23 @@ from pathlib import Path
 
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.folder import list_folder, trained_pictures
-from lib_trainer.dataset.pictures import PictureError, load_picture, read_size
-from lib_trainer.dataset.scan import Sample, Scan, scan_folder
+from lib_trainer.dataset.pictures import PictureError, load_picture
+from lib_trainer.dataset.scan import Sample, scan_folder
 from lib_trainer.files import write_atomically
+from lib_trainer.kinds.base import Kind
 from lib_trainer.ports import Host, LoadedModel, PreviewRequest
-from lib_trainer.refusals import ConfigError, DatasetError, ModelError, Sentence
+from lib_trainer.refusals import ConfigError, ModelError, Sentence
 from lib_trainer.training.failures import short_of_memory
 
-CLASS_KINDS = ("lora", "locon", "loha", "lokr", "pivotal", "checkpoint")
+
+def wants_class_pictures(job: JobConfig, kind: Kind) -> bool:
+    return bool(job.prior.class_prompt) and kind.has_class_pictures
 
 
-def wants_class_pictures(job: JobConfig) -> bool:
-    return bool(job.prior.class_prompt) and job.network.kind in CLASS_KINDS
-
-
-def check_prior(job: JobConfig) -> None:
+def check_prior(job: JobConfig, kind: Kind) -> None:
     """Raise `ConfigError` for a folder of class pictures that cannot be one."""
     prior = job.prior
-    if job.network.kind not in CLASS_KINDS or not prior.class_folder:
+    if not kind.has_class_pictures or not prior.class_folder:
         return
     if not prior.class_prompt:
         raise ConfigError(
@@ -150,31 +149,3 @@ def _draw(job: JobConfig, host: Host, folder: Path, number: int) -> None:
 
 def _pictures(folder: Path) -> list[Path]:
     return trained_pictures(folder) if folder.is_dir() else []
-
-
-def before_samples(job: JobConfig, scan: Scan) -> list[Sample]:
-    """The pictures before, each with the caption of its partner. Raises `DatasetError` or `ConfigError`.
-
-    A single picture is the partner of all; in a folder the file names decide: the whole name, then that without its
-    ending.
-    """
-    if not job.difference.before:
-        raise ConfigError("difference.before is empty: name the picture or the folder that the difference starts from.")
-    place = Path(job.difference.before).expanduser()
-    if not place.exists():
-        raise ConfigError(f"difference.before = {str(place)!r} does not exist: correct the path.")
-    listing = list_folder(place) if place.is_dir() else None
-    found = []
-    for sample in scan.samples:
-        partner = place.name if listing is None else listing.partner(sample.path.name)
-        path = place if listing is None else place / (partner or "")
-        if partner is None:
-            raise DatasetError(
-                f"'{place}' holds no partner of {sample.path.name}: the names of a pair must be the same."
-            )
-        try:
-            size = read_size(path)
-        except PictureError as error:
-            raise DatasetError("pair.unreadable", path=path, reason=error.reason) from error
-        found.append(replace(sample, path=path, size=size, role="before"))
-    return found

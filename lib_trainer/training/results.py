@@ -8,19 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from lib_trainer.config import JobConfig
 from lib_trainer.files import plain, to_trash
+from lib_trainer.kinds.base import Outputs, step_path
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
 from lib_trainer.ports import Host, LoadedModel
 from lib_trainer.refusals import ConfigError, NameTaken, SaveError
 from lib_trainer.training.card import sidecars
-from lib_trainer.training.checks import check_names, output_path, step_path
-from lib_trainer.training.kind_checks import difference_path
-from lib_trainer.training.names import numbered
-from lib_trainer.training.words import names_field, word_names, word_path
+from lib_trainer.training.checks import check_names, output_folder
 
 MOST = 10_000
 """Numbers that are tried for a free name."""
@@ -49,7 +46,9 @@ def settle(job: JobConfig, host: Host) -> Settled:
         cards = (card for path in taken for card in sidecars(path) if os.path.lexists(card))
         return Settled(job, (*taken, *cards))  # the new file gets a card of its own
     path = elsewhere or taken[0]
-    field, name = ("output.name", job.output.name) if elsewhere is None else (names_field(job), elsewhere.stem)
+    field, name = (
+        ("output.name", job.output.name) if elsewhere is None else (kind_of(job).names_field(job), elsewhere.stem)
+    )
     next_free = next_free_name(job, host)
     sentence = (
         f"{field} = {name!r}: {path} exists already: choose another name (free is {next_free!r}), or let "
@@ -58,15 +57,10 @@ def settle(job: JobConfig, host: Host) -> Settled:
     raise NameTaken(sentence, taken=path, free=next_free, replaceable=elsewhere is None)
 
 
-def result_files(job: JobConfig, host: Host) -> list[Path]:
-    """Every file that a finished run of this job leaves; a checkpoint's .yaml too, which some have."""
-    path = output_path(job, host)
-    if job.network.kind == "embedding":
-        return [word_path(path, name, job) for name in word_names(job)]
-    if job.network.kind != "checkpoint":
-        return [path]
-    difference = difference_path(job, host)
-    return [path, path.with_suffix(".yaml"), *([] if difference is None else [difference])]
+def outputs_of(job: JobConfig, host: Host) -> Outputs:
+    """Every file that a finished run of this job leaves. Raises `ConfigError` for a folder that cannot be one."""
+    kind = kind_of(job)
+    return kind.outputs(job, output_folder(job, kind, host), host)
 
 
 def taken_files(job: JobConfig, host: Host) -> list[Path]:
@@ -74,8 +68,8 @@ def taken_files(job: JobConfig, host: Host) -> list[Path]:
 
     Also embeddings anywhere in the host's folder that a prompt would find by the name of one that is to be learned.
     """
-    found = [there for path in result_files(job, host) for there in _alike(path)]
-    words = (existing_embedding(host.embedding_folder(), name) for name in word_names(job))
+    found = [there for path in outputs_of(job, host).all for there in _alike(path)]
+    words = (existing_embedding(host.embedding_folder(), name) for name in kind_of(job).words(job))
     found += [path for path in words if path is not None]
     return list(dict.fromkeys(found))
 
@@ -91,7 +85,7 @@ def with_next_free_name(job: JobConfig, host: Host) -> JobConfig:
     Raises `ConfigError` where none of many numbers is free.
     """
     for number in range(2, MOST):
-        numbered_job = _numbered(job, number)
+        numbered_job = kind_of(job).numbered(job, number)
         if not taken_files(numbered_job, host):
             return numbered_job
     raise ConfigError(f"output.name = {job.output.name!r}: every number behind it is taken: choose another name.")
@@ -117,11 +111,12 @@ def discard_taken(job: JobConfig, host: Host) -> list[Path]:
     Raises `ConfigError` for a name that is none, for a file that is none of this job's results, or that is loaded, and
     `SaveError` where one cannot be moved; then all is where it was.
     """
-    check_names(job)
+    kind = kind_of(job)
+    check_names(job, kind)
     taken = taken_files(job, host)
     for path in taken:
         if not _written_here(path, job, host):
-            raise ConfigError(f"{names_field(job)}: {path} lies elsewhere and is left alone: choose another name.")
+            raise ConfigError(f"{kind.names_field(job)}: {path} lies elsewhere and is left alone: choose another name.")
     if host.parts():
         check_replaced(taken, host.model())
     moved = [*taken, *(card for path in taken for card in sidecars(path) if os.path.lexists(card))]
@@ -158,19 +153,6 @@ def existing_embedding(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _numbered(job: JobConfig, number: int) -> JobConfig:
-    names = job.embedding.names
-    if job.network.kind == "pivotal" and job.network.continue_from:
-        names = ", ".join(word_names(job))  # the file that is gone on from knows its words by these
-    elif names.strip():
-        names = ", ".join(numbered(name, number) for name in word_names(job))
-    return msgspec.structs.replace(
-        job,
-        output=msgspec.structs.replace(job.output, name=numbered(job.output.name, number)),
-        embedding=msgspec.structs.replace(job.embedding, names=names),
-    )
-
-
 def _alike(path: Path) -> list[Path]:
     """The file itself and those of its steps, as file systems compare names that fold case and composition."""
     step = re.escape(plain(step_path(path, 0).name)).replace("0" * 8, r"\d{8}")
@@ -184,4 +166,4 @@ def _alike(path: Path) -> list[Path]:
 
 def _written_here(path: Path, job: JobConfig, host: Host) -> bool:
     """Whether a file is one of this job's own results; others are never moved."""
-    return path.is_file() and any(path in _alike(one) for one in result_files(job, host))
+    return path.is_file() and any(path in _alike(one) for one in outputs_of(job, host).all)

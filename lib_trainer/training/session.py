@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from types import TracebackType
 
+from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import HeldModel, LoadedModel, TrainingState
-from lib_trainer.training.recipes import Recipe
 
 
 class Session:

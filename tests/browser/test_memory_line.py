@@ -9,7 +9,7 @@ import torch
 
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import memory_need
-from lib_trainer.training.forecast import tables
+from lib_trainer.training.memory_table import tables
 from tests.browser import test_page as pages
 from tests.browser.chromium import MARKS
 from tests.browser.test_page import Site, expect, open_page

@@ -255,14 +255,14 @@ def test_a_file_of_another_form_is_refused_by_name() -> None:
 def test_a_locon_has_the_published_keys_and_shapes() -> None:
     from lib_trainer.config import from_values
     from lib_trainer.families.known import DEFAULT
-    from lib_trainer.training.recipes.adapters import plan_adapters
+    from lib_trainer.kinds.registry import KINDS
     from tests.networks.test_names_and_shapes import KEYS, _ldm_sd15
 
     published = json.loads(gzip.decompress(Path(KEYS).read_bytes()))["sd15_locon_r4_c2"]
     job = from_values(
         {"network.kind": "locon", "network.rank": 4, "network.conv_rank": 2, "optimizer.text_encoder_lr": 1e-4}
     )
-    planned = plan_adapters(job, _ldm_sd15().adaptable_modules(), DEFAULT)
+    planned = KINDS["locon"].plan(job, _ldm_sd15().adaptable_modules(), DEFAULT)
     mine: dict[str, list[int]] = {}
     for module, spec in planned:
         adapter = make_adapter(module, spec)

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib_trainer.config import JobConfig
 from lib_trainer.ports import Host
 from lib_trainer.refusals import TrainerError
-from lib_trainer.training.run import prepare, run_plan
+from lib_trainer.training.plan import prepare
+from lib_trainer.training.run import run_plan
 from lib_trainer.training.session import Session
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control

@@ -1,6 +1,6 @@
 """A short run of every kind on both hosts, and a digest of every file that each leaves. Run as a program of its own:
 
-    python -m tests.training.same_files OUT.json
+    python -m tests.training.same_files OUT.json [CASE ...]
 
 Its environment (`PORTABLE`) is set by whoever starts it, before torch is loaded: kernels without a processor's own
 instructions, one thread. A digest is over names, types, shapes and bytes of tensors, pixels of pictures, and what a
@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ EMBEDDING: dict[str, Any] = {
 }
 TUNING: dict[str, Any] = {"network__kind": "checkpoint", "finetune__unet_lr": 1e-3}
 CASES: dict[str, dict[str, Any]] = {
-    "lora": {"training__batch_size": 2, "output__save_every": 2},
+    "lora": {"training__batch_size": 2, "dataset__repeats": 2, "output__save_every": 2},
     "locon": {"network__kind": "locon", "network__conv_rank": 2, "network__conv_alpha": 1.0},
     "loha": {"network__kind": "loha", "network__rank": 2},
     "lokr": {"network__kind": "lokr", "network__factor": 4},
@@ -74,7 +74,7 @@ TWICE = ("lora", "pivotal", "checkpoint")
 """Cases that each host runs with previews and without; the others have them where they are drawn, on the standalone."""
 
 
-def main(out: Path) -> None:
+def main(out: Path, only: Collection[str]) -> None:
     import torch
 
     from tests.support import build_tiny, draw_pictures
@@ -85,7 +85,8 @@ def main(out: Path) -> None:
         draw_pictures(root / "before", 4, side=72)
         found: dict[str, str] = {}
         for host_name, model in (("standalone", _standalone(tiny)), ("ldm", _ldm(tiny))):
-            for case, changes in CASES.items():
+            for case in only or CASES:
+                changes = CASES[case]
                 drawn = (host_name == "standalone",) if case not in TWICE else (False, True)
                 for previews in ({**PREVIEW} if one else {} for one in drawn):
                     name = f"{host_name}: {case}{' with previews' if previews else ''}"
@@ -185,4 +186,4 @@ def _plain(value: Any) -> Any:
 if __name__ == "__main__":
     missing = [name for name, value in PORTABLE.items() if os.environ.get(name) != value]
     assert not missing, missing
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

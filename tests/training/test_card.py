@@ -11,7 +11,8 @@ from PIL import Image
 
 from lib_trainer.config import from_values
 from lib_trainer.families.sd1 import SD1
-from lib_trainer.training.card import sidecars, trigger_words, write_card
+from lib_trainer.kinds.registry import kind_of
+from lib_trainer.training.card import sidecars, write_card
 from tests.training.watched import Watched
 
 COVER = Image.new("RGB", (700, 350), "red")
@@ -23,7 +24,7 @@ def job(**values: Any) -> Any:
 
 def test_a_card_has_the_words_and_the_picture(tmp_path: Path) -> None:
     result = tmp_path / "a.b.safetensors"
-    write_card(result, job(dataset__trigger_word="zorb, red hat"), SD1, COVER)
+    write_card(result, ["zorb, red hat"], SD1, COVER)
     facts, picture = sidecars(result)
     assert (facts.name, picture.name) == ("a.b.json", "a.b.preview.png")
     assert json.loads(facts.read_text("utf-8")) == {
@@ -37,28 +38,33 @@ def test_a_card_has_the_words_and_the_picture(tmp_path: Path) -> None:
 def test_what_the_user_has_there_stays(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_bytes(b"mine")
     (tmp_path / "zrk.json").write_text("{}")
-    write_card(tmp_path / "zrk.safetensors", job(dataset__trigger_word="zorb"), SD1, COVER)
+    write_card(tmp_path / "zrk.safetensors", ["zorb"], SD1, COVER)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([there, "zrk.json"])
     assert (tmp_path / there).read_bytes() == b"mine" and (tmp_path / "zrk.json").read_text() == "{}"
 
 
 def test_nothing_is_written_where_there_is_nothing_to_say(tmp_path: Path) -> None:
-    write_card(tmp_path / "zrk.safetensors", job(), SD1, None)
-    write_card(tmp_path / "zrk.safetensors", job(network__kind="checkpoint", dataset__trigger_word="z"), SD1, None)
+    write_card(tmp_path / "zrk.safetensors", [], SD1, None)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_card_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    write_card(tmp_path / "file" / "zrk.safetensors", job(dataset__trigger_word="zorb"), SD1, COVER)
+    write_card(tmp_path / "file" / "zrk.safetensors", ["zorb"], SD1, COVER)
 
 
 def test_the_words_of_each_kind() -> None:
+    def trigger_words(job: Any) -> list[str]:
+        return kind_of(job).trigger_words(job)
+
     assert trigger_words(job(dataset__trigger_word=" zorb ")) == ["zorb"]
     assert trigger_words(job()) == []
     several = job(network__kind="embedding", embedding__names="a, b", dataset__trigger_word="zorb")
     assert trigger_words(several) == ["b"], "the first one's name is its call"
     assert trigger_words(job(network__kind="pivotal", dataset__trigger_word="zorb")) == ["zrk", "zorb"]
+    on_cards = {kind: job(network__kind=kind, dataset__trigger_word="z") for kind in ("checkpoint", "lora")}
+    assert {kind: kind_of(one).card_words(one) for kind, one in on_cards.items()} == {"checkpoint": [], "lora": ["z"]}
+    assert kind_of(several).card_words(several) == []
 
 
 def test_a_run_leaves_a_card(watched: Watched, pictures: Path) -> None:

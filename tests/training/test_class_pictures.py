@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from lib_trainer.dataset.scan import scan_folder
-from lib_trainer.training.prior import before_samples, class_folder
+from lib_trainer.kinds.registry import kind_of
+from lib_trainer.training.prior import class_folder
 from lib_trainer.work import events as ev
 from tests.support import make_job
 from tests.training.watched import Watched
@@ -77,4 +78,4 @@ def test_the_picture_before_is_of_the_same_name_first(watched: Watched, pictures
             Image.new("RGB", (64, 64)).save(folder / name)
     scan = scan_folder(root, trigger_word="t", repeats=1)
     job = make_job(root, network__kind="difference", difference__before=str(before))
-    assert [sample.path.name for sample in before_samples(job, scan)] == ["a.png", "b.webp"]
+    assert [sample.path.name for sample in kind_of(job).before(job, scan)] == ["a.png", "b.webp"]

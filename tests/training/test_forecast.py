@@ -15,9 +15,11 @@ from bench.memory import CHECKED, checked
 from lib_trainer.config import JobConfig
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.ports import HeldPart
-from lib_trainer.training.forecast import Place, forecast, read_table
+from lib_trainer.training.forecast import Place, forecast
+from lib_trainer.training.memory_table import read_table
+from lib_trainer.training.plan import prepare
 from lib_trainer.training.precision import DTYPES
-from lib_trainer.training.run import prepare, run_plan
+from lib_trainer.training.run import run_plan
 from lib_trainer.work.control import Control
 from tests.support import ModelHost, make_job, roots_of
 

@@ -11,9 +11,11 @@ import torch
 
 from bench.memory import build, shape_of
 from lib_trainer.host.ldm.model import LdmModel
-from lib_trainer.training.forecast import Place, forecast, tables
+from lib_trainer.training.forecast import Place, forecast
+from lib_trainer.training.memory_table import tables
+from lib_trainer.training.plan import prepare
 from lib_trainer.training.precision import DTYPES
-from lib_trainer.training.run import prepare, run_plan
+from lib_trainer.training.run import run_plan
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 from tests.support import ModelHost, draw_pictures, make_job

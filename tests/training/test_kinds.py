@@ -418,12 +418,12 @@ def test_embeddings_of_other_layouts_are_read(tmp_path: Path) -> None:
 def test_a_rate_that_is_too_high_is_named_by_the_kinds_own_fields() -> None:
     from lib_trainer.config import field_specs
     from lib_trainer.config.base import KINDS
+    from lib_trainer.kinds import registry
     from lib_trainer.refusals import NumericalError
-    from lib_trainer.training.kinds import TRAINING_KINDS
     from lib_trainer.training.loop import _check_finite
 
-    assert tuple(TRAINING_KINDS) == KINDS
-    for name, kind in TRAINING_KINDS.items():
-        assert all(name in field_specs()[field].kinds for field in kind.rates.split(", "))
+    assert tuple(registry.KINDS) == KINDS
+    for name, kind in registry.KINDS.items():
+        assert all(name in field_specs()[field].kinds for field in kind.rates)
     with pytest.raises(NumericalError, match=r"lower the learning rate \(hypernetwork.learning_rate\)"):
-        _check_finite(3, float("nan"), 1.0, TRAINING_KINDS["hypernetwork"].rates, scaled=False)
+        _check_finite(3, float("nan"), 1.0, ", ".join(registry.KINDS["hypernetwork"].rates), scaled=False)

@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from lib_trainer.config import OptimizerConfig
+from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import Conditioning, PictureSize
 from lib_trainer.refusals import NumericalError
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
 from lib_trainer.training.optimizers import LearningRates, adamw
+from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.state import TrainState
 from lib_trainer.work.events import StepDone
 from tests.support import tiny_schedule
 
@@ -61,12 +64,21 @@ class Trained:
             self.model,  # type: ignore[arg-type]
             lambda captions, sizes: Conditioning(torch.zeros(1, 77, 2)),
             batches(),
-            self.optimizer,
+            state_of(self.optimizer, dtype),
             LearningRates(self.optimizer, OptimizerConfig(schedule="constant"), steps),
-            LoopOptions(steps, dtype, 1.0, 3, late=late),
+            LoopOptions(steps, dtype, 1.0, late=late),
             after_step,
             lambda: len(self.told) >= self.stop_after,
         )
+
+
+class NoRecipe(Recipe):
+    """What learns is the test's own."""
+
+
+def state_of(optimizer: torch.optim.Optimizer, dtype: torch.dtype = torch.float32) -> TrainState:
+    scaler = loss_scaler(torch.device("cpu"), dtype)
+    return TrainState(NoRecipe(), optimizer, scaler, torch.Generator().manual_seed(3))
 
 
 def batches() -> Iterator[StepBatches]:
@@ -188,9 +200,9 @@ def test_many_batches_make_one_step() -> None:
         run.model,  # type: ignore[arg-type]
         lambda captions, sizes: Conditioning(torch.zeros(1, 77, 2)),
         iter([StepBatches(1, drawn)]),
-        optimizer,
+        state_of(optimizer),
         LearningRates(optimizer, OptimizerConfig(schedule="constant"), 1),
-        LoopOptions(1, torch.float32, 0.0, 3),
+        LoopOptions(1, torch.float32, 0.0),
         run.told.append,
         lambda: False,
     )

@@ -10,11 +10,12 @@ import torch
 
 from lib_trainer.config import JobConfig, from_values, to_values
 from lib_trainer.ports import HeldPart
-from lib_trainer.training import forecast as forecasts
 from lib_trainer.training import memory_need
+from lib_trainer.training import memory_table as forecasts
 from lib_trainer.training.desk import TrainingDesk
-from lib_trainer.training.forecast import Place, forecast, read_table, table_for
+from lib_trainer.training.forecast import Place, forecast
 from lib_trainer.training.memory_need import GIB, outlook, remedies_for
+from lib_trainer.training.memory_table import read_table, table_for
 from lib_trainer.work import events as ev
 from tests.support import ModelHost, make_job
 from tests.training.watched import Watched

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from lib_trainer.files import TRASH, plain
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.lora_file import read_lora, write_lora
 from lib_trainer.refusals import ConfigError, SaveError
 from lib_trainer.training.checks import check_names
@@ -55,7 +56,8 @@ def test_a_name_is_refused_by_one_rule_in_every_field(watched: Watched, pictures
 @pytest.mark.parametrize("name", GOOD_NAMES)
 def test_names_that_are_file_names_everywhere(name: str, pictures: Path) -> None:
     check_name("output.name", name)
-    check_names(make_job(pictures, output__name=name))
+    job = make_job(pictures, output__name=name)
+    check_names(job, kind_of(job))
 
 
 def test_the_longest_name_has_room_for_its_steps(watched: Watched, pictures: Path) -> None:

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from lib_trainer.ports import HeldPart
-from lib_trainer.training.run import prepare, run_plan
+from lib_trainer.training.plan import prepare
+from lib_trainer.training.run import run_plan
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 from tests.support import (

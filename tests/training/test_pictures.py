@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,12 @@ from torch.nn import functional as F
 
 from lib_trainer.config import from_values
 from lib_trainer.dataset.scan import Sample
+from lib_trainer.kinds.captions import CaptionMaker
+from lib_trainer.kinds.registry import kind_of
+from lib_trainer.training.loop import StepBatches
 from lib_trainer.training.objective import loss_of
+from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
-from lib_trainer.training.words import CaptionMaker
 
 
 def source(learn: int, others: int, role: str = "class", **values: Any) -> PictureSource:
@@ -27,7 +31,8 @@ def source(learn: int, others: int, role: str = "class", **values: Any) -> Pictu
         moments=lambda index: torch.zeros(8, 8, 8),
     )
     job = from_values({"training.batch_size": 2, **values})
-    return PictureSource(job, encoded, CaptionMaker((), ()), 1.0)  # type: ignore[arg-type]
+    shown = tuple(Shown(one.role, one.repeats, (64, 64)) for one in samples)
+    return PictureSource(Order(job, kind_of(job), shown), encoded, CaptionMaker((), ()), 1.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("others", [1, 3, 10, 25])
@@ -35,12 +40,12 @@ def test_an_epoch_shows_as_many_class_pictures_as_others(others: int) -> None:
     pictures = source(5, others)
     seen: set[int] = set()
     for seed in range(12):
-        repeats = pictures._repeats(torch.Generator().manual_seed(seed), before=False)
+        repeats = pictures.order.repeats(torch.Generator().manual_seed(seed), before=False)
         assert repeats[:5] == [2] * 5 and sum(repeats[5:]) == 10
         assert max(repeats[5:]) - min(repeats[5:]) <= 1
         seen |= {index for index, count in enumerate(repeats[5:]) if count}
     assert len(seen) == others, "in time all of them are shown"
-    assert pictures.batches_per_epoch() == 10
+    assert pictures.order.batches_per_epoch() == 10
 
 
 class Compared(int):
@@ -70,22 +75,14 @@ def test_a_thousand_class_pictures_are_not_looked_up_one_by_one(monkeypatch: pyt
         return Numbers(map(Compared, shuffled(count, **how).tolist()))
 
     monkeypatch.setattr(torch, "randperm", permuted)
-    repeats = source(250, 1000)._repeats(torch.Generator().manual_seed(0), before=False)
+    repeats = source(250, 1000).order.repeats(torch.Generator().manual_seed(0), before=False)
     assert sum(repeats[250:]) == 500
     assert 0 < Compared.count <= 2 * 1000
 
 
-class Heard:
-    def __init__(self) -> None:
-        self.steps: list[tuple[int, bool]] = []
-
-    def before_step(self, step: int, *, base: bool) -> None:
-        self.steps.append((step, base))
-
-
 def test_class_pictures_carry_their_weight_and_keep_their_captions() -> None:
     pictures = source(4, 4, **{"prior.weight": 0.25})
-    steps = pictures.steps(Heard())  # type: ignore[arg-type]
+    steps = pictures.steps()
     batches = [batch for _ in range(8) for batch in next(steps).batches]
     captions = [caption for batch in batches for caption in batch.captions]
     assert any(caption.startswith("other") for caption in captions)
@@ -96,13 +93,33 @@ def test_class_pictures_carry_their_weight_and_keep_their_captions() -> None:
 
 def test_the_pictures_before_come_first_and_alone() -> None:
     values = {"network.kind": "difference", "training.max_steps": 9, "difference.base_steps": 5}
-    pictures, heard = source(3, 3, role="before", **values), Heard()
-    steps = pictures.steps(heard)  # type: ignore[arg-type]
-    captions = [[c for batch in next(steps).batches for c in batch.captions] for _ in range(9)]
+    steps = list(itertools.islice(source(3, 3, role="before", **values).steps(), 9))
+    captions = [[c for batch in step.batches for c in batch.captions] for step in steps]
     assert [all(c.startswith("other") for c in own) for own in captions] == [True] * 5 + [False] * 4
     assert not any(c.startswith("other") for own in captions[5:] for c in own)
-    assert heard.steps == [(step, step <= 5) for step in range(1, 10)]
-    assert source(3, 3, role="before", **values | {"difference.base_steps": 0}).base_steps() == 4
+    assert [step.base for step in steps] == [True] * 5 + [False] * 4
+    assert source(3, 3, role="before", **values | {"difference.base_steps": 0}).order.base_steps() == 4
+
+
+def plain(step: StepBatches) -> Any:
+    batches = [(batch.latents.tolist(), batch.captions, str(batch.weights)) for batch in step.batches]
+    return step.epoch, step.base, batches
+
+
+@pytest.mark.parametrize("role", ["class", "before"])
+def test_a_step_hangs_on_its_number_alone(role: str) -> None:
+    """Asking ahead, from the middle, or for single steps gives what asking in order gives."""
+    kind = "difference" if role == "before" else "lora"
+    values = {"network.kind": kind, "training.max_steps": 30, "difference.base_steps": 7}
+    values |= {"training.gradient_accumulation": 2, "training.batch_size": 2}
+    pictures = source(5, 3, role=role, **values)
+    whole = [plain(step) for step in itertools.islice(pictures.steps(), 30)]
+    assert len({one[0] for one in whole}) > 3, "several epochs"
+    assert all(one != other for one, other in itertools.combinations(whole, 2))
+    for first in (1, 2, 7, 8, 9, 20):
+        assert [plain(step) for step in itertools.islice(pictures.steps(first), 31 - first)] == whole[first - 1 :]
+    two, one = pictures.steps(), pictures.steps(12)
+    assert [plain(next(two)), plain(next(one)), plain(next(two))] == [whole[0], whole[11], whole[1]]
 
 
 def test_weights_are_factors_on_each_pictures_own_loss() -> None:
@@ -115,7 +132,7 @@ def test_weights_are_factors_on_each_pictures_own_loss() -> None:
 
 
 def test_the_average_follows_the_weights_and_forgets_the_first_steps_soon(diffusers_model: Any) -> None:
-    from lib_trainer.training.recipes.checkpoint import CheckpointRecipe
+    from lib_trainer.kinds.checkpoint import CheckpointRecipe
 
     job = from_values({"network.kind": "checkpoint", "finetune.ema": True, "finetune.ema_decay": 0.5})
     recipe = CheckpointRecipe(job, diffusers_model)
@@ -131,7 +148,7 @@ def test_the_average_follows_the_weights_and_forgets_the_first_steps_soon(diffus
 
 
 def test_swapped_weights_come_back_as_the_same_objects_also_after_an_error(diffusers_model: Any) -> None:
-    from lib_trainer.training.recipes.checkpoint import CheckpointRecipe
+    from lib_trainer.kinds.checkpoint import CheckpointRecipe
 
     recipe = CheckpointRecipe(from_values({"network.kind": "checkpoint"}), diffusers_model)
     before = {name: id(parameter) for name, parameter in diffusers_model.unet.named_parameters()}

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from lib_trainer.host.standalone.host import StandaloneHost
-from lib_trainer.training.kinds import TRAINING_KINDS
+from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.registry import KINDS as TRAINING_KINDS
 from tests.readers import READERS, pickled, webui_safe
 from tests.support import make_job
 
@@ -62,7 +63,8 @@ def written(
         job = make_job(pictures, **{"output__precision": "fp16"} | changes)
         kind = TRAINING_KINDS[job.network.kind]
         path = host.root / name.replace(" ", "-") / f"{job.output.name}{kind.ending(job)}"
-        kind.make(job, host, diffusers_model).save(path, FACTS, overwrite=False)
+        outputs = Outputs((path,))
+        kind.recipe(job, diffusers_model, outputs).save(outputs.results, FACTS, overwrite=False)
         assert path.is_file()
         files[name] = path
     return files

@@ -132,8 +132,8 @@ def test_a_step_that_loss_scaling_skips_moves_no_average(
     watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaler finds an overflow in step 2 of 3: what a recipe does after a step is done twice."""
-    from lib_trainer.training import loop
-    from lib_trainer.training.recipes.checkpoint import CheckpointRecipe
+    from lib_trainer.kinds.checkpoint import CheckpointRecipe
+    from lib_trainer.training import run
 
     class Scaler:
         steps = 0
@@ -156,7 +156,7 @@ def test_a_step_that_loss_scaling_skips_moves_no_average(
         def update(self) -> None: ...
 
     told: list[int] = []
-    monkeypatch.setattr(loop, "loss_scaler", lambda device, dtype: Scaler())
+    monkeypatch.setattr(run, "loss_scaler", lambda device, dtype: Scaler())
     monkeypatch.setattr(CheckpointRecipe, "after_step", lambda self: told.append(1))
     view = watched.run(pictures, network__kind="checkpoint")
     assert view.state == "finished" and len(told) == 2

@@ -22,6 +22,7 @@ RECORDED = ROOT / "tests" / "data" / "same_files.json"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_files_are_those_that_were_recorded(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")

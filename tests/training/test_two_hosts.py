@@ -12,8 +12,9 @@ from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import TrainingState
 from lib_trainer.training.objective import draw_noised, loss_of
+from lib_trainer.training.plan import prepare
 from lib_trainer.training.precision import autocast
-from lib_trainer.training.run import prepare, run_plan
+from lib_trainer.training.run import run_plan
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 from tests.support import ModelHost, assert_same_training, make_job, network_difference, relative

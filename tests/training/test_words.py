@@ -10,7 +10,8 @@ import torch
 
 from lib_trainer.config import from_values
 from lib_trainer.dataset.scan import with_trigger
-from lib_trainer.training.words import CaptionMaker, caption_maker
+from lib_trainer.kinds.captions import CaptionMaker
+from lib_trainer.kinds.registry import kind_of
 from tests.support import ModelHost, job_values
 
 
@@ -23,7 +24,8 @@ def maker_of(tmp_path: Path, template: str = "", **changes: Any) -> CaptionMaker
     if template:
         (tmp_path / "t.txt").write_text(template, encoding="utf-8")
         changes["dataset__template"] = str(tmp_path / "t.txt")
-    return caption_maker(from_values(job_values(tmp_path, **changes)), host)
+    job = from_values(job_values(tmp_path, **changes))
+    return kind_of(job).captions(job, host)
 
 
 EMBEDDING = {"network__kind": "embedding", "output__name": "zrk-a", "dataset__trigger_word": ""}

@@ -19,10 +19,9 @@ import msgspec
 
 from lib_trainer.config import JobConfig, OutputConfig, dump_job, field_specs, from_values, load_job, to_values
 from lib_trainer.files import TRASH, write_atomically
+from lib_trainer.kinds.registry import kind_of, prompt_for
 from lib_trainer.refusals import ConfigError, MemoryShort, Problems, TrainerError
-from lib_trainer.training.card import trigger_words
 from lib_trainer.training.desk import TrainingDesk
-from lib_trainer.training.kinds import prompt_for
 from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
 from lib_trainer.ui.train.memory_line import MemoryLine
@@ -297,7 +296,7 @@ def use_of(call: str, job: JobConfig | None) -> Use:
     """The trigger words of a job and the call of its file."""
     if not call:
         return Use()
-    parts = [*(trigger_words(job) if job is not None else []), call]
+    parts = [*(kind_of(job).trigger_words(job) if job is not None else []), call]
     prompt = " ".join(job.preview.prompt.split()) if job is not None else ""
     return Use("\n".join(parts), "\n".join([prompt, *parts]) if prompt else "")
 

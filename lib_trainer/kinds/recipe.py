@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from lib_trainer.ports import Part
@@ -16,7 +17,7 @@ Progress = Callable[[int, int], None]
 
 
 class Recipe(Protocol):
-    """One kind of training. `network_module` is what a file's metadata calls it, in sd-scripts' names."""
+    """One run's training of a kind. `network_module` is what a file's metadata calls it, in sd-scripts' names."""
 
     trains_text_encoder: bool
     replaces: tuple[Part, ...] = ()
@@ -37,19 +38,30 @@ class Recipe(Protocol):
         return self.applied()
 
     def before_step(self, step: int, *, base: bool) -> None:
-        """Called before the batches of a step (from 1 on) are drawn; `base`: of the pictures before a difference."""
+        """Called by the loop as a step (from 1 on) begins; `base`: its pictures are those before a difference."""
         return
 
     def after_step(self) -> None:
-        """Called after a step of the optimizer; not after one that loss scaling has skipped."""
+        """Called by the loop after a step of the optimizer; not after one that loss scaling has skipped."""
         return
 
-    def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
-        """Write what has been learned so far. `facts` is metadata of the run. Allocates next to nothing."""
+    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
+        """Write what has been learned so far into `Outputs.results`. `facts` is metadata of the run. Allocates next to
+        nothing."""
 
     def finish(self, facts: dict[str, str], phase: Callable[[str], Progress], stopping: Callable[[], bool]) -> None:
         """Called once after the final file was written and the model is its host's again: what else a kind leaves."""
         return
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps hang on, as tensors and plain values; the tensors are the recipe's own."""
+        return {"parameters": [parameter.detach() for parameter in parameters(self)]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` of a recipe of the same job gave."""
+        with torch.no_grad():
+            for parameter, value in zip(parameters(self), state["parameters"], strict=True):
+                parameter.copy_(value)
 
 
 def parameters(recipe: Recipe) -> list[nn.Parameter]:

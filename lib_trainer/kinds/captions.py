@@ -1,4 +1,4 @@
-"""Names of embeddings, the text they start from, and captions made from templates."""
+"""What a picture is said to show: its caption, with the names that are learned in front, or lines of a template."""
 
 from __future__ import annotations
 
@@ -9,45 +9,11 @@ from pathlib import Path
 
 import torch
 
-from lib_trainer.config import JobConfig
 from lib_trainer.dataset.scan import NAME, with_trigger
 from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError
 
-WORD_KINDS = ("embedding", "pivotal")
 FILEWORDS = "[filewords]"
-TEMPLATE_KINDS = (*WORD_KINDS, "hypernetwork")
-
-
-def word_names(job: JobConfig) -> list[str]:
-    """The names of the embeddings that a job trains, in order."""
-    if job.network.kind not in WORD_KINDS:
-        return []
-    return [name.strip() for name in job.embedding.names.split(",") if name.strip()] or [job.output.name]
-
-
-def names_field(job: JobConfig) -> str:
-    """The option that names a job's embeddings."""
-    return "embedding.names" if job.embedding.names.strip() else "output.name"
-
-
-def initial_texts(job: JobConfig) -> list[str]:
-    """The text that each embedding starts from; empty: random vectors. Raises `ConfigError` for too many."""
-    names, text = word_names(job), job.embedding.initial_text
-    texts = [part.strip() for part in text.split(";")] if len(names) > 1 else [text.strip()]
-    if len(texts) > len(names):
-        raise ConfigError(
-            f"embedding.initial_text has {len(texts)} texts for {len(names)} names: give one for each, separated by "
-            "semicolons."
-        )
-    return texts + [""] * (len(names) - len(texts))
-
-
-def word_path(path: Path, name: str, job: JobConfig) -> Path:
-    """Where an embedding goes when the run's file is `path`: that file for the one named as the result."""
-    if len(word_names(job)) == 1 and name == job.output.name:
-        return path
-    return path.with_name(name + path.name[len(job.output.name) :])
 
 
 @dataclass(frozen=True)
@@ -77,23 +43,20 @@ class CaptionMaker:
         return bool(self.lines)
 
 
-def caption_maker(job: JobConfig, host: Host) -> CaptionMaker:
-    """Captions as a job wants them. Raises `ConfigError` for a template that is not there or says nothing."""
-    called = job.dataset.trigger_word.strip() or job.output.name
-    if job.network.kind not in TEMPLATE_KINDS:
-        return CaptionMaker((), (), called)
-    names = word_names(job) or [job.output.name]
-    if not job.dataset.template:
-        return CaptionMaker((), tuple(word_names(job)), called)
-    path = _template_path(job.dataset.template, host)
+def template_maker(template: str, names: Sequence[str], called: str, host: Host) -> CaptionMaker:
+    """Captions from a template, for the words `names`, or for what is `called` so where there are none.
+
+    Raises `ConfigError` for a template that is not there or says nothing.
+    """
+    path = _template_path(template, host)
     lines = read_template(path)
     bad = next((line for line in lines if not re.search(r"(?<!\w)\[name\](?!\w)|\[filewords\]", line)), None)
-    if word_names(job) and bad is not None:
+    if names and bad is not None:
         raise ConfigError(
             f"dataset.template: the line {bad!r} of {path} has no [name] that stands alone and no [filewords] that "
             "would bring it, so it would teach nothing: correct it."
         )
-    return CaptionMaker(tuple(lines), tuple(names))
+    return CaptionMaker(tuple(lines), tuple(names) or (called,))
 
 
 def read_template(path: Path) -> list[str]:

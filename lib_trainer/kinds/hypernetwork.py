@@ -1,7 +1,8 @@
-"""The hypernetwork recipe."""
+"""Hypernetworks: small networks in front of the attentions' keys and values."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,65 @@ from typing import Any
 import torch
 
 from lib_trainer.config import JobConfig
+from lib_trainer.kinds.adapters import DropoutSeeds
+from lib_trainer.kinds.base import CONTINUE, Kind, Outputs
+from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
 from lib_trainer.networks.hypernetwork import Hypernetwork, Structure, attention_sizes
-from lib_trainer.ports import LoadedModel
-from lib_trainer.refusals import ConfigError, ModelError
-from lib_trainer.training.recipes import Recipe
+from lib_trainer.ports import Host, LoadedModel
+from lib_trainer.refusals import ConfigError, ModelError, Problems
+from lib_trainer.training.memory_table import Table, Work
 
 STRUCTURE = "hypernetwork.layer_structure"
 
 
+class HypernetworkKind(Kind):
+    """The text encoder is not trained."""
+
+    name, call = "hypernetwork", "<hypernet:{}:1>"
+    rates = ("hypernetwork.learning_rate",)
+
+    def folder(self, host: Host) -> Path:
+        return host.hypernetwork_folder()
+
+    def ending(self, job: JobConfig) -> str:
+        return ".pt"
+
+    def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
+        with problems.at():
+            if job.hypernetwork.learning_rate == 0:
+                raise ConfigError(
+                    "hypernetwork.learning_rate = 0, so nothing would be learned: the guides' start is 1e-5."
+                )
+        with problems.at():
+            parse_structure(job)
+        with problems.at():
+            parse_sizes(job.hypernetwork.sizes)
+        if job.network.continue_from:
+            with problems.at(CONTINUE):
+                read_hypernetwork(Path(job.network.continue_from).expanduser())
+
+    def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
+        return HypernetworkRecipe(job, model)
+
+    def rates_told(self, job: JobConfig, recipe: Recipe) -> dict[str, object]:
+        return {"ss_learning_rate": float(job.hypernetwork.learning_rate)}
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        sizes = parse_sizes(job.hypernetwork.sizes) or table.attention_sizes
+        with torch.device("meta"):
+            network = Hypernetwork(parse_structure(job), sizes)
+        return {"unet": sum(parameter.numel() for parameter in network.parameters())}
+
+    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
+        return work.wide * cells * (sum(parse_structure(job).layers[1:-1]) - 2)
+
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[str]:
+        return [f"{STRUCTURE} (now {job.hypernetwork.layer_structure})"]
+
+
 class HypernetworkRecipe(Recipe):
-    """Networks in front of the attentions' keys and values; the text encoder is not trained."""
+    """A pair of networks for each width of what the attentions read."""
 
     trains_text_encoder = False
     network_module = "hypernetwork"
@@ -42,6 +91,7 @@ class HypernetworkRecipe(Recipe):
             self.network = Hypernetwork(parse_structure(job), wanted)
             self.network.reset(torch.Generator().manual_seed(job.training.seed))
         self.network.to(model.device)
+        self._seeds = DropoutSeeds(job, drops=any(self.network.structure.dropouts))
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": self._rate, "name": "hypernetwork"}]
@@ -52,8 +102,11 @@ class HypernetworkRecipe(Recipe):
     def applied(self) -> AbstractContextManager[None]:
         return self.network.applied(self._targets)
 
-    def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
-        write_hypernetwork(path, self.network, facts, overwrite=overwrite)
+    def before_step(self, step: int, *, base: bool) -> None:
+        self._seeds.set(step)
+
+    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
+        write_hypernetwork(files[0], self.network, facts, overwrite=overwrite)
 
 
 def parse_structure(job: JobConfig) -> Structure:

@@ -7,8 +7,9 @@ beside them (on the CPU, if the model is on a GPU); on leaving they are put back
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,124 @@ import torch
 from torch import nn
 
 from lib_trainer.config import JobConfig
-from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, write_checkpoint
+from lib_trainer.families.detect import model_of
+from lib_trainer.families.family import Family
+from lib_trainer.kinds.adapters import rates_by_part
+from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs
+from lib_trainer.kinds.recipe import Progress, Recipe
+from lib_trainer.kinds.slots import Slot, give_back, parameter_of, whole_weight
+from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, read_shapes, write_checkpoint
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.low_rank import lora_of_differences
-from lib_trainer.ports import LoadedModel, OwnParameter
-from lib_trainer.refusals import MemoryExhausted, ModelError
+from lib_trainer.ports import Host, LoadedModel, OwnParameter, Part
+from lib_trainer.refusals import ConfigError, MemoryExhausted, ModelError, Problems
+from lib_trainer.training.memory_table import Table
 from lib_trainer.training.precision import DTYPES
-from lib_trainer.training.recipes import Progress, Recipe
-from lib_trainer.training.slots import Slot, give_back, parameter_of, whole_weight
 
 logger = logging.getLogger(__name__)
+
+
+DIFFERENCE = "LoRA of the difference"
+
+
+class CheckpointKind(Kind):
+    """A whole checkpoint, and on demand its difference to the loaded one as a LoRA."""
+
+    name, call = "checkpoint", ""
+    rates = ("finetune.unet_lr", "finetune.text_encoder_lr")
+    writes_model = True
+
+    def folder(self, host: Host) -> Path:
+        return host.checkpoint_folder()
+
+    def outputs(self, job: JobConfig, folder: Path, host: Host) -> Outputs:
+        """With the .yaml beside it that some checkpoints have."""
+        whole = super().outputs(job, folder, host).result
+        beside = {"yaml": whole.with_suffix(".yaml")}
+        if job.finetune.difference_rank:
+            beside[DIFFERENCE] = host.lora_folder() / f"{job.output.name}.safetensors"
+        return Outputs((whole,), beside)
+
+    def card_words(self, job: JobConfig) -> list[str]:
+        return []
+
+    def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
+        """Rates, and the file to continue from."""
+        with problems.at():
+            if job.finetune.unet_lr == 0 and job.finetune.text_encoder_lr == 0:
+                raise ConfigError(
+                    "finetune.unet_lr and finetune.text_encoder_lr are both 0, so nothing would be trained: set at "
+                    "least one."
+                )
+        if job.network.continue_from:
+            with problems.at(CONTINUE):
+                _check_start(job.network.continue_from, host.family())
+        with problems.at():
+            if not host.parts():
+                raise ModelError(
+                    "A whole checkpoint is fine-tuned from a single file, which this one is not: choose another."
+                )
+
+    def why_no_fp8(self, job: JobConfig) -> str:
+        return "is for weights that are not trained, and this job trains the UNet's" if job.finetune.unet_lr > 0 else ""
+
+    def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
+        return CheckpointRecipe(job, model, outputs.beside.get(DIFFERENCE))
+
+    def rates_told(self, job: JobConfig, recipe: Recipe) -> dict[str, object]:
+        return rates_by_part(self, job, recipe)
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        return {part: table.weights[part].all for part in _learning_parts(job, table.family)}
+
+    def trains_text_encoder(self, job: JobConfig) -> bool:
+        return job.finetune.text_encoder_lr > 0
+
+    def replaces(self, job: JobConfig, family: Family) -> frozenset[str]:
+        return frozenset(_learning_parts(job, family))
+
+    def has_average(self, job: JobConfig) -> bool:
+        return job.finetune.ema
+
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[str]:
+        tuning, found = job.finetune, []
+        if tuning.text_encoder_lr and tuning.unet_lr:
+            found.append("finetune.text_encoder_lr to 0")
+        if tuning.ema:
+            found.append("leave out finetune.ema")
+        if not job.optimizer.name.endswith("8bit") and _has_8bit(device):
+            found.append("take optimizer.name = 'AdamW8bit'")
+        return [*found, "or train a LoRA"]
+
+    def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
+        if job.finetune.ema:
+            yield [{"finetune.ema": False}]
+        if job.finetune.text_encoder_lr and job.finetune.unet_lr:
+            yield [{"finetune.text_encoder_lr": 0.0}]
+
+    def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
+        yield [{"network.kind": "lora"}]
+
+
+def _check_start(path: str, family: Family) -> None:
+    shapes = read_shapes(Path(path).expanduser())
+    found = model_of(shapes)
+    if isinstance(found, Family) and found is not family:
+        raise ConfigError(f"{CONTINUE} = {path!r} is of another family: choose one of {family.word}.")
+    if not any(name.startswith(family.unet.prefix) for name in shapes):
+        raise ModelError(f"{path} holds no UNet: choose a whole checkpoint.")
+
+
+def _learning_parts(job: JobConfig, family: Family) -> list[Part]:
+    return [part for part, rate in _rates(job, family).items() if rate > 0]
+
+
+def _rates(job: JobConfig, family: Family) -> dict[Part, float]:
+    return family.rates(job.finetune.unet_lr, job.finetune.text_encoder_lr)
+
+
+def _has_8bit(device: torch.device) -> bool:
+    return device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
 class CheckpointRecipe(Recipe):
@@ -36,7 +145,7 @@ class CheckpointRecipe(Recipe):
     def __init__(self, job: JobConfig, model: LoadedModel, difference_path: Path | None = None) -> None:
         tuning = job.finetune
         self._model, self._job, self._difference = model, job, difference_path
-        self._rates = model.family.rates(tuning.unet_lr, tuning.text_encoder_lr)
+        self._rates = _rates(job, model.family)
         self._owned = [own for own in model.own_parameters() if self._rates.get(own.part, 0) > 0]
         self.trains_text_encoder = tuning.text_encoder_lr > 0
         start = _read_start(job)
@@ -108,11 +217,20 @@ class CheckpointRecipe(Recipe):
             return self._average
         return {key: parameter.detach() for key, parameter in self.learned.items()}
 
-    def save(self, path: Path, facts: dict[str, str], *, overwrite: bool) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "steps": self._steps, "average": list((self._average or {}).values())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._steps = state["steps"]
+        for average, value in zip((self._average or {}).values(), state["average"], strict=True):
+            average.copy_(value)
+
+    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
         if self._lost:
             raise MemoryExhausted("What was learned is lost: neither the device nor the computer had room to keep it.")
         dtype = DTYPES[self._job.output.precision]
-        write_checkpoint(path, self._rest | self._result(), dtype, facts, self._model.file, overwrite=overwrite)
+        write_checkpoint(files[0], self._rest | self._result(), dtype, facts, self._model.file, overwrite=overwrite)
 
     def finish(self, facts: dict[str, str], phase: Callable[[str], Progress], stopping: Callable[[], bool]) -> None:
         """The difference to the loaded checkpoint as a LoRA, if the job wants it."""

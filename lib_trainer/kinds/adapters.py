@@ -1,0 +1,361 @@
+"""Networks of adapters: LoRA, LoCon, LoHa, LoKr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import nn
+
+from lib_trainer.config import JobConfig
+from lib_trainer.families.detect import lora_of
+from lib_trainer.families.family import Family
+from lib_trainer.families.names import is_resnet
+from lib_trainer.kinds.adapter_memory import Plan, hidden_numbers, learned_numbers
+from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs, option_of
+from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts
+from lib_trainer.networks.blocks import learns, parse_blocks
+from lib_trainer.networks.formats.lora_file import BUNDLED, LoraFile, read_lora, write_lora
+from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
+from lib_trainer.ports import AdaptableModule, Host, LoadedModel, Part
+from lib_trainer.refusals import ConfigError, ModelError, Problems
+from lib_trainer.training.memory_table import Table, Work
+from lib_trainer.training.optimizers import ELEMENTWISE
+from lib_trainer.training.precision import DTYPES
+
+Planned = list[tuple[AdaptableModule, AdapterSpec]]
+Algorithm = Literal["lora", "loha", "lokr"]
+WHAT_LEARNS = "let the learning rates, blocks.preset, blocks.rates and blocks.ranks leave some"
+RANK, TEXT_RATE = "network.rank", "optimizer.text_encoder_lr"
+
+
+class AdapterKind(Kind):
+    """Adapters beside the model's own layers, in a file for `<lora:name:1>`.
+
+    `algorithm` is the maths of each adapter. `called` is what LyCORIS calls the whole, where a file says it. `goes_on`
+    names what a file to continue from may be (see `kind_of_file`).
+    """
+
+    architecture, implementation = "/lora", "diffusers"
+
+    def __init__(
+        self,
+        name: str,
+        algorithm: Algorithm = "lora",
+        *,
+        called: str = "lora",
+        goes_on: Sequence[str] = (),
+        module: str = "lycoris.kohya",
+        measured: str = "",
+        lies_flat: bool = True,
+        rank_costs: bool = True,
+        text_encoder_is_free: bool = True,
+    ) -> None:
+        """`module` is sd-scripts' name for it without DoRA. `measured` is what tables of memory call it.
+
+        `lies_flat`: the parameters are one buffer. `rank_costs`: a smaller rank needs less memory.
+        `text_encoder_is_free`: it need not learn.
+        """
+        self.name, self.algorithm, self._called, self._goes_on = name, algorithm, called, tuple(goes_on) or (name,)
+        self._module, self._measured = module, measured or name
+        self._lies_flat, self._rank_costs, self._text_encoder_is_free = lies_flat, rank_costs, text_encoder_is_free
+
+    def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
+        """Rates, blocks, and the file to continue from."""
+        with problems.at():
+            if job.optimizer.unet_lr == 0 and job.optimizer.text_encoder_lr == 0:
+                raise ConfigError(
+                    "optimizer.unet_lr and optimizer.text_encoder_lr are both 0, so nothing would be trained: set at "
+                    "least one."
+                )
+        with problems.at():
+            if job.network.factor == 0:
+                raise ConfigError("network.factor = 0 is not allowed: it must be -1 or a whole number from 1 on.")
+        family = host.family()
+        with problems.at():
+            parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
+        with problems.at():
+            for block, rank in parse_blocks(job.blocks.ranks, "blocks.ranks", family.unet).items():
+                if not rank.is_integer():
+                    raise ConfigError(f"blocks.ranks: {block} = {rank:g} is not a whole number: correct it.")
+        if job.network.continue_from:
+            with problems.at():
+                if job.blocks.ranks.strip():
+                    raise ConfigError(
+                        f"blocks.ranks = {job.blocks.ranks!r} has no meaning beside {CONTINUE}, whose file has its "
+                        "ranks: leave one of them empty."
+                    )
+            with problems.at(CONTINUE):
+                self._check_file(job, read_lora(Path(job.network.continue_from).expanduser()), family)
+
+    def _check_file(self, job: JobConfig, file: LoraFile, family: Family) -> None:
+        """Raise `ConfigError` for a file of another family or another kind."""
+        path, other = job.network.continue_from, lora_of(file.tensors, file.metadata)
+        if other is not None and other is not family:
+            raise ConfigError(f"{CONTINUE} = {path!r} was made for {other.word}: choose one for {family.word}.")
+        found = kind_of_file(file)
+        if found not in self._goes_on:
+            raise ConfigError(
+                f"{CONTINUE} = {path!r} is of the kind {found}, and network.kind is {self.name}: choose its kind."
+            )
+        dora = any(name.endswith(".dora_scale") for name in file.tensors)
+        if dora != job.network.dora:
+            state = "on" if dora else "off"
+            raise ConfigError(f"{CONTINUE} = {path!r} {'is' if dora else 'is not'} a DoRA: turn network.dora {state}.")
+
+    def why_no_fp8(self, job: JobConfig) -> str:
+        reason = "does not go with network.dora, which reads the weights themselves at each step"
+        return reason if job.network.dora else ""
+
+    def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
+        return AdapterRecipe(self, job, model)
+
+    def module_name(self, job: JobConfig) -> str:
+        """sd-scripts has DoRA by LyCORIS."""
+        return "lycoris.kohya" if job.network.dora else self._module
+
+    def plan(self, job: JobConfig, modules: Sequence[AdaptableModule], family: Family) -> Planned:
+        """Which modules get an adapter, and of what kind and rank. Raises `ModelError` where none is left."""
+        network = job.network
+        ranks = parse_blocks(job.blocks.ranks, "blocks.ranks", family.unet)
+        convolutions = self.has_convolutions and network.conv_rank > 0
+        planned: Planned = []
+        for target in modules:
+            if not learns_in(job, target, family) or (target.group == "convolution" and not convolutions):
+                continue
+            spatial = isinstance(target.module, nn.Conv2d) and target.module.kernel_size != (1, 1)
+            rank, alpha = (network.conv_rank, network.conv_alpha) if spatial else (network.rank, network.alpha)
+            own = ranks.get(target.block)
+            if own is not None:  # a block's own rank keeps the scale that the job has asked for
+                rank, alpha = int(own), alpha * own / rank
+            if rank:
+                planned.append((target, self._spec(job, rank, alpha or rank)))
+        if not planned:
+            raise ModelError(f"No layer is left to learn: {WHAT_LEARNS}.")
+        return planned
+
+    def _spec(self, job: JobConfig, rank: int, alpha: float) -> AdapterSpec:
+        network = job.network
+        return AdapterSpec(
+            kind=self.algorithm,
+            rank=rank,
+            alpha=alpha,
+            factor=network.factor or -1,
+            both=network.decompose_both,
+            dora=network.dora,
+            rank_stabilised=network.rank_stabilised,
+            dropouts=dropouts_of(job),
+        )
+
+    def metadata(self, job: JobConfig, recipe: Recipe) -> dict[str, str]:
+        return {"ss_network_module": recipe.network_module, "ss_network_args": json.dumps(self._arguments(job))}
+
+    def _arguments(self, job: JobConfig) -> dict[str, str]:
+        """What LyCORIS calls the options that the tensors do not tell.
+
+        Of rs-LoRA they tell all: alpha is stored so that alpha / rank is the scale, and naming it would scale twice.
+        """
+        network, blocks = job.network, job.blocks
+        values: dict[str, object] = {"algo": self._called}
+        if "network.factor" in self.options and not network.continue_from:
+            values |= {"factor": network.factor, "decompose_both": network.decompose_both}
+        if network.dora:
+            values["dora_wd"] = True
+        for name in ("dropout", "rank_dropout", "module_dropout"):
+            if getattr(network, name):
+                values[name] = getattr(network, name)
+        if blocks.preset != "all" or blocks.rates.strip():
+            values |= {"blocks_preset": blocks.preset, "blocks_rates": blocks.rates}
+        if self.has_words:
+            values["embedding_lr"] = job.embedding.learning_rate
+        if network.continue_from:
+            values["continued_from"] = Path(network.continue_from).name
+        return {name: str(value) for name, value in values.items()}
+
+    def rates_told(self, job: JobConfig, recipe: Recipe) -> dict[str, object]:
+        return rates_by_part(self, job, recipe)
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        return learned_numbers(self._plan_of(job, table), table)
+
+    def trains_text_encoder(self, job: JobConfig) -> bool:
+        return job.optimizer.text_encoder_lr > 0
+
+    def measured_as(self, job: JobConfig) -> str:
+        return self._measured + ("+dora" if job.network.dora else "")
+
+    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
+        """Ranks other than those that were measured keep more, or less, between the thin products."""
+        if not self._lies_flat or job.training.gradient_checkpointing:
+            return 0.0
+        usual = msgspec.structs.replace(
+            job,
+            network=msgspec.structs.replace(job.network, rank=32, conv_rank=8),
+            blocks=msgspec.structs.replace(job.blocks, ranks="", rates="", preset="all"),
+        )
+        return dtype.itemsize * cells * (self._hidden(job, table) - hidden_numbers(self._plan_of(usual, table), table))
+
+    def _hidden(self, job: JobConfig, table: Table) -> float:
+        return hidden_numbers(self._plan_of(job, table), table)
+
+    def least_activations(self, job: JobConfig, learned: int) -> int:
+        """Gradients of all adapters, in the run's precision, are joined and widened."""
+        return 2 * learned if self._lies_flat and not job.network.dora and not dropouts_of(job) else 0
+
+    def _plan_of(self, job: JobConfig, table: Table) -> Plan:
+        return lambda modules: self.plan(job, modules, table.family)
+
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[str]:
+        found = [f"{RANK} (now {job.network.rank})"]
+        return [*found, f"{TEXT_RATE} to 0"] if job.optimizer.text_encoder_lr else found
+
+    def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
+        if self._text_encoder_is_free and job.optimizer.text_encoder_lr and job.optimizer.unet_lr:
+            yield [{TEXT_RATE: 0.0}]
+
+    def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
+        rank = job.network.rank
+        if self._rank_costs and rank > 8:
+            yield [{RANK: smaller} for smaller in (rank // 2, 8) if smaller >= 8]
+
+
+def kind_of_file(file: LoraFile) -> str:
+    """lora, locon, loha or lokr, by the names and shapes of a file's tensors."""
+    if any(".hada_" in name for name in file.tensors):
+        return "loha"
+    if any(".lokr_" in name for name in file.tensors):
+        return "lokr"
+    return "locon" if any(is_resnet(name) for name in file.tensors) else "lora"
+
+
+def rates_by_part(kind: Kind, job: JobConfig, recipe: Recipe) -> dict[str, object]:
+    """Of a kind that trains the UNet and the text encoder, each at a rate of its own."""
+    trained, (unet, text) = recipe.modules(), (float(option_of(job, path)) for path in kind.rates)
+    of_unet, of_text = unet if trained.get("unet") else None, text if trained.get("te1") else None
+    return {"ss_learning_rate": of_unet or of_text, "ss_unet_lr": of_unet, "ss_text_encoder_lr": of_text}
+
+
+class AdapterRecipe(Recipe):
+    """Fresh adapters for a job, or those of a file. Parts and blocks whose learning rate is 0 get none."""
+
+    def __init__(self, kind: AdapterKind, job: JobConfig, model: LoadedModel) -> None:
+        self._job, self._dtype = job, DTYPES[job.output.precision]
+        self.networks = make_networks(kind, job, model)
+        self.network = self.networks.trained
+        self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
+        self.network_module = kind.module_name(job)
+        self._seeds = DropoutSeeds(job, drops=bool(dropouts_of(job)))
+        self._groups = rate_groups(job, self.network, model.family)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return self._groups
+
+    def modules(self) -> dict[str, int]:
+        return {str(part): count for part, count in self.network.parts().items()}
+
+    def applied(self) -> AbstractContextManager[None]:
+        return self.networks.applied()
+
+    def before_step(self, step: int, *, base: bool) -> None:
+        self._seeds.set(step)
+
+    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
+        write_lora(files[0], self.networks.tensors(self._dtype), facts, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """`trained` learns. `held` is the rest of the file that a run goes on from: it is applied and stays what it was.
+
+    `kept` are that rest's tensors as they were read, and those of embeddings that the file brings along.
+    """
+
+    trained: LoraNetwork
+    held: LoraNetwork
+    kept: dict[str, torch.Tensor]
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        with self.held.applied(), self.trained.applied():
+            yield
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The whole file; what was trained in `dtype`."""
+        return self.kept | self.trained.tensors(dtype)
+
+
+class DropoutSeeds:
+    """Dropouts draw from torch's own generator, which a preview may have set: each step has a seed of its own."""
+
+    def __init__(self, job: JobConfig, *, drops: bool) -> None:
+        self._seed, self._drops = job.training.seed, drops
+
+    def set(self, step: int) -> None:
+        if self._drops:
+            torch.manual_seed((self._seed << 24) + step)
+
+
+def rate_groups(job: JobConfig, network: LoraNetwork, family: Family) -> list[dict[str, Any]]:
+    """A group for each part, and for each factor that its blocks have. Called once: the network is made flat."""
+    factors = parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
+    rates = family.rates(job.optimizer.unet_lr, job.optimizer.text_encoder_lr)
+    whole = job.optimizer.name in ELEMENTWISE
+    sorted_out: dict[tuple[Part, float], list[Adapter]] = {}
+    for adapter in network:
+        sorted_out.setdefault((adapter.part, factors.get(adapter.block, 1.0)), []).append(adapter)
+    return [
+        {
+            "params": network.flatten(own, whole=whole),
+            "lr": rates[part] * factor,
+            "name": part if factor == 1 else f"{part} ×{factor:g}",
+        }
+        for (part, factor), own in sorted(sorted_out.items(), key=lambda item: (item[0][0] != "unet", *item[0]))
+    ]
+
+
+def make_networks(kind: AdapterKind, job: JobConfig, model: LoadedModel) -> Networks:
+    """The network of a job. Raises `ModelError` if the file to continue from does not fit the model."""
+    modules, family = model.adaptable_modules(), model.family
+    if not job.network.continue_from:
+        planned = kind.plan(job, modules, family)
+        fresh = LoraNetwork.build(planned, torch.Generator().manual_seed(job.training.seed))
+        return Networks(fresh, LoraNetwork([]), {})
+    path = Path(job.network.continue_from).expanduser()
+    whole = read_lora(path).tensors
+    tensors = {name: tensor for name, tensor in whole.items() if not name.startswith(BUNDLED)}
+    try:
+        trained = LoraNetwork.from_tensors([one for one in modules if learns_in(job, one, family)], tensors)
+        held = LoraNetwork.from_tensors([one for one in modules if not learns_in(job, one, family)], tensors)
+    except ValueError as error:
+        raise ModelError(f"{path} does not fit this checkpoint ({error}): choose a file made for it.") from error
+    strange = unmatched_keys(modules, tensors)
+    if strange or not len(trained) + len(held):
+        what = strange[0] if strange else "any module"
+        raise ModelError(f"{path} and this checkpoint do not share {what}: choose a file made for {family.word}.")
+    if not len(trained):
+        raise ModelError(f"{path} has no layer that is to learn: {WHAT_LEARNS}.")
+    for adapter in trained:
+        adapter.dropouts = dropouts_of(job)
+    held.requires_grad_(False)
+    learning = {adapter.key for adapter in trained}
+    kept = {name: tensor.clone() for name, tensor in whole.items() if name.partition(".")[0] not in learning}
+    return Networks(trained, held, kept)
+
+
+def learns_in(job: JobConfig, target: AdaptableModule, family: Family) -> bool:
+    """Whether a job trains what stands beside this layer: rates of parts and blocks, and the preset, decide."""
+    factor = parse_blocks(job.blocks.rates, "blocks.rates", family.unet).get(target.block, 1.0)
+    rate = family.rates(job.optimizer.unet_lr, job.optimizer.text_encoder_lr)[target.part]
+    return bool(rate and factor and learns(job.blocks.preset, target.block, family.unet))
+
+
+def dropouts_of(job: JobConfig) -> Dropouts:
+    return Dropouts(job.network.dropout, job.network.rank_dropout, job.network.module_dropout)

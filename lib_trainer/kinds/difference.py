@@ -1,0 +1,124 @@
+"""Difference training (差异炼丹法): what makes the second of a pair of pictures different from the first, as a LoRA.
+
+A first LoRA learns the picture before by heart and is then held; on top of it a second one learns the picture after,
+and as all that both share is in the first already, it learns the difference alone. Only the second is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lib_trainer.config import JobConfig
+from lib_trainer.dataset.folder import list_folder
+from lib_trainer.dataset.pictures import PictureError, read_size
+from lib_trainer.dataset.scan import Sample, Scan
+from lib_trainer.kinds.adapters import AdapterKind, DropoutSeeds, dropouts_of, make_networks, rate_groups
+from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.networks.formats.lora_file import write_lora
+from lib_trainer.ports import Host, LoadedModel
+from lib_trainer.refusals import ConfigError, DatasetError, Problems
+from lib_trainer.training.memory_table import Table
+from lib_trainer.training.precision import DTYPES
+
+
+class DifferenceKind(AdapterKind):
+    """What holds for a LoRA holds here too, and a second one learns before it."""
+
+    learning_share = 0.5
+
+    def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
+        super().check(job, host, problems)
+        with problems.at():
+            if not job.difference.before:
+                raise ConfigError(
+                    "difference.before is empty: name the picture or the folder that the difference starts from."
+                )
+        with problems.at():
+            if job.training.max_steps and job.difference.base_steps >= job.training.max_steps:
+                raise ConfigError(
+                    f"difference.base_steps = {job.difference.base_steps} leaves none of the {job.training.max_steps} "
+                    "steps for the difference: lower it or raise training.max_steps."
+                )
+
+    def before(self, job: JobConfig, scan: Scan) -> list[Sample]:
+        """The pictures before, each with the caption of its partner.
+
+        A single picture is the partner of all; in a folder the file names decide: the whole name, then that without
+        its ending.
+        """
+        place = Path(job.difference.before).expanduser()
+        if not place.exists():
+            raise ConfigError(f"difference.before = {str(place)!r} does not exist: correct the path.")
+        listing = list_folder(place) if place.is_dir() else None
+        found = []
+        for sample in scan.samples:
+            partner = place.name if listing is None else listing.partner(sample.path.name)
+            path = place if listing is None else place / (partner or "")
+            if partner is None:
+                raise DatasetError(
+                    f"'{place}' holds no partner of {sample.path.name}: the names of a pair must be the same."
+                )
+            try:
+                size = read_size(path)
+            except PictureError as error:
+                raise DatasetError("pair.unreadable", path=path, reason=error.reason) from error
+            found.append(replace(sample, path=path, size=size, role="before"))
+        return found
+
+    def base_steps(self, job: JobConfig, total: int) -> int:
+        return min(job.difference.base_steps or total // 2, total - 1)
+
+    def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
+        return DifferenceRecipe(self, job, model)
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        return {part: 2 * numbers for part, numbers in super().learned(job, table).items()}
+
+    def _hidden(self, job: JobConfig, table: Table) -> float:
+        return 2 * super()._hidden(job, table)
+
+
+class DifferenceRecipe(Recipe):
+    """While the pictures before are shown the first network learns, and then the second."""
+
+    def __init__(self, kind: DifferenceKind, job: JobConfig, model: LoadedModel) -> None:
+        self._dtype, self.network_module = DTYPES[job.output.precision], kind.module_name(job)
+        fresh = msgspec.structs.replace(job.network, continue_from="")
+        self.base = make_networks(kind, msgspec.structs.replace(job, network=fresh), model).trained
+        self.networks = make_networks(kind, job, model)
+        self.network = self.networks.trained
+        self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
+        self._seeds = DropoutSeeds(job, drops=bool(dropouts_of(job)))
+        first = [{**group, "name": f"{group['name']}, before"} for group in rate_groups(job, self.base, model.family)]
+        self._groups = first + rate_groups(job, self.network, model.family)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return self._groups
+
+    def modules(self) -> dict[str, int]:
+        return {str(part): count for part, count in self.network.parts().items()}
+
+    def before_step(self, step: int, *, base: bool) -> None:
+        """Only one of the two learns at a time: the optimizer passes parameters without a gradient by."""
+        self._seeds.set(step)
+        self.base.learn(base)
+        self.network.learn(not base)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        with self.base.applied(), self.networks.applied():
+            yield
+
+    def previewed(self) -> contextlib.AbstractContextManager[None]:
+        """What is saved: the difference alone."""
+        return self.networks.applied()
+
+    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
+        write_lora(files[0], self.networks.tensors(self._dtype), facts, overwrite=overwrite)

@@ -1,0 +1,98 @@
+"""Textual Inversion (Gal et al. 2022, arXiv:2208.01618): a few vectors of the text encoder's input."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib_trainer.config import JobConfig
+from lib_trainer.kinds.base import CONTINUE, Kind, Outputs
+from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.kinds.words import Words, check_words, numbers_of_words
+from lib_trainer.networks.formats.embedding_file import read_embedding, write_embedding
+from lib_trainer.ports import Host, LoadedModel
+from lib_trainer.refusals import ConfigError, Problems
+from lib_trainer.training.memory_table import Table
+
+MAX_VECTORS = 75
+
+
+class EmbeddingKind(Kind):
+    """One or several words, each in a file of its own, by whose name a prompt calls it."""
+
+    name, call = "embedding", "{}"
+    rates = ("embedding.learning_rate",)
+    architecture = "/textual-inversion"
+
+    def folder(self, host: Host) -> Path:
+        return host.embedding_folder()
+
+    def ending(self, job: JobConfig) -> str:
+        return f".{job.embedding.format}"
+
+    def outputs(self, job: JobConfig, folder: Path, host: Host) -> Outputs:
+        return Outputs(tuple(folder / f"{name}{self.ending(job)}" for name in self.words(job)))
+
+    def trigger_words(self, job: JobConfig) -> list[str]:
+        return self.words(job)[1:]  # names are calls
+
+    def card_words(self, job: JobConfig) -> list[str]:
+        return []
+
+    def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
+        words = self.words(job)
+        check_words(job, words, self.names_field(job), host, problems)
+        if not job.network.continue_from:
+            return
+        with problems.at():
+            if len(words) > 1:
+                raise ConfigError(f"{CONTINUE} holds one embedding and embedding.names has several: name one.")
+        with problems.at(CONTINUE):
+            rows = read_embedding(Path(job.network.continue_from).expanduser(), host.family())
+            if len(rows) > MAX_VECTORS:
+                raise ConfigError(
+                    f"{CONTINUE} has {len(rows)} vectors: the most that a prompt can hold is {MAX_VECTORS}."
+                )
+
+    def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
+        return EmbeddingRecipe(job, self.words(job), model)
+
+    def rates_told(self, job: JobConfig, recipe: Recipe) -> dict[str, object]:
+        return {"ss_learning_rate": float(job.embedding.learning_rate)}
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        return {"words": numbers_of_words(job, self.words(job), table.text_width)}
+
+    def trains_text_encoder(self, job: JobConfig) -> bool:
+        return True
+
+
+class EmbeddingRecipe(Recipe):
+    """Only the rows of the new words learn."""
+
+    trains_text_encoder = True
+    network_module = "embedding"
+
+    def __init__(self, job: JobConfig, names: Sequence[str], model: LoadedModel) -> None:
+        found = {}
+        if job.network.continue_from:
+            found = {names[0]: read_embedding(Path(job.network.continue_from).expanduser(), model.family)}
+        self.words = Words(job, names, model, found)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [self.words.group()]
+
+    def modules(self) -> dict[str, int]:
+        return {"embedding": len(self.words.rows)}
+
+    def applied(self) -> contextlib.AbstractContextManager[None]:
+        return self.words.applied()
+
+    def after_step(self) -> None:
+        self.words.after_step()
+
+    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
+        for path, rows in zip(files, self.words.rows.values(), strict=True):
+            write_embedding(path, rows, facts, overwrite=overwrite)

@@ -1,0 +1,125 @@
+"""New words: rows of the text encoder's input that learn, and what is checked of their names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib_trainer.config import JobConfig
+from lib_trainer.ports import Host, LoadedModel, TokenTable
+from lib_trainer.refusals import ConfigError, ModelError, Problems
+
+BRACKETS = "()[]\\"
+"""Signs of the WebUI's prompts (modules/prompt_parser.py)."""
+
+
+def initial_texts(job: JobConfig, names: Sequence[str]) -> list[str]:
+    """The text that each embedding starts from; empty: random vectors. Raises `ConfigError` for too many."""
+    text = job.embedding.initial_text
+    texts = [part.strip() for part in text.split(";")] if len(names) > 1 else [text.strip()]
+    if len(texts) > len(names):
+        raise ConfigError(
+            f"embedding.initial_text has {len(texts)} texts for {len(names)} names: give one for each, separated by "
+            "semicolons."
+        )
+    return texts + [""] * (len(names) - len(texts))
+
+
+def check_words(job: JobConfig, names: Sequence[str], field: str, host: Host, problems: Problems) -> None:
+    """Names (which the option `field` gives), vectors and initial texts of embeddings."""
+    with problems.at():
+        if job.embedding.learning_rate == 0:
+            raise ConfigError("embedding.learning_rate = 0, so nothing would be learned: the guides' start is 5e-3.")
+    for name in names:
+        with problems.at():
+            _check_name(name, field, host)
+    with problems.at():
+        for name, text in zip(names, initial_texts(job, names), strict=True):
+            count = host.token_count(text) if text else 0
+            if count > job.embedding.vectors and not job.network.continue_from:
+                raise ConfigError(
+                    f"embedding.initial_text of {name!r} has {count} tokens and there are {job.embedding.vectors} "
+                    "vectors: shorten it or raise embedding.vectors."
+                )
+
+
+def _check_name(name: str, field: str, host: Host) -> None:
+    if host.token_count(name) == 1:
+        raise ConfigError(
+            f"{field} = {name!r} is a word of the model's vocabulary and would change its meaning in every prompt: "
+            "choose one that is not, as in 'zrk-style'."
+        )
+    if not (name[0].isalnum() and name[-1].isalnum()):
+        raise ConfigError(
+            f"{field} = {name!r} begins or ends with a sign, which would melt together with those beside it in a "
+            "prompt: let it begin and end with letters or digits."
+        )
+    brackets = sorted(set(name) & set(BRACKETS))
+    if brackets:
+        raise ConfigError(
+            f"{field} = {name!r} has {' '.join(brackets)}, which a prompt reads as emphasis and not as a part of the "
+            "name: leave it out."
+        )
+
+
+def numbers_of_words(job: JobConfig, names: Sequence[str], width: int) -> int:
+    """How many numbers learn; `width` of them in a vector."""
+    return len(names) * job.embedding.vectors * width
+
+
+class Words:
+    """The rows of one or several new words: the only part of the vocabulary that gets gradients."""
+
+    def __init__(
+        self, job: JobConfig, names: Sequence[str], model: LoadedModel, found: Mapping[str, torch.Tensor]
+    ) -> None:
+        """`found` are rows from the file to continue from; other words start from their text, or at random."""
+        self._table, self._decay = model.tokens(), job.embedding.norm_decay
+        self._norm, self._rate = self._table.usual_norm(), job.embedding.learning_rate
+        generator = torch.Generator().manual_seed(job.training.seed + 3)
+        self.rows: dict[str, nn.Parameter] = {}
+        for name, text in zip(names, initial_texts(job, names), strict=True):
+            rows = found.get(name)
+            if rows is None:
+                rows = self._start(text, job.embedding.vectors, generator)
+            elif rows.shape[1] != self._table.width:
+                raise ModelError(
+                    f"The embedding to continue from has vectors of {rows.shape[1]} numbers and this checkpoint's have "
+                    f"{self._table.width}: choose one made for {model.family.word}."
+                )
+            self.rows[name] = nn.Parameter(rows.to(model.device, copy=True))
+
+    def _start(self, text: str, count: int, generator: torch.Generator) -> torch.Tensor:
+        """A text's rows, repeated from the first where there are more vectors; else random ones of the usual length."""
+        if text:
+            known = self._table.rows(text)
+            chosen: torch.Tensor = known[torch.arange(count) % len(known)]
+            return chosen
+        drawn = torch.randn(count, self._table.width, generator=generator)
+        unit: torch.Tensor = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+        return unit * self._norm
+
+    @property
+    def table(self) -> TokenTable:
+        return self._table
+
+    def group(self) -> dict[str, Any]:
+        """Decoupled weight decay would pull towards 0 and not towards the vocabulary's norm."""
+        return {"params": list(self.rows.values()), "lr": self._rate, "name": "embedding", "weight_decay": 0.0}
+
+    def after_step(self) -> None:
+        """‖v‖ moves by the job's share towards the vocabulary's usual norm."""
+        if self._decay:
+            with torch.no_grad():
+                for rows in self.rows.values():
+                    norm = rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
+                    rows.mul_(1 + self._decay * (self._norm - norm) / norm)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        with self._table.extended(self.rows):
+            yield

@@ -1,0 +1,96 @@
+"""Which pictures each step shows, and in which order: a function of the job's seed and the step's place alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lib_trainer.config import JobConfig
+from lib_trainer.dataset.batches import batches_per_epoch, epoch_batches
+from lib_trainer.kinds.base import Kind
+
+Role = Literal["learn", "class", "before"]
+SPREAD = 2654435761
+"""Odd, so that the seeds of 2³² epochs differ; 2³² over the golden ratio, so that neighbours lie far apart."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as far as its place among the others is concerned; `target` is (width, height) in pixels."""
+
+    role: Role
+    repeats: int
+    target: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A step: its number and its epoch's, both from 1 on, and the pictures of its batches, by index.
+
+    `base`: they are those before a difference. `epoch_begins`: it is the first step of its epoch.
+    """
+
+    step: int
+    epoch: int
+    batches: list[list[int]]
+    base: bool
+    epoch_begins: bool
+
+
+@dataclass(frozen=True)
+class Order:
+    """Epoch after epoch without end; a step never reaches across the end of an epoch."""
+
+    job: JobConfig
+    kind: Kind
+    pictures: tuple[Shown, ...]
+
+    def batches_per_epoch(self) -> int:
+        repeats = self.repeats(torch.Generator().manual_seed(0), before=False)
+        return batches_per_epoch(self._targets, repeats, self.job.training.batch_size)
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        training = self.job.training
+        return training.max_steps or training.epochs * -(-self.batches_per_epoch() // training.gradient_accumulation)
+
+    def base_steps(self) -> int:
+        """Steps that belong to the pictures before."""
+        return self.kind.base_steps(self.job, self.total_steps())
+
+    def generator(self, epoch: int) -> torch.Generator:
+        """What an epoch draws from, first its order and then, step by step, what its batches draw."""
+        return torch.Generator().manual_seed((self.job.training.seed + 2 + SPREAD * (epoch - 1)) % 2**32)
+
+    def places(self) -> Iterator[tuple[Place, torch.Generator]]:
+        """Every step from the first on, with the generator of its epoch, whose order has been drawn."""
+        training, base_steps, step = self.job.training, self.base_steps(), 0
+        for epoch in itertools.count(1):
+            before, generator = step < base_steps, self.generator(epoch)
+            repeats = self.repeats(generator, before=before)
+            drawn = epoch_batches(self._targets, repeats, training.batch_size, generator)
+            starts = range(0, len(drawn), training.gradient_accumulation)
+            for start in starts[: base_steps - step] if before else starts:
+                step += 1
+                batches = drawn[start : start + training.gradient_accumulation]
+                yield Place(step, epoch, batches, before, epoch_begins=start == 0), generator
+
+    def repeats(self, generator: torch.Generator, *, before: bool) -> list[int]:
+        """How often an epoch shows each picture. There are as many class pictures as others, chosen anew each."""
+        wanted = "before" if before else "learn"
+        repeats = [one.repeats if one.role == wanted else 0 for one in self.pictures]
+        others = [index for index, one in enumerate(self.pictures) if one.role == "class"]
+        if others and not before:
+            whole, rest = divmod(sum(repeats), len(others))
+            chosen = set(torch.randperm(len(others), generator=generator)[:rest].tolist())
+            for place, index in enumerate(others):
+                repeats[index] = whole + (place in chosen)
+        return repeats
+
+    @property
+    def _targets(self) -> list[tuple[int, int]]:
+        return [one.target for one in self.pictures]

@@ -1,0 +1,117 @@
+"""A job, resolved once: everything that follows from it without a model. Who asks about a run asks its plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib_trainer.config import JobConfig
+from lib_trainer.dataset.batches import FixedSize
+from lib_trainer.dataset.scan import Sample, Scan, scan_folder
+from lib_trainer.kinds.base import Kind, Outputs
+from lib_trainer.kinds.captions import CaptionMaker
+from lib_trainer.kinds.registry import kind_of
+from lib_trainer.ports import Host, PreviewRequest
+from lib_trainer.refusals import Problems, Sentence
+from lib_trainer.training.checks import NAMES, check_job, with_a_name
+from lib_trainer.training.memory_need import outlook
+from lib_trainer.training.order import Order, Shown
+from lib_trainer.training.prior import wants_class_pictures
+from lib_trainer.training.results import Settled, outputs_of, settle
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job that has passed every check that needs no model.
+
+    `scan` holds the pictures to learn, `before` those that are learned before them. `steps` are foreseen: a picture
+    that cannot be decoded has none. `warnings` are sentences on what may go wrong, told when the run starts: a
+    reckoning is no refusal. `replaced` files go to the trash when their successors are written.
+    """
+
+    job: JobConfig
+    kind: Kind
+    scan: Scan
+    captions: CaptionMaker
+    outputs: Outputs
+    sizes: FixedSize
+    steps: int
+    before: tuple[Sample, ...] = ()
+    warnings: tuple[str, ...] = ()
+    replaced: tuple[Path, ...] = ()
+    notes: tuple[str | Sentence, ...] = ()
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """Files of the user's that the run opens: pictures, and what it goes on from."""
+        start = self.job.network.continue_from
+        pictures = [sample.path for sample in (*self.scan.samples, *self.before)]
+        return (*pictures, *([Path(start).expanduser()] if start else []))
+
+    @property
+    def class_pictures(self) -> int:
+        """How many pictures of the class are shown beside those to learn."""
+        return self.job.prior.class_pictures if wants_class_pictures(self.job, self.kind) else 0
+
+    def preview_request(self) -> PreviewRequest:
+        """The picture that a job wants to see between its steps."""
+        preview, data = self.job.preview, self.job.dataset
+        return PreviewRequest(
+            prompt=preview.prompt or data.trigger_word or " ".join(self.kind.words(self.job)),
+            negative_prompt=preview.negative_prompt,
+            width=preview.width or data.width,
+            height=preview.height or data.height,
+            steps=preview.steps,
+            cfg_scale=preview.cfg_scale,
+            sampler=preview.sampler,
+            seed=preview.seed,
+            clip_skip=self.job.training.clip_skip,
+        )
+
+
+def prepare(job: JobConfig, host: Host) -> Plan:
+    """Check a job against its host and read its folder of pictures. Raises a `TrainerError`; touches no model.
+
+    What is wrong in several places is told at once, as `JobErrors`.
+    """
+    problems, data, kind = Problems(), job.dataset, kind_of(job)
+    with problems.at():
+        check_job(job, kind, host)
+    settled, outputs, captions = Settled(job), None, None
+    unnamed = [field for field in NAMES if problems.of(field)]
+    if not unnamed:
+        with problems.at("output.name"):
+            settled = settle(job, host)
+            outputs = outputs_of(settled.job, host)
+    job = settled.job if not unnamed else with_a_name(job)  # for what else is to be said
+    with problems.at(but=unnamed and NAMES):
+        host.check()
+        of_the_kind = Problems()
+        kind.check(job, host, of_the_kind)  # may ask the host for tokens and sizes of its model
+        of_the_kind.raise_if_any()
+    with problems.at("dataset.template"):
+        captions = kind.captions(job, host)
+    with problems.at("dataset.folder"):
+        trigger = data.trigger_word or " ".join(kind.words(job))  # a new word is caption enough where there is none
+        folder = Path(data.folder).expanduser()
+        scan = scan_folder(folder, trigger_word=trigger, repeats=data.repeats, lines=data.caption_lines)
+    before: list[Sample] = []
+    with problems.at("difference.before"):
+        before = [] if problems.found else kind.before(job, scan)
+    problems.raise_if_any()
+    assert captions is not None and outputs is not None
+    warning, line = (memory.warning(), memory.note()) if (memory := outlook(job, host)) else (None, None)
+    warnings, notes = (tuple(filter(None, told)) for told in ([warning], [settled.note, line]))
+    sizes = FixedSize(data.width, data.height)
+    return Plan(
+        job, kind, scan, captions, outputs, sizes, _foreseen(job, kind, sizes, [*scan.samples, *before]),
+        tuple(before), warnings, settled.replaced, notes,
+    )  # fmt: skip
+
+
+def _foreseen(job: JobConfig, kind: Kind, sizes: FixedSize, samples: list[Sample]) -> int:
+    """Optimizer steps, if every picture can be decoded."""
+    shown = [Shown(sample.role, sample.repeats, sizes.size_for(sample.size)) for sample in samples]
+    if wants_class_pictures(job, kind):
+        shown += [Shown("class", 1, (sizes.width, sizes.height))] * job.prior.class_pictures
+    return Order(job, kind, tuple(shown)).total_steps()

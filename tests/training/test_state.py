@@ -1,0 +1,136 @@
+"""The training state is a value: a run that is put together anew from it goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_trainer.dataset.latents import MemoryStore, encode_pictures
+from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.ports import TrainingState
+from lib_trainer.training.captions import LiveCaptions
+from lib_trainer.training.loop import LoopOptions, train
+from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
+from lib_trainer.training.order import Order, Shown
+from lib_trainer.training.pictures import PictureSource
+from lib_trainer.training.plan import Plan, prepare
+from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.session import Session
+from lib_trainer.training.state import TrainState
+from tests.support import ModelHost, draw_pictures, make_job
+
+CPU = torch.device("cpu")
+HALF, WHOLE = 3, 6
+DROPOUTS = {"network__dropout": 0.2, "network__rank_dropout": 0.2, "network__module_dropout": 0.2}
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {"training__batch_size": 2, "optimizer__schedule": "cosine"},
+    "locon": {"network__kind": "locon", "network__conv_rank": 2},
+    "loha": {"network__kind": "loha", "network__rank": 2},
+    "lokr": {"network__kind": "lokr", "network__factor": 4},
+    "dora": {"network__dora": True},
+    "dropouts": DROPOUTS,
+    "pivotal": {"network__kind": "pivotal", "embedding__names": "zrk-a, zrk-b", "embedding__learning_rate": 0.1},
+    "difference": {"network__kind": "difference", "difference__base_steps": 2},
+    "embedding": {"network__kind": "embedding", "embedding__learning_rate": 0.1, "output__name": "zrk-a"},
+    "hypernetwork": {
+        "network__kind": "hypernetwork",
+        "hypernetwork__learning_rate": 0.01,
+        "hypernetwork__dropout_structure": "0, 0.2, 0",
+    },
+    "checkpoint": {"network__kind": "checkpoint", "finetune__unet_lr": 1e-3, "finetune__ema": True},
+}
+
+
+class Whole:
+    """Everything that a run of a job is made of, made anew."""
+
+    def __init__(self, plan: Plan, model: Any) -> None:
+        self.plan, self.model = plan, model
+        self.recipe: Recipe = plan.kind.recipe(plan.job, model, plan.outputs)
+        samples = [*plan.scan.samples, *plan.before]
+        encoded = encode_pictures(
+            samples, plan.sizes, model.encode_images, "x", MemoryStore(), lambda done, total: None, lambda: False
+        )
+        shown = zip(encoded.samples, encoded.targets, strict=True)
+        order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
+        self.source = PictureSource(order, encoded, plan.captions, model.latent_scale)
+        optimizer = OPTIMIZERS["AdamW"](self.recipe.groups(), plan.job.optimizer)
+        noise = torch.Generator().manual_seed(plan.job.training.seed + 1)
+        self.state = TrainState(self.recipe, optimizer, loss_scaler(CPU, torch.float32), noise)
+        self.rates = LearningRates(optimizer, plan.job.optimizer, WHOLE, order.base_steps())
+
+    def train(self, steps: int, *, late: bool = False) -> list[float]:
+        """Up to that step; the losses."""
+        told: list[float] = []
+        held = TrainingState(torch.float32, False, self.recipe.trains_text_encoder, frozenset(self.recipe.replaces))
+        with Session(self.model, self.recipe, held) as session, torch.random.fork_rng([]):
+            session.train(text_encoder=True)
+            train(
+                self.model,
+                LiveCaptions(self.model, 1, 75),
+                self.source.steps(self.state.step + 1),
+                self.state,
+                self.rates,
+                LoopOptions(steps, torch.float32, 1.0, late=late),
+                lambda done: told.append(done.loss),
+                lambda: False,
+            )
+        return told
+
+    def results(self) -> list[torch.Tensor]:
+        state = self.recipe.state_dict()
+        return [tensor.clone() for tensor in (*state["parameters"], *state.get("average", []))]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_half_a_run_and_the_state_of_it_are_the_whole(
+    diffusers_model: Any, pictures: Path, tmp_path: Path, case: str
+) -> None:
+    changes = {"optimizer__unet_lr": 0.01, "optimizer__text_encoder_lr": 0.01} | CASES[case]
+    if case == "difference":
+        changes |= {"difference__before": str(draw_pictures(tmp_path / "before", side=72))}
+    host = ModelHost(diffusers_model, tmp_path)
+    host.parts = lambda: {"unet": None}  # type: ignore[method-assign, dict-item, return-value]
+    plan = prepare(make_job(pictures, **changes, training__max_steps=WHOLE), host)
+    assert plan.steps == WHOLE
+    whole = Whole(plan, diffusers_model)
+    start = whole.results()
+    losses = whole.train(WHOLE)
+    first = Whole(plan, diffusers_model)
+    torch.manual_seed(1)  # the global generator plays no part
+    assert first.train(HALF) == losses[:HALF]
+    file = io.BytesIO()
+    torch.save(first.state.state_dict(), file)
+    torch.manual_seed(2)
+    second = Whole(plan, diffusers_model)
+    second.state.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert (second.state.step, second.state.epoch) == (HALF, first.state.epoch)
+    assert second.train(WHOLE) == losses[HALF:]
+    ended = second.results()
+    assert all(torch.equal(one, other) for one, other in zip(ended, whole.results(), strict=True))
+    assert any(not torch.equal(one, other) for one, other in zip(ended, start, strict=True))
+    again = Whole(plan, diffusers_model)
+    again.state.step = HALF  # the step's number alone is not the state
+    again.train(WHOLE)
+    assert any(not torch.equal(one, other) for one, other in zip(ended, again.results(), strict=True))
+
+
+def test_a_state_that_is_asked_for_between_steps_is_that_of_the_step_that_was_told(
+    diffusers_model: Any, pictures: Path, tmp_path: Path
+) -> None:
+    """On a card a step is told of when the next one has drawn its noise already."""
+    plan = prepare(make_job(pictures, training__max_steps=WHOLE), ModelHost(diffusers_model, tmp_path))
+    noises: dict[bool, list[list[int]]] = {}
+    for late in (False, True):
+        run = Whole(plan, diffusers_model)
+        seen: list[list[int]] = []
+        own = run.recipe.after_step
+        run.recipe.after_step = lambda: seen.append(run.state.state_dict()["noise"].tolist()) or own()  # type: ignore[method-assign, func-returns-value]  # noqa: B023
+        run.train(HALF, late=late)
+        noises[late] = seen
+    assert len(noises[True]) == HALF and noises[True] == noises[False]
+    assert noises[True][0] != noises[True][1]
