@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from lib_trainer.dataset.desk import OpenSet
 from lib_trainer.dataset.previews import Preview
-from lib_trainer.refusals import ConfigError, Field
+from lib_trainer.refusals import ConfigError, Field, Sentence
 from lib_trainer.ui.dataset.view import View
 
 Values: TypeAlias = Mapping[str, Any]
@@ -42,7 +42,9 @@ def number(values: Values, name: str, label: str) -> float:
     try:
         return float(str(values.get(name, "")).strip().rstrip("%"))
     except ValueError:
-        raise ConfigError("edit.number", field=Field(name, label), value=values.get(name)) from None
+        raise ConfigError(
+            "edit.value", field=Field(name, label), given=values.get(name), allowed=Sentence("allowed.number")
+        ) from None
 
 
 def ticked(values: Values, refusal: ConfigError) -> list[str]:
