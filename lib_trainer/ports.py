@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from lib_trainer.families.family import Family, Part
+from lib_trainer.refusals import Sentence
 
 Group = Literal["transformer", "convolution"]
 
@@ -304,5 +305,5 @@ class Lease(Protocol):
         """Show `done` of `total` steps in the host's own progress bar."""
 
     @property
-    def interrupted(self) -> str:
+    def interrupted(self) -> Sentence | str:
         """A sentence for the log if the user has ended the run by the host's own Interrupt or Stop, else empty."""

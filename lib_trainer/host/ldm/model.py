@@ -161,10 +161,7 @@ def _unrounded(owner: nn.Module, name: str, parameter: torch.Tensor) -> torch.Te
         return None
     kept = getattr(owner, f"fp16_{name}", None)
     if not isinstance(kept, torch.Tensor):
-        raise ModelError(
-            "The loaded checkpoint is held in 8 bits, and a file made from it would be, too: turn off FP8 weight, or "
-            "turn on Cache FP16 weight for LoRA (Settings, Optimizations), and start once more."
-        )
+        raise ModelError("model.held_in_8_bits")
     return kept
 
 

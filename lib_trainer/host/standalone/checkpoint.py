@@ -27,7 +27,7 @@ from lib_trainer.files import found
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.networks.formats.checkpoint_file import read_state_dict
 from lib_trainer.ports import NoiseSchedule
-from lib_trainer.refusals import ModelError
+from lib_trainer.refusals import ModelError, Sentence
 
 UNET = DEFAULT.unet.prefix
 
@@ -50,23 +50,16 @@ def load_checkpoint(path: Path) -> Components:
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
-        raise ModelError(f"There is no checkpoint {path}: give a .safetensors or .ckpt file or a diffusers folder.")
+        raise ModelError("checkpoint.missing", path=path)
     tensors = read_state_dict(path)
     family = _family(path, tensors)
     config = _config_beside(path, family)
     try:
         return _build(tensors, config, path.parent, family)
     except Exception as error:  # converters trip over missing pieces in many ways
-        described = "its .yaml describes" if path.with_suffix(".yaml").is_file() else f"{family.model} has"
-        raise ModelError(
-            f"{path} does not fit the architecture that {described} ({_brief(error)}): choose another checkpoint."
-        ) from error
-
-
-def _brief(error: Exception) -> str:
-    """An error in one line: torch lists every tensor that does not fit."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + " …"
+        if path.with_suffix(".yaml").is_file():
+            raise ModelError("checkpoint.misfit_of_yaml", path=path, reason=error) from error
+        raise ModelError("checkpoint.misfit", path=path, model=family.model, reason=error) from error
 
 
 def _family(path: Path, tensors: dict[str, torch.Tensor]) -> Family:
@@ -74,19 +67,17 @@ def _family(path: Path, tensors: dict[str, torch.Tensor]) -> Family:
     model = model_of(_shapes(tensors))
     if model is None:
         if any(name.startswith("model_ema.") for name in tensors):
-            raise ModelError(
-                f"{path} holds only the running average of a model (model_ema): choose the whole checkpoint."
-            )
+            raise ModelError("checkpoint.average_only", path=path)
         if any(name.startswith(("down_blocks.", "unet.down_blocks.")) for name in tensors):
-            raise ModelError(f"{path} is a UNet in diffusers' layout: give the whole diffusers folder that it is from.")
-        raise ModelError(f"{path} holds no UNet ({UNET[:-1]}): choose a whole Stable Diffusion checkpoint.")
+            raise ModelError("checkpoint.diffusers_unet", path=path)
+        raise ModelError("checkpoint.without_unet", path=path, prefix=UNET[:-1])
     family = checked(model, path)
     first = tensors.get(f"{family.unet.prefix}input_blocks.0.0.weight")
     if first is None or first.ndim != 4:
-        raise ModelError(f"{path} holds no UNet in Stable Diffusion's layout: choose another checkpoint.")
-    for prefix, what in ((VAE_PREFIX, "VAE"), (family.encoders[0].prefix, "text encoder")):
+        raise ModelError("checkpoint.other_layout", path=path)
+    for prefix, what in ((VAE_PREFIX, "VAE"), (family.encoders[0].prefix, Sentence("part.text_encoder"))):
         if not any(name.startswith(prefix) for name in tensors):
-            raise ModelError(f"{path} holds no {what} ({prefix[:-1]}): choose a checkpoint with it built in.")
+            raise ModelError("checkpoint.without_part", path=path, part=what, prefix=prefix[:-1])
     return family
 
 
@@ -101,9 +92,9 @@ def _config_beside(path: Path, family: Family) -> dict[str, Any]:
     try:
         config = OmegaConf.to_container(OmegaConf.load(beside), resolve=True)
     except Exception as error:  # OmegaConf passes on whatever its parsers raise
-        raise ModelError(f"{beside} is not readable as YAML ({_brief(error)}): correct or remove it.") from error
+        raise ModelError("checkpoint.yaml_unreadable", path=beside, reason=error) from error
     if not isinstance(config, dict):
-        raise ModelError(f"{beside} describes no model: correct or remove it.")
+        raise ModelError("checkpoint.yaml_empty", path=beside)
     return config
 
 
@@ -162,7 +153,7 @@ def _scaled_linear(start: float, end: float, steps: int) -> torch.Tensor:
 
 def _load_folder(folder: Path) -> Components:
     if not (folder / "model_index.json").is_file():
-        raise ModelError(f"{folder} is not a diffusers folder (no model_index.json): choose another one.")
+        raise ModelError("folder_model.not_one", path=folder)
     family = _folder_family(folder)
     try:
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
@@ -170,9 +161,7 @@ def _load_folder(folder: Path) -> Components:
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
         scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder} could not be read as a diffusers folder ({_brief(error)}): download it again."
-        ) from error
+        raise ModelError("folder_model.unreadable", path=folder, reason=error) from error
     config = scheduler.config
     betas = _scaled_linear(config.beta_start, config.beta_end, config.num_train_timesteps)
     prediction = "v" if config.prediction_type == "v_prediction" else "epsilon"

@@ -28,7 +28,7 @@ from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.networks.formats.reading import is_pickle
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import HeldPart, PreviewRequest
-from lib_trainer.refusals import ConfigError, ModelError
+from lib_trainer.refusals import ConfigError, Field, ModelError
 
 LORAS = (".safetensors", ".pt", ".ckpt")
 """Endings of what `<lora:name:1>` finds, as in the WebUI."""
@@ -47,11 +47,9 @@ class StandaloneHost:
 
     def check(self) -> None:
         if self.checkpoint is None:
-            raise ModelError("No checkpoint is given: set model.checkpoint in the job, or pass --checkpoint.")
+            raise ModelError("checkpoint.none_given", checkpoint=Field("model.checkpoint"))
         if self._model is None and not os.path.lexists(found(self.checkpoint)):
-            raise ModelError(
-                f"There is no checkpoint {self.checkpoint}: give a .safetensors or .ckpt file or a diffusers folder."
-            )
+            raise ModelError("checkpoint.missing", path=self.checkpoint)
         checked(self._found(), self.checkpoint)
 
     def device(self) -> torch.device:
@@ -96,7 +94,7 @@ class StandaloneHost:
         for field in ("width", "height"):
             size = getattr(request, field)
             if size not in ACCEPTED_SIZES or size % 8:
-                raise ConfigError(f"{field} = {size} is not allowed: it must be a multiple of 8 from 64 to 4096.")
+                raise ConfigError("size.of_picture", name=field, size=size)
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             words = self._embeddings(model, f"{prompt} {request.negative_prompt}")
@@ -174,7 +172,7 @@ class StandaloneHost:
                 rows = read_embedding(path, model.family)
                 if rows.shape[1] != model.tokens().width:
                     word = model.family.word
-                    raise ModelError(f"{path} is made for another family of models: choose an embedding for {word}.")
+                    raise ModelError("embedding.other_family", path=path, family=word)
                 found[name] = rows
         return found
 
@@ -186,22 +184,22 @@ class StandaloneHost:
         folder = self.hypernetwork_folder()
         path = by_stem(folder, (".pt",)).get(unicodedata.normalize("NFC", wanted.name))
         if path is None:
-            raise ConfigError(f"<hypernet:{wanted.name}:…> names no file in {folder}: correct the name.")
+            raise ConfigError("prompt.no_hypernetwork", name=wanted.name, folder=folder)
         network = read_hypernetwork(path).to(model.device)
         return network.applied(model.adaptable_modules(), wanted.weight)
 
     def _network(self, model: DiffusersModel, wanted: PromptNetwork) -> tuple[LoraFile, LoraNetwork]:
         path = by_stem(self.lora_folder(), LORAS).get(unicodedata.normalize("NFC", wanted.name))
         if path is None:
-            raise ConfigError(f"<lora:{wanted.name}:…> names no file in {self.lora_folder()}: correct the name.")
+            raise ConfigError("prompt.no_lora", name=wanted.name, folder=self.lora_folder())
         file = read_lora(path)
         try:
             network = LoraNetwork.from_tensors(model.adaptable_modules(), file.tensors)
         except ValueError as error:
-            raise ModelError(f"{path} does not fit this checkpoint ({error}): choose a LoRA made for it.") from error
+            raise ModelError("lora.misfit", path=path, reason=error) from error
         if not len(network):
             word = model.family.word
-            raise ModelError(f"{path} has no module that this checkpoint has: choose a LoRA made for {word}.")
+            raise ModelError("lora.other_model", path=path, family=word)
         return file, network
 
 

@@ -19,7 +19,7 @@ from lib_trainer.host.webui.low_vram import LowVram
 from lib_trainer.host.webui.model import WebuiModel, check_model, family_of, own_backups, take_out_prompt_networks
 from lib_trainer.patching import attribute
 from lib_trainer.ports import HeldPart, PreviewRequest
-from lib_trainer.refusals import ModelError
+from lib_trainer.refusals import ModelError, Sentence
 
 STATE_FIELDS = (
     "job", "job_no", "job_count", "sampling_step", "sampling_steps", "textinfo",
@@ -199,7 +199,7 @@ class WebuiLease:
         state.textinfo = f"{self._title}: {text}"
 
     @property
-    def interrupted(self) -> str:
+    def interrupted(self) -> Sentence | str:
         return BUTTON if shared.state.interrupted or getattr(shared.state, "stopping_generation", False) else ""
 
 

@@ -15,10 +15,11 @@ from typing import Any
 from modules import progress, sd_models, shared
 
 from lib_trainer.patching import attribute
+from lib_trainer.refusals import Sentence
 
 logger = logging.getLogger(__name__)
 
-BUTTON = "Stopped by Interrupt in the WebUI: no picture was waiting that it could have been meant for."
+BUTTON = Sentence("host.interrupt")
 
 
 class Interrupts:

@@ -99,17 +99,15 @@ def family_of(sd_model: Any) -> Family:
 def check_model(sd_model: Any) -> None:
     """Raise `ModelError` with the remedy unless this checkpoint can be trained as it is loaded."""
     if sd_model is None:
-        raise ModelError("No checkpoint is loaded: choose one at the top left of the page and wait until it is there.")
+        raise ModelError("model.none_loaded")
     family = family_of(sd_model)
     encoder = getattr(getattr(sd_model, "cond_stage_model", None), "wrapped", None)
     if not hasattr(getattr(encoder, "transformer", None), "text_model") or not hasattr(sd_model, "first_stage_model"):
         word = family.word
-        raise ModelError(f"The loaded checkpoint is not laid out as {word} (no CLIP text encoder): load one of {word}.")
+        raise ModelError("model.no_clip", family=word)
     kept_away = getattr(sd_model, "lowvram", False)  # --medvram: the model rests on the CPU
     if not kept_away and next(sd_model.model.parameters()).device.type != torch.device(devices.device).type:
-        raise ModelError(
-            "The checkpoint was unloaded to the CPU: load it again (Settings, Actions) and start once more."
-        )
+        raise ModelError("model.unloaded")
 
 
 PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
