@@ -220,7 +220,7 @@ class Run:
         phase, place = self._phase("Drawing class pictures"), self.place
         return class_samples(self.plan.job, place.host, place.model, phase, self.stopping, self._warn)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str | Sentence) -> None:
         self.place.emit(ev.Message(text))
 
     def _warn(self, text: str | Sentence) -> None:
