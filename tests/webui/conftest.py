@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+with warnings.catch_warnings():  # gradio 3 and what it imports warn of their own age
+    warnings.simplefilter("ignore")
+    import gradio as gradio
 
 from tests.webui.server import Picture, Values, Webui, take_pristine
 
