@@ -120,10 +120,10 @@ class Kind:
 
     def numbered(self, job: JobConfig, number: int) -> JobConfig:
         """The job under a name with a number; the words of embeddings get it too."""
-        names = job.embedding.names
-        if names.strip():
-            names = ", ".join(numbered(name, number) for name in self.words(job)) or names
-        return self._named(job, numbered(job.output.name, number), names)
+        words = job.embedding.names
+        if self.has_words and words.strip():
+            words = ", ".join(numbered(name, number) for name in self.words(job))
+        return self._named(job, numbered(job.output.name, number), words)
 
     @staticmethod
     def _named(job: JobConfig, name: str, words: str) -> JobConfig:

@@ -1,0 +1,105 @@
+"""A job is resolved once, without a model: what a plan says is what the run then does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_trainer.kinds import captions
+from lib_trainer.refusals import JobErrors
+from lib_trainer.training import plan as plans
+from lib_trainer.training.plan import prepare
+from lib_trainer.work import events as ev
+from tests.support import ModelHost, draw_pictures, make_job
+from tests.training.watched import Watched
+
+TWO = {"network__kind": "embedding", "embedding__names": "zrk-a, zrk-b", "embedding__format": "pt"}
+FILES: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, ["lora/learned.safetensors"]),
+    (TWO, ["embeddings/zrk-a.pt", "embeddings/zrk-b.pt"]),
+    ({"network__kind": "hypernetwork"}, ["hypernetworks/learned.pt"]),
+    (
+        {"network__kind": "checkpoint", "finetune__difference_rank": 2},
+        ["checkpoints/learned.safetensors", "checkpoints/learned.yaml", "lora/learned.safetensors"],
+    ),
+]
+
+
+def modelless(tmp_path: Path) -> Any:
+    host = ModelHost(None, tmp_path)  # type: ignore[arg-type]
+    host.parts = lambda: {"unet": None}  # type: ignore[method-assign, dict-item, return-value]
+    return host
+
+
+@pytest.mark.parametrize(("changes", "files"), FILES, ids=lambda value: "")
+def test_what_a_run_writes_is_known_before(
+    tmp_path: Path, pictures: Path, changes: dict[str, Any], files: list[str]
+) -> None:
+    plan = prepare(make_job(pictures, **changes), modelless(tmp_path))
+    assert [path.relative_to(tmp_path).as_posix() for path in plan.outputs.all] == files
+    steps = [path.name for path in plan.outputs.of_step(7).all]
+    assert steps == [f"{path.stem}-step00000007{path.suffix}" for path in plan.outputs.results]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.steps = 1  # type: ignore[misc]
+
+
+def test_a_plan_reads_each_thing_once_and_names_it(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: Counter[str] = Counter()
+    for module, name in ((plans, "scan_folder"), (captions, "read_template")):
+        own = getattr(module, name)
+
+        def counted(*given: Any, _own: Any = own, _name: str = name, **options: Any) -> Any:
+            read[_name] += 1
+            return _own(*given, **options)
+
+        monkeypatch.setattr(module, name, counted)
+    template = tmp_path / "t.txt"
+    template.write_text("a photo of [name]\n", encoding="utf-8")
+    job = make_job(pictures, **TWO, dataset__template=str(template))
+    plan = prepare(job, modelless(tmp_path))
+    assert read == {"scan_folder": 1, "read_template": 1}
+    assert plan.captions.names == ("zrk-a", "zrk-b") and plan.captions.lines == ("a photo of [name]",)
+    assert set(plan.reads) == set(pictures.glob("*.png"))
+    before = draw_pictures(tmp_path / "before")
+    pair = prepare(make_job(pictures, network__kind="difference", difference__before=str(before)), modelless(tmp_path))
+    assert set(pair.reads) == set(pictures.glob("*.png")) | set(before.glob("*.png"))
+    assert {sample.role for sample in pair.before} == {"before"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training__epochs": 3, "training__batch_size": 4, "training__max_steps": 0},
+        {"training__epochs": 1, "training__max_steps": 0, "prior__class_prompt": "disc", "prior__class_pictures": 2},
+    ],
+    ids=["epochs", "class pictures"],
+)
+def test_the_steps_that_are_foreseen_are_done(watched: Watched, pictures: Path, changes: dict[str, Any]) -> None:
+    foreseen = prepare(make_job(pictures, **changes), watched.host).steps
+    watched.run(pictures, **changes)
+    assert [event.total_steps for event in watched.of(ev.Started)] == [foreseen]
+    assert len(watched.of(ev.StepDone)) == foreseen > 3
+
+
+def test_all_that_is_wrong_with_a_kind_is_told(tmp_path: Path, pictures: Path) -> None:
+    job = make_job(
+        pictures,
+        network__kind="pivotal",
+        embedding__names="zrk.a, zrk-(b)",
+        embedding__learning_rate=0,
+        optimizer__unet_lr=0,
+        optimizer__text_encoder_lr=0,
+        blocks__ranks="middle=0.5",
+    )
+    with pytest.raises(JobErrors) as told:
+        prepare(job, modelless(tmp_path))
+    fields = [problem.field for problem in told.value.problems]
+    assert sorted(fields) == sorted(
+        ["optimizer.unet_lr", "blocks.ranks", "embedding.learning_rate", "embedding.names", "embedding.names"]
+    )
