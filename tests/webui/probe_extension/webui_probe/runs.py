@@ -80,8 +80,8 @@ def view() -> dict[str, Any]:
     if seen is None:
         return {}
     return {
-        "run": seen.id, "name": seen.name, "state": seen.state, "step": seen.step,
-        "phase": seen.progress.name if seen.progress else "",
+        "run": seen.id, "name": str(seen.name), "state": seen.state, "step": seen.step,
+        "phase": str(seen.progress.name) if seen.progress else "",
         "error": str(seen.error), "log": list(map(str, seen.log)),
         "output": None if seen.output is None else str(seen.output),
         "previews": [hashlib.sha256(preview.image.tobytes()).hexdigest() for preview in seen.previews],
