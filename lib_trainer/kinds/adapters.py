@@ -26,14 +26,16 @@ from lib_trainer.networks.blocks import learns, parse_blocks
 from lib_trainer.networks.formats.lora_file import BUNDLED, LoraFile, read_lora, write_lora
 from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
 from lib_trainer.ports import AdaptableModule, Host, LoadedModel, Part
-from lib_trainer.refusals import ConfigError, ModelError, Problems
+from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.optimizers import ELEMENTWISE
 from lib_trainer.training.precision import DTYPES
 
 Planned = list[tuple[AdaptableModule, AdapterSpec]]
 Algorithm = Literal["lora", "loha", "lokr"]
-WHAT_LEARNS = "let the learning rates, blocks.preset, blocks.rates and blocks.ranks leave some"
+WHAT_LEARNS = Sentence(
+    "network.what_learns", preset=Field("blocks.preset"), rates=Field("blocks.rates"), ranks=Field("blocks.ranks")
+)
 RANK, TEXT_RATE = "network.rank", "optimizer.text_encoder_lr"
 
 
@@ -73,25 +75,26 @@ class AdapterKind(Kind):
         with problems.at():
             if job.optimizer.unet_lr == 0 and job.optimizer.text_encoder_lr == 0:
                 raise ConfigError(
-                    "optimizer.unet_lr and optimizer.text_encoder_lr are both 0, so nothing would be trained: set at "
-                    "least one."
+                    "rates.none", field="optimizer.unet_lr", text_encoder_lr=Field("optimizer.text_encoder_lr")
                 )
         with problems.at():
             if job.network.factor == 0:
-                raise ConfigError("network.factor = 0 is not allowed: it must be -1 or a whole number from 1 on.")
+                raise ConfigError("network.factor", field="network.factor")
         family = host.family()
         with problems.at():
             parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
         with problems.at():
             for block, rank in parse_blocks(job.blocks.ranks, "blocks.ranks", family.unet).items():
                 if not rank.is_integer():
-                    raise ConfigError(f"blocks.ranks: {block} = {rank:g} is not a whole number: correct it.")
+                    raise ConfigError("blocks.rank", field="blocks.ranks", block=block, rank=rank)
         if job.network.continue_from:
             with problems.at():
                 if job.blocks.ranks.strip():
                     raise ConfigError(
-                        f"blocks.ranks = {job.blocks.ranks!r} has no meaning beside {CONTINUE}, whose file has its "
-                        "ranks: leave one of them empty."
+                        "blocks.ranks_and_file",
+                        field="blocks.ranks",
+                        ranks=job.blocks.ranks,
+                        continue_from=Field(CONTINUE),
                     )
             with problems.at(CONTINUE):
                 self._check_file(job, read_lora(Path(job.network.continue_from).expanduser()), family)
@@ -100,20 +103,20 @@ class AdapterKind(Kind):
         """Raise `ConfigError` for a file of another family or another kind."""
         path, other = job.network.continue_from, lora_of(file.tensors, file.metadata)
         if other is not None and other is not family:
-            raise ConfigError(f"{CONTINUE} = {path!r} was made for {other.word}: choose one for {family.word}.")
+            raise ConfigError("continue.family", field=CONTINUE, path=path, other=other.word, family=family.word)
         found = kind_of_file(file)
         if found not in self._goes_on:
             raise ConfigError(
-                f"{CONTINUE} = {path!r} is of the kind {found}, and network.kind is {self.name}: choose its kind."
+                "continue.kind", field=CONTINUE, path=path, found=found, kind=Field("network.kind"), wanted=self.name
             )
         dora = any(name.endswith(".dora_scale") for name in file.tensors)
         if dora != job.network.dora:
-            state = "on" if dora else "off"
-            raise ConfigError(f"{CONTINUE} = {path!r} {'is' if dora else 'is not'} a DoRA: turn network.dora {state}.")
+            raise ConfigError(
+                "continue.dora" if dora else "continue.no_dora", field=CONTINUE, path=path, dora=Field("network.dora")
+            )
 
-    def why_no_fp8(self, job: JobConfig) -> str:
-        reason = "does not go with network.dora, which reads the weights themselves at each step"
-        return reason if job.network.dora else ""
+    def why_no_fp8(self, job: JobConfig) -> Sentence | None:
+        return Sentence("weights.dora", dora=Field("network.dora")) if job.network.dora else None
 
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return AdapterRecipe(self, job, model)
@@ -139,7 +142,7 @@ class AdapterKind(Kind):
             if rank:
                 planned.append((target, self._spec(job, rank, alpha or rank)))
         if not planned:
-            raise ModelError(f"No layer is left to learn: {WHAT_LEARNS}.")
+            raise ModelError("network.nothing_learns", options=WHAT_LEARNS)
         return planned
 
     def _spec(self, job: JobConfig, rank: int, alpha: float) -> AdapterSpec:
@@ -213,9 +216,11 @@ class AdapterKind(Kind):
     def _plan_of(self, job: JobConfig, table: Table) -> Plan:
         return lambda modules: self.plan(job, modules, table.family)
 
-    def to_lower(self, job: JobConfig, device: torch.device) -> list[str]:
-        found = [f"{RANK} (now {job.network.rank})"]
-        return [*found, f"{TEXT_RATE} to 0"] if job.optimizer.text_encoder_lr else found
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
+        found = [Sentence("lower.option", option=Field(RANK), now=job.network.rank)]
+        if job.optimizer.text_encoder_lr:
+            found.append(Sentence("lower.to_zero", option=Field(TEXT_RATE)))
+        return found
 
     def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
         if self._text_encoder_is_free and job.optimizer.text_encoder_lr and job.optimizer.unet_lr:
@@ -335,13 +340,13 @@ def make_networks(kind: AdapterKind, job: JobConfig, model: LoadedModel) -> Netw
         trained = LoraNetwork.from_tensors([one for one in modules if learns_in(job, one, family)], tensors)
         held = LoraNetwork.from_tensors([one for one in modules if not learns_in(job, one, family)], tensors)
     except ValueError as error:
-        raise ModelError(f"{path} does not fit this checkpoint ({error}): choose a file made for it.") from error
+        raise ModelError("continue.misfit", path=path, reason=error) from error
     strange = unmatched_keys(modules, tensors)
     if strange or not len(trained) + len(held):
-        what = strange[0] if strange else "any module"
-        raise ModelError(f"{path} and this checkpoint do not share {what}: choose a file made for {family.word}.")
+        what = strange[0] if strange else Sentence("continue.any_module")
+        raise ModelError("continue.nothing_shared", path=path, what=what, family=family.word)
     if not len(trained):
-        raise ModelError(f"{path} has no layer that is to learn: {WHAT_LEARNS}.")
+        raise ModelError("continue.nothing_learns", path=path, options=WHAT_LEARNS)
     for adapter in trained:
         adapter.dropouts = dropouts_of(job)
     held.requires_grad_(False)

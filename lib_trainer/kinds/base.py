@@ -17,7 +17,7 @@ from lib_trainer.families.family import Family
 from lib_trainer.kinds.captions import CaptionMaker, template_maker
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import Host, LoadedModel
-from lib_trainer.refusals import Problems
+from lib_trainer.refusals import Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.names import numbered
 
@@ -147,9 +147,9 @@ class Kind:
     def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
         """Put all that is wrong with a job of this kind into `problems`. May ask the host about its model."""
 
-    def why_no_fp8(self, job: JobConfig) -> str:
-        """Why the frozen weights cannot be held in 8 bits, the end of a sentence; empty where they can."""
-        return ""
+    def why_no_fp8(self, job: JobConfig) -> Sentence | None:
+        """Why the frozen weights cannot be held in 8 bits, the end of a sentence; None where they can."""
+        return None
 
     def captions(self, job: JobConfig, host: Host) -> CaptionMaker:
         """Captions as a job wants them. Raises `ConfigError` for a template that is not there or says nothing."""
@@ -213,7 +213,7 @@ class Kind:
         """Whether a running average of what learns is kept."""
         return False
 
-    def to_lower(self, job: JobConfig, device: torch.device) -> list[str]:
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
         """What else costs memory. The list follows the word "lower"."""
         return []
 

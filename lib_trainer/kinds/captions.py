@@ -52,10 +52,7 @@ def template_maker(template: str, names: Sequence[str], called: str, host: Host)
     lines = read_template(path)
     bad = next((line for line in lines if not re.search(r"(?<!\w)\[name\](?!\w)|\[filewords\]", line)), None)
     if names and bad is not None:
-        raise ConfigError(
-            f"dataset.template: the line {bad!r} of {path} has no [name] that stands alone and no [filewords] that "
-            "would bring it, so it would teach nothing: correct it."
-        )
+        raise ConfigError("template.teaches_nothing", field="dataset.template", line=bad, path=path)
     return CaptionMaker(tuple(lines), tuple(names) or (called,))
 
 
@@ -64,12 +61,10 @@ def read_template(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"dataset.template: {path} cannot be read as UTF-8 text ({error}): choose another."
-        ) from error
+        raise ConfigError("template.unreadable", field="dataset.template", path=path, reason=error) from error
     found = [line for line in lines if line]
     if not found:
-        raise ConfigError(f"dataset.template: {path} is empty: write lines such as 'a photo of [name], [filewords]'.")
+        raise ConfigError("template.empty", field="dataset.template", path=path)
     return found
 
 
@@ -79,4 +74,4 @@ def _template_path(text: str, host: Host) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise ConfigError(f"dataset.template = {text!r} is neither a file nor a name in {folder}: correct it.")
+    raise ConfigError("template.missing", field="dataset.template", text=text, folder=folder)

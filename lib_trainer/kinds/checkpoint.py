@@ -27,7 +27,7 @@ from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, read_s
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.low_rank import lora_of_differences
 from lib_trainer.ports import Host, LoadedModel, OwnParameter, Part
-from lib_trainer.refusals import ConfigError, MemoryExhausted, ModelError, Problems
+from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table
 from lib_trainer.training.precision import DTYPES
 
@@ -63,20 +63,17 @@ class CheckpointKind(Kind):
         with problems.at():
             if job.finetune.unet_lr == 0 and job.finetune.text_encoder_lr == 0:
                 raise ConfigError(
-                    "finetune.unet_lr and finetune.text_encoder_lr are both 0, so nothing would be trained: set at "
-                    "least one."
+                    "rates.none", field="finetune.unet_lr", text_encoder_lr=Field("finetune.text_encoder_lr")
                 )
         if job.network.continue_from:
             with problems.at(CONTINUE):
                 _check_start(job.network.continue_from, host.family())
         with problems.at():
             if not host.parts():
-                raise ModelError(
-                    "A whole checkpoint is fine-tuned from a single file, which this one is not: choose another."
-                )
+                raise ModelError("checkpoint.no_single_file")
 
-    def why_no_fp8(self, job: JobConfig) -> str:
-        return "is for weights that are not trained, and this job trains the UNet's" if job.finetune.unet_lr > 0 else ""
+    def why_no_fp8(self, job: JobConfig) -> Sentence | None:
+        return Sentence("weights.trained") if job.finetune.unet_lr > 0 else None
 
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return CheckpointRecipe(job, model, outputs.beside.get(DIFFERENCE))
@@ -96,15 +93,15 @@ class CheckpointKind(Kind):
     def has_average(self, job: JobConfig) -> bool:
         return job.finetune.ema
 
-    def to_lower(self, job: JobConfig, device: torch.device) -> list[str]:
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
         tuning, found = job.finetune, []
         if tuning.text_encoder_lr and tuning.unet_lr:
-            found.append("finetune.text_encoder_lr to 0")
+            found.append(Sentence("lower.to_zero", option=Field("finetune.text_encoder_lr")))
         if tuning.ema:
-            found.append("leave out finetune.ema")
+            found.append(Sentence("lower.leave_out", option=Field("finetune.ema")))
         if not job.optimizer.name.endswith("8bit") and _has_8bit(device):
-            found.append("take optimizer.name = 'AdamW8bit'")
-        return [*found, "or train a LoRA"]
+            found.append(Sentence("lower.smaller_optimizer", option=Field("optimizer.name")))
+        return [*found, Sentence("lower.lora")]
 
     def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
         if job.finetune.ema:
@@ -120,9 +117,9 @@ def _check_start(path: str, family: Family) -> None:
     shapes = read_shapes(Path(path).expanduser())
     found = model_of(shapes)
     if isinstance(found, Family) and found is not family:
-        raise ConfigError(f"{CONTINUE} = {path!r} is of another family: choose one of {family.word}.")
+        raise ConfigError("continue.other_family", field=CONTINUE, path=path, family=family.word)
     if not any(name.startswith(family.unet.prefix) for name in shapes):
-        raise ModelError(f"{path} holds no UNet: choose a whole checkpoint.")
+        raise ModelError("checkpoint.no_unet", path=path)
 
 
 def _learning_parts(job: JobConfig, family: Family) -> list[Part]:
@@ -228,11 +225,13 @@ class CheckpointRecipe(Recipe):
 
     def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
         if self._lost:
-            raise MemoryExhausted("What was learned is lost: neither the device nor the computer had room to keep it.")
+            raise MemoryExhausted("memory.lost")
         dtype = DTYPES[self._job.output.precision]
         write_checkpoint(files[0], self._rest | self._result(), dtype, facts, self._model.file, overwrite=overwrite)
 
-    def finish(self, facts: dict[str, str], phase: Callable[[str], Progress], stopping: Callable[[], bool]) -> None:
+    def finish(
+        self, facts: dict[str, str], phase: Callable[[Sentence], Progress], stopping: Callable[[], bool]
+    ) -> None:
         """The difference to the loaded checkpoint as a LoRA, if the job wants it."""
         if self._difference is None:
             return
@@ -241,7 +240,7 @@ class CheckpointRecipe(Recipe):
         targets = [target for target in self._model.adaptable_modules() if id(target.module) in owned]
 
         def changed() -> Iterator[tuple[str, torch.Tensor]]:
-            progress = phase("Making the difference a LoRA")
+            progress = phase(Sentence("phase.difference"))
             for done, target in enumerate(targets):
                 if stopping():
                     return
@@ -268,8 +267,11 @@ def _copied(own: OwnParameter, start: dict[str, torch.Tensor]) -> torch.Tensor:
     found = start.get(own.key)
     if found is not None and found.shape != original.shape:
         raise ModelError(
-            f"network.continue_from: {own.key} has the shape {tuple(found.shape)} there and {tuple(original.shape)} in "
-            "this checkpoint: choose a file made from it."
+            "continue.shape",
+            field="network.continue_from",
+            key=own.key,
+            there=str(tuple(found.shape)),
+            here=str(tuple(original.shape)),
         )
     source = whole_weight(own) if found is None else found
     return source.to(original.device, torch.float32, copy=True)

@@ -23,7 +23,7 @@ from lib_trainer.kinds.base import Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.ports import Host, LoadedModel
-from lib_trainer.refusals import ConfigError, DatasetError, Problems
+from lib_trainer.refusals import ConfigError, DatasetError, Field, Problems
 from lib_trainer.training.memory_table import Table
 from lib_trainer.training.precision import DTYPES
 
@@ -37,14 +37,15 @@ class DifferenceKind(AdapterKind):
         super().check(job, host, problems)
         with problems.at():
             if not job.difference.before:
-                raise ConfigError(
-                    "difference.before is empty: name the picture or the folder that the difference starts from."
-                )
+                raise ConfigError("difference.empty", field="difference.before")
         with problems.at():
             if job.training.max_steps and job.difference.base_steps >= job.training.max_steps:
                 raise ConfigError(
-                    f"difference.base_steps = {job.difference.base_steps} leaves none of the {job.training.max_steps} "
-                    "steps for the difference: lower it or raise training.max_steps."
+                    "difference.no_steps",
+                    field="difference.base_steps",
+                    base_steps=job.difference.base_steps,
+                    all=job.training.max_steps,
+                    max_steps=Field("training.max_steps"),
                 )
 
     def before(self, job: JobConfig, scan: Scan) -> list[Sample]:
@@ -55,16 +56,14 @@ class DifferenceKind(AdapterKind):
         """
         place = Path(job.difference.before).expanduser()
         if not place.exists():
-            raise ConfigError(f"difference.before = {str(place)!r} does not exist: correct the path.")
+            raise ConfigError("difference.missing", field="difference.before", path=place)
         listing = list_folder(place) if place.is_dir() else None
         found = []
         for sample in scan.samples:
             partner = place.name if listing is None else listing.partner(sample.path.name)
             path = place if listing is None else place / (partner or "")
             if partner is None:
-                raise DatasetError(
-                    f"'{place}' holds no partner of {sample.path.name}: the names of a pair must be the same."
-                )
+                raise DatasetError("pair.none", folder=place, name=sample.path.name)
             try:
                 size = read_size(path)
             except PictureError as error:

@@ -13,7 +13,7 @@ from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.kinds.words import Words, check_words, numbers_of_words
 from lib_trainer.networks.formats.embedding_file import read_embedding, write_embedding
 from lib_trainer.ports import Host, LoadedModel
-from lib_trainer.refusals import ConfigError, Problems
+from lib_trainer.refusals import ConfigError, Field, Problems
 from lib_trainer.training.memory_table import Table
 
 MAX_VECTORS = 75
@@ -48,13 +48,11 @@ class EmbeddingKind(Kind):
             return
         with problems.at():
             if len(words) > 1:
-                raise ConfigError(f"{CONTINUE} holds one embedding and embedding.names has several: name one.")
+                raise ConfigError("continue.one_embedding", field=CONTINUE, names=Field("embedding.names"))
         with problems.at(CONTINUE):
             rows = read_embedding(Path(job.network.continue_from).expanduser(), host.family())
             if len(rows) > MAX_VECTORS:
-                raise ConfigError(
-                    f"{CONTINUE} has {len(rows)} vectors: the most that a prompt can hold is {MAX_VECTORS}."
-                )
+                raise ConfigError("continue.vectors", field=CONTINUE, count=len(rows), most=MAX_VECTORS)
 
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return EmbeddingRecipe(job, self.words(job), model)

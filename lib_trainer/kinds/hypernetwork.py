@@ -16,7 +16,7 @@ from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
 from lib_trainer.networks.hypernetwork import Hypernetwork, Structure, attention_sizes
 from lib_trainer.ports import Host, LoadedModel
-from lib_trainer.refusals import ConfigError, ModelError, Problems
+from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
 
 STRUCTURE = "hypernetwork.layer_structure"
@@ -37,9 +37,7 @@ class HypernetworkKind(Kind):
     def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
         with problems.at():
             if job.hypernetwork.learning_rate == 0:
-                raise ConfigError(
-                    "hypernetwork.learning_rate = 0, so nothing would be learned: the guides' start is 1e-5."
-                )
+                raise ConfigError("hypernetwork.rate", field="hypernetwork.learning_rate")
         with problems.at():
             parse_structure(job)
         with problems.at():
@@ -63,8 +61,8 @@ class HypernetworkKind(Kind):
     def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
         return work.wide * cells * (sum(parse_structure(job).layers[1:-1]) - 2)
 
-    def to_lower(self, job: JobConfig, device: torch.device) -> list[str]:
-        return [f"{STRUCTURE} (now {job.hypernetwork.layer_structure})"]
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
+        return [Sentence("lower.option", option=Field(STRUCTURE), now=job.hypernetwork.layer_structure)]
 
 
 class HypernetworkRecipe(Recipe):
@@ -82,12 +80,12 @@ class HypernetworkRecipe(Recipe):
             self.network = read_hypernetwork(path)
             if not set(self.network.sizes) & set(known):
                 word = model.family.word
-                raise ModelError(f"{path} has none of this checkpoint's sizes {known}: choose one made for {word}.")
+                raise ModelError("hypernetwork.other_sizes", path=path, known=known, family=word)
         else:
             wanted = parse_sizes(job.hypernetwork.sizes) or known
             strange = sorted(set(wanted) - set(known))
             if strange:
-                raise ConfigError(f"hypernetwork.sizes: {strange[0]} is no size of this checkpoint: it has {known}.")
+                raise ConfigError("hypernetwork.no_size", field="hypernetwork.sizes", size=strange[0], known=known)
             self.network = Hypernetwork(parse_structure(job), wanted)
             self.network.reset(torch.Generator().manual_seed(job.training.seed))
         self.network.to(model.device)
@@ -114,16 +112,18 @@ def parse_structure(job: JobConfig) -> Structure:
     hyper = job.hypernetwork
     layers = _numbers(hyper.layer_structure, STRUCTURE)
     if len(layers) < 2 or layers[0] != 1 or layers[-1] != 1:
-        raise ConfigError(f"{STRUCTURE} = {hyper.layer_structure!r} must begin and end with 1, as in '1, 2, 1'.")
+        raise ConfigError("hypernetwork.ends", field=STRUCTURE, structure=hyper.layer_structure)
     if min(layers) <= 0 or max(layers) > 32:
-        raise ConfigError(f"{STRUCTURE} = {hyper.layer_structure!r} is not allowed: widths are above 0 and at most 32.")
+        raise ConfigError("hypernetwork.widths", field=STRUCTURE, structure=hyper.layer_structure)
     dropouts = _numbers(hyper.dropout_structure, "hypernetwork.dropout_structure")
     if dropouts and (
         len(dropouts) != len(layers) or dropouts[0] or dropouts[-1] or not all(0 <= one < 1 for one in dropouts)
     ):
         raise ConfigError(
-            f"hypernetwork.dropout_structure = {hyper.dropout_structure!r} is not allowed: it must be {len(layers)} "
-            "numbers from 0 to below 1, the first and the last 0."
+            "hypernetwork.dropouts",
+            field="hypernetwork.dropout_structure",
+            structure=hyper.dropout_structure,
+            count=len(layers),
         )
     return Structure(layers, hyper.activation, hyper.initialisation, hyper.layer_norm, hyper.activate_output, dropouts)
 
@@ -132,7 +132,7 @@ def parse_sizes(text: str) -> list[int]:
     """Whole numbers. Raises `ConfigError` naming the field."""
     sizes = _numbers(text, "hypernetwork.sizes")
     if not all(size.is_integer() and size > 0 for size in sizes):
-        raise ConfigError(f"hypernetwork.sizes = {text!r} is not allowed: write whole numbers as in '320, 768'.")
+        raise ConfigError("hypernetwork.sizes", field="hypernetwork.sizes", text=text)
     return sorted({int(size) for size in sizes})
 
 
@@ -140,4 +140,4 @@ def _numbers(text: str, field: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.replace("[", "").replace("]", "").split(",") if part.strip())
     except ValueError:
-        raise ConfigError(f"{field} = {text!r} is not allowed: write numbers separated by commas.") from None
+        raise ConfigError("hypernetwork.numbers", field=field, text=text) from None

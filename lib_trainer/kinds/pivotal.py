@@ -36,9 +36,7 @@ class PivotalKind(AdapterKind):
         with problems.at():
             dotted = next((name for name in words if "." in name), None)
             if dotted is not None:
-                raise ConfigError(
-                    f"{field} = {dotted!r} has a dot, which ends a name inside a LoRA file: leave it out."
-                )
+                raise ConfigError("pivotal.dot", field=field, name=dotted)
         if job.network.continue_from:
             with problems.at(CONTINUE):
                 _check_embeddings(Path(job.network.continue_from).expanduser(), words)
@@ -58,7 +56,7 @@ def _check_embeddings(path: Path, words: Sequence[str]) -> None:
     absent = next((name for name in words if name not in found), None)
     if absent is not None:
         held = ", ".join(sorted(found)) or "none"
-        raise ConfigError(f"{CONTINUE}: {path} holds no embedding {absent!r} (it has {held}): correct the name.")
+        raise ConfigError("pivotal.absent", field=CONTINUE, path=path, name=absent, held=held)
 
 
 class PivotalRecipe(Recipe):

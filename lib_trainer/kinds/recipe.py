@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lib_trainer.ports import Part
+from lib_trainer.refusals import Sentence
 
 Progress = Callable[[int, int], None]
 """Is told (done, total)."""
@@ -49,7 +50,9 @@ class Recipe(Protocol):
         """Write what has been learned so far into `Outputs.results`. `facts` is metadata of the run. Allocates next to
         nothing."""
 
-    def finish(self, facts: dict[str, str], phase: Callable[[str], Progress], stopping: Callable[[], bool]) -> None:
+    def finish(
+        self, facts: dict[str, str], phase: Callable[[Sentence], Progress], stopping: Callable[[], bool]
+    ) -> None:
         """Called once after the final file was written and the model is its host's again: what else a kind leaves."""
         return
 

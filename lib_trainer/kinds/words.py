@@ -11,7 +11,7 @@ from torch import nn
 
 from lib_trainer.config import JobConfig
 from lib_trainer.ports import Host, LoadedModel, TokenTable
-from lib_trainer.refusals import ConfigError, ModelError, Problems
+from lib_trainer.refusals import ConfigError, Field, ModelError, Problems
 
 BRACKETS = "()[]\\"
 """Signs of the WebUI's prompts (modules/prompt_parser.py)."""
@@ -22,10 +22,7 @@ def initial_texts(job: JobConfig, names: Sequence[str]) -> list[str]:
     text = job.embedding.initial_text
     texts = [part.strip() for part in text.split(";")] if len(names) > 1 else [text.strip()]
     if len(texts) > len(names):
-        raise ConfigError(
-            f"embedding.initial_text has {len(texts)} texts for {len(names)} names: give one for each, separated by "
-            "semicolons."
-        )
+        raise ConfigError("words.texts", field="embedding.initial_text", texts=len(texts), names=len(names))
     return texts + [""] * (len(names) - len(texts))
 
 
@@ -33,7 +30,7 @@ def check_words(job: JobConfig, names: Sequence[str], field: str, host: Host, pr
     """Names (which the option `field` gives), vectors and initial texts of embeddings."""
     with problems.at():
         if job.embedding.learning_rate == 0:
-            raise ConfigError("embedding.learning_rate = 0, so nothing would be learned: the guides' start is 5e-3.")
+            raise ConfigError("words.rate", field="embedding.learning_rate")
     for name in names:
         with problems.at():
             _check_name(name, field, host)
@@ -42,28 +39,23 @@ def check_words(job: JobConfig, names: Sequence[str], field: str, host: Host, pr
             count = host.token_count(text) if text else 0
             if count > job.embedding.vectors and not job.network.continue_from:
                 raise ConfigError(
-                    f"embedding.initial_text of {name!r} has {count} tokens and there are {job.embedding.vectors} "
-                    "vectors: shorten it or raise embedding.vectors."
+                    "words.long_text",
+                    field="embedding.initial_text",
+                    name=name,
+                    count=count,
+                    count_of_vectors=job.embedding.vectors,
+                    vectors=Field("embedding.vectors"),
                 )
 
 
 def _check_name(name: str, field: str, host: Host) -> None:
     if host.token_count(name) == 1:
-        raise ConfigError(
-            f"{field} = {name!r} is a word of the model's vocabulary and would change its meaning in every prompt: "
-            "choose one that is not, as in 'zrk-style'."
-        )
+        raise ConfigError("words.known", field=field, name=name)
     if not (name[0].isalnum() and name[-1].isalnum()):
-        raise ConfigError(
-            f"{field} = {name!r} begins or ends with a sign, which would melt together with those beside it in a "
-            "prompt: let it begin and end with letters or digits."
-        )
+        raise ConfigError("words.sign", field=field, name=name)
     brackets = sorted(set(name) & set(BRACKETS))
     if brackets:
-        raise ConfigError(
-            f"{field} = {name!r} has {' '.join(brackets)}, which a prompt reads as emphasis and not as a part of the "
-            "name: leave it out."
-        )
+        raise ConfigError("words.brackets", field=field, name=name, brackets=" ".join(brackets))
 
 
 def numbers_of_words(job: JobConfig, names: Sequence[str], width: int) -> int:
@@ -87,10 +79,7 @@ class Words:
             if rows is None:
                 rows = self._start(text, job.embedding.vectors, generator)
             elif rows.shape[1] != self._table.width:
-                raise ModelError(
-                    f"The embedding to continue from has vectors of {rows.shape[1]} numbers and this checkpoint's have "
-                    f"{self._table.width}: choose one made for {model.family.word}."
-                )
+                raise ModelError("words.width", there=rows.shape[1], here=self._table.width, family=model.family.word)
             self.rows[name] = nn.Parameter(rows.to(model.device, copy=True))
 
     def _start(self, text: str, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lib_trainer.refusals.sentences import FIELD, Field, Joined, Sentence
+from lib_trainer.refusals.sentences import Field, Joined, Sentence
 
 
 class TrainerError(Exception):
@@ -30,8 +30,7 @@ class TrainerError(Exception):
             self.sentence = code
         else:
             self.sentence = Sentence(code, **({"field": one} if one.path or one.label else {}), **facts)
-        found = FIELD.match(self.sentence.text()) if " " in self.sentence.code else None
-        self.field = found.group() if found else one.path
+        self.field = one.path
 
     def __str__(self) -> str:
         return self.sentence.text()

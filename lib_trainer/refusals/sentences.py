@@ -8,7 +8,6 @@ format language is read.
 from __future__ import annotations
 
 import functools
-import re
 import string
 import sys
 import unicodedata
@@ -23,8 +22,6 @@ else:  # Python 3.10, the WebUI's own
     import tomli as tomllib
 
 ENGLISH = "en"
-FIELD = re.compile(r"[a-z]+\.[a-z_]+\b")
-"""An option's path, with which a sentence begins that stands in no catalogue yet."""
 LONGEST = 160
 """Characters of what an error of others says: torch lists every tensor that does not fit."""
 UNPRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -134,10 +131,8 @@ class Sentence:
 
     def _rendered(self, language: str, named: Named, begins: bool) -> str:
         told = template(self.code, language)
-        if told is None:
-            found = FIELD.match(self.code)
-            path = found.group() if found else ""
-            return (named(Field(path), True) if path else "") + self.code[len(path) :]
+        if told is None:  # a sentence must never be what fails
+            return self.code
         said = ""
         for literal, name, as_written in pieces(told):
             said += literal

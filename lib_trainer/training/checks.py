@@ -13,7 +13,7 @@ from lib_trainer.families.family import Family
 from lib_trainer.files import plain
 from lib_trainer.kinds.base import Kind
 from lib_trainer.ports import Host
-from lib_trainer.refusals import ConfigError, Problems
+from lib_trainer.refusals import ConfigError, Problems, Sentence
 from lib_trainer.training.names import check_name
 from lib_trainer.training.optimizers import check_optimizer
 from lib_trainer.training.precision import resolve_precision
@@ -51,23 +51,23 @@ def _check_size(job: JobConfig, field: str, family: Family) -> None:
     size = getattr(job.dataset, field)
     if size % stride:
         nearest = max(stride, round(size / stride) * stride)
-        raise ConfigError(f"dataset.{field} = {size} is not a multiple of {stride}: take {nearest}.")
+        raise ConfigError("size.not_of_stride", field=f"dataset.{field}", size=size, stride=stride, nearest=nearest)
 
 
 def _check_preview_size(job: JobConfig, field: str, family: Family) -> None:
     stride, cell = family.stride, family.cell
     preview = getattr(job.preview, field)
     if preview % cell or 0 < preview < stride:
+        nearest = max(stride, preview // cell * cell)
         raise ConfigError(
-            f"preview.{field} = {preview} is not 0 or a multiple of {cell} from {stride} on: take "
-            f"{max(stride, preview // cell * cell)}."
+            "size.no_preview", field=f"preview.{field}", size=preview, cell=cell, least=stride, nearest=nearest
         )
 
 
 def _check_sampler(job: JobConfig, host: Host) -> None:
     if job.preview.sampler and job.preview.sampler not in host.samplers():
         raise ConfigError(
-            f"preview.sampler = {job.preview.sampler!r} is not known here: take one of {', '.join(host.samplers())}."
+            "preview.sampler", field="preview.sampler", sampler=job.preview.sampler, samplers=host.samplers()
         )
 
 
@@ -79,17 +79,18 @@ def check_names(job: JobConfig, kind: Kind) -> None:
         check_name(kind.names_field(job), name)
         other = seen.setdefault(plain(name), name)
         if other is not name:
-            same = "twice" if other == name else f"as {other!r} and {name!r}, which many systems take for the same file"
-            raise ConfigError(f"embedding.names has a name {same}: give each its own.")
+            if other == name:
+                raise ConfigError("name.twice", field="embedding.names")
+            raise ConfigError("name.alike", field="embedding.names", other=other, name=name)
 
 
 def check_weights(job: JobConfig, kind: Kind) -> None:
     """Raise `ConfigError` where the frozen weights cannot be held as the job says."""
     if job.training.weights != "fp8":
         return
-    reason = kind.why_no_fp8(job) if hasattr(torch, "float8_e4m3fn") else "needs torch 2.1 or later"
+    reason = kind.why_no_fp8(job) if hasattr(torch, "float8_e4m3fn") else Sentence("weights.old_torch")
     if reason:
-        raise ConfigError(f"training.weights = 'fp8' {reason}: take 'run precision'.")
+        raise ConfigError("weights.no_fp8", field="training.weights", reason=reason)
 
 
 def with_a_name(job: JobConfig) -> JobConfig:
@@ -103,10 +104,10 @@ def output_folder(job: JobConfig, kind: Kind, host: Host) -> Path:
     folder = Path(job.output.folder).expanduser() if job.output.folder else kind.folder(host)
     shown = str(folder) if len(str(folder)) < 200 else str(folder)[:200] + "…"
     if "\0" in str(folder) or any(len(os.fsencode(part)) > 255 for part in folder.parts):
-        raise ConfigError(f"output.folder = {shown!r} is no path: choose a folder.")
+        raise ConfigError("output.no_path", field="output.folder", folder=shown)
     nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not nearest.is_dir():
-        raise ConfigError(f"output.folder = {shown!r} is a file: choose a folder.")
+        raise ConfigError("output.a_file", field="output.folder", folder=shown)
     if not os.access(nearest, os.W_OK):
-        raise ConfigError(f"output.folder = {shown!r} cannot be written to: choose another folder.")
+        raise ConfigError("output.locked", field="output.folder", folder=shown)
     return folder

@@ -10,20 +10,20 @@ from lib_trainer.config import JobConfig
 from lib_trainer.kinds.base import Kind
 from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.memory import is_out_of_memory
-from lib_trainer.refusals import MemoryExhausted, TrainerError, UnexpectedError
+from lib_trainer.refusals import Field, MemoryExhausted, Sentence, TrainerError, UnexpectedError
 
 Point = Literal["loading", "class pictures", "setup", "encoding", "captions", "step", "preview", "saving", "finishing"]
 """Where a run is, for the sentence that says what to lower."""
 
-WHILE: dict[Point, str] = {
-    "loading": "while the model was loaded",
-    "class pictures": "while class pictures were drawn",
-    "setup": "before the first step was done",
-    "encoding": "while the pictures were encoded",
-    "captions": "while the captions were encoded",
-    "preview": "while the preview was drawn",
-    "saving": "while the file was written",
-    "finishing": "while the difference was made a LoRA",
+WHILE: dict[Point, Sentence] = {
+    "loading": Sentence("memory.while_loading"),
+    "class pictures": Sentence("memory.while_class_pictures"),
+    "setup": Sentence("memory.while_setup"),
+    "encoding": Sentence("memory.while_encoding"),
+    "captions": Sentence("memory.while_captions"),
+    "preview": Sentence("memory.while_preview"),
+    "saving": Sentence("memory.while_saving"),
+    "finishing": Sentence("memory.while_finishing"),
 }
 AT_ONCE = 1 << 20
 """Numbers that are looked at together."""
@@ -41,42 +41,51 @@ def explained(
     """The error as one sentence. `step` is the number of steps that are done."""
     if short_of_memory(error):
         return MemoryExhausted(out_of_memory(error, job, kind, device, point, step))
-    return error if isinstance(error, TrainerError) else UnexpectedError(f"{type(error).__name__}: {error}")
+    if isinstance(error, TrainerError):
+        return error
+    return UnexpectedError("run.defect", kind=type(error).__name__, reason=str(error))
 
 
 def out_of_memory(
     error: BaseException, job: JobConfig, kind: Kind, device: torch.device, point: Point, step: int
-) -> str:
+) -> Sentence:
     """What ran out of memory, when, and what to lower."""
     own = isinstance(error, (MemoryError, OSError)) or any(mark in str(error).lower() for mark in HOST_MARKS)
-    what = "computer" if own and device.type != "cpu" else device.type
-    where = f"at step {step + 1}" if point == "step" and step else WHILE.get(point, WHILE["setup"])
-    return f"The {what} ran out of memory {where}: {what_to_lower(job, kind, point, device)}."
+    what = Sentence("device.computer") if own and device.type != "cpu" else device.type
+    at_step = Sentence("memory.at_step", step=step + 1)
+    when = at_step if point == "step" and step else WHILE.get(point, WHILE["setup"])
+    return Sentence("memory.exhausted", device=what, when=when, remedy=what_to_lower(job, kind, point, device))
 
 
-def what_to_lower(job: JobConfig, kind: Kind, point: Point, device: torch.device) -> str:
+def what_to_lower(job: JobConfig, kind: Kind, point: Point, device: torch.device) -> Sentence:
     """The options that cost memory at a point of a run, with what they are now: the end of a sentence."""
     training, data = job.training, job.dataset
-    size = f"lower dataset.width and dataset.height (now {data.width}×{data.height})"
+    size = Sentence("lower.size", sides=_sides("dataset", data.width, data.height))
     if point == "preview":
-        width, height = job.preview.width or data.width, job.preview.height or data.height
-        return f"lower preview.width and preview.height (now {width}×{height}) or leave preview.prompt empty"
+        sides = _sides("preview", job.preview.width or data.width, job.preview.height or data.height)
+        return Sentence("lower.preview", sides=sides, prompt=Field("preview.prompt"))
     if point == "class pictures":
-        return f"{size}, or put class pictures of your own into prior.class_folder"
+        return Sentence("lower.class_pictures", size=size, folder=Field("prior.class_folder"))
     if point == "encoding":
-        return f"{size}, or close other programs that use it"
-    if point == "captions":
-        longer = f"lower training.max_tokens (now {training.max_tokens}) or " if training.max_tokens > 75 else ""
-        return f"{longer}close other programs that use it"
-    if point in ("loading", "saving", "finishing"):
-        return "close other programs that use it"
+        return Sentence("lower.encoding", size=size)
+    if point == "captions" and training.max_tokens > 75:
+        return Sentence("lower.tokens", option=Field("training.max_tokens"), now=training.max_tokens)
+    if point in ("captions", "loading", "saving", "finishing"):
+        return Sentence("lower.other_programs")
     lower = []
     if training.batch_size > 1:
-        lower.append(f"training.batch_size (now {training.batch_size})")
-    lower.append(f"dataset.width and dataset.height (now {data.width}×{data.height})")
-    lower += kind.to_lower(job, device)
-    checkpointing = "" if training.gradient_checkpointing else "turn on training.gradient_checkpointing, "
-    return f"{checkpointing}lower {', '.join(lower)}"
+        lower.append(Sentence("lower.option", option=Field("training.batch_size"), now=training.batch_size))
+    lower += [_sides("dataset", data.width, data.height), *kind.to_lower(job, device)]
+    if training.gradient_checkpointing:
+        return Sentence("lower.step", options=lower)
+    checkpointing = Field("training.gradient_checkpointing")
+    return Sentence("lower.step_recomputed", checkpointing=checkpointing, options=lower)
+
+
+def _sides(section: str, width: int, height: int) -> Sentence:
+    return Sentence(
+        "lower.sides", width=Field(f"{section}.width"), height=Field(f"{section}.height"), across=width, down=height
+    )
 
 
 def all_finite(recipe: Recipe) -> bool:

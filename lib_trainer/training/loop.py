@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lib_trainer.memory import peak_bytes, release
 from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
-from lib_trainer.refusals import NumericalError
+from lib_trainer.refusals import Field, NumericalError, Sentence
 from lib_trainer.training.captions import CaptionSource
 from lib_trainer.training.objective import draw_noised, loss_of
 from lib_trainer.training.optimizers import LearningRates, step_unless
@@ -50,7 +50,7 @@ class LoopOptions:
     total_steps: int
     dtype: torch.dtype
     max_gradient_norm: float
-    rate_fields: str = "optimizer.unet_lr, optimizer.text_encoder_lr"
+    rate_fields: Sequence[str] = ("optimizer.unet_lr", "optimizer.text_encoder_lr")
     """The options that a sentence names where a rate is too high."""
 
     late: bool = False
@@ -201,18 +201,17 @@ class _Results:
         self._since = time.perf_counter()
 
 
-def _check_finite(step: int, loss: float, norm: float, rate_fields: str, *, scaled: bool) -> None:
+def _check_finite(step: int, loss: float, norm: float, rate_fields: Sequence[str], *, scaled: bool) -> None:
     """Loss scaling skips a step whose gradients overflow and tries a smaller scale, so only its loss is judged."""
     if not _finite(loss):
-        what = f"The loss is {loss}"
+        what = Sentence("loss.value", loss=loss)
     elif not scaled and not _finite(norm):
-        what = "The gradients are not finite"
+        what = Sentence("loss.gradients")
     else:
         return
-    raise NumericalError(
-        f"{what} at step {step}, so the run was ended with the weights of step {step - 1}: lower the learning rate "
-        f"({rate_fields}) or take training.precision = 'fp32'."
-    )
+    rates = [Field(path) for path in rate_fields]
+    precision = Field("training.precision")
+    raise NumericalError("loss.not_finite", what=what, step=step, last=step - 1, rates=rates, precision=precision)
 
 
 def _finite(value: float) -> bool:

@@ -17,6 +17,7 @@ from lib_trainer.config import JobConfig, from_values, to_values
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.memory import SHARE, free_bytes, host_free_bytes
 from lib_trainer.ports import HeldPart, Host
+from lib_trainer.refusals import Decimals, Field, Sentence, both
 from lib_trainer.training.forecast import Forecast, Need, Place, forecast
 from lib_trainer.training.memory_table import Table, table_for
 from lib_trainer.training.precision import resolve_precision
@@ -24,6 +25,19 @@ from lib_trainer.training.precision import resolve_precision
 GIB = 2**30
 SMALLEST = 256
 """Pixels: no remedy makes pictures smaller than this."""
+ITEMS = {
+    "weights": Sentence("memory.weights"),
+    "what learns": Sentence("memory.learns"),
+    "optimizer": Sentence("memory.optimizer"),
+    "EMA": Sentence("memory.average"),
+    "activations": Sentence("memory.activations"),
+    "gradients": Sentence("memory.gradients"),
+    "encoding": Sentence("memory.encoding"),
+    "preview": Sentence("memory.preview"),
+    "pictures": Sentence("memory.pictures"),
+    "set aside": Sentence("memory.set_aside"),
+}
+"""What the forecast counts, in words."""
 SHOWN = 0.05
 """GiB: what is less is not listed."""
 
@@ -35,9 +49,9 @@ class Remedy:
     changes: Mapping[str, Any]
     total: int
 
-    def text(self) -> str:
-        told = [_change(path, value) for path, value in self.changes.items()]
-        return f"{' and '.join(told)} (then {self.total / GIB:.1f} GiB)"
+    def told(self) -> Sentence:
+        changes = both([_change(path, value) for path, value in self.changes.items()])
+        return Sentence("memory.remedy", changes=changes, size=_gib(self.total))
 
 
 @dataclass(frozen=True)
@@ -58,32 +72,30 @@ class Outlook:
     def ram_fits(self) -> bool:
         return not self.forecast.apart or self.forecast.ram.total <= SHARE * self.ram_room
 
-    def line(self) -> str:
+    def line(self) -> Sentence:
         """For beside a Start button."""
-        need = self.forecast.device
-        where = "the computer has" if not self.forecast.apart else f"the {_name(self.device)} has"
-        told = f"About {_gib(need.total)} of the {_gib(self.room)} that {where} free ({_items(need)})"
-        if self.forecast.apart:
-            told += f" · RAM {_gib(self.forecast.ram.total)} of {_gib(self.ram_room)}"
-        return told
+        need, items = self.forecast.device, _items(self.forecast.device)
+        size, room = _gib(need.total), _gib(self.room)
+        if not self.forecast.apart:
+            return Sentence("memory.line", size=size, room=room, items=items)
+        ram, ram_room, device = _gib(self.forecast.ram.total), _gib(self.ram_room), _name(self.device)
+        return Sentence(
+            "memory.line_of_device", size=size, room=room, device=device, items=items, ram=ram, ram_room=ram_room
+        )
 
-    def note(self) -> str:
-        return f"Memory: {self.line()}."
+    def note(self) -> Sentence:
+        return Sentence("memory.note", line=self.line())
 
-    def warning(self) -> str | None:
+    def warning(self) -> Sentence | None:
         """One sentence where the job seems not to fit."""
         if not self.fits:
-            told = [remedy.text() for remedy in self.remedies]
-            what = ", or ".join(told) if told else "no option alone is enough: take a smaller kind of training"
-            return (
-                f"This job needs about {_gib(self.forecast.needed)} of the {_name(self.device)}'s memory and "
-                f"{_gib(self.room)} are free for it: {what}."
-            )
+            size, room, device = _gib(self.forecast.needed), _gib(self.room), _name(self.device)
+            remedies = [remedy.told() for remedy in self.remedies]
+            if not remedies:
+                return Sentence("memory.no_remedy", size=size, room=room, device=device)
+            return Sentence("memory.too_much", size=size, room=room, device=device, remedies=_either(remedies))
         if not self.ram_fits:
-            return (
-                f"This job needs about {_gib(self.forecast.ram.total)} of the computer's memory and "
-                f"{_gib(self.ram_room)} are free: close other programs."
-            )
+            return Sentence("memory.too_much_ram", size=_gib(self.forecast.ram.total), room=_gib(self.ram_room))
         return None
 
 
@@ -166,25 +178,36 @@ def _possible(job: JobConfig, place: Place) -> Iterator[Sequence[Mapping[str, An
     yield from kind.hard_remedies(job)
 
 
-def _change(path: str, value: Any) -> str:
+def _either(sentences: Sequence[Sentence]) -> Sentence:
+    """'a, or b, or c'."""
+    first, *others = sentences
+    return Sentence("list.either", one=first, other=_either(others)) if others else first
+
+
+def _change(path: str, value: Any) -> Sentence:
     if isinstance(value, bool):
-        return f"turn {'on' if value else 'off'} {path}"
-    return (
-        f"leave {path} empty"
-        if value == ""
-        else f"set {path} = {value if not isinstance(value, float) else f'{value:g}'}"
-    )
+        return Sentence("memory.turn_on" if value else "memory.turn_off", option=Field(path))
+    if value == "":
+        return Sentence("memory.leave_empty", option=Field(path))
+    return Sentence("memory.set", option=Field(path), value=value)
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
+def _gib(size: int) -> Sentence:
+    return Sentence("memory.gib", size=Decimals(size / GIB, 1))
 
 
-def _items(need: Need) -> str:
+def _items(need: Need) -> list[Sentence] | Sentence:
     """The larger items first."""
     shown = sorted(need.items.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {size / GIB:.1f}" for name, size in shown if size >= SHOWN * GIB) or "next to nothing"
+    large = [
+        Sentence("memory.item", name=ITEMS.get(name, name), size=Decimals(size / GIB, 1))
+        for name, size in shown
+        if size >= SHOWN * GIB
+    ]
+    return large or Sentence("memory.next_to_nothing")
 
 
-def _name(device: str) -> str:
-    return "computer" if device == "cpu" else "card" if device in ("cuda", "xpu") else device
+def _name(device: str) -> Sentence | str:
+    if device == "cpu":
+        return Sentence("device.computer")
+    return Sentence("device.card") if device in ("cuda", "xpu") else device

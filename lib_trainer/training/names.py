@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from lib_trainer.refusals import ConfigError
+from lib_trainer.refusals import ConfigError, Joined, Sentence
 
 FORBIDDEN = '<>:"/\\|?*'
 """What Windows forbids; a colon or a bracket would also end `<lora:name:1>` early."""
@@ -23,33 +23,33 @@ DEVICES = frozenset(
 )
 """Names that Windows keeps for itself, with any ending."""
 
-RULE = "take letters, digits, spaces and signs other than " + " ".join(FORBIDDEN)
 SHOWN = 60
 
 
 def check_name(field: str, name: str) -> None:
     """Raise `ConfigError`, beginning with the field, unless `name` is a file name everywhere."""
     if not name.strip():
-        raise ConfigError(f"{field} is empty: give the result a name.")
+        raise ConfigError("name.empty", field=field)
     why = what_is_wrong(name)
     if why is not None:
         shown = name if len(name) <= SHOWN else name[:SHOWN] + "…"
-        raise ConfigError(f"{field} = {shown!r} is no file name on every system, as it {why}: {RULE}.")
+        raise ConfigError("name.no_file_name", field=field, name=shown, why=why, forbidden=Joined(list(FORBIDDEN)))
 
 
-def what_is_wrong(name: str) -> str | None:
+def what_is_wrong(name: str) -> Sentence | None:
     """The end of a sentence that begins with the name; None for a good one."""
     bad = sorted({character for character in name if character in FORBIDDEN or not character.isprintable()})
     if bad:
-        return "contains " + " ".join(character if character.isprintable() else ascii(character) for character in bad)
+        shown = [character if character.isprintable() else ascii(character) for character in bad]
+        return Sentence("name.contains", characters=Joined(shown))
     if len(name.encode("utf-8")) > LONGEST:
-        return f"is longer than {LONGEST} bytes"
+        return Sentence("name.too_long", most=LONGEST)
     if name != name.strip() or name.startswith(".") or name.endswith("."):
-        return "begins or ends with a dot or a space"
+        return Sentence("name.ends")
     if name.partition(".")[0].rstrip().lower() in DEVICES:
-        return "is the name of a device on Windows"
+        return Sentence("name.device")
     if unicodedata.combining(name[0]):
-        return "begins with a mark that belongs to a letter"
+        return Sentence("name.mark")
     return None
 
 

@@ -60,9 +60,9 @@ def check_optimizer(name: str, device: torch.device) -> None:
     if name != "AdamW8bit":
         return
     if device.type != "cuda":
-        raise ConfigError("optimizer.name = 'AdamW8bit' needs an NVIDIA card: take AdamW.")
+        raise ConfigError("optimizer.no_card", field="optimizer.name")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("optimizer.name = 'AdamW8bit' needs bitsandbytes, which is not installed: take AdamW.")
+        raise ConfigError("optimizer.no_bitsandbytes", field="optimizer.name")
 
 
 def _constant(step: int, total: int, warmup: int) -> float:

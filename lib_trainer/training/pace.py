@@ -8,6 +8,7 @@ from collections import deque
 import torch
 
 from lib_trainer.memory import spills
+from lib_trainer.refusals import Decimals, Sentence
 
 WARM_UP = 3
 """Steps at the beginning that tell nothing: kernels are chosen and memory is asked for."""
@@ -32,15 +33,15 @@ class Pace:
         self._skipped = 0
         self._told = self._spilled = False
 
-    def told(self, seconds: float, device: torch.device) -> str:
-        """The beginning of a sentence, once for each of two reasons, or nothing."""
+    def told(self, seconds: float, device: torch.device) -> Sentence | None:
+        """The beginning of a sentence, once for each of two reasons."""
         slow = self.step(seconds)
         if slow is not None:
-            return f"A step takes {slow[0]:.1f} s now and took {slow[1]:.1f} s at first"
+            return Sentence("pace.slower", now=Decimals(slow[0], 1), usual=Decimals(slow[1], 1))
         if not self._spilled and spills(device):
             self._spilled = True
-            return "The memory of the card is full, and Windows lends it the computer's"
-        return ""
+            return Sentence("pace.spills")
+        return None
 
     def step(self, seconds: float) -> tuple[float, float] | None:
         """(seconds of a step now, seconds of a usual one) when a run has just been found to crawl."""

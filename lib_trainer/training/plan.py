@@ -37,9 +37,9 @@ class Plan:
     sizes: FixedSize
     steps: int
     before: tuple[Sample, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Sentence, ...] = ()
     replaced: tuple[Path, ...] = ()
-    notes: tuple[str | Sentence, ...] = ()
+    notes: tuple[Sentence, ...] = ()
 
     @property
     def reads(self) -> tuple[Path, ...]:

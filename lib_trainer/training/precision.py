@@ -25,10 +25,11 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if trains_in(dtype, device):
         return dtype
     if dtype is torch.float16:
-        where = "a GPU or torch 2.4" if device.type == "cpu" else "another device"
-        raise ConfigError(f"training.precision = 'fp16' needs {where}: take bf16, fp32 or auto.")
+        raise ConfigError(
+            "precision.no_fp16_on_cpu" if device.type == "cpu" else "precision.no_fp16", field="training.precision"
+        )
     other = "fp16" if trains_in(torch.float16, device) else "fp32"
-    raise ConfigError(f"training.precision = 'bf16' is not supported by this GPU: take {other} or auto.")
+    raise ConfigError("precision.no_bf16", field="training.precision", other=other)
 
 
 def _automatic(device: torch.device) -> torch.dtype:

@@ -21,7 +21,7 @@ from lib_trainer.dataset.scan import Sample, scan_folder
 from lib_trainer.files import write_atomically
 from lib_trainer.kinds.base import Kind
 from lib_trainer.ports import Host, LoadedModel, PreviewRequest
-from lib_trainer.refusals import ConfigError, ModelError, Sentence
+from lib_trainer.refusals import ConfigError, Field, ModelError, Sentence
 from lib_trainer.training.failures import short_of_memory
 
 
@@ -35,15 +35,13 @@ def check_prior(job: JobConfig, kind: Kind) -> None:
     if not kind.has_class_pictures or not prior.class_folder:
         return
     if not prior.class_prompt:
-        raise ConfigError(
-            "prior.class_prompt is empty though there is a prior.class_folder: say what its pictures show."
-        )
+        raise ConfigError("prior.no_prompt", field="prior.class_prompt", class_folder=Field("prior.class_folder"))
     folder = Path(prior.class_folder).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"prior.class_folder = {str(folder)!r} is a file: choose a folder.")
+        raise ConfigError("prior.a_file", field="prior.class_folder", folder=folder)
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not os.access(existing, os.W_OK) and len(_pictures(folder)) < prior.class_pictures:
-        raise ConfigError(f"prior.class_folder: {folder} cannot be written to, and pictures are missing there.")
+        raise ConfigError("prior.locked", field="prior.class_folder", folder=folder)
 
 
 def class_folder(job: JobConfig, host: Host, model: LoadedModel) -> Path:
@@ -142,8 +140,13 @@ def _draw(job: JobConfig, host: Host, folder: Path, number: int) -> None:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
-            f"Class picture {number + 1} of {job.prior.class_pictures} could not be made ({reason}): put pictures of "
-            f"'{job.prior.class_prompt}' into {folder} yourself, or leave prior.class_prompt empty."
+            "prior.not_drawn",
+            number=number + 1,
+            count=job.prior.class_pictures,
+            reason=reason,
+            prompt=job.prior.class_prompt,
+            folder=folder,
+            class_prompt=Field("prior.class_prompt"),
         ) from error
 
 

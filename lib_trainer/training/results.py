@@ -15,7 +15,7 @@ from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
 from lib_trainer.ports import Host, LoadedModel
-from lib_trainer.refusals import ConfigError, NameTaken, SaveError
+from lib_trainer.refusals import ConfigError, Field, NameTaken, SaveError, Sentence
 from lib_trainer.training.card import sidecars
 from lib_trainer.training.checks import check_names, output_folder
 
@@ -29,7 +29,7 @@ class Settled:
 
     job: JobConfig
     replaced: tuple[Path, ...] = ()
-    note: str = ""
+    note: Sentence | None = None
 
 
 def settle(job: JobConfig, host: Host) -> Settled:
@@ -39,7 +39,7 @@ def settle(job: JobConfig, host: Host) -> Settled:
         return Settled(job)
     if job.output.existing == "number":
         free = with_next_free_name(job, host)
-        note = f"{taken[0]} exists already: this run writes {free.output.name!r}."
+        note = Sentence("name.numbered", path=taken[0], name=free.output.name)
         return Settled(free, note=note)
     elsewhere = next((path for path in taken if not _written_here(path, job, host)), None)
     if job.output.existing == "replace" and elsewhere is None:
@@ -50,11 +50,15 @@ def settle(job: JobConfig, host: Host) -> Settled:
         ("output.name", job.output.name) if elsewhere is None else (kind_of(job).names_field(job), elsewhere.stem)
     )
     next_free = next_free_name(job, host)
-    sentence = (
-        f"{field} = {name!r}: {path} exists already: choose another name (free is {next_free!r}), or let "
-        "output.existing number or replace."
+    raise NameTaken(
+        "name.taken",
+        field=field,
+        name=name,
+        taken=path,
+        free=next_free,
+        replaceable=elsewhere is None,
+        existing=Field("output.existing"),
     )
-    raise NameTaken(sentence, taken=path, free=next_free, replaceable=elsewhere is None)
 
 
 def outputs_of(job: JobConfig, host: Host) -> Outputs:
@@ -88,7 +92,7 @@ def with_next_free_name(job: JobConfig, host: Host) -> JobConfig:
         numbered_job = kind_of(job).numbered(job, number)
         if not taken_files(numbered_job, host):
             return numbered_job
-    raise ConfigError(f"output.name = {job.output.name!r}: every number behind it is taken: choose another name.")
+    raise ConfigError("name.no_number", field="output.name", name=job.output.name)
 
 
 def discard(paths: Iterable[Path]) -> None:
@@ -99,10 +103,7 @@ def discard(paths: Iterable[Path]) -> None:
     try:
         to_trash(paths)
     except OSError as error:
-        raise SaveError(
-            f"{paths[0]} could not be moved to the trash ({error.strerror or error}): close what holds it open, or "
-            "choose another name; it is untouched."
-        ) from error
+        raise SaveError("trash.failed", path=paths[0], reason=error.strerror or error) from error
 
 
 def discard_taken(job: JobConfig, host: Host) -> list[Path]:
@@ -116,7 +117,7 @@ def discard_taken(job: JobConfig, host: Host) -> list[Path]:
     taken = taken_files(job, host)
     for path in taken:
         if not _written_here(path, job, host):
-            raise ConfigError(f"{kind.names_field(job)}: {path} lies elsewhere and is left alone: choose another name.")
+            raise ConfigError("trash.elsewhere", field=kind.names_field(job), path=path)
     if host.parts():
         check_replaced(taken, host.model())
     moved = [*taken, *(card for path in taken for card in sidecars(path) if os.path.lexists(card))]
@@ -134,7 +135,7 @@ def check_replaced(replaced: Iterable[Path], model: LoadedModel) -> None:
     loaded = None if model.file is None else os.path.realpath(model.file)
     for path in replaced:
         if loaded is not None and os.path.realpath(path) == loaded:
-            raise ConfigError(f"output.name: {path} is the checkpoint that is being trained: choose another name.")
+            raise ConfigError("name.loaded", field="output.name", path=path)
 
 
 def existing_embedding(folder: Path, name: str) -> Path | None:

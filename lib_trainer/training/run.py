@@ -97,7 +97,7 @@ def run_plan(plan: Plan, host: Host, control: Control, emit: ev.Listener) -> Non
         emit(ev.Message(note))
     for told in plan.scan.notes:
         emit(ev.Message(told))
-    emit(ev.Phase("Waiting for the queue"))
+    emit(ev.Phase(Sentence("phase.queue")))
     with host.lease(f"Training {plan.job.output.name}") as lease:
         if control.stopping:
             outcome: ev.Finished | TrainerError = ev.Finished(0, None, stopped=True)
@@ -192,7 +192,7 @@ class Run:
         noise = torch.Generator().manual_seed(job.training.seed + 1)
         state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise)
         rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
-        options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, ", ".join(plan.kind.rates))
+        options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
         return Prepared(facts, source, captions, state, rates, options)
 
     @contextlib.contextmanager
@@ -217,7 +217,7 @@ class Run:
     def _class_pictures(self) -> list[Sample]:
         if not self.plan.class_pictures:
             return []
-        phase, place = self._phase("Drawing class pictures"), self.place
+        phase, place = self._phase(Sentence("phase.class_pictures")), self.place
         return class_samples(self.plan.job, place.host, place.model, phase, self.stopping, self._warn)
 
     def _say(self, text: str | Sentence) -> None:
@@ -232,13 +232,13 @@ class Run:
             self.place.host.added(path)
         except Exception as error:
             logger.warning("The host could not take up %s\n%s", path, release(error, self.place.model.device))
-            self._warn(f"{path.name} is saved, but its list was not read anew ({error}).")
+            self._warn(Sentence("run.list_not_read", name=path.name, reason=error))
 
     def _encode_pictures(self, samples: Sequence[Sample]) -> Encoded:
         data, model = self.plan.job.dataset, self.place.model
         fingerprint = model.vae_fingerprint()
         if data.cache == "disk" and not fingerprint:
-            self._say("Another extension has changed the VAE: encoded pictures are not kept on disk.")
+            self._say(Sentence("run.changed_vae"))
         kept = data.cache == "disk" and fingerprint
         store: LatentStore = DiskStore(self.place.host.cache_folder()) if kept else MemoryStore()
         encoded = encode_pictures(
@@ -247,7 +247,7 @@ class Run:
             model.encode_images,
             fingerprint,
             store,
-            self._phase("Caching latents"),
+            self._phase(Sentence("phase.latents")),
             self.stopping,
         )
         for skipped in encoded.skipped:
@@ -263,7 +263,7 @@ class Run:
         sizes = source.encoded.sizes
         pairs = [(caption, size) for index, size in enumerate(sizes) for caption in source.captions_of(index)]
         with autocast(model.device, dtype):
-            cached.fill(pairs, self._phase("Caching captions"), self.stopping)
+            cached.fill(pairs, self._phase(Sentence("phase.captions")), self.stopping)
         return cached
 
     def _train(self, prepared: Prepared, session: Session) -> None:
@@ -290,7 +290,7 @@ class Run:
         self.place.emit(done)
         if told := self.progress.pace.told(done.seconds, device):
             lower = failures.what_to_lower(job, self.plan.kind, "step", device)
-            self._warn(f"{told}: if another program uses the device, end it; otherwise {lower}.")
+            self._warn(Sentence("run.crawls", what=told, lower=lower))
         self.place.lease.progress(done.step, done.total_steps, f"loss {done.loss:.4f}")
         last = done.step == done.total_steps
         every, save_every = job.preview.every, job.output.save_every
@@ -309,7 +309,7 @@ class Run:
                 raise
             failure = self._explained(error, "saving")
             logger.warning("%s\n%s", failure, release(error, self.place.model.device))
-            self._warn(f"Step {self.step} was not saved. {failure}")
+            self._warn(Sentence("run.not_saved", step=self.step, reason=failure))
         self.progress.point = "step"
 
     def _explained(self, error: Exception, point: Point) -> TrainerError:
@@ -319,7 +319,7 @@ class Run:
         """A preview that fails is a warning: hours of training are worth more than a picture."""
         request = self.plan.preview_request()
         image: Image.Image | None = None
-        failed = ""
+        failed: Sentence | None = None
         self.progress.point = "preview"
         try:
             with session.generating():
@@ -340,13 +340,13 @@ class Run:
             self.place.emit(ev.PreviewMade(self.step, image, request.prompt))
         self.progress.point = "step"
 
-    def _preview_failed(self, error: Exception) -> str:
-        told: object = error
+    def _preview_failed(self, error: Exception) -> Sentence:
+        told: Sentence | Exception = error
         if failures.short_of_memory(error):
             device = self.place.model.device
             told = failures.out_of_memory(error, self.plan.job, self.plan.kind, device, "preview", self.step)
         logger.warning("The preview failed\n%s", release(error, self.place.model.device))
-        return f"The preview of step {self.step} failed: {told}"
+        return Sentence("run.preview_failed", step=self.step, reason=told)
 
     def _save(self, prepared: Prepared, outputs: Outputs, *, final: bool) -> None:
         self.progress.point = "saving"
@@ -377,7 +377,7 @@ class Run:
         except Exception as error:
             failure = self._explained(error, self.progress.point)
             logger.warning("%s\n%s", failure, release(error, self.place.model.device))
-            self._warn(f"The LoRA of the difference is not there: {failure}")
+            self._warn(Sentence("run.no_difference", reason=failure))
 
     def keep(self) -> Path | None:
         """After a failure: the file with the newest good weights, written now if there is none of this step.
@@ -398,7 +398,7 @@ class Run:
             self._tell_host(written)
         return written
 
-    def _phase(self, name: str) -> Callable[[int, int], None]:
+    def _phase(self, name: Sentence) -> Callable[[int, int], None]:
         def progress(done: int, total: int) -> None:
             self.place.emit(ev.Phase(name, done, total))
             self.place.lease.progress(0, 0, f"{name} {done}/{total}")

@@ -104,7 +104,7 @@ def test_bad_input_is_a_sentence_and_what_was_typed_stays(page: Page) -> None:
     page.field("output_name").fill("cat")
     page.field("optimizer_unet_lr").fill("1e-3")
     page.find("start").click()
-    page.sees(".trainer-notice-error", "Folder of pictures is empty: choose the folder <that> holds your pictures.")
+    page.sees(".trainer-notice-error", "Folder of pictures is empty: it must be a folder <that> holds your pictures.")
     expect(page.field("output_name")).to_have_value("cat")
     expect(page.field("optimizer_unet_lr")).to_have_value("1e-3")
     page.field("optimizer_unet_lr").fill("7")

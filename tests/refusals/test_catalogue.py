@@ -16,8 +16,6 @@ PACKAGE = ROOT / "lib_trainer"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 LANGUAGES = sorted(path.stem for path in (PACKAGE / "refusals").glob("*.toml"))
 ENGLISH = sentences.catalogue("en")
-NOT_YET = ("training",)
-"""Packages whose sentences still stand where they are said."""
 EVENTS = ("Message", "Phase", "Finished", "Failed")
 EXTRA = {"NameTaken": {"taken", "free", "replaceable"}}
 """Keywords of errors that a page asks for, and that a template may name."""
@@ -110,9 +108,8 @@ def uses() -> Iterator[Use]:
 
 
 def converted(path: Path) -> bool:
-    if PACKAGE not in path.parents:
-        return "scripts" not in NOT_YET
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in (*NOT_YET, "refusals")
+    """The package itself passes on what it is given."""
+    return path.parent.name != "refusals"
 
 
 USES = [use for use in uses() if all(" " not in code for code in use.codes)]

@@ -60,6 +60,6 @@ def test_what_is_not_read_is_told_before_the_run_waits_for_its_turn(
     first = min(folder.rglob("*.png"))
     first.with_suffix(".txt").rename(first.with_suffix(".caption"))
     assert watched.run(folder, dataset__trigger_word="zork", training__max_steps=1).state == "finished"
-    told = [event.text for event in itertools.takewhile(lambda e: not isinstance(e, ev.Phase), watched.events)]
+    told = [str(event.text) for event in itertools.takewhile(lambda e: not isinstance(e, ev.Phase), watched.events)]
     assert any("1 picture is not read (1 .heic)" in text for text in told)
     assert any(f"not read as a caption: {first.stem}.caption;" in text for text in told)

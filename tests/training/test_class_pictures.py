@@ -45,7 +45,7 @@ def test_gaps_among_class_pictures_are_filled_and_nothing_of_the_users_is_replac
         "class-00004.png",
     ]
     assert {name: now[name] for name in mine} == mine and now["class-00000.png"] == drawn["class-00000.png"]
-    told = [message.text for message in second.of(ev.Message)]
+    told = [str(message.text) for message in second.of(ev.Message)]
     assert any("class-00001.png cannot be read" in text and "does not count" in text for text in told)
     third = Watched(watched.host)
     third.run(pictures, **changes, output__name="third")

@@ -247,7 +247,7 @@ def test_the_lora_of_the_difference_tells_its_progress_and_can_be_stopped(
     """The checkpoint is there by then, whatever happens to the LoRA."""
 
     def stop(event: ev.Event) -> None:
-        if stopped and isinstance(event, ev.Phase) and (event.name, event.done) == (name, 1):
+        if stopped and isinstance(event, ev.Phase) and (str(event.name), event.done) == (name, 1):
             watched.runner.stop()
 
     name, watched.react = "Making the difference a LoRA", stop
@@ -255,7 +255,7 @@ def test_the_lora_of_the_difference_tells_its_progress_and_can_be_stopped(
     view = watched.run(pictures, network__kind="checkpoint", **changes)
     assert (view.state, view.error, view.step) == ("finished", "", 1)
     assert view.output is not None and view.output.is_file()
-    phases = [phase for phase in watched.of(ev.Phase) if phase.name == name]
+    phases = [phase for phase in watched.of(ev.Phase) if str(phase.name) == name]
     total = phases[0].total
     assert total > 50 and {phase.total for phase in phases} == {total}
     assert [phase.done for phase in phases] == ([0, 1] if stopped else list(range(total + 1)))

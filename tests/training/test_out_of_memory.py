@@ -201,7 +201,7 @@ def test_memory_runs_out(
     assert allocator.refused or case.trigger == "leaving", "nothing was refused: the case tests nothing"
     assert differences(before, snapshot(*roots_of(model))) == []
     assert allocator.alive(*roots_of(model)) == 0
-    warnings = [event.text for event in told if isinstance(event, ev.Message) and event.level == "warning"]
+    warnings = [str(event.text) for event in told if isinstance(event, ev.Message) and event.level == "warning"]
     if case.step is None:
         assert failure is None and isinstance(told[-1], ev.Finished)
         assert any(case.said in text for text in warnings) or not case.said, warnings

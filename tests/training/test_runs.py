@@ -98,7 +98,7 @@ def test_stop_keeps_what_was_learned(watched: Watched, pictures: Path) -> None:
 @pytest.mark.parametrize("phase", ["Waiting for the queue", "Caching latents", "Caching captions"])
 def test_stop_before_the_first_step(watched: Watched, pictures: Path, phase: str) -> None:
     def react(event: ev.Event) -> None:
-        if isinstance(event, ev.Phase) and event.name == phase:
+        if isinstance(event, ev.Phase) and str(event.name) == phase:
             watched.runner.stop()
 
     watched.react = react
@@ -198,5 +198,5 @@ def test_a_preview_that_raises_is_a_warning(watched: Watched, pictures: Path, mo
     monkeypatch.setattr(watched.host, "preview", broken)
     view = watched.run(pictures, training__max_steps=3, preview__prompt="x", preview__every=1)
     assert (view.state, view.step) == ("finished", 3)
-    warnings = [message.text for message in watched.of(ev.Message) if message.level == "warning"]
+    warnings = [str(message.text) for message in watched.of(ev.Message) if message.level == "warning"]
     assert len(warnings) == 3 and "no more memory for pictures" in warnings[0]

@@ -18,7 +18,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.ports import HeldPart, Host, Lease, LoadedModel, PreviewRequest
-from lib_trainer.refusals import DatasetError, ModelError, TrainerError
+from lib_trainer.refusals import DatasetError, ModelError, Sentence, TrainerError
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
@@ -122,7 +122,7 @@ def _set_event() -> threading.Event:
 class ScriptedPlan:
     job: JobConfig
     host: Host
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Sentence, ...] = ()
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Script:
     def prepare(self, job: JobConfig, host: Host) -> ScriptedPlan:
         job = self.settle(job)
         if not job.dataset.folder:
-            raise DatasetError("dataset.folder is empty: choose the folder <that> holds your pictures.")
+            raise DatasetError("option.empty", field="dataset.folder", allowed="a folder <that> holds your pictures")
         if not Path(job.dataset.folder).is_dir():
             raise DatasetError(f"There is no folder {job.dataset.folder}: check the path.")
         memory = outlook(job, host)

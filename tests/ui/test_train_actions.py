@@ -68,7 +68,7 @@ def test_a_bad_value_is_a_sentence_with_the_fields_label(actions: TrainActions, 
 
 def test_a_refusal_of_the_runner_is_escaped(actions: TrainActions, values: dict[str, Any]) -> None:
     notice, _ = actions.start({**values, "dataset.folder": ""})
-    assert "Folder of pictures is empty: choose the folder &lt;that&gt;" in notice
+    assert "Folder of pictures is empty: it must be a folder &lt;that&gt;" in notice
 
 
 def test_a_bug_is_a_sentence_too(
@@ -100,7 +100,7 @@ def test_what_stands_in_for_a_refused_field_is_not_blamed(
 
     def settle(job: JobConfig) -> JobConfig:
         if not job.output.name:
-            raise ConfigError("output.name is empty.")
+            raise ConfigError("name.empty", field="output.name")
         return job
 
     script.settle = settle

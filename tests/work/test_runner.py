@@ -71,9 +71,9 @@ def test_what_cannot_be_prepared_is_not_started_and_the_last_job_stays(queue: Qu
     done.wait(PATIENCE)
 
     def refuse() -> Job:
-        raise ConfigError("dataset.folder is empty.")
+        raise ConfigError("folder.none", field="dataset.folder")
 
-    with pytest.raises(ConfigError, match="is empty"):
+    with pytest.raises(ConfigError, match="is given"):
         queue.start(refuse)
     assert queue.last is done and not queue.running
 

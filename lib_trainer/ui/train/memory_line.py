@@ -12,6 +12,7 @@ from lib_trainer.ports import HeldPart
 from lib_trainer.refusals import TrainerError
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.memory_need import outlook
+from lib_trainer.ui.kit.notices import told
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +39,10 @@ class MemoryLine:
             return ""
         warning = found.warning()
         kind = "short" if warning else "fits"
-        told = f'<div class="trainer-memory-told">{escape(warning)}</div>' if warning else ""
-        return f'<div class="trainer-memory trainer-memory-{kind}" role="status">{escape(found.line())}{told}</div>'
+        more = f'<div class="trainer-memory-told">{escape(told(warning))}</div>' if warning else ""
+        return (
+            f'<div class="trainer-memory trainer-memory-{kind}" role="status">{escape(told(found.line()))}{more}</div>'
+        )
 
     def _parts(self) -> Mapping[str, HeldPart]:
         """Asked of the host once for each model that it has loaded: another one has another description."""
