@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class Allocations(TorchDispatchMode):
     """While it is entered, `now` and `peak` are bytes of the distinct storages seen so far that are alive."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard around each operation costs as much as the hook itself."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,5 +48,14 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        self.watch(one for one in tree_leaves(out) if isinstance(one, torch.Tensor))
+        self.watch((out,) if isinstance(out, torch.Tensor) else tensors_of(out))
         return out
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """Those inside lists and tuples: what an operation of torch takes and gives is built of nothing else."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from tensors_of(one)

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 LONG = (
     "tests/e2e/test_learns.py",
-    "tests/browser/test_page.py",
-    "tests/training/test_half_host.py",
+    "tests/options/test_every_option.py",
     "tests/training/test_forecast.py",
     "tests/training/test_kinds.py",
-    "tests/browser/test_dataset_page.py",
+    "tests/browser/test_page.py",
+    "tests/training/test_half_host.py",
+    "tests/training/test_same_files.py",
     "tests/training/test_out_of_memory.py",
+    "tests/browser/test_dataset_page.py",
 )
 """Files that begin first, the longest before the others, so that no worker is left alone with one at the end."""
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from lib_trainer.config import dump_job, from_values
-from lib_trainer.ui.train.actions import LAST_JOB
 from tests.browser.axe import findings
 from tests.browser.chromium import MARKS, driver, launched
 from tests.support import draw_pictures
@@ -59,7 +58,7 @@ def test_the_set_that_was_pressed_is_in_a_fresh_pages_form(page: Page, webui: We
     """Case 21: the form's restore of the last job does not come over it."""
     jobs = webui.data / "trainer" / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)
-    dump_job(from_values({"dataset.folder": "/old", "output.name": "old"}), jobs / LAST_JOB)
+    dump_job(from_values({"dataset.folder": "/old", "output.name": "old"}), jobs / "last.toml")
     page.open()
     open_set(page, root)
     page.raw.locator("#dataset_train").click()
@@ -103,6 +102,7 @@ def test_no_click_is_silent(page: Page, root: Path) -> None:
     page.sees("#dataset_notice", "No folder is given")
     open_set(page, root)
     page.raw.locator(".dataset-tab", has_text="Prune").click()
+    page.raw.locator("#dataset_trigger").fill("zork")
     page.raw.locator(".dataset-card", has_text="Delete all feature tags").locator("button").click()
     for ticked in page.raw.locator("[data-choice]:checked").all():
         ticked.uncheck()

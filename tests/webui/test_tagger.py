@@ -132,7 +132,8 @@ def test_one_picture_goes_to_txt2img(page: TaggerPage, tmp_path: Path) -> None:
 
 def test_the_step_of_the_extras_tab(page: TaggerPage, webui: Webui, tmp_path: Path) -> None:
     scene = draw_scenes(tmp_path / "one", 1)[0]
-    webui.reload()  # the step lists the taggers that were there when the page was made
+    find_the_model(page)
+    webui.reload()  # the step lists the taggers that were known when the page was made
     page.open()
     page.tab("Extras")
     page.raw.locator("#extras_image input[type=file]").set_input_files(tmp_path / "one" / "000.png")
