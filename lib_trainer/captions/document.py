@@ -31,7 +31,7 @@ MOST_BYTES = 1 << 20
 _SETTINGS = re.compile(r"^Steps: \d+, (?:.*, )?Sampler: |^Negative prompt:", re.MULTILINE)
 
 _PARTS = re.compile(r"(,|\|\|\||\r\n|\r|\n)")
-_UNUSUAL = re.compile(r"[^\S ]|  |\|\|\|")  # what the short way of splitting cannot take
+_UNUSUAL = re.compile(r"[^\S ]|  | ,|\|\|\|")  # what the short way of splitting cannot take
 
 cached_key = lru_cache(maxsize=1 << 17)(tag_key)
 """`tag_key`, remembered: a set repeats its tags many times over."""
@@ -141,10 +141,13 @@ class Caption:
 
     def parts(self) -> tuple[str, Caption]:
         """The text up to the last keep-token separator and with it, which no tagger touches, and what is behind it."""
-        if self.tags and not any(KEEP in gap for gap in self.gaps):
+        last = max((index for index, gap in enumerate(self.gaps) if KEEP in gap), default=0)
+        before, mark, after = self.gaps[last].rpartition(KEEP)
+        tags, rest = self.tags[last:], self.gaps[last + 1 :]
+        if not mark and tags:
             return "", self
-        before, mark, after = self.text.rpartition(KEEP)
-        return before + mark, Caption.parse(after if after.strip() else after.strip(" "), self.bom)
+        head = Caption(self.tags[:last], (*self.gaps[:last], before + mark))
+        return head.text, Caption(tags, (after if tags else after.strip(" "), *rest), self.bom)
 
     @property
     def separator(self) -> str:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lib_trainer.captions.document import Caption, CaptionError, guess_encoding
@@ -18,6 +18,7 @@ TEXTS = st.one_of(st.lists(PIECES, max_size=12).map("".join), st.text(max_size=3
 
 
 @given(TEXTS, st.booleans())
+@example("a , b", False)
 def test_bytes_come_back(text: str, bom: bool) -> None:
     data = (b"\xef\xbb\xbf" if bom else b"") + text.encode("utf-8", "ignore")
     caption = Caption.read(data)
@@ -85,6 +86,7 @@ def test_removing_what_was_put_in_gives_the_tags_back(tags: list[str], data: st.
 
 
 @given(TEXTS)
+@example("||||_|")
 def test_a_caption_is_its_head_and_its_body(text: str) -> None:
     head, body = Caption.parse(text, True).parts()
     assert (body.bom and (head + body.text).rstrip(" ") == text.rstrip(" ")) or not body.tags

@@ -183,7 +183,7 @@ def test_a_full_disk_ends_it_with_one_sentence(tmp_path: Path, monkeypatch: pyte
     opened = open_all(scored(tmp_path, 6))
     failing(monkeypatch, "03.txt", errno.ENOSPC)
     monkeypatch.setattr(writing, "CHUNK", 2)
-    with pytest.raises(TaggerError, match=r"disk is full: the 2 captions before are written, the rest keeps its old"):
+    with pytest.raises(TaggerError, match=r"disk is full: the 2 captions before are written, the rest keep their old"):
         write_captions(opened, Thresholds(0.01, 0.01), Style(trigger="zork"))
     assert (tmp_path / "02.txt").read_text() == CAPTIONS[2]
     assert (tmp_path / "03.txt").read_text() == CAPTIONS[3] and (tmp_path / "04.txt").read_text() == CAPTIONS[4]
