@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from lib_trainer.config.base import kinds
-from lib_trainer.options.declare import Section, one_of, option
+from lib_trainer.options.declare import Group, Section, one_of, option
 
 
 class EmbeddingConfig(Section, frozen=True):
     """Embedding"""
 
-    GROUP: ClassVar = kinds("embedding", "pivotal")
+    GROUP: ClassVar[Group] = kinds("embedding", "pivotal")
 
     names: Annotated[
         str,
@@ -62,7 +62,7 @@ class EmbeddingConfig(Section, frozen=True):
 class HypernetworkConfig(Section, frozen=True):
     """Hypernetwork"""
 
-    GROUP: ClassVar = kinds("hypernetwork")
+    GROUP: ClassVar[Group] = kinds("hypernetwork")
 
     layer_structure: Annotated[
         str,
@@ -106,7 +106,7 @@ class HypernetworkConfig(Section, frozen=True):
 class FinetuneConfig(Section, frozen=True):
     """Fine-tuning"""
 
-    GROUP: ClassVar = kinds("checkpoint")
+    GROUP: ClassVar[Group] = kinds("checkpoint")
 
     unet_lr: Annotated[
         float,
@@ -159,7 +159,7 @@ class FinetuneConfig(Section, frozen=True):
 class DifferenceConfig(Section, frozen=True):
     """Difference"""
 
-    GROUP: ClassVar = kinds("difference")
+    GROUP: ClassVar[Group] = kinds("difference")
 
     before: Annotated[
         str,

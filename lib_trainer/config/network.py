@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from lib_trainer.config.base import ADAPTERS, Kind, kinds
-from lib_trainer.options.declare import ANYBODY, Section, option
+from lib_trainer.options.declare import ANYBODY, Group, Section, option
 
 NAMES = {
     "lora": "LoRA",
@@ -25,7 +25,7 @@ KRONECKER = kinds("lokr")
 class NetworkConfig(Section, frozen=True):
     """What is trained"""
 
-    GROUP: ClassVar = kinds(*ADAPTERS)
+    GROUP: ClassVar[Group] = kinds(*ADAPTERS)
 
     kind: Annotated[
         Kind,
@@ -160,7 +160,7 @@ class NetworkConfig(Section, frozen=True):
 class BlocksConfig(Section, frozen=True):
     """Layers"""
 
-    GROUP: ClassVar = kinds(*ADAPTERS)
+    GROUP: ClassVar[Group] = kinds(*ADAPTERS)
 
     preset: Annotated[
         Literal["all", "input", "middle", "output", "no_input", "no_output", "deep", "shallow"],

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from lib_trainer.config.base import ADAPTERS, kinds
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
-from lib_trainer.options.declare import Section, given, one_of, option
+from lib_trainer.options.declare import Group, Section, given, one_of, option
 
 ADAPTERS_ALONE = kinds(*ADAPTERS)
 
@@ -99,7 +99,7 @@ class DatasetConfig(Section):
 class PriorConfig(Section):
     """Class pictures (prior preservation)"""
 
-    GROUP: ClassVar = kinds("lora", "locon", "loha", "lokr", "pivotal", "checkpoint")
+    GROUP: ClassVar[Group] = kinds("lora", "locon", "loha", "lokr", "pivotal", "checkpoint")
 
     class_prompt: Annotated[
         str,
