@@ -201,14 +201,10 @@ def test_sentences_name_no_family() -> None:
 
 
 def kind_names() -> frozenset[str]:
-    """Of the choices of `network.kind`, as their declaration spells them."""
-    (found,) = (
-        node.value
-        for path in SOURCES
-        for node in tree(path).body
-        if isinstance(node, ast.Assign) and ast.unparse(node).startswith("Kind = Literal[")
-    )
-    return frozenset(one.value for one in ast.walk(found) if isinstance(one, ast.Constant))
+    """Of the choices of `network.kind`."""
+    from lib_trainer.config.base import KINDS
+
+    return frozenset(KINDS)
 
 
 def decided_by(node: ast.AST) -> list[ast.AST]:
