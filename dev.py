@@ -83,7 +83,7 @@ def test(rest: list[str]) -> int:
     checks = (
         ("lint", ["ruff", "check", *CHECKED]),
         ("format", ["ruff", "format", "--check", *CHECKED]),
-        ("types", ["mypy", "lib_trainer"]),
+        ("types", ["mypy"]),
         ("tests", ["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--no-loadscope-reorder", *rest]),
     )
     for name, command in checks:
