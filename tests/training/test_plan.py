@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lib_trainer.families.known import DEFAULT
 from lib_trainer.kinds import captions
+from lib_trainer.ports import HeldPart
 from lib_trainer.refusals import JobErrors
 from lib_trainer.training import plan as plans
 from lib_trainer.training.plan import prepare
@@ -31,7 +34,8 @@ FILES: list[tuple[dict[str, Any], list[str]]] = [
 
 def modelless(tmp_path: Path) -> Any:
     host = ModelHost(None, tmp_path)  # type: ignore[arg-type]
-    host.parts = lambda: {"unet": None}  # type: ignore[method-assign, dict-item, return-value]
+    host.family = lambda: DEFAULT  # type: ignore[method-assign]
+    host.parts = lambda: {"unet": HeldPart(1, torch.float32)}  # type: ignore[method-assign]
     return host
 
 

@@ -11,7 +11,7 @@ import torch
 
 from lib_trainer.dataset.latents import MemoryStore, encode_pictures
 from lib_trainer.kinds.recipe import Recipe
-from lib_trainer.ports import TrainingState
+from lib_trainer.ports import HeldPart, TrainingState
 from lib_trainer.training.captions import LiveCaptions
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
@@ -94,7 +94,7 @@ def test_half_a_run_and_the_state_of_it_are_the_whole(
     if case == "difference":
         changes |= {"difference__before": str(draw_pictures(tmp_path / "before", side=72))}
     host = ModelHost(diffusers_model, tmp_path)
-    host.parts = lambda: {"unet": None}  # type: ignore[method-assign, dict-item, return-value]
+    host.parts = lambda: {"unet": HeldPart(1, torch.float32)}  # type: ignore[method-assign]
     plan = prepare(make_job(pictures, **changes, training__max_steps=WHOLE), host)
     assert plan.steps == WHOLE
     whole = Whole(plan, diffusers_model)
