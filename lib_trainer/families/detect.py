@@ -16,6 +16,8 @@ from lib_trainer.families.sdxl import SDXL
 UNET = SD1.unet.prefix
 FIRST = f"{UNET}input_blocks.0.0.weight"
 REFINER_CONTEXT = 1280
+REFINER_ENCODER = "conditioner.embedders.0.model"
+"""It has one encoder, OpenCLIP's, where SDXL has CLIP's first."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -28,7 +30,7 @@ def model_of(shapes: Shapes) -> Family | Stranger | None:
     if not _any(shapes, UNET):
         return None
     if _any(shapes, "conditioner.embedders."):
-        return SDXL if _any(shapes, SDXL.encoders[1].root) else REFINER
+        return REFINER if _any(shapes, f"{REFINER_ENCODER}.") else SDXL
     if _any(shapes, SD2.encoders[0].prefix):
         return SD2
     first = shapes.get(FIRST, ())

@@ -31,7 +31,7 @@ def test_the_line_follows_what_is_typed_and_start_asks_once(
     before = line.inner_text()
     page.fill_job(site, 60)
     page.field("training_batch_size").fill("4")
-    page.sees("#trainer_memory .trainer-memory-short", "turn on training.gradient_checkpointing")
+    page.sees("#trainer_memory .trainer-memory-short", "turn on “Gradient checkpointing”")
     assert line.inner_text() != before
     page.find("start").click()
     page.sees("#trainer_notice", "Press Start again")

@@ -257,5 +257,7 @@ def test_folders_that_cannot_be_trained(tmp_path: Path, tiny: Any) -> None:
 
         UNet2DConditionModel.from_config(config | changes).save_pretrained(folder / "unet")
         assert said in refused(folder)
+    shutil.rmtree(folder / "unet")
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
     shutil.rmtree(folder / "vae")
     assert "could not be read as a diffusers folder" in refused(folder)

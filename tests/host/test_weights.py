@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib_trainer.host import weights as weights_module
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.weights import Held, Weights, _reinterpreted, held_parameters, waiting_parameters
+from lib_trainer.kinds import slots
 from lib_trainer.kinds.slots import Slot
 from lib_trainer.ports import OwnParameter, TrainingState
 from lib_trainer.refusals import ModelError
-from lib_trainer.training import slots
 from lib_trainer.training.session import Session
 from lib_trainer.transfer import has_place
 from tests.host.cards import Card

@@ -140,7 +140,7 @@ def test_a_full_disk_keeps_the_earlier_file_and_leaves_nothing_behind(
     monkeypatch.setattr(os, what, full)
     if what == "link":  # then the rename is tried
         monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(SaveError, match=r"No space left on device.*make room"):
+    with pytest.raises(SaveError, match=r"No space left on device.*free some space"):
         write_lora(tmp_path / "new.safetensors", {"x.lora_down.weight": torch.ones(2)}, {}, overwrite=False)
     assert list(tmp_path.iterdir()) == [earlier]
     assert earlier.read_bytes() == kept

@@ -237,7 +237,7 @@ def test_folders_as_they_are(tmp_path: Path) -> None:
             with pytest.raises(TaggerError, match=sentence):
                 list_pictures(folder)
     (tmp_path / "empty" / "deep").mkdir(parents=True)
-    with pytest.raises(TaggerError, match="holds no pictures, and its subfolders are not looked into"):
+    with pytest.raises(TaggerError, match="holds no pictures, and its subfolders are not searched"):
         list_pictures(tmp_path / "empty", recursive=False)
 
 

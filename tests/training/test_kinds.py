@@ -426,4 +426,4 @@ def test_a_rate_that_is_too_high_is_named_by_the_kinds_own_fields() -> None:
     for name, kind in registry.KINDS.items():
         assert all(name in field_specs()[field].kinds for field in kind.rates)
     with pytest.raises(NumericalError, match=r"lower the learning rate \(hypernetwork.learning_rate\)"):
-        _check_finite(3, float("nan"), 1.0, ", ".join(registry.KINDS["hypernetwork"].rates), scaled=False)
+        _check_finite(3, float("nan"), 1.0, registry.KINDS["hypernetwork"].rates, scaled=False)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lib_trainer import memory
-from lib_trainer.training import run as module
 from lib_trainer.training.pace import Pace
 from lib_trainer.work import events as ev
 from tests.training.watched import Watched
@@ -40,17 +39,13 @@ def test_what_is_no_crawling(seconds: list[float]) -> None:
     assert told(seconds) == []
 
 
-class Crawling(Pace):
-    def step(self, seconds: float) -> tuple[float, float]:
-        return 9.0, 1.5
-
-
 def test_it_is_told_while_the_run_goes_on(watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Pace", Crawling)
+    monkeypatch.setattr(Pace, "step", lambda pace, seconds: (9.0, 1.5))
     assert watched.run(pictures, training__max_steps=1).state == "finished"
     (message,) = (event for event in watched.of(ev.Message) if event.level == "warning")
-    assert message.text.startswith("A step takes 9.0 s now and took 1.5 s at first: if another program")
-    assert "network.rank (now 4)" in message.text
+    said = str(message.text)
+    assert said.startswith("A step takes 9.0 s now and took 1.5 s at first: if another program")
+    assert "network.rank (now 4)" in said
 
 
 def test_a_full_card_on_windows_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

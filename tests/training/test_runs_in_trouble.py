@@ -221,7 +221,7 @@ def test_a_full_disk_keeps_the_earlier_file(
     assert view.state == "failed" and view.step == view.total_steps, "what was still to be learned was learned"
     assert any("Warning" in line and "learned-step00000002.safetensors" in line for line in view.log)
     sentence = one_sentence(view.error)
-    assert "No space left on device" in sentence and "learned.safetensors" in sentence and "make room" in sentence
+    assert "No space left on device" in sentence and "learned.safetensors" in sentence and "free some space" in sentence
     assert watched.files == ["learned-step00000001.safetensors"]
     assert view.output == watched.host.lora_folder() / "learned-step00000001.safetensors"
     assert read_lora(view.output).metadata["ss_steps"] == "1"

@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_said_in_the_line_with_the_remedy(
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 8 * GIB)
     told = MemoryLine(runner).html(values)
-    assert "trainer-memory-short" in told and "turn on training.gradient_checkpointing (then " in told
+    assert "trainer-memory-short" in told and "turn on “Gradient checkpointing” (then " in told
 
 
 def test_start_says_it_once_and_starts_at_the_second_press(

@@ -118,7 +118,7 @@ def taken_name(taken: Path) -> Callable[[JobConfig], JobConfig]:
         if job.output.existing == "number":
             return msgspec.structs.replace(job, output=msgspec.structs.replace(job.output, name="cat-2"))
         sentence = f"output.name = 'cat': {taken} exists already."
-        raise NameTaken(sentence, taken=taken, free="cat-2", replaceable=True)
+        raise NameTaken(sentence, field="output.name", taken=taken, free="cat-2", replaceable=True)
 
     return settle
 
