@@ -183,6 +183,12 @@ def test_the_fp8_menu_changed_during_a_run_does_not_swap_the_model(webui: Webui,
     assert ended["previews"] == expected
 
 
+def test_no_layer_of_a_run_is_in_the_lora_extensions_hands(webui: Webui, reference: str, values: Values) -> None:
+    """Trap 18: "Reload UI" takes the built-in extension's forwards out and puts them in again, under the run."""
+    assert learned(webui, values(), at_step={"1": "reload"}) == reference
+    assert webui.probe("tidy") == 1
+
+
 @pytest.mark.parametrize("choose", [False, True])
 def test_a_preview_keeps_what_the_user_chooses(webui: Webui, choose: bool) -> None:
     """Trap 12: a preview draws with the model in training, and the menu says what the user has chosen."""

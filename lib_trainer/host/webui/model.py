@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +171,15 @@ def _own_forward(module: nn.Module, originals: Any) -> Any:
     """The forward of the module's class that the Lora extension has replaced; None if there is none or one hides it."""
     if "forward" in vars(module):
         return None
+    if isinstance(module, nn.GroupNorm) and type(module).__name__ == "GroupNorm32":
+        return functools.partial(_in_fp32, getattr(originals, "GroupNorm_forward", None) or nn.GroupNorm.forward)
     kind = next((kind for kind in PATCHED if type(module).forward is kind.forward), None)
     return None if kind is None else getattr(originals, f"{kind.__name__}_forward", None)
+
+
+def _in_fp32(forward: Callable[..., Any], norm: nn.Module, x: torch.Tensor) -> Any:
+    """What `GroupNorm32` of ldm and sgm (modules/diffusionmodules/util.py) does; its own reaches for the class's."""
+    return forward(norm, x.float()).type(x.dtype)
 
 
 @contextlib.contextmanager

@@ -131,6 +131,16 @@ def _menu() -> Iterator[None]:
         shared.opts.data["fp8_storage"] = option
 
 
+def _reloading() -> Iterator[None]:
+    """The moment of "Reload UI" in which the Lora extension's forwards are still called and know no originals."""
+    import networks
+
+    with contextlib.ExitStack() as stack:
+        for kind in ("Linear", "Conv2d", "GroupNorm", "LayerNorm"):
+            stack.enter_context(mock.patch.object(networks.originals, f"{kind}_forward", None))
+        yield
+
+
 def _low_vram(flag: str) -> Callable[[], Iterator[None]]:
     """As `load_model` does it when the WebUI was started with the flag. On a CPU its hooks move nothing."""
 
@@ -169,6 +179,7 @@ KINDS: dict[str, Callable[[], Iterator[None]]] = {
     "checkpointing flags": _checkpointing_flags,
     "fp8": _fp8,
     "fp8 menu": _menu,
+    "half-way reload": _reloading,
     "medvram": _low_vram("medvram"),
     "lowvram": _low_vram("lowvram"),
 }

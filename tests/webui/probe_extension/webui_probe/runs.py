@@ -26,6 +26,7 @@ from lib_trainer.ports import Host
 from lib_trainer.refusals import TrainerError
 from lib_trainer.training.desk import TrainingDesk, process_desk
 from lib_trainer.work import events
+from webui_probe.leftovers import leave
 
 CHECKS = ("run", "start", "view", "wait", "command", "restart")
 
@@ -118,6 +119,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "unload": lambda: sd_models.unload_model_weights(),
     "load": lambda: sd_models.send_model_to_device(shared.sd_model),
     "fp8": lambda: shared.opts.data.update(fp8_storage="Enable"),
+    "reload": lambda: leave("half-way reload"),
 }
 
 
