@@ -62,7 +62,9 @@ def lora_of(keys: Collection[str], metadata: Mapping[str, str]) -> Family | None
         return SDXL
     if metadata.get("ss_v2") == "True":
         return SD2
-    if version.startswith(SD1.version) or any(SD1.unet.block_of_key(key) and "_blocks_" in key for key in keys):
+    if version.startswith(SD1.version):
+        return SD1
+    if any(SD1.unet.block_of_key(key) and "_blocks_" in key for key in keys):
         return SD1 if not any(key.startswith(_LDM_KEYS) for key in keys) else SDXL
     return None
 

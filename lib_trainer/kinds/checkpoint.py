@@ -116,7 +116,7 @@ class CheckpointKind(Kind):
 def _check_start(path: str, family: Family) -> None:
     shapes = read_shapes(Path(path).expanduser())
     found = model_of(shapes)
-    if isinstance(found, Family) and found is not family:
+    if found is not None and found is not family:
         raise ConfigError("continue.other_family", field=CONTINUE, path=path, family=family.word)
     if not any(name.startswith(family.unet.prefix) for name in shapes):
         raise ModelError("checkpoint.no_unet", path=path)

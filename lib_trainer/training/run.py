@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
-from lib_trainer.dataset.scan import Sample
+from lib_trainer.dataset.scan import Sample, listed
 from lib_trainer.kinds.base import Outputs
 from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.memory import forget_peak, release
 from lib_trainer.ports import Host, Lease, LoadedModel, TrainingState
-from lib_trainer.refusals import SaveError, Sentence, TrainerError
+from lib_trainer.refusals import DatasetError, SaveError, Sentence, TrainerError
 from lib_trainer.training import failures
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.card import write_card
@@ -176,6 +176,7 @@ class Run:
         plan, model, progress = self.plan, self.place.model, self.progress
         progress.point = "encoding"
         encoded = self._encode_pictures(samples)
+        self._check_readable(samples, encoded)
         shown = zip(encoded.samples, encoded.targets, strict=True)
         order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
         source = PictureSource(order, encoded, plan.captions, model.latent_scale)
@@ -195,17 +196,33 @@ class Run:
         options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
         return Prepared(facts, source, captions, state, rates, options)
 
+    def _check_readable(self, samples: Sequence[Sample], encoded: Encoded) -> None:
+        """Of what a step needs, something must be there: an epoch without pictures would never end."""
+        left = {one.role for one in encoded.samples}
+        for role in ("learn", "before"):
+            wanted = [one for one in samples if one.role == role]
+            if wanted and role not in left and not encoded.stopped:
+                pictures = listed([one for one in encoded.skipped if any(one.path == each.path for each in wanted)])
+                raise DatasetError("pictures.none_readable", count=len(wanted), pictures=pictures)
+
     @contextlib.contextmanager
     def _freed(self, recipe: Recipe) -> Iterator[None]:
-        """After an error the step's graph, gradients and optimizer go before the model is put back: the device may be
-        full, and putting back must find what it needs."""
+        """The optimizer's state goes before the model is put back, after an error the step's graph and gradients too:
+        the device may be full, and putting back must find what it needs."""
         try:
             yield
         except Exception as error:
+            self._forget_optimizer()
             for parameter in parameters(recipe):
                 parameter.grad = None
             self.progress.trace = release(error, self.place.model.device)
             raise
+        self._forget_optimizer()
+
+    def _forget_optimizer(self) -> None:
+        """Beside the weights it is the largest thing that a run has, and nothing after the steps needs it."""
+        if self.prepared is not None:
+            self.prepared.state.optimizer.state.clear()
 
     def stopping(self) -> bool:
         """A host may take its Interrupt back (the WebUI does so with its next task): once seen, it holds."""

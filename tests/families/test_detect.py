@@ -103,6 +103,7 @@ def test_lora_files_are_told_by_their_keys() -> None:
     assert lora_of(lists["sd15_lora_r4"], {}) is SD1
     assert lora_of(lists["sd2_lora_r4"], {"ss_v2": "True"}) is SD2
     assert lora_of([], {"ss_base_model_version": "sdxl_base_v0-9"}) is SDXL
+    assert lora_of(["lora_unet_output_blocks_1_1_proj_in.lora_down.weight"], {"ss_base_model_version": "sd_v1"}) is SD1
     assert lora_of(["lora_te_text_model_encoder_layers_0_mlp_fc1.alpha"], {}) is None
 
 

@@ -19,7 +19,7 @@ from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.training import loop, run
 from lib_trainer.work import events as ev
-from tests.support import assert_same_training, network_difference
+from tests.support import assert_same_training, draw_pictures, network_difference
 from tests.training.watched import Watched, at_step, weights_after
 
 
@@ -200,3 +200,43 @@ def test_a_preview_that_raises_is_a_warning(watched: Watched, pictures: Path, mo
     assert (view.state, view.step) == ("finished", 3)
     warnings = [str(message.text) for message in watched.of(ev.Message) if message.level == "warning"]
     assert len(warnings) == 3 and "no more memory for pictures" in warnings[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_optimizers_state_is_gone_when_the_model_is_put_back(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """It is the largest thing beside the weights, and putting them back needs room on a card."""
+    made: list[torch.optim.Optimizer] = []
+    seen: list[tuple[int, int]] = []
+    adamw, leave, step = run.OPTIMIZERS["AdamW"], run.Session.__exit__, loop._step
+
+    def kept(*args: Any) -> torch.optim.Optimizer:
+        made.append(adamw(*args))
+        return made[-1]
+
+    def stepped(*args: Any) -> Any:
+        done = step(*args)
+        seen.append((len(made[0].state), -1))
+        if fails and len(seen) == 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:83] DefaultCPUAllocator: can't allocate memory")
+        return done
+
+    def left(self: Any, *args: Any) -> None:
+        seen.append((-1, len(made[0].state)))
+        leave(self, *args)
+
+    monkeypatch.setitem(run.OPTIMIZERS, "AdamW", kept)
+    monkeypatch.setattr(run.Session, "__exit__", left)
+    monkeypatch.setattr(loop, "_step", stepped)
+    assert watched.run(pictures).state == ("failed" if fails else "finished")
+    assert seen[0][0] > 0 and seen[-1] == (-1, 0)
+
+
+def test_pictures_of_which_none_can_be_decoded_end_the_run(watched: Watched, tmp_path: Path) -> None:
+    """Where others remain, those before a difference, say: an epoch without pictures would never end."""
+    after, before = draw_pictures(tmp_path / "after"), draw_pictures(tmp_path / "before")
+    for path in before.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    view = watched.run(after, network__kind="difference", difference__before=str(before))
+    assert view.state == "failed" and "None of the 6 pictures can be read" in view.error
