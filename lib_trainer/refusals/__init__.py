@@ -17,7 +17,18 @@ from lib_trainer.refusals.errors import (
     TrainerError,
     UnexpectedError,
 )
-from lib_trainer.refusals.sentences import Count, Decimals, Field, Joined, Named, Sentence, both, few, printable
+from lib_trainer.refusals.sentences import (
+    Count,
+    Decimals,
+    Field,
+    Joined,
+    Named,
+    Sentence,
+    both,
+    few,
+    one_line,
+    printable,
+)
 
 __all__ = [
     "ConfigError",
@@ -43,5 +54,6 @@ __all__ = [
     "UnexpectedError",
     "both",
     "few",
+    "one_line",
     "printable",
 ]

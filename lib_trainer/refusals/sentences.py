@@ -148,7 +148,12 @@ def _kept(fact: Any) -> Any:
         return tuple(fact) if isinstance(fact, Iterable) and not isinstance(fact, (str, list)) else fact
     if isinstance(sentence := getattr(fact, "sentence", None), Sentence):
         return sentence
-    text = getattr(fact, "strerror", None) or " ".join(str(fact).split()) or type(fact).__name__
+    return getattr(fact, "strerror", None) or one_line(fact)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line and not for ever; its class where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 

@@ -10,7 +10,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.kinds.base import Kind
 from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.memory import is_out_of_memory
-from lib_trainer.refusals import Field, MemoryExhausted, Sentence, TrainerError, UnexpectedError
+from lib_trainer.refusals import Field, MemoryExhausted, Sentence, TrainerError, UnexpectedError, one_line
 
 Point = Literal["loading", "class pictures", "setup", "encoding", "captions", "step", "preview", "saving", "finishing"]
 """Where a run is, for the sentence that says what to lower."""
@@ -43,7 +43,7 @@ def explained(
         return MemoryExhausted(out_of_memory(error, job, kind, device, point, step))
     if isinstance(error, TrainerError):
         return error
-    return UnexpectedError("run.defect", kind=type(error).__name__, reason=str(error))
+    return UnexpectedError("run.defect", kind=type(error).__name__, reason=one_line(error))
 
 
 def out_of_memory(

@@ -120,7 +120,7 @@ class Monitor:
     _view: JobView
 
     def __init__(self, name: Sentence | str, kind: str = "", id: str = "") -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler stops a job while its thread may be looking at it
         self._view = self._first(name, kind, id)
         self._created = time.monotonic()
         self._ended: float | None = None

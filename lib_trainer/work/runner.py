@@ -7,12 +7,13 @@ under way and what has ended last.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from lib_trainer.refusals import Sentence, TrainerError, UnexpectedError
+from lib_trainer.refusals import Sentence, TrainerError, UnexpectedError, one_line
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 from lib_trainer.work.job import Job, new_id
@@ -60,6 +61,8 @@ class Running:
         try:
             self._work()
         finally:
+            self.job = dataclasses.replace(self.job, work=_over)  # lets go of all that it held
+            self._listeners = ()
             self._over.set()
 
     def _work(self) -> None:
@@ -75,7 +78,7 @@ class Running:
             cause = None if error.trace else error.__cause__
             logger.log(level, "The %s '%s' failed: %s", self.job.kind, self.job.name, told, exc_info=cause)
         except BaseException as error:  # the last line of defence: a bug must reach the page, not only the console
-            unexpected = Sentence("run.unexpected", kind=type(error).__name__, reason=str(error))
+            unexpected = Sentence("run.unexpected", kind=type(error).__name__, reason=one_line(error))
             failed = ev.Failed(unexpected)
             logger.exception("The %s '%s' failed", self.job.kind, self.job.name)
         else:
@@ -86,6 +89,10 @@ class Running:
             self._emit(failed)
         except Exception:  # a listener that raises is what may have ended the work
             logger.exception("A listener could not be told of the failure")
+
+
+def _over(control: Control, emit: ev.Listener) -> None:
+    """The work of a job that has ended."""
 
 
 class Queue:
@@ -168,6 +175,7 @@ class Runner:
 
 
 _kept: dict[str, Any] = {}
+_making = threading.RLock()
 
 
 def kept(name: str, make: Callable[[], Kept]) -> Kept:
@@ -175,7 +183,8 @@ def kept(name: str, make: Callable[[], Kept]) -> Kept:
 
     The WebUI's "Reload UI" executes an extension's scripts anew but keeps its packages: a job must be found again.
     """
-    if name not in _kept:
-        _kept[name] = make()
-    found: Kept = _kept[name]
+    with _making:
+        if name not in _kept:
+            _kept[name] = make()
+        found: Kept = _kept[name]
     return found

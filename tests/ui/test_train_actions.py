@@ -387,3 +387,11 @@ def test_numbers_of_the_generate_tab_are_refused_at_their_fields() -> None:
         '<li data-field="generate_seed">Seed = -1 is not allowed: it must be a whole number from 0 to 4294967295.</li>',
     ):
         assert said in notice
+
+
+def test_what_is_wrong_in_a_hidden_field_stops_nothing(actions: TrainActions, values: dict[str, Any]) -> None:
+    hidden = {**values, "optimizer.warmup_steps": None, "optimizer.schedule": "cosine"}
+    assert "Warm-up steps" not in actions.start(hidden)[0]
+    assert "Warm-up steps" not in actions.export(hidden)[0]
+    shown = {**hidden, "optimizer.schedule": "constant_with_warmup"}
+    assert "Warm-up steps" in actions.export(shown)[0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -186,3 +189,37 @@ def test_reload_ui_finds_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "_kept", {})
     make: Callable[[], Runner] = Runner
     assert kept("a", make) is kept("a", make) is not kept("b", make)
+
+
+def test_a_signals_handler_may_stop_a_job_that_its_own_thread_looks_at(queue: Queue) -> None:
+    work, begun, go_on = held()
+    running = start(queue, work)
+    assert begun.wait(PATIENCE)
+    over = threading.Event()
+
+    def interrupted() -> None:
+        with running.monitor._lock:  # as `view` holds it where Ctrl-C comes in between
+            running.stop()
+        over.set()
+
+    threading.Thread(target=interrupted, daemon=True).start()
+    assert over.wait(PATIENCE)
+    go_on.set()
+    assert running.wait(PATIENCE).state == "stopped"
+
+
+def test_what_a_job_held_is_let_go_of_when_it_has_ended(queue: Queue) -> None:
+    class Large:
+        pass
+
+    large = Large()
+    gone = weakref.ref(large)
+
+    def work_on(what: Large, control: Control, emit: ev.Listener) -> None:
+        emit(ev.Finished(told="Done."))
+
+    running = start(queue, partial(work_on, large))
+    running.wait(PATIENCE)
+    del large
+    gc.collect()
+    assert gone() is None and running.job.kind == "check"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 
@@ -29,7 +30,7 @@ def start_check(view: View, values: Values) -> None:
 
 def begin_check(opened: OpenSet, size: CheckSize) -> None:
     """Check a set in the background, unless that is under way."""
-    if not opened.checks.running:
+    with contextlib.suppress(DatasetError):  # another tab has begun it
         opened.check(size)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from lib_trainer.config.fields import label_of
-from lib_trainer.refusals import Problem, Sentence, TrainerError
+from lib_trainer.refusals import Problem, Sentence, TrainerError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def told(sentence: Sentence | str) -> str:
 
 def unexpected(error: Exception) -> str:
     """What is said of a bug."""
-    return told(Sentence("run.unexpected", kind=type(error).__name__, reason=str(error)))
+    return told(Sentence("run.unexpected", kind=type(error).__name__, reason=one_line(error)))
 
 
 def notice_html(text: str, *, error: bool = False, number: int = 0, while_active: bool = False) -> str:

@@ -154,7 +154,7 @@ class TrainActions:
     def _checked(self, values: Mapping[str, Any]) -> JobConfig:
         """The job of the form. Raises everything that is wrong with it, also what the host has to say."""
         problems = Problems()
-        job = from_values(values, problems)
+        job = from_values(_read(values), problems)
         if problems.found:
             with problems.at(but={problem.field for problem in problems.found}):
                 self.runner.check(job)  # with defaults in the place of what was refused
@@ -174,7 +174,7 @@ class TrainActions:
 
         def write() -> str:
             nonlocal payload
-            job = from_values(values)
+            job = from_values(_read(values))
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "job.toml")
                 dump_job(job, path)
@@ -349,3 +349,14 @@ class PreviewFiles:
 
 def _chart(view: RunView | None) -> str:
     return chart_html(view.curve if view else ())
+
+
+def _read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The form's values, but for what is wrong in fields that are not shown: nobody could mend it, nor reads it."""
+    specs = field_specs()
+
+    def left_out(path: str, value: Any) -> bool:
+        spec = specs.get(path)
+        return bool(spec and spec.when and not spec.shown_in(values) and not spec.takes(value))
+
+    return {path: specs[path].default if left_out(path, value) else value for path, value in values.items()}
