@@ -36,6 +36,9 @@ def test_files_are_those_that_were_recorded(tmp_path: Path) -> None:
     environment = os.environ | PORTABLE | {"TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(out.read_text(encoding="utf-8"))["digests"]
+    written = json.loads(out.read_text(encoding="utf-8"))
+    if written["processor"] != recorded["processor"]:
+        pytest.skip("this processor's arithmetic is another than that of the one the digests were recorded on")
+    found = written["digests"]
     assert found.keys() == recorded["digests"].keys()
     assert [name for name, digest in recorded["digests"].items() if found[name] != digest] == []
