@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
     given = given_values(options, SETTINGS)
     settings = TaggerSettings(**given)
-    style = settings.style
+    style = settings.style_where(tagger_specs()["exclude"].argument)
     folder = list_pictures(options.folder, recursive=settings.recursive, template=style.template)
     with _stopping_at_interrupt() as stop, _Bar() as bar:
         taggers = _taggers(options, settings, stop, bar)

@@ -200,6 +200,10 @@ class TaggerSettings(Section, frozen=True):
     @property
     def style(self) -> Style:
         """Raises `ConfigError` in one sentence for what cannot be."""
+        return self.style_where(tagger_specs()["exclude"].label)
+
+    def style_where(self, exclude: str) -> Style:
+        """The same where the option `exclude` is called so: its label on a page, its flag on the command line."""
         from lib_trainer.captions.tags import TagPatterns, split_tags
         from lib_trainer.tagging.captions.style import Style
 
@@ -210,7 +214,7 @@ class TaggerSettings(Section, frozen=True):
             escaped=self.escaped,
             trigger=" ".join(self.trigger.split()),
             always=tuple(split_tags(self.always)),
-            excluded=TagPatterns.parse(self.exclude, tagger_specs()["exclude"].label),
+            excluded=TagPatterns.parse(self.exclude, exclude),
             foreign=self.foreign,
             restore=self.restore,
             template=self.template.strip() or DEFAULT_TEMPLATE,

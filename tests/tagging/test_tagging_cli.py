@@ -73,7 +73,7 @@ def test_a_corrupt_picture_is_listed_and_the_exit_code_tells(folder: Path, capsy
     ("options", "sentence"),
     [
         (["--general", "0"], "The general threshold is 0"),
-        (["--exclude", "/(/"], "Tags to leave out: /(/ is not a regular expression"),
+        (["--exclude", "/(/"], "--exclude: /(/ is not a regular expression"),
         (["--tag-threshold", "hat"], "write 'long hair: 0.5'"),
         (["--file-name", "x.txt"], "put {name} into it"),
         (["--model", "nowhere"], "There is no tagger called 'nowhere'"),
