@@ -26,7 +26,7 @@ from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.ports import LoadedModel
-from lib_trainer.training.objective import draw_noised, loss_of
+from lib_trainer.training.objective import Objective
 from miniature.export import export_webui
 from miniature.world import write_concept
 from tests.webui.server import Webui
@@ -73,14 +73,14 @@ def contend(
 def measured(model: LoadedModel, kind: str, file: Path | None, folder: Path) -> float:
     """Mean loss over all pictures at evenly spread noise levels, the same noise for every file."""
     losses = []
-    generator = torch.Generator().manual_seed(11)
+    objective, generator = Objective(model.schedule), torch.Generator().manual_seed(11)
     with torch.no_grad():
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as image:
                 pixels = torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1)
             latents = model.encode_images(pixels.permute(2, 0, 1)[None])[:, :4] * model.latent_scale
             caption = f"{NAME}, {path.with_suffix('.txt').read_text()}"
-            noised = draw_noised(latents.expand(LEVELS, -1, -1, -1).contiguous(), model.schedule, generator)
+            noised = objective.noised(latents.expand(LEVELS, -1, -1, -1).contiguous(), generator)
             words = {NAME: read_embedding(file)} if file and kind == "embedding" else {}
             with model.tokens().extended(words):
                 told = model.encode_text([caption] * LEVELS, 1, 1)
@@ -89,7 +89,7 @@ def measured(model: LoadedModel, kind: str, file: Path | None, folder: Path) -> 
                     predicted = model.predict(noised.latents, noised.timesteps, told)
             else:
                 predicted = model.predict(noised.latents, noised.timesteps, told)
-            losses.append(float(loss_of(predicted, noised.target)))
+            losses.append(float(objective.loss(predicted, noised)))
     return float(np.mean(losses))
 
 

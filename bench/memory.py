@@ -46,7 +46,7 @@ from lib_trainer.networks.hypernetwork import attention_sizes
 from lib_trainer.ports import Conditioning, NoiseSchedule, TrainingState
 from lib_trainer.training.forecast import Place, forecast, learned_numbers, work_key
 from lib_trainer.training.memory_table import FULL, TABLES, Layer, Table, Weights, Work, tables
-from lib_trainer.training.objective import loss_of
+from lib_trainer.training.objective import Noised, Objective
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.session import Session
 
@@ -280,9 +280,10 @@ def measure_step(shape: Shape, job: JobConfig, chunks: int = 1) -> Measured:
             if recipe.trains_text_encoder:
                 told = model.encode_text([_caption(chunks)] * batch, job.training.clip_skip, chunks)
             latents = torch.empty(batch, 4, height, width)
-            prediction = model.predict(latents, torch.zeros(batch, dtype=torch.int64), told)
+            timesteps = torch.zeros(batch, dtype=torch.int64)
+            prediction = model.predict(latents, timesteps, told)
             mode.leave()
-            loss = loss_of(prediction, torch.empty(prediction.shape))
+            loss = Objective(model.schedule).loss(prediction, Noised(latents, timesteps, torch.empty(prediction.shape)))
             del prediction, told
             torch.autograd.backward(loss)  # Tensor.backward would leave the mode
             del loss

@@ -45,13 +45,16 @@ from lib_trainer.host.standalone.checkpoint import Components
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.weights import held_in
+from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import Conditioning, NoiseSchedule, PictureSize, TrainingState
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
+from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import LearningRates, adamw
-from lib_trainer.training.precision import DTYPES, autocast
+from lib_trainer.training.precision import DTYPES, autocast, loss_scaler
+from lib_trainer.training.state import TrainState
 
 CAPTION = "a red circle, white background"
 SIZES = {"mini": 64, "full": 256}
@@ -139,6 +142,10 @@ def _plain_adapter(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter, Callab
     return down, up, lambda x: base(x) + F.linear(F.linear(x, down), up)
 
 
+class _Learned(Recipe):
+    """The parameters that learn are set up beside it."""
+
+
 def our_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
     """A whole step of a run, previews and saving aside."""
     network = LoraNetwork.create(own.targets(model), RANK, ALPHA, torch.Generator().manual_seed(0))
@@ -162,9 +169,16 @@ def our_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
             cached.fill([(CAPTION, size)], lambda done, total: None, lambda: False)
     held.train(text_encoder=own.text_encoder)
     stack.enter_context(network.applied())
-    rates, options = LearningRates(optimizer, config, 1000), LoopOptions(1, own.dtype, 1.0, 1)
+    rates, options = LearningRates(optimizer, config, 1000), LoopOptions(1, own.dtype, 1.0)
+    scaler, noise = loss_scaler(own.device, own.dtype), torch.Generator().manual_seed(2)
+    learning = TrainState(_Learned(), optimizer, scaler, noise, Objective(model.schedule))
     steps = itertools.repeat(StepBatches(1, [Batch(own.latents(), [CAPTION] * own.batch, [size] * own.batch)]))
-    return lambda: train(model, captions, steps, optimizer, rates, options, lambda done: None, lambda: False)
+
+    def step() -> None:
+        learning.step = 0
+        train(model, captions, steps, learning, rates, options, lambda done: None, lambda: False)
+
+    return step
 
 
 def peft_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:

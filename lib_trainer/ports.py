@@ -7,6 +7,7 @@ by the family's scale, pixels are in [-1, 1].
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -76,10 +77,32 @@ class TokenTable(Protocol):
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """`alphas_cumprod`: (T,) float64 on the CPU, as published for the model, never as a sampler has altered it."""
+    """How a model's pictures are noised, and what it predicts of them.
+
+    `alphas_cumprod`: (T,) float64 on the CPU, as published for the model, never as a sampler has altered it.
+    `zero_terminal`: the model is used with them rescaled, so that nothing of a picture is left at the last step.
+    """
 
     alphas_cumprod: torch.Tensor
     prediction: Literal["epsilon", "v"]
+    zero_terminal: bool = False
+
+    @functools.cached_property
+    def used(self) -> torch.Tensor:
+        """(T,) float64: ᾱ as pictures are noised with it.
+
+        Zero terminal SNR: Lin et al. 2023, arXiv:2305.08891, algorithm 1: √ᾱ is shifted so that the last one is 0, and
+        stretched so that the first one stays.
+        """
+        if not self.zero_terminal:
+            return self.alphas_cumprod
+        root = self.alphas_cumprod.sqrt()
+        return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+
+    @functools.cached_property
+    def snr(self) -> torch.Tensor:
+        """(T,) float64: signal to noise ᾱ/(1−ᾱ), 0 at the last step of a model with zero terminal SNR."""
+        return self.used / (1 - self.used)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from lib_trainer.memory import peak_bytes, release
 from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
 from lib_trainer.refusals import Field, NumericalError, Sentence
 from lib_trainer.training.captions import CaptionSource
-from lib_trainer.training.objective import draw_noised, loss_of
 from lib_trainer.training.optimizers import LearningRates, step_unless
 from lib_trainer.training.precision import autocast
 from lib_trainer.training.state import TrainState
@@ -85,7 +84,7 @@ def train(
             current = rates.set(step - 1)
             drawn = next(steps)
             state.recipe.before_step(step, base=drawn.base)
-            loss = _gradients(model, captions, drawn, state.noise, scaler, options.dtype)
+            loss = _gradients(model, captions, drawn, state, options.dtype)
             results.tell()
             if stopping():
                 break
@@ -106,8 +105,7 @@ def _gradients(
     model: LoadedModel,
     captions: CaptionSource,
     drawn: StepBatches,
-    noise: torch.Generator,
-    scaler: Any,
+    state: TrainState,
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """Gradients of a step's batches, scaled; returns the mean loss, on the device. All that is sent there goes first.
@@ -116,17 +114,14 @@ def _gradients(
     """
     device, losses = model.device, []
     for batch in drawn.batches:
-        noised = draw_noised(batch.latents, model.schedule, noise)
-        latents, target = sent(noised.latents.to(dtype), device), sent(noised.target, device)
-        timesteps = sent(noised.timesteps, device)
-        weights = None if batch.weights is None else sent(batch.weights, device)
+        noised = state.objective.noised(batch.latents, state.noise, batch.weights).sent(device, dtype)
         with autocast(device, dtype):
             told = captions(batch.captions, batch.sizes)
             told = Conditioning(sent(told.context, device), None if told.vector is None else sent(told.vector, device))
-            prediction = model.predict(latents, timesteps, told)
-        loss = loss_of(prediction, target, weights)
+            prediction = model.predict(noised.latents, noised.timesteps, told)
+        loss = state.objective.loss(prediction, noised)
         if loss.requires_grad:
-            scaler.scale(loss / len(drawn.batches)).backward()
+            state.scaler.scale(loss / len(drawn.batches)).backward()
         losses.append(loss.detach())
     return torch.stack(losses).mean()
 

@@ -24,6 +24,7 @@ from lib_trainer.training.card import write_card
 from lib_trainer.training.failures import Point, all_finite, explained
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.metadata import RunFacts, run_metadata
+from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pace import Pace
@@ -191,7 +192,7 @@ class Run:
         facts = RunFacts(plan, model, encoded, total, order.batches_per_epoch(), precision, recipe)
         optimizer = OPTIMIZERS[job.optimizer.name](recipe.groups(), job.optimizer)
         noise = torch.Generator().manual_seed(job.training.seed + 1)
-        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise)
+        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, Objective(model.schedule))
         rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
         options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
         return Prepared(facts, source, captions, state, rates, options)

@@ -10,20 +10,22 @@ import torch
 from torch.optim import Optimizer
 
 from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.training.objective import Objective
 
 
 @dataclass
 class TrainState:
     """The loop takes it and gives it back, after each step it tells of, as that step left it.
 
-    `noise` draws what is added to the pictures; `scaler` is loss scaling's (torch's GradScaler). Dropouts and the order
-    of the pictures hang on the step's number alone.
+    `objective` says what the UNet is asked for. `noise` draws what is added to the pictures; `scaler` is loss scaling's
+    (torch's GradScaler). Dropouts and the order of the pictures hang on the step's number alone.
     """
 
     recipe: Recipe
     optimizer: Optimizer
     scaler: Any
     noise: torch.Generator
+    objective: Objective
     step: int = 0
     epoch: int = 0
     noise_after: torch.Tensor = field(init=False)

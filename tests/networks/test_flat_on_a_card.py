@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from lib_trainer.config import OptimizerConfig
+from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import PictureSize, TrainingState
 from lib_trainer.training.captions import LiveCaptions
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
+from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import LearningRates, adamw
+from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.state import TrainState
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,12 +49,18 @@ def batch() -> StepBatches:
     return StepBatches(1, [Batch(latents, ["a red circle", "a blue square"], [SIZE, SIZE])])
 
 
+class NoRecipe(Recipe):
+    """What learns is the test's own."""
+
+
 def run(model: Any, leaves: list[Any], dtype: torch.dtype, steps: int, told: list[Any]) -> None:
     config = OptimizerConfig(schedule="constant")
     optimizer = adamw([{"params": leaves, "lr": 1e-4, "name": "unet"}], config)
-    options, rates = LoopOptions(steps, dtype, 1.0, 3), LearningRates(optimizer, config, steps)
+    options, rates = LoopOptions(steps, dtype, 1.0), LearningRates(optimizer, config, steps)
+    scaler, noise = loss_scaler(model.device, dtype), torch.Generator().manual_seed(3)
+    state = TrainState(NoRecipe(), optimizer, scaler, noise, Objective(model.schedule))
     drawn = iter([batch()] * steps)
-    train(model, LiveCaptions(model, 1, 75), drawn, optimizer, rates, options, told.append, lambda: False)
+    train(model, LiveCaptions(model, 1, 75), drawn, state, rates, options, told.append, lambda: False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -17,6 +17,7 @@ from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import Conditioning, PictureSize
 from lib_trainer.refusals import NumericalError
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
+from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import LearningRates, adamw
 from lib_trainer.training.precision import loss_scaler
 from lib_trainer.training.state import TrainState
@@ -78,7 +79,7 @@ class NoRecipe(Recipe):
 
 def state_of(optimizer: torch.optim.Optimizer, dtype: torch.dtype = torch.float32) -> TrainState:
     scaler = loss_scaler(torch.device("cpu"), dtype)
-    return TrainState(NoRecipe(), optimizer, scaler, torch.Generator().manual_seed(3))
+    return TrainState(NoRecipe(), optimizer, scaler, torch.Generator().manual_seed(3), Objective(tiny_schedule()))
 
 
 def batches() -> Iterator[StepBatches]:

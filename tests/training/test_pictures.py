@@ -16,9 +16,10 @@ from lib_trainer.dataset.scan import Sample
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.loop import StepBatches
-from lib_trainer.training.objective import loss_of
+from lib_trainer.training.objective import Noised, Objective
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
+from tests.support import tiny_schedule
 
 
 def source(learn: int, others: int, role: str = "class", **values: Any) -> PictureSource:
@@ -127,8 +128,13 @@ def test_weights_are_factors_on_each_pictures_own_loss() -> None:
     prediction, target = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
     weights = torch.tensor([1.0, 0.5, 0.0])
     own = torch.stack([F.mse_loss(p, t) for p, t in zip(prediction, target, strict=True)])
-    torch.testing.assert_close(loss_of(prediction, target, weights), (own * weights).mean())
-    torch.testing.assert_close(loss_of(prediction, target, torch.ones(3)), loss_of(prediction, target))
+    objective, times = Objective(tiny_schedule()), torch.zeros(3, dtype=torch.int64)
+    plain, weighted, ones = (
+        objective.loss(prediction, Noised(prediction, times, target, factors))
+        for factors in (None, weights, torch.ones(3))
+    )
+    torch.testing.assert_close(weighted, (own * weights).mean())
+    torch.testing.assert_close(ones, plain)
 
 
 def test_the_average_follows_the_weights_and_forgets_the_first_steps_soon(diffusers_model: Any) -> None:

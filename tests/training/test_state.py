@@ -14,6 +14,7 @@ from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import HeldPart, TrainingState
 from lib_trainer.training.captions import LiveCaptions
 from lib_trainer.training.loop import LoopOptions, train
+from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
@@ -60,7 +61,9 @@ class Whole:
         self.source = PictureSource(order, encoded, plan.captions, model.latent_scale)
         optimizer = OPTIMIZERS["AdamW"](self.recipe.groups(), plan.job.optimizer)
         noise = torch.Generator().manual_seed(plan.job.training.seed + 1)
-        self.state = TrainState(self.recipe, optimizer, loss_scaler(CPU, torch.float32), noise)
+        self.state = TrainState(
+            self.recipe, optimizer, loss_scaler(CPU, torch.float32), noise, Objective(model.schedule)
+        )
         self.rates = LearningRates(optimizer, plan.job.optimizer, WHOLE, order.base_steps())
 
     def train(self, steps: int, *, late: bool = False) -> list[float]:

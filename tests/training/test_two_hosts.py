@@ -11,7 +11,7 @@ import torch
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import TrainingState
-from lib_trainer.training.objective import draw_noised, loss_of
+from lib_trainer.training.objective import Noised, Objective
 from lib_trainer.training.plan import prepare
 from lib_trainer.training.precision import autocast
 from lib_trainer.training.run import run_plan
@@ -72,14 +72,16 @@ def gradients(
         for adapter in network:
             adapter.up.normal_(0, 0.02, generator=generator)
     latents = torch.randn(2, 4, 16, 16, generator=generator)
-    noised = draw_noised(latents, model.schedule, generator)
+    objective = Objective(model.schedule)
+    noised = objective.noised(latents, generator)
     with model.training(TrainingState(dtype, checkpointing, True)), network.applied():
         for start in range(0, 2, batch):
             part = slice(start, start + batch)
             with autocast(CPU, dtype):
                 told = model.encode_text(["a disc", "a longer caption of a disc"][part], 1, 1)
                 out = model.predict(noised.latents[part], noised.timesteps[part], told)
-            (loss_of(out, noised.target[part]) * batch / 2).backward()
+            asked = Noised(noised.latents[part], noised.timesteps[part], noised.target[part])
+            (objective.loss(out, asked) * batch / 2).backward()
     found = [parameter.grad for parameter in network.parameters()]
     assert all(grad is not None and bool(grad.any()) for grad in found), "every adapter gets a gradient"
     return torch.cat([grad.flatten() for grad in found if grad is not None])
