@@ -81,7 +81,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
     Raises `ModelError` naming the file; no code that is in it is run.
     """
-    held = _unnested(reading.read_file(path))
+    held = unnested(reading.read_file(path))
     tensors = {name: one for name, one in held.items() if isinstance(name, str) and isinstance(one, torch.Tensor)}
     names = canonical_names(list(tensors))
     return {names[name]: tensor for name, tensor in tensors.items()}
@@ -121,7 +121,7 @@ def count_parameters(path: Path) -> dict[Part, int]:
     return counts
 
 
-def _unnested(data: Any) -> dict[Any, Any]:
+def unnested(data: Any) -> dict[Any, Any]:
     """Trainers write the model beside its optimizer, sometimes twice over. The first that holds tensors is taken."""
     for _ in NESTED:
         inner = next((data[key] for key in NESTED if isinstance(data, dict) and isinstance(data.get(key), dict)), None)

@@ -70,7 +70,7 @@ def _header(
     for name in order:
         stored = _stored(tensors[name], dtype)
         end = start + math.prod(tensors[name].shape) * stored.itemsize
-        told[name] = {"dtype": _name(stored), "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+        told[name] = {"dtype": type_name(stored), "shape": list(tensors[name].shape), "data_offsets": [start, end]}
         start = end
     data = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
     data += b" " * (-len(data) % 8)
@@ -81,7 +81,7 @@ def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
-def _name(dtype: torch.dtype) -> str:
+def type_name(dtype: torch.dtype) -> str:
     """Formats of 8 bits are named as torch names them, without the finer points."""
     found = DTYPES.get(dtype)
     if found is None:

@@ -1,0 +1,94 @@
+"""The command `model`: the tools of lib_trainer/toolbox, whose table the subcommands and their flags are made of.
+
+python -m lib_trainer model merge A.safetensors B.safetensors --weight 0.5 --output C.safetensors --dry-run
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from lib_trainer.options.arguments import add_arguments, given_values
+from lib_trainer.refusals import printable
+from lib_trainer.toolbox.tools import TOOLS
+
+if TYPE_CHECKING:
+    from lib_trainer.toolbox.desk import Tool
+
+DONE, FAILED = 0, 1
+DESCRIPTION = """Tools for model files: one tensor at a time, in memory that does not grow with the file. Ctrl-C ends
+one and leaves nothing half-written. Exit codes: 0 done or stopped, 1 failed, 2 refused."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line's parser."""
+    parser = commands.add_parser("model", help="merge, clean and identify model files", description=DESCRIPTION)
+    actions = parser.add_subparsers(metavar="TOOL", required=True)
+    for tool in TOOLS.values():
+        added = actions.add_parser(tool.name, help=tool.title, description=tool.title.capitalize())
+        for place in tool.places:
+            spec = tool.specs[place]
+            number = "*" if spec.kind == "list" else "?" if spec.default == "" and place != tool.places[0] else None
+            added.add_argument(f"place {place}", metavar=place.upper(), nargs=number, help=spec.help)
+        flags = [spec for path, spec in tool.specs.items() if path not in tool.places]
+        add_arguments(added, flags)
+        added.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+        added.set_defaults(run=_command(tool))
+
+
+def _command(tool: Tool) -> Callable[[argparse.Namespace], int]:
+    return lambda options: _run(tool, options)
+
+
+def _run(tool: Tool, options: argparse.Namespace) -> int:
+    """Exit code; raises `TrainerError` for what is refused before it starts."""
+    from lib_trainer.cli.progress_bar import ProgressBar
+    from lib_trainer.toolbox.desk import ToolDesk
+
+    given = given_values(options, tool.specs)
+    for place in tool.places:
+        value = getattr(options, f"place {place}")
+        if value is not None:
+            given[place] = tuple(value) if isinstance(value, list) else value
+    settings = tool.made(given)
+    desk = ToolDesk()
+    if options.dry_run:
+        for line in desk.look(tool, settings):
+            print(line)
+        return DONE
+    with ProgressBar() as bar, _stopping(desk.stop):
+        desk.start(tool, settings, bar)
+        while desk.running:
+            desk.wait(0.2)
+    view = desk.view()
+    assert view is not None  # it was started
+    if view.state == "failed":
+        print(f"error: {printable(view.error)}", file=sys.stderr)
+        return FAILED
+    print(view.told, *view.notes, sep="\n")
+    return DONE
+
+
+@contextlib.contextmanager
+def _stopping(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C (or a terminate signal) stops the job, the second one ends the process."""
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,122 @@
+"""Use cases of the model toolbox: look what a tool would do, start it, watch it, stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lib_trainer.options.declare import Section
+from lib_trainer.options.describe import FieldSpec, describe
+from lib_trainer.refusals import ConfigError, Field, Sentence, TrainerError
+from lib_trainer.toolbox.progress import Progress, StopAsked
+from lib_trainer.work.control import Control
+from lib_trainer.work.events import Finished, Listener
+from lib_trainer.work.job import Job
+from lib_trainer.work.monitor import JobView
+from lib_trainer.work.runner import Runner, kept
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a tool has done: the file it wrote (None if none), a sentence on it, and what else deserves a word."""
+
+    told: Sentence
+    path: Path | None = None
+    notes: tuple[Sentence, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Work that was checked and may start. `lines`: what it will do, which is all that a dry run shows."""
+
+    lines: tuple[Sentence, ...]
+    work: Callable[[Progress], Done]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool: what the command line and the page know of it.
+
+    name      of the command
+    title     what it does, in a few words, without a capital
+    settings  its options: a `Section`
+    prepare   checks them and the files they name, reads no more than headers, and raises `TrainerError`
+    places    options that the command line takes by their place and not as flags
+    """
+
+    name: str
+    title: str
+    settings: type[Section]
+    prepare: Callable[[Any], Prepared]
+    places: tuple[str, ...] = ()
+
+    @property
+    def specs(self) -> dict[str, FieldSpec]:
+        return describe(self.settings)
+
+    def made(self, values: Mapping[str, Any]) -> Any:
+        """Its settings from {option: value}, the others at their defaults. Raises `ConfigError` naming the option."""
+        for path, value in values.items():
+            spec = self.specs[path]
+            if not spec.takes(value):
+                field = Field(path, spec.argument)
+                raise ConfigError("toolbox.value", field=field, value=value, allowed=spec.allowed)
+        return self.settings(**values)
+
+
+class ToolDesk:
+    """Runs tools, one at a time."""
+
+    def __init__(self, runner: Runner | None = None) -> None:
+        self._queue = (runner or Runner()).queue("toolbox", _busy)
+
+    def look(self, tool: Tool, settings: Section) -> tuple[Sentence, ...]:
+        """What would be done. Raises as `start` does, and does nothing."""
+        return tool.prepare(settings).lines
+
+    def start(self, tool: Tool, settings: Section, *listeners: Listener) -> None:
+        """Check and start in the background. Raises `TrainerError` for what cannot be done; nothing is written then."""
+
+        def prepared() -> Job:
+            work = tool.prepare(settings)
+            return Job("toolbox", Sentence("toolbox.job", name=tool.name), partial(_run, work), settings)
+
+        self._queue.start(prepared, *listeners)
+
+    @property
+    def running(self) -> bool:
+        return self._queue.running
+
+    def view(self) -> JobView | None:
+        return self._queue.view()
+
+    def stop(self) -> None:
+        """End the job; what it was writing is removed."""
+        self._queue.stop()
+
+    def wait(self, timeout: float | None = None) -> JobView | None:
+        return self._queue.wait(timeout)
+
+
+def _busy() -> TrainerError:
+    return ConfigError("toolbox.busy")
+
+
+def _run(prepared: Prepared, control: Control, emit: Listener) -> None:
+    progress = Progress(control, emit)
+    for line in prepared.lines:
+        progress.say(line)
+    try:
+        done = prepared.work(progress)
+    except StopAsked:
+        emit(Finished(stopped=True, told=Sentence("toolbox.stopped")))
+        return
+    emit(Finished(path=done.path, told=done.told, notes=done.notes))
+
+
+def process_desk() -> ToolDesk:
+    """The one desk of this process: "Reload UI" must find a job again."""
+    return kept("toolbox", lambda: ToolDesk(kept("runner", Runner)))

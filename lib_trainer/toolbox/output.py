@@ -1,0 +1,99 @@
+"""Where a tool writes: declared once for all tools, settled before any tensor is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+
+from lib_trainer.files import to_trash
+from lib_trainer.options.declare import Section, option
+from lib_trainer.refusals import ConfigError, NameTaken, SaveError, Sentence
+
+MOST = 10_000
+"""Numbers that are tried for a free name."""
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "keep": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32,
+}  # fmt: skip
+Precision = Literal["keep", "fp16", "bf16", "fp32"]
+
+
+class Writes(Section, frozen=True):
+    """What every tool that writes a file is told of it."""
+
+    output: Annotated[
+        str, option("Result", "The new file; .safetensors is added where it is missing.", place="path", width="wide")
+    ] = ""
+    existing: Annotated[
+        Literal["refuse", "number", "replace"],
+        option(
+            "If the file is there",
+            "Refuse, take the next free name (name-2), or replace: when the new file is written, the old one goes into "
+            "the folder .trainer-trash beside it.",
+            names={"refuse": "refuse", "number": "take the next free name", "replace": "replace, keep in the trash"},
+        ),
+    ] = "refuse"
+    precision: Annotated[
+        Precision,
+        option(
+            "Precision",
+            "Of the file's numbers, which are computed in fp32 and rounded once. Keep: as the first file has them.",
+            names={"keep": "keep"},
+        ),
+    ] = "keep"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file that may be written. `replace`: what is there goes to the trash. `notes`: what the user is to know."""
+
+    path: Path
+    replace: bool = False
+    notes: tuple[Sentence, ...] = ()
+
+
+def settle(output: str, existing: str, inputs: Iterable[Path], ending: str = ".safetensors") -> Target:
+    """Raises `ConfigError` where no file is named, one of the inputs would be overwritten, or the name is taken."""
+    if not output.strip():
+        raise ConfigError("toolbox.no_output", field="output")
+    path = Path(output.strip().strip('"')).expanduser().absolute()
+    if path.suffix.lower() != ending:
+        path = path.with_name(path.name + ending)
+    if path.is_dir():
+        raise ConfigError("toolbox.output_is_folder", field="output", path=path)
+    if not os.path.lexists(path):
+        return Target(path)
+    free = _free(path)
+    if existing == "number":
+        return Target(free, notes=(Sentence("toolbox.numbered", path=path, name=free.name),))
+    if any(os.path.realpath(one) == os.path.realpath(path) for one in inputs):
+        raise ConfigError("toolbox.output_is_input", field="output", path=path)
+    if existing == "replace":
+        return Target(path, replace=True)
+    raise NameTaken("toolbox.taken", field="output", taken=path, free=free.name, replaceable=True)
+
+
+def _free(path: Path) -> Path:
+    for number in range(2, MOST):
+        tried = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not os.path.lexists(tried):
+            return tried
+    raise ConfigError("toolbox.no_number", field="output", path=path)
+
+
+def discard(path: Path) -> Path:
+    """Move a file into the trash folder beside it, and say where it is. Raises `SaveError`; then it is where it was."""
+    try:
+        return to_trash([path])[0]
+    except OSError as error:
+        raise SaveError("trash.failed", path=path, reason=error.strerror or error) from error
+
+
+def stored_as(dtype: torch.dtype, precision: Precision) -> torch.dtype:
+    """The type that a tensor gets. Whole numbers and truth values keep theirs."""
+    wanted = PRECISIONS[precision]
+    return dtype if wanted is None or not dtype.is_floating_point else wanted

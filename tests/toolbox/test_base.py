@@ -1,0 +1,249 @@
+"""What all tools stand on: files read tensor by tensor, written whole or not at all, and the desk that runs them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from lib_trainer.cli.main import main
+from lib_trainer.networks.formats.tensor_file import write_tensors
+from lib_trainer.options.declare import option
+from lib_trainer.refusals import ConfigError, ModelError, NameTaken, SaveError, Sentence
+from lib_trainer.toolbox import desk as desks
+from lib_trainer.toolbox import tools
+from lib_trainer.toolbox.desk import Done, Prepared, Tool, ToolDesk
+from lib_trainer.toolbox.output import Target, Writes, settle, stored_as
+from lib_trainer.toolbox.progress import Progress
+from lib_trainer.toolbox.source import open_source
+from lib_trainer.toolbox.streaming import Tally, write_stream
+from lib_trainer.work import events as ev
+from tests import protocol
+
+TENSORS = {
+    "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
+    "brain": torch.randn(5).bfloat16(),
+    "whole": torch.randn(3, 4),
+    "count": torch.tensor(7, dtype=torch.int64),
+    "none": torch.zeros(0, 3),
+    "flags": torch.tensor([True, False]),
+}
+LAYOUT = {name: (tuple(one.shape), one.dtype) for name, one in TENSORS.items()}
+
+
+def test_tensors_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path, {"a": "é"})
+    source = open_source(path)
+    assert source.metadata == {"a": "é"} and source.shapes == {name: tuple(one.shape) for name, one in TENSORS.items()}
+    assert all(
+        torch.equal(source.raw(name), one) and source.tensors[name].dtype is one.dtype for name, one in TENSORS.items()
+    )
+    source.number("whole").zero_()
+    assert torch.equal(source.raw("whole"), TENSORS["whole"])
+
+
+def with_header(path: Path, header: object, data: bytes = b"") -> Path:
+    told = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(told)) + told + data)
+    return path
+
+
+def test_loose_metadata_and_odd_places_are_read(tmp_path: Path) -> None:
+    header = {"__metadata__": {"n": 3, "l": [1]}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [1, 5]}}
+    source = open_source(with_header(tmp_path / "x.safetensors", header, b"\0" + struct.pack("<f", 2.5)))
+    assert source.metadata == {"n": "3", "l": "[1]"} and source.raw("a").item() == 2.5
+
+
+@pytest.mark.parametrize(
+    "told, said",
+    [
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "ends before its tensors do"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "a tensor has no size"),
+        ({"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}, "a tensor has no shape"),
+        ({"dtype": "F4", "shape": [1], "data_offsets": [0, 4]}, "is of type F4"),
+        (["dtype"], "is not a readable"),
+    ],
+)
+def test_a_damaged_header_is_refused(told: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=said):
+        open_source(with_header(tmp_path / "x.safetensors", {"a": told}, b"1234"))
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path)
+    for length in (0, 5, 30, path.stat().st_size - 1):
+        path.write_bytes(path.read_bytes()[:length])
+        with pytest.raises(ModelError, match=r"x\.safetensors"):
+            open_source(path)
+    with pytest.raises(ModelError, match="There is no file"):
+        open_source(tmp_path / "y.safetensors")
+
+
+def test_pickles_are_read_out_of_what_they_are_nested_in_and_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    old = "cond_stage_model.transformer.encoder.a"
+    torch.save({"state_dict": {old: torch.ones(2)}, "optimizer_states": [1]}, path)
+    source = open_source(path)
+    today = "cond_stage_model.transformer.text_model.encoder.a"
+    assert list(source.tensors) == [today] and source.renamed == {today: old}
+    assert source.outside == ("optimizer_states", "state_dict")
+    torch.save({"string_to_param": {"*": torch.ones(2, 3)}}, path)
+    assert open_source(path).shapes == {"string_to_param.*": (2, 3)}
+    torch.save({"a": main}, path)
+    with pytest.raises(ModelError, match="it holds code"):
+        open_source(path)
+
+
+def write(target: Target, **more: Any) -> Path:
+    return write_stream(target, LAYOUT, TENSORS.__getitem__, {"a": "b"}, Progress(), **more)
+
+
+def test_the_stream_is_the_file_that_is_written_at_once(tmp_path: Path) -> None:
+    write(Target(tmp_path / "x.safetensors"))
+    write_tensors(tmp_path / "y.safetensors", TENSORS, {"a": "b"}, overwrite=False)
+    assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
+
+
+def test_what_is_known_at_the_end_stands_in_the_header(tmp_path: Path) -> None:
+    path = write(Target(tmp_path / "x.safetensors"), closing=lambda: {"c": "é" * 100})
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        assert file.metadata() == {"a": "b", "c": "é" * 100}
+    assert all(torch.equal(one, TENSORS[name]) for name, one in load_file(path).items())
+
+
+def test_numbers_beyond_fp16_are_counted_and_become_its_largest(tmp_path: Path) -> None:
+    numbers = torch.tensor([1.0, 1e5, -1e6, 1e-9])
+    tally = Tally()
+    layout = {"a": ((4,), torch.float16)}
+    path = write_stream(
+        Target(tmp_path / "x.safetensors"), layout, lambda name: (numbers[:2], numbers[2:]), {}, Progress(), tally=tally
+    )
+    assert load_file(path)["a"].tolist() == [1.0, 65504.0, -65504.0, 0.0]
+    assert (tally.clamped, tally.names) == (2, ["a"])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_refused_and_nothing_is_written(bad: float, tmp_path: Path) -> None:
+    layout = {"a": ((2,), torch.float32)}
+    with pytest.raises(ModelError, match=r"^a holds numbers that are none"):
+        write_stream(Target(tmp_path / "x.safetensors"), layout, lambda name: torch.tensor([1, bad]), {}, Progress())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_too_small_is_said_before(tmp_path: Path) -> None:
+    layout = {"a": ((1 << 50,), torch.float32)}
+    with pytest.raises(SaveError, match="needs 4,294,967,296 MB"):
+        write_stream(Target(tmp_path / "new" / "x.safetensors"), layout, lambda name: 1 / 0, {}, Progress())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_result_goes(tmp_path: Path) -> None:
+    there = tmp_path / "a.safetensors"
+    assert settle(f'"{tmp_path}/a"', "refuse", []).path == there
+    there.write_bytes(b"mine")
+    with pytest.raises(NameTaken, match=r"a\.safetensors exists already.*a-2\.safetensors is free"):
+        settle(str(there), "refuse", [])
+    numbered = settle(str(there), "number", [])
+    assert numbered.path.name == "a-2.safetensors" and "a-2" in str(numbered.notes[0])
+    write(settle(str(there), "replace", []))
+    assert load_file(there).keys() == TENSORS.keys()
+    assert [path.read_bytes() for path in (tmp_path / ".trainer-trash").rglob("*.old")] == [b"mine"]
+    with pytest.raises(ConfigError, match="one of the files that are read"):
+        settle(str(there), "replace", [there])
+    with pytest.raises(ConfigError, match="No file is named"):
+        settle(" ", "refuse", [])
+
+
+def test_what_is_replaced_stays_where_the_new_file_fails(tmp_path: Path) -> None:
+    there = tmp_path / "a.safetensors"
+    there.write_bytes(b"mine")
+    with pytest.raises(ZeroDivisionError):
+        write_stream(settle(str(there), "replace", []), LAYOUT, lambda name: 1 / 0, {}, Progress())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"] and there.read_bytes() == b"mine"
+
+
+def test_precision_is_of_floating_point_numbers() -> None:
+    assert stored_as(torch.float32, "fp16") is torch.float16 and stored_as(torch.int64, "fp16") is torch.int64
+    assert stored_as(torch.bfloat16, "keep") is torch.bfloat16
+
+
+class Settings(Writes, frozen=True):
+    """A tool of this test"""
+
+    input: Annotated[str, option("File", "What is read.", place="path")] = ""
+    times: Annotated[float, option("Factor", "What numbers are multiplied by.", low=0, high=9)] = 1.0
+
+
+def prepared(settings: Settings) -> Prepared:
+    source = open_source(Path(settings.input))
+    target = settle(settings.output, settings.existing, [source.path])
+    layout = {name: (one.shape, one.dtype) for name, one in source.tensors.items()}
+
+    def work(progress: Progress) -> Done:
+        progress.begin(Sentence("phase.reading"), sum(one.nbytes for one in source.tensors.values()), "bytes")
+        path = write_stream(target, layout, lambda name: source.number(name) * settings.times, {}, progress)
+        return Done(Sentence("toolbox.numbered", path=path, name="x"), path)
+
+    return Prepared((Sentence("toolbox.numbered", path=target.path, name="dry"),), work)
+
+
+TOOL = Tool("scale", "multiply", Settings, prepared, ("input",))
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    save_file({"a": torch.ones(4), "b": torch.ones(2, 2)}, tmp_path / "a.safetensors")
+    return tmp_path
+
+
+def test_the_desk_runs_a_tool_by_the_protocol(given: Path) -> None:
+    desk, events = ToolDesk(), list[ev.Event]()
+    settings = TOOL.made({"input": str(given / "a.safetensors"), "output": str(given / "b"), "times": 3.0})
+    assert "dry" in str(desk.look(TOOL, settings)[0]) and len(list(given.iterdir())) == 1
+    desk.start(TOOL, settings, events.append)
+    view = desk.wait(60)
+    protocol.check(events, training=False)
+    assert view is not None and view.state == "finished" and view.output == given / "b.safetensors"
+    assert load_file(given / "b.safetensors")["a"].tolist() == [3.0] * 4
+    with pytest.raises(NameTaken):
+        desk.start(TOOL, settings)
+
+
+def test_a_stopped_tool_leaves_nothing(given: Path) -> None:
+    desk, events = ToolDesk(), list[ev.Event]()
+    settings = TOOL.made({"input": str(given / "a.safetensors"), "output": str(given / "b")})
+
+    def stop_at_once(event: ev.Event) -> None:
+        events.append(event)
+        if isinstance(event, ev.Phase):
+            desk.stop()
+
+    desk.start(TOOL, settings, stop_at_once)
+    view = desk.wait(60)
+    protocol.check(events, training=False)
+    assert view is not None and view.state == "stopped" and [path.name for path in given.iterdir()] == ["a.safetensors"]
+
+
+def test_the_command_line_is_made_of_the_table(
+    given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(tools.TOOLS, "scale", TOOL)
+    command = ["model", "scale", str(given / "a.safetensors"), "--output", str(given / "b"), "--times", "2"]
+    assert main([*command, "--dry-run"]) == 0 and "dry" in capsys.readouterr().out
+    assert len(list(given.iterdir())) == 1
+    assert main(command) == 0 and "b.safetensors" in capsys.readouterr().out
+    assert load_file(given / "b.safetensors")["b"].tolist() == [[2.0, 2.0]] * 2
+    assert main(command) == 2 and "exists already" in capsys.readouterr().err
+    assert main([*command, "--times", "10"]) == 2 and "--times = 10.0 is not allowed" in capsys.readouterr().err
+
+
+def test_the_process_has_one_desk() -> None:
+    assert desks.process_desk() is desks.process_desk()
