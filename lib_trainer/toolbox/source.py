@@ -1,5 +1,5 @@
-"""A model file opened so that a tensor is read when it is asked for: .safetensors and files of `torch.save`. Names
-are today's (see `checkpoint_file`).
+"""A model file opened so that a tensor is read when it is asked for: .safetensors, files of `torch.save`, diffusers
+folders. Names are today's, and a folder's those of a single file (see `checkpoint_file` and `layouts`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lib_trainer.networks.formats import reading
 from lib_trainer.networks.formats.checkpoint_file import canonical_names, unnested
 from lib_trainer.networks.formats.mapped import Stored, map_safetensors
 from lib_trainer.refusals import ModelError
+from lib_trainer.toolbox.folders import read_folder
 
 AT_ONCE = 1 << 20
 """Numbers that are computed with together, where a formula takes each number by itself."""
@@ -54,6 +55,8 @@ class Source:
 def open_source(path: Path) -> Source:
     """Raises `ModelError` naming a file that is missing, cut short, damaged or holds code; nothing of it is run."""
     path = found(path.expanduser())
+    if path.is_dir():
+        return Source(path, read_folder(path))
     if not reading.is_pickle(path):
         tensors, metadata = map_safetensors(path)
         return _named(path, tensors, metadata, ())
