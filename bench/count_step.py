@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import dataclasses
 import importlib
 import re
 import sys
@@ -36,11 +37,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_trainer import autocasting
-from lib_trainer.host.clip import ClipText
+from lib_trainer.families.sdxl import SDXL
 from lib_trainer.host.holding import frozen
 from lib_trainer.host.ldm.attention import efficient_attention
 from lib_trainer.host.ldm.model import LdmModel, without_own_checkpoints
 from lib_trainer.host.norms import NORMS
+from lib_trainer.host.text.texts import Texts
 from lib_trainer.networks.adapters import AdapterSpec, LoraAdapter
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.patching import replaced_forward
@@ -236,7 +238,7 @@ def sd1() -> LdmModel:
             legacy=False,
         )
         text = CLIPTextModel(CLIPTextConfig(**sizes))
-    return _model(unet, ClipText(_half(text), None))
+    return _model(unet, Texts([_half(text)], None))
 
 
 def sdxl(folder: Path) -> LdmModel:
@@ -265,20 +267,10 @@ def sdxl(folder: Path) -> LdmModel:
                 use_checkpoint=False,
                 spatial_transformer_attn_type="softmax",
             )
-    with META:
-        no_text = _NoText(_half(nn.Linear(1, 1)), None)
-    return _model(unet, no_text)
+    return _model(unet, Texts([], None, dataclasses.replace(SDXL, encoders=())))
 
 
-class _NoText(ClipText):
-    def adaptable(self, *args: Any) -> Iterator[Any]:
-        return iter(())
-
-    def blocks(self) -> list[nn.Module]:
-        return []
-
-
-def _model(unet: nn.Module, text: ClipText) -> LdmModel:
+def _model(unet: nn.Module, text: Texts) -> LdmModel:
     module = sys.modules[type(unet).__module__]
     for block in (m for m in unet.modules() if type(m).__name__ == "SpatialTransformer"):
         block.__dict__["forward"] = types.MethodType(transformer_forward, block)
@@ -311,11 +303,11 @@ def transformer_forward(self: Any, x: torch.Tensor, context: Any = None) -> torc
 def scripts_adapters(model: LdmModel, network: LoraNetwork) -> Iterator[None]:
     """sd-scripts' form (networks/lora.py, `LoRAModule.forward`), its norms in fp32 as its autocast has them."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(frozen(model.unet, model.text.transformer))
+        stack.enter_context(frozen(model.unet, *model.text.parts().values()))
         stack.enter_context(efficient_attention(model.unet))
         stack.enter_context(without_own_checkpoints(model.unet))
         for norm in (
-            m for root in (model.unet, model.text.transformer) for m in root.modules() if isinstance(m, NORMS)
+            m for root in (model.unet, *model.text.parts().values()) for m in root.modules() if isinstance(m, NORMS)
         ):
             for parameter in norm.parameters():
                 stack.callback(setattr, parameter, "data", parameter.data)
@@ -371,7 +363,8 @@ def count_step(
     if form == "ours":
         network.flatten(list(network), whole=True)
     count, keeping = Count(), dict[int, torch.UntypedStorage]()
-    weights = {p.untyped_storage()._cdata for root in (model.unet, model.text.transformer) for p in root.parameters()}
+    roots = (model.unet, *model.text.parts().values())
+    weights = {p.untyped_storage()._cdata for root in roots for p in root.parameters()}
     weights |= {parameter.untyped_storage()._cdata for parameter in network.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -402,7 +395,7 @@ def _loss(model: LdmModel, form: str, batch: int, side: int, *, text_encoder: bo
     latents = torch.empty(batch, 4, side // 8, side // 8, device=META)
     timesteps = torch.zeros(batch, dtype=torch.int64, device=META)
     if text_encoder:
-        told = model.text.hidden(torch.zeros(batch, 77, dtype=torch.int64, device=META), 1)
+        told = model.text.encoders[0].encoded(torch.zeros(batch, 77, dtype=torch.int64, device=META), 1, 0)[0]
     else:
         width = next(m for m in unet.modules() if hasattr(m, "to_k") and m.to_k.in_features != m.to_q.in_features)
         told = torch.empty(batch, 77, width.to_k.in_features, device=META)

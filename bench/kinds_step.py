@@ -51,7 +51,7 @@ def step_of(model: Any, side: int, trained: list[torch.nn.Parameter]) -> Step:
 
 def ours(spec: AdapterSpec, size: str, stack: contextlib.ExitStack) -> Step:
     model = build_model(size)
-    stack.enter_context(frozen(model.unet, model.text.transformer))
+    stack.enter_context(frozen(model.unet, *model.text.parts().values()))
     network = LoraNetwork.build([(t, spec) for t in _targets(model)], torch.Generator().manual_seed(0))
     stack.enter_context(network.applied())
     return step_of(model, SIZES[size], list(network.parameters()))
@@ -63,7 +63,7 @@ def theirs(spec: AdapterSpec, size: str, stack: contextlib.ExitStack) -> Step:
     from lycoris.modules.lokr import LokrModule
 
     model = build_model(size)
-    stack.enter_context(frozen(model.unet, model.text.transformer))
+    stack.enter_context(frozen(model.unet, *model.text.parts().values()))
     kind = {"lora": LoConModule, "loha": LohaModule, "lokr": LokrModule}[spec.kind]
     options = {"factor": spec.factor} if spec.kind == "lokr" else {}
     trained: list[torch.nn.Parameter] = []

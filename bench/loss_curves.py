@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from lib_trainer.config import OptimizerConfig
 from lib_trainer.host import norms
-from lib_trainer.host.clip import ClipText
 from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.host.text.texts import Texts
 from lib_trainer.networks import adapters
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.networks.products import GatedGelu
@@ -54,7 +54,7 @@ def plain_way() -> Iterator[None]:
         mock.patch.object(LoraNetwork, "flatten", own_parameters),
         mock.patch.object(adapters, "is_plain", lambda layer, forward: False),
         mock.patch.object(norms, "_normed", lambda norm, x: real(norm, x.float()).to(x.dtype)),
-        mock.patch.object(ClipText, "lean", lambda self: contextlib.nullcontext()),
+        mock.patch.object(Texts, "lean", lambda self: contextlib.nullcontext()),
         mock.patch.object(GatedGelu, "apply", gate),
     ):
         yield

@@ -35,10 +35,11 @@ from torch.utils.checkpoint import checkpoint
 from bench.allocations import Allocations
 from bench.count_step import CudaAutocast
 from lib_trainer.config import JobConfig, from_values
+from lib_trainer.families.family import Part
 from lib_trainer.families.known import DEFAULT
-from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.host.text.texts import Texts
 from lib_trainer.host.weights import Bus
 from lib_trainer.kinds.base import Outputs
 from lib_trainer.kinds.registry import kind_of
@@ -120,10 +121,10 @@ class _Bus(Bus):
         self.in_place = False
 
 
-class _Text(ClipText):
-    def usual_norm(self) -> float:
-        """A number, which nothing has that has no contents."""
-        return 1.0
+class _Text(Texts):
+    def usual_norm(self) -> dict[Part, float]:
+        """Numbers, which nothing has that has no contents."""
+        return dict.fromkeys(self.parts(), 1.0)
 
 
 class _Vae(nn.Module):
@@ -246,7 +247,7 @@ def without_contents(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[Allocat
     again = mock.patch("lib_trainer.host.holding.checkpoint", mode.checkpoint)
     stay = mock.patch("lib_trainer.kinds.slots.moves", lambda device: False)
     with known, off, there, again, stay, mode.emulated(), Allocations() as live, torch.device("meta"):
-        roots = (model.unet, model.vae, model.text.transformer)
+        roots = (model.unet, model.vae, model.text.encoders[0].module)
         live.watch(tensor for root in roots for tensor in (*root.parameters(), *root.buffers()))
         yield live, model, mode
 
@@ -271,7 +272,7 @@ def measure_step(shape: Shape, job: JobConfig, chunks: int = 1) -> Measured:
             session.train(text_encoder=recipe.trains_text_encoder)
             learns = [parameter for group in recipe.groups() for parameter in group["params"]]
             own = {id(parameter) for parameter in learns}
-            roots = [model.unet, *([model.text.transformer] if recipe.trains_text_encoder else [])]
+            roots = [model.unet, *([model.text.encoders[0].module] if recipe.trains_text_encoder else [])]
             held = [one for root in roots for one in root.parameters() if id(one) not in own]
             if not recipe.trains_text_encoder:
                 told = Conditioning(torch.empty(batch, 77 * chunks, shape.clip["hidden_size"]))
@@ -442,7 +443,7 @@ def layers_of(shape: Shape) -> tuple[list[Layer], dict[str, Weights], list[int]]
             )
             counted[layer] += 1
         layers = [msgspec.structs.replace(layer, count=count) for layer, count in counted.items()]
-        roots = {"unet": model.unet, "te1": model.text.transformer, "vae": model.vae}
+        roots = {"unet": model.unet, "te1": model.text.encoders[0].module, "vae": model.vae}
         weights = {part: _weights(root) for part, root in roots.items()}
         return layers, weights, attention_sizes(targets)
 

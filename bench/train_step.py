@@ -100,8 +100,8 @@ def build_model(size: str, device: torch.device = torch.device("cpu")) -> Diffus
 
 def floor_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
     """The least that any trainer of these adapters must do. Adapters are written out here, not taken from ours."""
-    stack.enter_context(frozen(model.unet, model.text.transformer))
-    stack.enter_context(held_in(own.dtype, model.unet, model.text.transformer))
+    stack.enter_context(frozen(model.unet, *model.text.parts().values()))
+    stack.enter_context(held_in(own.dtype, model.unet, *model.text.parts().values()))
     trained = []
     for target in own.targets(model):
         down, up, forward = _plain_adapter(target.module)
@@ -186,7 +186,7 @@ def peft_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig, inject_adapter_in_model
 
-    unet, text = model.unet, model.text.transformer
+    unet, text = model.unet, model.text.encoders[0].module
     for part in (unet, text):
         part.requires_grad_(False)
         part.to(own.dtype)
@@ -205,7 +205,7 @@ def scripts_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
     """sd-scripts' own adapters, from its checkout, in the step of its train_network.py."""
     assert own.scripts is not None
     network_module = _scripts_module(own.scripts)
-    unet, text = model.unet, model.text.transformer
+    unet, text = model.unet, model.text.encoders[0].module
     for part in (unet, text):
         part.requires_grad_(False)
         part.to(own.dtype)
@@ -235,7 +235,7 @@ def _scripts_module(folder: Path) -> Any:
 
 def _usual_step(model: DiffusersModel, own: Setting, trained: list[nn.Parameter]) -> Step:
     """Forward, loss, backward, clipping and AdamW, as diffusers' recipe and sd-scripts write them; the loss is read."""
-    unet, text = model.unet, model.text.transformer
+    unet, text = model.unet, model.text.encoders[0].module
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     latents = own.latents().to(own.device)

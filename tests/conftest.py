@@ -71,12 +71,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def ldm_model(tiny: Tiny) -> LdmModel:
     """The tiny model through ldm's classes. Tests leave it as they found it."""
-    from lib_trainer.host.clip import ClipText
     from lib_trainer.host.ldm.model import LdmModel
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
+    from lib_trainer.host.text.texts import Texts
     from tests.support import SCALE, leave_traces, tiny_schedule
 
-    text = ClipText(tiny.text, load_tokenizer())
+    text = Texts([tiny.text], load_tokenizer())
     model = LdmModel(tiny.unet, tiny.vae, text, tiny_schedule(), SCALE, "tiny", tiny.path)
     leave_traces(model)
     return model

@@ -156,15 +156,15 @@ def ldm_config() -> dict[str, Any]:
 
 
 def roots_of(model: Any) -> tuple[nn.Module, ...]:
-    return model.unet, model.vae, model.text.transformer
+    return model.unet, model.vae, model.text.encoders[0].module
 
 
 def leave_traces(model: Any) -> None:
     """What another extension may have left: flags, modes, forwards and hooks that are not the defaults."""
     linear = next(m for m in model.unet.modules() if isinstance(m, nn.Linear) and m.in_features == CONTEXT)
     linear.__dict__["forward"] = functools.partial(type(linear).forward, linear)
-    model.text.transformer.text_model.encoder.layers[1].__dict__["forward"] = (
-        model.text.transformer.text_model.encoder.layers[1].forward
+    model.text.encoders[0].module.text_model.encoder.layers[1].__dict__["forward"] = (
+        model.text.encoders[0].module.text_model.encoder.layers[1].forward
     )
     linear.register_forward_hook(_harmless_hook)
     norms = [m for m in model.unet.modules() if isinstance(m, nn.LayerNorm)]

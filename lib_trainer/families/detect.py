@@ -72,9 +72,12 @@ def lora_of(keys: Collection[str], metadata: Mapping[str, str]) -> Family | None
 _LDM_KEYS = tuple(f"{SDXL.unet.key}_{side}_block" for side in ("input", "middle", "output"))
 
 
-def embedding_of(names: Collection[str]) -> Family | None:
-    """The family of an embedding's file, by its tensors' names; None for those that SD 1.x and SD 2.x share."""
-    return SDXL if {encoder.rows for encoder in SDXL.encoders} & set(names) else None
+def embedding_of(widths: Mapping[str, int]) -> Family | None:
+    """The family of an embedding's file, by its tensors' names and their widths; None where neither tells."""
+    if {encoder.rows for encoder in SDXL.encoders} & widths.keys():
+        return SDXL
+    known = {family.width: family for family in (SD1, SD2)}
+    return known.get(next(iter(widths.values()))) if len(widths) == 1 else None
 
 
 def _by_context(shapes: Shapes) -> Family | Stranger:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lib_trainer.host.clip import ClipText
+from lib_trainer.families.family import Part
 from lib_trainer.host.quantised import quantised_layers, quantised_parameters
+from lib_trainer.host.text.texts import Texts
 from lib_trainer.host.weights import Bus, Held, Weights, held_parameters, waiting_parameters
 from lib_trainer.ports import TrainingState
 
@@ -59,7 +60,7 @@ class Holdable:
 
     unet: Any
     vae: Any
-    text: ClipText
+    text: Texts
     make_bus: ClassVar[type[Bus]] = Bus
     _home: torch.device | None = None
 
@@ -91,16 +92,21 @@ class Holdable:
 
     def roots(self) -> dict[str, nn.Module]:
         """The model's parts, by their names."""
-        return {"unet": self.unet, self.text.encoder.part: self.text.transformer, "vae": self.vae}
+        encoders: dict[str, nn.Module] = dict(self.text.parts().items())
+        return {"unet": self.unet, **encoders, "vae": self.vae}
 
     def _weights(self, state: TrainingState, bus: Bus) -> tuple[Weights, dict[nn.Module, Any]]:
-        text: nn.Module = self.text.transformer
         parts: dict[str, list[Held]] = {"vae": waiting_parameters(self.vae, bus)}
         layers: dict[nn.Module, Any] = {}
-        for name, root, part in (("unet", self.unet, "unet"), ("text", text, self.text.encoder.part)):
+        learning: tuple[tuple[str, Part, nn.Module], ...] = (
+            ("unet", "unet", self.unet),
+            *(("text", part, root) for part, root in self.text.parts().items()),
+        )
+        for name, part, root in learning:
             if part not in state.replaced:
                 direct = name == "unet" or state.text_encoder  # see `direct_norms`
-                parts[name] = held_parameters(root, bus, state.dtype, state.dtype if direct else None)
+                held = held_parameters(root, bus, state.dtype, state.dtype if direct else None)
+                parts[name] = [*parts.get(name, ()), *held]
         if state.eight_bits and "unet" in parts:
             layers, parts["unet"] = quantised_parameters(self.unet, bus, parts["unet"])
         return Weights(parts, bus), layers

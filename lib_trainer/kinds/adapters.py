@@ -16,7 +16,7 @@ from torch import nn
 
 from lib_trainer.config import JobConfig
 from lib_trainer.families.detect import lora_of
-from lib_trainer.families.family import Family
+from lib_trainer.families.family import Family, Part
 from lib_trainer.families.names import is_resnet
 from lib_trainer.kinds.adapter_memory import Plan, hidden_numbers, learned_numbers
 from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs, option_of
@@ -25,7 +25,7 @@ from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts
 from lib_trainer.networks.blocks import learns, parse_blocks
 from lib_trainer.networks.formats.lora_file import BUNDLED, LoraFile, read_lora, write_lora
 from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
-from lib_trainer.ports import AdaptableModule, Host, LoadedModel, Part
+from lib_trainer.ports import AdaptableModule, Host, LoadedModel
 from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.optimizers import ELEMENTWISE

@@ -18,7 +18,7 @@ from torch import nn
 
 from lib_trainer.config import JobConfig
 from lib_trainer.families.detect import model_of
-from lib_trainer.families.family import Family
+from lib_trainer.families.family import Family, Part
 from lib_trainer.kinds.adapters import rates_by_part
 from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs
 from lib_trainer.kinds.recipe import Progress, Recipe
@@ -26,7 +26,7 @@ from lib_trainer.kinds.slots import Slot, give_back, parameter_of, whole_weight
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, read_shapes, write_checkpoint
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.low_rank import lora_of_differences
-from lib_trainer.ports import Host, LoadedModel, OwnParameter, Part
+from lib_trainer.ports import Host, LoadedModel, OwnParameter
 from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table
 from lib_trainer.training.precision import DTYPES

@@ -51,8 +51,9 @@ class EmbeddingKind(Kind):
                 raise ConfigError("continue.one_embedding", field=CONTINUE, names=Field("embedding.names"))
         with problems.at(CONTINUE):
             rows = read_embedding(Path(job.network.continue_from).expanduser(), host.family())
-            if len(rows) > MAX_VECTORS:
-                raise ConfigError("continue.vectors", field=CONTINUE, count=len(rows), most=MAX_VECTORS)
+            count = len(next(iter(rows.values())))
+            if count > MAX_VECTORS:
+                raise ConfigError("continue.vectors", field=CONTINUE, count=count, most=MAX_VECTORS)
 
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return EmbeddingRecipe(job, self.words(job), model)
@@ -74,7 +75,7 @@ class EmbeddingRecipe(Recipe):
     network_module = "embedding"
 
     def __init__(self, job: JobConfig, names: Sequence[str], model: LoadedModel) -> None:
-        found = {}
+        self._family, found = model.family, {}
         if job.network.continue_from:
             found = {names[0]: read_embedding(Path(job.network.continue_from).expanduser(), model.family)}
         self.words = Words(job, names, model, found)
@@ -93,4 +94,4 @@ class EmbeddingRecipe(Recipe):
 
     def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
         for path, rows in zip(files, self.words.rows.values(), strict=True):
-            write_embedding(path, rows, facts, overwrite=overwrite)
+            write_embedding(path, rows, facts, self._family, overwrite=overwrite)

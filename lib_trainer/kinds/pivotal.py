@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lib_trainer.config import JobConfig
+from lib_trainer.families.family import Family
 from lib_trainer.kinds.adapters import AdapterKind, AdapterRecipe
 from lib_trainer.kinds.base import CONTINUE, Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.kinds.words import Words, check_words, numbers_of_words
 from lib_trainer.networks.formats.lora_file import bundled, read_lora, write_lora
-from lib_trainer.ports import Host, LoadedModel
+from lib_trainer.ports import Host, LoadedModel, Rows
 from lib_trainer.refusals import ConfigError, Problems
 from lib_trainer.training.memory_table import Table
 from lib_trainer.training.names import numbered
@@ -39,7 +40,7 @@ class PivotalKind(AdapterKind):
                 raise ConfigError("pivotal.dot", field=field, name=dotted)
         if job.network.continue_from:
             with problems.at(CONTINUE):
-                _check_embeddings(Path(job.network.continue_from).expanduser(), words)
+                _check_embeddings(Path(job.network.continue_from).expanduser(), words, host.family())
 
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return PivotalRecipe(self, job, model)
@@ -51,8 +52,8 @@ class PivotalKind(AdapterKind):
         return True
 
 
-def _check_embeddings(path: Path, words: Sequence[str]) -> None:
-    found = read_lora(path).embeddings()
+def _check_embeddings(path: Path, words: Sequence[str], family: Family) -> None:
+    found = read_lora(path).embeddings(family)
     absent = next((name for name in words if name not in found), None)
     if absent is not None:
         held = ", ".join(sorted(found)) or "none"
@@ -68,9 +69,10 @@ class PivotalRecipe(Recipe):
         self._dtype = DTYPES[job.output.precision]
         self.network_module = kind.module_name(job)
         self.adapters = AdapterRecipe(kind, job, model)
-        found = {}
+        self._family = model.family
+        found: Mapping[str, Rows] = {}
         if job.network.continue_from:
-            found = read_lora(Path(job.network.continue_from).expanduser()).embeddings()
+            found = read_lora(Path(job.network.continue_from).expanduser()).embeddings(model.family)
         self.words = Words(job, kind.words(job), model, found)
 
     def groups(self) -> list[dict[str, Any]]:
@@ -91,5 +93,6 @@ class PivotalRecipe(Recipe):
         self.words.after_step()
 
     def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
-        tensors = self.adapters.networks.tensors(self._dtype) | bundled(self.words.rows, self._dtype)
+        words = bundled(self.words.rows, self._family, self._dtype)
+        tensors = self.adapters.networks.tensors(self._dtype) | words
         write_lora(files[0], tensors, facts, overwrite=overwrite)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from lib_trainer.ports import Part
+from lib_trainer.families.family import Part
 from lib_trainer.refusals import Sentence
 
 Progress = Callable[[int, int], None]

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lib_trainer.config import JobConfig
-from lib_trainer.ports import Host, LoadedModel, TokenTable
+from lib_trainer.families.family import Family, Part
+from lib_trainer.ports import Host, LoadedModel, Rows, TokenTable
 from lib_trainer.refusals import ConfigError, Field, ModelError, Problems
 
 BRACKETS = "()[]\\"
@@ -63,34 +64,39 @@ def numbers_of_words(job: JobConfig, names: Sequence[str], width: int) -> int:
     return len(names) * job.embedding.vectors * width
 
 
+def check_widths(rows: Rows, table: TokenTable, family: Family) -> None:
+    """Raise `ModelError` unless rows of a file fit the vocabulary."""
+    for part, own in rows.items():
+        if own.shape[1] != table.widths[part]:
+            raise ModelError("words.width", there=own.shape[1], here=table.widths[part], family=family.word)
+
+
 class Words:
     """The rows of one or several new words: the only part of the vocabulary that gets gradients."""
 
-    def __init__(
-        self, job: JobConfig, names: Sequence[str], model: LoadedModel, found: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, job: JobConfig, names: Sequence[str], model: LoadedModel, found: Mapping[str, Rows]) -> None:
         """`found` are rows from the file to continue from; other words start from their text, or at random."""
         self._table, self._decay = model.tokens(), job.embedding.norm_decay
         self._norm, self._rate = self._table.usual_norm(), job.embedding.learning_rate
         generator = torch.Generator().manual_seed(job.training.seed + 3)
-        self.rows: dict[str, nn.Parameter] = {}
+        self.rows: dict[str, dict[Part, nn.Parameter]] = {}
         for name, text in zip(names, initial_texts(job, names), strict=True):
             rows = found.get(name)
             if rows is None:
                 rows = self._start(text, job.embedding.vectors, generator)
-            elif rows.shape[1] != self._table.width:
-                raise ModelError("words.width", there=rows.shape[1], here=self._table.width, family=model.family.word)
-            self.rows[name] = nn.Parameter(rows.to(model.device, copy=True))
+            check_widths(rows, self._table, model.family)
+            self.rows[name] = {part: nn.Parameter(own.to(model.device, copy=True)) for part, own in rows.items()}
 
-    def _start(self, text: str, count: int, generator: torch.Generator) -> torch.Tensor:
+    def _start(self, text: str, count: int, generator: torch.Generator) -> Rows:
         """A text's rows, repeated from the first where there are more vectors; else random ones of the usual length."""
         if text:
             known = self._table.rows(text)
-            chosen: torch.Tensor = known[torch.arange(count) % len(known)]
-            return chosen
-        drawn = torch.randn(count, self._table.width, generator=generator)
-        unit: torch.Tensor = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
-        return unit * self._norm
+            return {part: rows[torch.arange(count) % len(rows)] for part, rows in known.items()}
+        start: dict[Part, torch.Tensor] = {}
+        for part, width in self._table.widths.items():
+            drawn = torch.randn(count, width, generator=generator)
+            start[part] = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True) * self._norm[part]
+        return start
 
     @property
     def table(self) -> TokenTable:
@@ -98,15 +104,16 @@ class Words:
 
     def group(self) -> dict[str, Any]:
         """Decoupled weight decay would pull towards 0 and not towards the vocabulary's norm."""
-        return {"params": list(self.rows.values()), "lr": self._rate, "name": "embedding", "weight_decay": 0.0}
+        learned = [own for rows in self.rows.values() for own in rows.values()]
+        return {"params": learned, "lr": self._rate, "name": "embedding", "weight_decay": 0.0}
 
     def after_step(self) -> None:
         """‖v‖ moves by the job's share towards the vocabulary's usual norm."""
         if self._decay:
             with torch.no_grad():
-                for rows in self.rows.values():
+                for part, rows in (pair for word in self.rows.values() for pair in word.items()):
                     norm = rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
-                    rows.mul_(1 + self._decay * (self._norm - norm) / norm)
+                    rows.mul_(1 + self._decay * (self._norm[part] - norm) / norm)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from lib_trainer.families.family import Part
 from lib_trainer.networks.adapters import Adapter, AdapterSpec, LoraAdapter
 from lib_trainer.networks.flat import Flat
 from lib_trainer.networks.lycoris import LohaAdapter, LokrAdapter
 from lib_trainer.patching import replaced_forward
-from lib_trainer.ports import AdaptableModule, Part
+from lib_trainer.ports import AdaptableModule
 
 __all__ = ["LoraAdapter", "LoraNetwork", "make_adapter", "module_keys", "unmatched_keys"]
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from lib_trainer.families.family import Family
 from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
 
 TOKENS_PER_CHUNK = 75
@@ -24,45 +25,57 @@ class LiveCaptions:
     def __init__(self, model: LoadedModel, clip_skip: int, max_tokens: int) -> None:
         self._model, self._clip_skip, self._chunks = model, clip_skip, max_tokens // TOKENS_PER_CHUNK
 
+    @property
+    def family(self) -> Family:
+        return self._model.family
+
+    def texts(self, captions: Sequence[str]) -> Conditioning:
+        """What the text encoders say, also of an empty caption."""
+        return self._model.encode_text(captions, self._clip_skip, self._chunks)
+
     def __call__(self, captions: Sequence[str], sizes: Sequence[PictureSize]) -> Conditioning:
-        return self._model.encode_text(captions, self._clip_skip, self._chunks, sizes)
+        return completed(self.texts(captions), captions, sizes, self.family)
 
 
 class CachedCaptions:
-    """Every distinct (caption, size) is encoded once and kept on the CPU; a batch is padded as live ones are."""
+    """Every distinct caption is encoded once and kept on the CPU; a batch is padded as live ones are."""
 
-    def __init__(self, encode: CaptionSource) -> None:
-        self._encode = encode
-        self._known: dict[tuple[str, PictureSize], Conditioning] = {}
-        self._empty: dict[PictureSize, torch.Tensor] = {}
+    def __init__(self, live: LiveCaptions) -> None:
+        self._live = live
+        self._known: dict[str, Conditioning] = {}
 
-    def fill(
-        self,
-        pairs: Sequence[tuple[str, PictureSize]],
-        progress: Callable[[int, int], None],
-        stopping: Callable[[], bool],
-    ) -> None:
+    def fill(self, captions: Sequence[str], progress: Callable[[int, int], None], stopping: Callable[[], bool]) -> None:
         """Encode what a run will ask for. `progress` gets (done, total)."""
-        distinct = sorted(set(pairs), key=lambda pair: (pair[0], pair[1].original, pair[1].crop, pair[1].target))
-        for done, (caption, size) in enumerate(distinct):
+        distinct = sorted(set(captions))
+        if distinct and "" not in distinct:
+            self._known[""] = self._on_cpu("")
+        for done, caption in enumerate(distinct):
             if stopping():
                 return
             progress(done, len(distinct))
-            self._known[caption, size] = self._on_cpu(caption, size)
-            if size not in self._empty:
-                self._empty[size] = self._on_cpu("", size).context
+            self._known[caption] = self._on_cpu(caption)
         progress(len(distinct), len(distinct))
 
     def __call__(self, captions: Sequence[str], sizes: Sequence[PictureSize]) -> Conditioning:
-        found = [self._known[pair] for pair in zip(captions, sizes, strict=True)]
+        found, empty = [self._known[caption] for caption in captions], self._known[""].context
         length = max(one.context.shape[1] for one in found)
         contexts = []
-        for one, size in zip(found, sizes, strict=True):
-            missing = (length - one.context.shape[1]) // self._empty[size].shape[1]
-            contexts.append(torch.cat([one.context] + [self._empty[size]] * missing, dim=1))
-        vectors = [one.vector for one in found if one.vector is not None]
-        return Conditioning(torch.cat(contexts), torch.cat(vectors) if vectors else None)
+        for one in found:
+            missing = (length - one.context.shape[1]) // empty.shape[1]
+            contexts.append(torch.cat([one.context] + [empty] * missing, dim=1))
+        pooled = [one.pooled for one in found if one.pooled is not None]
+        told = Conditioning(torch.cat(contexts), torch.cat(pooled) if pooled else None)
+        return completed(told, captions, sizes, self._live.family)
 
-    def _on_cpu(self, caption: str, size: PictureSize) -> Conditioning:
+    def _on_cpu(self, caption: str) -> Conditioning:
         with torch.no_grad():
-            return self._encode([caption], [size]).to(torch.device("cpu"))
+            return self._live.texts([caption]).to(torch.device("cpu"))
+
+
+def completed(
+    told: Conditioning, captions: Sequence[str], sizes: Sequence[PictureSize], family: Family
+) -> Conditioning:
+    """What a family's UNet is told beside the texts; an empty caption is zeros where the family was trained so."""
+    if family.zero_empty:
+        told = told.emptied([not caption.strip() for caption in captions])
+    return told.sized(sizes) if family.sizes else told

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lib_trainer.memory import peak_bytes, release
-from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
+from lib_trainer.ports import LoadedModel, PictureSize
 from lib_trainer.refusals import Field, NumericalError, Sentence
 from lib_trainer.training.captions import CaptionSource
 from lib_trainer.training.optimizers import LearningRates, step_unless
@@ -116,8 +116,7 @@ def _gradients(
     for batch in drawn.batches:
         noised = state.objective.noised(batch.latents, state.noise, batch.weights).sent(device, dtype)
         with autocast(device, dtype):
-            told = captions(batch.captions, batch.sizes)
-            told = Conditioning(sent(told.context, device), None if told.vector is None else sent(told.vector, device))
+            told = captions(batch.captions, batch.sizes).each(lambda tensor: sent(tensor, device))
             prediction = model.predict(noised.latents, noised.timesteps, told)
         loss = state.objective.loss(prediction, noised)
         if loss.requires_grad:

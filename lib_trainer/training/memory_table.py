@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from lib_trainer.families.family import Family
+from lib_trainer.families.family import Family, Part
 from lib_trainer.families.known import DEFAULT, FAMILIES
-from lib_trainer.ports import Group, Part
+from lib_trainer.ports import Group
 
 TABLES = Path(__file__).with_name("memory_tables")
 FULL = 4

@@ -278,10 +278,10 @@ class Run:
         if recipe.trains_text_encoder or source.captions.varies:
             return live
         cached = CachedCaptions(live)
-        sizes = source.encoded.sizes
-        pairs = [(caption, size) for index, size in enumerate(sizes) for caption in source.captions_of(index)]
+        count = len(source.encoded.samples)
+        captions = [caption for index in range(count) for caption in source.captions_of(index)]
         with autocast(model.device, dtype):
-            cached.fill(pairs, self._phase(Sentence("phase.captions")), self.stopping)
+            cached.fill(captions, self._phase(Sentence("phase.captions")), self.stopping)
         return cached
 
     def _train(self, prepared: Prepared, session: Session) -> None:

@@ -108,8 +108,10 @@ def test_lora_files_are_told_by_their_keys() -> None:
 
 
 def test_embeddings_are_told_by_their_tensors() -> None:
-    assert embedding_of(["clip_l", "clip_g"]) is SDXL
-    assert embedding_of(["emb_params"]) is None
+    assert embedding_of({"clip_l": 768, "clip_g": 1280}) is SDXL
+    assert embedding_of({"emb_params": 768}) is SD1
+    assert embedding_of({"any name": 1024}) is SD2
+    assert embedding_of({"emb_params": 32}) is None
     assert all(encoder.rows for family in FAMILIES for encoder in family.encoders)
 
 
@@ -119,8 +121,8 @@ def test_encoders_decide_what_the_unet_reads() -> None:
 
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from lib_trainer.host.clip import ClipText
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
+    from lib_trainer.host.text.texts import Texts
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -129,7 +131,7 @@ def test_encoders_decide_what_the_unet_reads() -> None:
     ids = tokenizer(caption, padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.no_grad():
         for encoder, place, normed in ((SD1.encoders[0], -1, True), (SDXL.encoders[0], -2, False)):
-            text = ClipText(model, tokenizer, encoder)
+            text = Texts([model], tokenizer, dataclasses.replace(SD1, encoders=(encoder,)))
             states = model(ids, output_hidden_states=True).hidden_states
             wanted = model.text_model.final_layer_norm(states[place]) if normed else states[place]
             with text.lean():
@@ -139,7 +141,8 @@ def test_encoders_decide_what_the_unet_reads() -> None:
             deeper = text.encode(caption, 2, 1).context
             wanted = model.text_model.final_layer_norm(states[place - 1]) if normed else states[place - 1]
             torch.testing.assert_close(deeper, wanted)
-        padded = ClipText(model, tokenizer, dataclasses.replace(SDXL.encoders[0], padding=0))
+        zeros = dataclasses.replace(SDXL.encoders[0], padding=0)
+        padded = Texts([model], tokenizer, dataclasses.replace(SD1, encoders=(zeros,)))
         ids = torch.where(torch.arange(77) > 4, 0, ids)  # a begin mark, three words, an end mark
         torch.testing.assert_close(
             padded.encode(caption, 1, 1).context, model(ids, output_hidden_states=True).hidden_states[-2]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer.host.clip import ClipText
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.host.text.texts import Texts
 from tests.support import Tiny
 
 LITERAL = [
@@ -21,36 +21,38 @@ LITERAL = [
 
 
 @pytest.fixture
-def clip(tiny: Tiny) -> ClipText:
-    return ClipText(tiny.text, load_tokenizer())
+def clip(tiny: Tiny) -> Texts:
+    return Texts([tiny.text], load_tokenizer())
 
 
 @torch.no_grad()
-def plain(clip: ClipText, texts: list[str], skip: int = 1) -> torch.Tensor:
-    ids = clip.tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt", truncation=True).input_ids
-    out: Any = clip.transformer(ids, output_hidden_states=True)
+def plain(clip: Texts, texts: list[str], skip: int = 1) -> torch.Tensor:
+    ids = clip.chunks.tokenizer(
+        texts, padding="max_length", max_length=77, return_tensors="pt", truncation=True
+    ).input_ids
+    out: Any = clip.encoders[0].module(ids, output_hidden_states=True)
     if skip == 1:
         return out.last_hidden_state  # type: ignore[no-any-return]
-    return clip.transformer.text_model.final_layer_norm(out.hidden_states[-skip])  # type: ignore[no-any-return,union-attr,operator]
+    return clip.encoders[0].module.text_model.final_layer_norm(out.hidden_states[-skip])  # type: ignore[no-any-return,union-attr,operator]
 
 
 @torch.no_grad()
-def encode(clip: ClipText, texts: list[str], skip: int = 1, chunks: int = 3) -> torch.Tensor:
+def encode(clip: Texts, texts: list[str], skip: int = 1, chunks: int = 3) -> torch.Tensor:
     return clip.encode(texts, skip, chunks).context
 
 
 @pytest.mark.parametrize("skip", [1, 2, 3])
-def test_short_captions_are_what_transformers_gives(clip: ClipText, skip: int) -> None:
+def test_short_captions_are_what_transformers_gives(clip: Texts, skip: int) -> None:
     texts = ["a red disc", "", *LITERAL]
     torch.testing.assert_close(encode(clip, texts, skip), plain(clip, texts, skip), rtol=1e-6, atol=1e-6)
 
 
-def test_clip_skip_beyond_the_layers_takes_the_first(clip: ClipText) -> None:
+def test_clip_skip_beyond_the_layers_takes_the_first(clip: Texts) -> None:
     assert torch.equal(encode(clip, ["a disc"], 3), encode(clip, ["a disc"], 12))
     assert not torch.allclose(encode(clip, ["a disc"], 1), encode(clip, ["a disc"], 2))
 
 
-def test_brackets_are_not_taken_for_weights(clip: ClipText) -> None:
+def test_brackets_are_not_taken_for_weights(clip: Texts) -> None:
     assert not torch.allclose(encode(clip, ["saber_(fate)"]), encode(clip, ["saber_fate"]))
     assert not torch.allclose(encode(clip, ["saber_(fate)"]), encode(clip, [r"saber_\(fate\)"]))
 
@@ -58,29 +60,29 @@ def test_brackets_are_not_taken_for_weights(clip: ClipText) -> None:
 @pytest.mark.parametrize(
     ("tokens", "chunks"), [(0, 1), (1, 1), (74, 1), (75, 1), (76, 2), (150, 2), (151, 3), (225, 3), (400, 3)]
 )
-def test_long_captions_are_cut_into_chunks_of_75(clip: ClipText, tokens: int, chunks: int) -> None:
+def test_long_captions_are_cut_into_chunks_of_75(clip: Texts, tokens: int, chunks: int) -> None:
     words = [f"{'abcdefghij'[i % 10]}" for i in range(tokens)]
-    assert len(clip.tokenizer(" ".join(words), verbose=False).input_ids) == tokens + 2
+    assert len(clip.chunks.tokenizer(" ".join(words), verbose=False).input_ids) == tokens + 2
     mine = encode(clip, [" ".join(words)])
     parts = [" ".join(words[i * 75 : i * 75 + 75]) for i in range(chunks)]
     torch.testing.assert_close(mine, plain(clip, parts).reshape(1, 77 * chunks, -1), rtol=1e-6, atol=1e-6)
 
 
-def test_shorter_captions_are_padded_with_empty_chunks(clip: ClipText) -> None:
+def test_shorter_captions_are_padded_with_empty_chunks(clip: Texts) -> None:
     both = encode(clip, ["a " * 100, "a disc"])
     assert both.shape[:2] == (2, 154)
     torch.testing.assert_close(both[1], plain(clip, ["a disc", ""]).flatten(0, 1), rtol=1e-6, atol=1e-6)
 
 
-def test_at_most_max_chunks(clip: ClipText) -> None:
+def test_at_most_max_chunks(clip: Texts) -> None:
     assert encode(clip, ["a " * 400], chunks=1).shape[1] == 77
     torch.testing.assert_close(encode(clip, ["a " * 400], chunks=1), plain(clip, ["a " * 75]), rtol=1e-6, atol=1e-6)
 
 
-def test_a_long_caption_warns_nobody(clip: ClipText, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_long_caption_warns_nobody(clip: Texts, recwarn: pytest.WarningsRecorder) -> None:
     encode(clip, ["b " * 300])
     assert not recwarn.list
 
 
-def test_gradients_flow_unless_forbidden(clip: ClipText) -> None:
+def test_gradients_flow_unless_forbidden(clip: Texts) -> None:
     assert clip.encode(["a"], 2, 1).context.requires_grad

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer.host.clip import CHUNK
+from lib_trainer.host.text.chunks import CHUNK
 from tests.support import relative
 
 
@@ -27,27 +27,27 @@ def test_a_word_that_stands_for_known_rows_reads_as_those_words(text: Any) -> No
         with text.extended({"zrk-thing": known}):
             assert torch.allclose(text.encode(["a zrk-thing, large"], 1, 3).context, wanted, atol=1e-6)
         assert not torch.allclose(text.encode(["a zrk-thing, large"], 1, 3).context, wanted, atol=1e-2)
-    assert "forward" not in vars(text._table()) and text._words == []
+    assert "forward" not in vars(text.encoders[0].table) and text.chunks._words == []
 
 
 def test_only_the_rows_get_gradients(text: Any) -> None:
     learned = rows(2).requires_grad_()
-    flags = [parameter.requires_grad for parameter in text.transformer.parameters()]
-    for parameter in text.transformer.parameters():
+    flags = [parameter.requires_grad for parameter in text.encoders[0].module.parameters()]
+    for parameter in text.encoders[0].module.parameters():
         parameter.requires_grad_(False)
     try:
-        with text.extended({"zrk-thing": learned}):
+        with text.extended({"zrk-thing": {"te1": learned}}):
             text.encode(["a zrk-thing here"], 1, 1).context.square().mean().backward()
     finally:
-        for parameter, flag in zip(text.transformer.parameters(), flags, strict=True):
+        for parameter, flag in zip(text.encoders[0].module.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
     assert learned.grad is not None and bool((learned.grad.norm(dim=1) > 0).all())
-    assert all(parameter.grad is None for parameter in text.transformer.parameters())
+    assert all(parameter.grad is None for parameter in text.encoders[0].module.parameters())
 
 
 def test_rows_are_read_anew_in_every_pass(text: Any) -> None:
     learned = rows(1)
-    with torch.no_grad(), text.extended({"zrk-thing": learned}):
+    with torch.no_grad(), text.extended({"zrk-thing": {"te1": learned}}):
         before = text.encode(["zrk-thing"], 1, 1).context
         learned[:, ::2] += 1  # not all of them: a norm would take a shift of all out again
         assert relative(text.encode(["zrk-thing"], 1, 1).context, before) > 0.01
@@ -55,40 +55,43 @@ def test_rows_are_read_anew_in_every_pass(text: Any) -> None:
 
 def test_a_word_is_not_split_between_two_chunks(text: Any) -> None:
     filler = " ".join(["red"] * (CHUNK - 2))
-    with text.extended({"zrk-thing": rows(5)}):
-        chunks = text._chunks(f"{filler} zrk-thing blue")
+    with text.extended({"zrk-thing": {"te1": rows(5)}}):
+        chunks = text.chunks.of(f"{filler} zrk-thing blue")
     first, second = chunks
-    vocabulary = text._vocabulary().shape[0]
+    vocabulary = len(text.encoders[0].vocabulary)
     assert max(first) < vocabulary
-    assert second[1:6] == list(range(vocabulary, vocabulary + 5))
-    assert all(len(chunk) == CHUNK + 2 for chunk in chunks)
-    with text.extended({"zrk-thing": rows(5)}):
-        assert len(text._chunks(" ".join(["red"] * (CHUNK - 5)) + " zrk-thing")) == 1
+    assert second[:5] == list(range(vocabulary, vocabulary + 5))
+    assert all(len(text.chunks.marked(chunk, None)) == CHUNK + 2 for chunk in chunks)
+    with text.extended({"zrk-thing": {"te1": rows(5)}}):
+        assert len(text.chunks.of(" ".join(["red"] * (CHUNK - 5)) + " zrk-thing")) == 1
 
 
 def test_of_words_that_begin_alike_the_longest_is_meant_and_words_nest(text: Any) -> None:
-    vocabulary = text._vocabulary().shape[0]
-    with text.extended({"zrk": rows(1), "zrk-thing": rows(2)}), text.extended({"another-zork": rows(3)}):
-        ids = text._chunks("zrk-thing zrk another-zork")[0][1:7]
+    vocabulary = len(text.encoders[0].vocabulary)
+    with (
+        text.extended({"zrk": {"te1": rows(1)}, "zrk-thing": {"te1": rows(2)}}),
+        text.extended({"another-zork": {"te1": rows(3)}}),
+    ):
+        ids = text.chunks.of("zrk-thing zrk another-zork")[0]
         assert ids == [vocabulary + 1, vocabulary + 2, vocabulary, vocabulary + 3, vocabulary + 4, vocabulary + 5]
         with torch.no_grad():
             assert text.encode(["zrk-thing zrk another-zork"], 1, 1).context.isfinite().all()
-    assert text._words == []
+    assert text.chunks._words == []
 
 
 def test_captions_without_the_word_are_untouched(text: Any) -> None:
     captions = ["a red circle", "saber_(fate), [disc]", "", "x " * 200]
     with torch.no_grad():
         before = [text.encode([caption], 1, 3).context for caption in captions]
-        with text.extended({"zrk-thing": rows(4)}):
+        with text.extended({"zrk-thing": {"te1": rows(4)}}):
             after = [text.encode([caption], 1, 3).context for caption in captions]
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(before, after, strict=True))
 
 
 def test_a_caption_without_the_word_gives_gradients_of_zero(text: Any) -> None:
     learned = rows(2).requires_grad_()
-    with text.extended({"zrk-thing": learned}):
+    with text.extended({"zrk-thing": {"te1": learned}}):
         text.encode(["a red circle"], 1, 1).context.square().mean().backward()
     assert learned.grad is not None and not bool(learned.grad.any())
-    for parameter in text.transformer.parameters():
+    for parameter in text.encoders[0].module.parameters():
         parameter.grad = None

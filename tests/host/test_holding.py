@@ -179,7 +179,7 @@ def test_a_model_leaves_training_as_it_entered(
     before = snapshot(*roots_of(model))
     with contextlib.suppress(Bodied), model.training(state):
         assert not any(parameter.requires_grad for parameter in model.unet.parameters())
-        assert not any(parameter.requires_grad for parameter in model.text.transformer.parameters())
+        assert not any(parameter.requires_grad for parameter in model.text.encoders[0].module.parameters())
         if raising:
             raise Bodied
     assert differences(before, snapshot(*roots_of(model))) == []
@@ -199,9 +199,9 @@ def test_an_fp16_model_trains_and_comes_back(kind: str, state: TrainingState, re
     if hasattr(model.unet, "dtype") and "dtype" in vars(model.unet):
         model.unet.dtype = torch.float16
     model.text = copy.copy(model.text)
-    model.text.transformer = _without_forwards(copy.deepcopy(model.text.transformer).half())
+    model.text.encoders[0].module = _without_forwards(copy.deepcopy(model.text.encoders[0].module).half())
     _without_forwards(model.unet)
-    before = snapshot(model.unet, model.text.transformer)
+    before = snapshot(model.unet, model.text.encoders[0].module)
     targets = [target for target in model.adaptable_modules() if target.group == "transformer"]
     network = LoraNetwork.create(targets, 2, 2, torch.Generator().manual_seed(0))
     with model.training(state), network.applied(), autocast(torch.device("cpu"), state.dtype):
@@ -210,7 +210,7 @@ def test_an_fp16_model_trains_and_comes_back(kind: str, state: TrainingState, re
         out.float().square().mean().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
     assert all(bool(adapter.up.grad.any()) for adapter in network if adapter.part == "te1")  # type: ignore[union-attr]
-    assert differences(before, snapshot(model.unet, model.text.transformer)) == []
+    assert differences(before, snapshot(model.unet, model.text.encoders[0].module)) == []
 
 
 def _without_forwards(root: nn.Module) -> nn.Module:

@@ -75,10 +75,10 @@ def test_forwards_come_back_and_fp32_is_left_alone() -> None:
 @pytest.mark.parametrize("text_encoder", [True, False])
 def test_a_run_holds_the_norms_it_trains_through_in_its_precision(ldm_model: LdmModel, text_encoder: bool) -> None:
     with ldm_model.training(TrainingState(torch.bfloat16, False, text_encoder)):
-        for root, direct in ((ldm_model.unet, True), (ldm_model.text.transformer, text_encoder)):
+        for root, direct in ((ldm_model.unet, True), (ldm_model.text.encoders[0].module, text_encoder)):
             found = [module for module in root.modules() if isinstance(module, norms.NORMS)]
             assert found and {one.weight.dtype for one in found} == {torch.bfloat16 if direct else torch.float32}
-        assert ldm_model.text.transformer.text_model.embeddings.token_embedding.weight.dtype is torch.float32
+        assert ldm_model.text.encoders[0].module.text_model.embeddings.token_embedding.weight.dtype is torch.float32
 
 
 def test_a_norm_that_learns_keeps_its_fp32() -> None:

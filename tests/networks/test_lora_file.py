@@ -216,13 +216,13 @@ def pipeline(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for module in (lora_base, lora_pipeline, peft, unet):
         monkeypatch.setattr(module, "USE_PEFT_BACKEND", True)
     parts = DiffusersModel.load(tiny.path, torch.device("cpu"))
-    text = parts.text.transformer
+    text = parts.text.encoders[0].module
     if not hasattr(text, "load_adapter"):
         text.load_adapter = lambda **kw: _load_adapter(text, **kw)
     yield StableDiffusionPipeline(
         vae=parts.vae,
         text_encoder=text,
-        tokenizer=parts.text.tokenizer,
+        tokenizer=parts.text.chunks.tokenizer,
         unet=parts.unet,
         scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,

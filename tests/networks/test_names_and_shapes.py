@@ -12,10 +12,10 @@ import torch
 
 from lib_trainer.families import names
 from lib_trainer.families.known import DEFAULT
-from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.checkpoint import Components
 from lib_trainer.host.standalone.model import DiffusersModel
+from lib_trainer.host.text.texts import Texts
 from lib_trainer.networks.lora import LoraAdapter, LoraNetwork
 from lib_trainer.ports import AdaptableModule
 from tests.support import SD15_UNET, tiny_schedule
@@ -40,7 +40,7 @@ def _ldm_sd15() -> LdmModel:
     openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel")
     with torch.device("meta"):
         unet, text = openaimodel.UNetModel(**SD15_UNET), _clip_l()
-    return LdmModel(unet, torch.nn.Identity(), ClipText(text, None), tiny_schedule(), 0.18215)
+    return LdmModel(unet, torch.nn.Identity(), Texts([text], None), tiny_schedule(), 0.18215)
 
 
 def _diffusers_sd15() -> DiffusersModel:

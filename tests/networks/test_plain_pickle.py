@@ -252,12 +252,12 @@ def test_embeddings_of_every_layout(tmp_path: Path) -> None:
     for name, data in held.items():
         for zipped in (True, False):
             torch.save(data, tmp_path / name, _use_new_zipfile_serialization=zipped)
-            torch.testing.assert_close(read_embedding(tmp_path / name), ROWS, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(read_embedding(tmp_path / name)["te1"], ROWS, rtol=1e-3, atol=1e-3)
     torch.save({"<cat>": ROWS[0]}, tmp_path / "one.bin")
-    assert torch.equal(read_embedding(tmp_path / "one.bin"), ROWS[:1])
+    assert torch.equal(read_embedding(tmp_path / "one.bin")["te1"], ROWS[:1])
     for name, tensors in (("a.SAFETENSORS", {"emb_params": ROWS}), ("b.safetensors", {"<cat>": ROWS})):
         save_file(tensors, str(tmp_path / name))
-        assert torch.equal(read_embedding(tmp_path / name), ROWS)
+        assert torch.equal(read_embedding(tmp_path / name)["te1"], ROWS)
 
 
 def mixed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -285,7 +285,7 @@ def test_embeddings_in_pictures(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "pixels.png")
     Image.fromarray(pixels).save(tmp_path / "pixels.webp", lossless=True)
     for name in ("text.png", "pixels.png", "pixels.webp"):
-        torch.testing.assert_close(read_embedding(tmp_path / name), ROWS)
+        torch.testing.assert_close(read_embedding(tmp_path / name)["te1"], ROWS)
     picture.save(tmp_path / "plain.png")
     with pytest.raises(ModelError, match=r"plain\.png is a picture without an embedding"):
         read_embedding(tmp_path / "plain.png")
@@ -316,7 +316,7 @@ def test_a_file_under_the_wrong_ending_is_read_as_what_it_is(tmp_path: Path) -> 
     torch.save({"emb_params": ROWS}, tmp_path / "a.safetensors")
     save_file({"emb_params": ROWS}, str(tmp_path / "b.pt"))
     for name in ("a.safetensors", "b.pt"):
-        assert torch.equal(read_embedding(tmp_path / name), ROWS)
+        assert torch.equal(read_embedding(tmp_path / name)["te1"], ROWS)
 
 
 def test_old_hypernetworks(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lib_trainer.families.sd1 import SD1
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint
 from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
@@ -216,12 +217,12 @@ def names_in(*folders: str) -> Callable[[Seen], set[str]]:
 
 def rows_of(seen: Seen) -> torch.Tensor:
     """The first embedding that was written."""
-    return read_embedding(seen.root / min(names_in("embeddings")(seen)))
+    return read_embedding(seen.root / min(names_in("embeddings")(seen)))["te1"]
 
 
-def bundled(seen: Seen) -> dict[str, torch.Tensor]:
+def bundled(seen: Seen) -> dict[str, Any]:
     (path,) = (path for name, path in seen.files.items() if name.startswith("lora/") and name.endswith(".safetensors"))
-    return read_lora(path).embeddings()
+    return {word: rows["te1"] for word, rows in read_lora(path).embeddings(SD1).items()}
 
 
 def structure(name: str) -> Callable[[Seen], Any]:

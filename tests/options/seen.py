@@ -105,9 +105,9 @@ class SeenModel:
         self._seen.latents.append(latents.detach().clone())
         return self._model.predict(latents, timesteps, conditioning)
 
-    def encode_text(self, captions: Any, clip_skip: int, max_chunks: int, sizes: Any = None) -> Any:
+    def encode_text(self, captions: Any, clip_skip: int, max_chunks: int) -> Any:
         self._seen.texts.append((tuple(captions), clip_skip, max_chunks))
-        return self._model.encode_text(captions, clip_skip, max_chunks, sizes)
+        return self._model.encode_text(captions, clip_skip, max_chunks)
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         self._seen.pixels.append(pixels.clone())

@@ -124,12 +124,12 @@ def _standalone(tiny: Any) -> Any:
 
 
 def _ldm(tiny: Any) -> Any:
-    from lib_trainer.host.clip import ClipText
     from lib_trainer.host.ldm.model import LdmModel
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
+    from lib_trainer.host.text.texts import Texts
     from tests.support import SCALE, tiny_schedule
 
-    text = ClipText(tiny.text, load_tokenizer())
+    text = Texts([tiny.text], load_tokenizer())
     return LdmModel(tiny.unet, tiny.vae, text, tiny_schedule(), SCALE, "tiny", tiny.path)
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from lib_trainer.families.family import Family
+from lib_trainer.families.sd1 import SD1
+from lib_trainer.families.sd2 import SD2
+from lib_trainer.families.sdxl import SDXL
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.ports import Conditioning, PictureSize
 from lib_trainer.training.captions import CachedCaptions, LiveCaptions
@@ -17,9 +23,7 @@ SHORT, LONG, LONGER = "a disc", "red disc, " * 40, "blue disc, " * 70
 def test_cached_equals_live_whatever_the_lengths(diffusers_model: DiffusersModel, clip_skip: int) -> None:
     live = LiveCaptions(diffusers_model, clip_skip, 225)
     cached = CachedCaptions(live)
-    cached.fill(
-        [(caption, SIZE) for caption in (LONG, SHORT, "", LONGER, SHORT)], lambda done, total: None, lambda: False
-    )
+    cached.fill([LONG, SHORT, "", LONGER, SHORT], lambda done, total: None, lambda: False)
     for captions in ([SHORT, ""], [SHORT, LONG], ["", LONGER, LONG, SHORT], [LONG, LONG]):
         told = cached(captions, [SIZE] * len(captions)).context
         with torch.no_grad():
@@ -35,30 +39,77 @@ def test_long_captions_are_cut(diffusers_model: DiffusersModel, tokens: int, chu
     assert told.context.shape == (2, 77 * chunks, 32)
 
 
+class Told:
+    """A model that says how long a caption is."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.asked: list[str] = []
+
+    def encode_text(self, captions: list[str], clip_skip: int, max_chunks: int) -> Conditioning:
+        self.asked += captions
+        lengths = torch.tensor([float(len(caption)) for caption in captions])
+        return Conditioning(lengths[:, None, None].expand(-1, 77, 2) + 1, lengths[:, None].expand(-1, 3) + 1)
+
+
+def cached_of(model: Any) -> CachedCaptions:
+    return CachedCaptions(LiveCaptions(model, 1, 75))
+
+
 def test_each_caption_is_encoded_once_with_progress() -> None:
-    asked: list[str] = []
-
-    def encode(captions: list[str], sizes: list[PictureSize]) -> Conditioning:
-        asked.extend(captions)
-        return Conditioning(torch.full((1, 77, 2), float(len(captions[0]))), torch.full((1, 3), 1.0))
-
+    model: Any = Told(SD1)
     seen: list[tuple[int, int]] = []
-    cached = CachedCaptions(encode)  # type: ignore[arg-type]
-    cached.fill([("b", SIZE), ("aa", SIZE), ("b", SIZE)], lambda done, total: seen.append((done, total)), lambda: False)
-    assert sorted(asked) == ["", "aa", "b"]
+    cached = cached_of(model)
+    cached.fill(["b", "aa", "b"], lambda done, total: seen.append((done, total)), lambda: False)
+    assert sorted(model.asked) == ["", "aa", "b"]
     assert seen == [(0, 2), (1, 2), (2, 2)]
-    told = cached(["aa", "b"], [SIZE, SIZE])
-    assert told.context[:, 0, 0].tolist() == [2, 1]
-    assert told.vector is not None and told.vector.shape == (2, 3)
+    told = cached(["aa", "b"], [SIZE, PictureSize((5, 6), (0, 0), (64, 64))])
+    assert told.context[:, 0, 0].tolist() == [3, 2]
+    assert told.pooled is not None and told.pooled.shape == (2, 3) and told.sizes is None
+    assert len(model.asked) == 3
+
+
+@pytest.mark.parametrize("family", [SD1, SD2, SDXL], ids=lambda one: one.word)
+def test_an_empty_caption_is_zeros_or_the_encoding_of_nothing(family: Family) -> None:
+    """Zeros where the family was trained so; other captions are padded with what nothing is encoded as."""
+    model: Any = Told(family)
+    cached = cached_of(model)
+    cached.fill(["b", ""], lambda done, total: None, lambda: False)
+    for source in (LiveCaptions(model, 1, 75), cached):
+        told = source(["b", ""], [SIZE] * 2)
+        assert told.pooled is not None
+        wanted = 0 if family is SDXL else 1
+        assert told.context[1].unique().tolist() == told.pooled[1].unique().tolist() == [wanted]
+        assert told.context[0].unique().tolist() == told.pooled[0].unique().tolist() == [2]
+
+
+def test_zeros_are_as_long_as_the_longest_caption() -> None:
+    class Chunked(Told):
+        def encode_text(self, captions: list[str], clip_skip: int, max_chunks: int) -> Conditioning:
+            told = super().encode_text(captions, clip_skip, max_chunks)
+            return Conditioning(told.context.repeat(1, max(map(len, captions)) or 1, 1), told.pooled)
+
+    cached = cached_of(Chunked(SDXL))
+    cached.fill(["b", "", "ccc"], lambda done, total: None, lambda: False)
+    told = cached(["b", "", "ccc"], [SIZE] * 3).context
+    assert told.shape == (3, 231, 2)
+    assert told[0].unique(dim=0).tolist() == [[1, 1], [2, 2]]  # its chunk, and two of nothing
+    assert not told[1].any()
+
+
+def test_sizes_are_told_where_the_family_asks() -> None:
+    model: Any = Told(SDXL)
+    cached = cached_of(model)
+    cached.fill(["b"], lambda done, total: None, lambda: False)
+    one, other = PictureSize((480, 640), (8, 16), (1024, 768)), PictureSize((1, 2), (3, 4), (5, 6))
+    for source in (LiveCaptions(model, 1, 75), cached):
+        sizes = source(["b", "b"], [one, other]).sizes
+        assert sizes is not None and sizes.dtype is torch.float32
+        assert sizes.tolist() == [[480, 640, 8, 16, 1024, 768], [1, 2, 3, 4, 5, 6]]
+    assert model.asked == ["", "b", "b", "b"]
 
 
 def test_stop_while_filling() -> None:
-    calls = 0
-
-    def encode(captions: list[str], sizes: list[PictureSize]) -> Conditioning:
-        nonlocal calls
-        calls += 1
-        return Conditioning(torch.zeros(1, 77, 2))
-
-    CachedCaptions(encode).fill([("a", SIZE), ("b", SIZE)], lambda done, total: None, lambda: calls > 0)  # type: ignore[arg-type]
-    assert calls <= 2
+    model: Any = Told(SD1)
+    cached_of(model).fill(["a", "b"], lambda done, total: None, lambda: len(model.asked) > 0)
+    assert len(model.asked) <= 2

@@ -70,7 +70,7 @@ class _Host(ModelHost):
 
 
 def _parts(model: Any) -> tuple[nn.Module, ...]:
-    return model.unet, model.text.transformer, model.vae
+    return model.unet, model.text.encoders[0].module, model.vae
 
 
 def measured_peak(job: JobConfig, model: LdmModel, root: Path) -> int:

@@ -50,7 +50,7 @@ def model() -> LdmModel:
     """As a WebUI on a card holds it: all of it in fp16 there."""
     with torch.device(CARD):
         made = build(shape_of("sd1"))
-    for root in (made.unet, made.vae, made.text.transformer):
+    for root in (made.unet, made.vae, made.text.encoders[0].module):
         root.half()
     made.unet.dtype = torch.float16
     return made

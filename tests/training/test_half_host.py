@@ -19,8 +19,8 @@ from PIL import Image
 from torch import nn
 
 from lib_trainer.config import from_values
-from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.text.texts import Texts
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import precision
 from lib_trainer.training.desk import TrainingDesk
@@ -100,7 +100,7 @@ def held_model(small: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
         if stored == "8 bits":
             for part in (unet, text):
                 _store_in_8_bits(part)
-        clip = ClipText(text, load_tokenizer())
+        clip = Texts([text], load_tokenizer())
         return LdmModel(unet, vae, clip, tiny_schedule(), SCALE, "small", small.path, devices=devices)
 
     yield make

@@ -115,7 +115,7 @@ def test_an_embedding_learns_its_rows_alone(watched: Watched, pictures: Path, en
     assert (view.state, view.error) == ("finished", "")
     assert view.output == watched.host.embedding_folder() / f"zrk-style.{ending}"
     assert watched.of(ev.Started)[0].trained_parameters == 3 * 32
-    rows = read_embedding(view.output)
+    rows = read_embedding(view.output)["te1"]
     assert tuple(rows.shape) == (3, 32)
     assert drawn(watched, "a zrk-style picture") != drawn(watched, "a zork picture")
     view.output.rename(view.output.with_name(f"other.{ending}"))
@@ -136,22 +136,22 @@ def test_several_embeddings_learn_at_once_each_in_its_own_file(watched: Watched,
     folder = watched.host.embedding_folder()
     assert sorted(path.name for path in folder.iterdir()) == ["zrk-a.safetensors", "zrk-b.safetensors"]
     table = watched.host.model().tokens()
-    first, second = (read_embedding(folder / f"zrk-{one}.safetensors") for one in "ab")
-    start = table.rows("red")[[0, 0]]
+    first, second = (read_embedding(folder / f"zrk-{one}.safetensors")["te1"] for one in "ab")
+    start = table.rows("red")["te1"][[0, 0]]
     assert 0 < relative(first, start) < 0.1
-    assert 0 < relative(second, table.rows("blue disc")) < 0.1
+    assert 0 < relative(second, table.rows("blue disc")["te1"]) < 0.1
 
 
 def test_the_length_of_vectors_moves_towards_the_vocabularys(watched: Watched, pictures: Path) -> None:
     changes = {"network__kind": "embedding", "embedding__learning_rate": 1e-9, "training__max_steps": 1}
-    usual = watched.host.model().tokens().usual_norm()
+    usual = watched.host.model().tokens().usual_norm()["te1"]
     long = {"string_to_param": {"*": torch.ones(1, 32)}}
     path = watched.host.root / "long.pt"
     torch.save(long, path)
     watched.run(
         pictures, **changes, embedding__norm_decay=0.25, network__continue_from=str(path), output__name="zrk-long"
     )
-    length = read_embedding(watched.host.embedding_folder() / "zrk-long.safetensors").norm()
+    length = read_embedding(watched.host.embedding_folder() / "zrk-long.safetensors")["te1"].norm()
     before = 32**0.5
     assert float(length) == pytest.approx(before + 0.25 * (usual - before), rel=1e-3)
 
@@ -412,7 +412,7 @@ def test_embeddings_of_other_layouts_are_read(tmp_path: Path) -> None:
     torch.save({"<cat>": rows}, tmp_path / "concept.bin")
     torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": rows.requires_grad_()}}, tmp_path / "w.pt")
     for name in ("k.safetensors", "concept.bin", "w.pt"):
-        assert torch.equal(read_embedding(tmp_path / name), rows.detach())
+        assert torch.equal(read_embedding(tmp_path / name)["te1"], rows.detach())
 
 
 def test_a_rate_that_is_too_high_is_named_by_the_kinds_own_fields() -> None:

@@ -144,9 +144,9 @@ class CountingHost(ModelHost):
 @pytest.fixture(scope="module")
 def models(small: Tiny) -> dict[bool, tuple[Any, Any]]:
     """A small model as it is, and as a user's WebUI holds it: everything in fp16."""
-    from lib_trainer.host.clip import ClipText
     from lib_trainer.host.ldm.model import LdmModel
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
+    from lib_trainer.host.text.texts import Texts
 
     models = {}
     for half in (False, True):
@@ -154,7 +154,7 @@ def models(small: Tiny) -> dict[bool, tuple[Any, Any]]:
         if half:
             unet, vae, text = unet.half(), vae.half(), text.half()
             unet.dtype = torch.float16
-        clip = ClipText(text, load_tokenizer())
+        clip = Texts([text], load_tokenizer())
         model = LdmModel(unet, vae, clip, tiny_schedule(), SCALE, "half" if half else "small", small.path)
         if not half:
             leave_traces(model)

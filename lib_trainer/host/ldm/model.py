@@ -13,11 +13,11 @@ from torch import nn
 
 from lib_trainer.families.family import VAE_PREFIX, Family, Part, Unet
 from lib_trainer.families.known import DEFAULT
-from lib_trainer.host.clip import ClipText
 from lib_trainer.host.held import Holdable
 from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
 from lib_trainer.host.ldm.attention import efficient_attention, efficient_gates
 from lib_trainer.host.norms import direct_norms
+from lib_trainer.host.text.texts import Texts
 from lib_trainer.networks.formats.checkpoint_file import names_without
 from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import (
@@ -26,7 +26,6 @@ from lib_trainer.ports import (
     Group,
     NoiseSchedule,
     OwnParameter,
-    PictureSize,
     TokenTable,
     TrainingState,
 )
@@ -46,7 +45,7 @@ class LdmModel(Holdable):
         self,
         unet: nn.Module,
         vae: Any,
-        text: ClipText,
+        text: Texts,
         schedule: NoiseSchedule,
         latent_scale: float,
         name: str = "",
@@ -69,9 +68,7 @@ class LdmModel(Holdable):
         out: torch.Tensor = self.unet(latents, timesteps=timesteps, context=conditioning.context.to(latents.dtype))
         return out
 
-    def encode_text(
-        self, captions: Sequence[str], clip_skip: int, max_chunks: int, sizes: Sequence[PictureSize] | None = None
-    ) -> Conditioning:
+    def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
         return self.text.encode(captions, clip_skip, max_chunks)
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -103,16 +100,13 @@ class LdmModel(Holdable):
         return self.text
 
     def own_parameters(self) -> Sequence[OwnParameter]:
-        text = self.text.encoder
-        parts: tuple[tuple[Part, nn.Module, str], ...] = (
-            ("unet", self.unet, self.family.unet.prefix),
-            (text.part, self.text.transformer, text.prefix),
-        )
+        prefixes = {"unet": self.family.unet.prefix} | {one.part: one.prefix for one in self.family.encoders}
+        parts: dict[Part, nn.Module] = {"unet": self.unet, **self.text.parts()}
         return [
-            OwnParameter(published(f"{prefix}{place}.{name}"), owner, name, part, _unrounded(owner, name, parameter))
-            for part, root, prefix in parts
+            OwnParameter(published(f"{prefixes[part]}{place}.{name}"), owner, name, part, _unrounded(owner, name, own))
+            for part, root in parts.items()
             for place, owner in root.named_modules()
-            for name, parameter in owner.named_parameters(recurse=False)
+            for name, own in owner.named_parameters(recurse=False)
         ]
 
     def checkpoint_tensors(self, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
@@ -120,10 +114,11 @@ class LdmModel(Holdable):
 
         A module that is stored in 8 bits has its weights in `fp16_weight`, if the WebUI was told to keep them.
         """
-        unet, text = self.family.unet.prefix, self.text.encoder.prefix
-        roots = ((unet, self.unet), (VAE_PREFIX, self.vae), (text, self.text.transformer))
+        roots = {self.family.unet.prefix: self.unet, VAE_PREFIX: self.vae, **self.text.prefixes()}
         named = {
-            published(prefix + name): tensor for prefix, root in roots for name, tensor in root.state_dict().items()
+            published(prefix + name): tensor
+            for prefix, root in roots.items()
+            for name, tensor in root.state_dict().items()
         }
         for own in self.own_parameters():
             if own.unrounded is not None:
@@ -133,13 +128,13 @@ class LdmModel(Holdable):
     @contextlib.contextmanager
     def _set_aside(self, state: TrainingState) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(frozen(self.unet, self.text.transformer))
+            stack.enter_context(frozen(self.unet, *self.text.parts().values()))
             for owner, name in ((self.unet, "dtype"), (self._devices, "dtype_unet")):  # ldm casts to the first
                 if hasattr(owner, name):
                     stack.enter_context(attribute(owner, name, state.dtype))
             if isinstance(getattr(self.unet, "time_embed", None), nn.Module):
                 stack.enter_context(_cast_input(self.unet.time_embed, state.dtype))
-            text = [self.text.transformer] if state.text_encoder else []
+            text = self.text.parts().values() if state.text_encoder else ()
             stack.enter_context(direct_norms(state.dtype, self.unet, *text))
             stack.enter_context(efficient_attention(self.unet))
             stack.enter_context(efficient_gates(self.unet))

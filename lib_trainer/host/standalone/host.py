@@ -27,7 +27,7 @@ from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.networks.formats.reading import is_pickle
 from lib_trainer.networks.lora import LoraNetwork
-from lib_trainer.ports import HeldPart, PreviewRequest
+from lib_trainer.ports import HeldPart, PreviewRequest, Rows
 from lib_trainer.refusals import ConfigError, Field, ModelError
 
 LORAS = (".safetensors", ".pt", ".ckpt")
@@ -104,7 +104,8 @@ class StandaloneHost:
                 else:
                     file, network = self._network(model, one)
                     stack.enter_context(network.applied(one.weight))
-                    words |= {name: rows for name, rows in file.embeddings().items() if name not in words}
+                    own = file.embeddings(model.family)
+                    words |= {name: rows for name, rows in own.items() if name not in words}
             stack.enter_context(model.tokens().extended(words))
             return draw_seeds(model, replace(request, prompt=prompt), seeds)
 
@@ -164,13 +165,15 @@ class StandaloneHost:
     def added(self, path: Path) -> None:
         """Folders are read at every prompt."""
 
-    def _embeddings(self, model: DiffusersModel, text: str) -> dict[str, torch.Tensor]:
+    def _embeddings(self, model: DiffusersModel, text: str) -> dict[str, Rows]:
         """Rows of the embeddings whose name occurs in a prompt. Files that are none, or of another width, are not."""
-        wanted, found = unicodedata.normalize("NFC", text).lower(), {}
+        wanted = unicodedata.normalize("NFC", text).lower()
+        found: dict[str, Rows] = {}
+        widths = model.tokens().widths
         for name, path in self._words().items():
             if name.lower() in wanted:
                 rows = read_embedding(path, model.family)
-                if rows.shape[1] != model.tokens().width:
+                if any(own.shape[1] != widths[part] for part, own in rows.items()):
                     word = model.family.word
                     raise ModelError("embedding.other_family", path=path, family=word)
                 found[name] = rows

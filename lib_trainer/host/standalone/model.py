@@ -14,19 +14,18 @@ from torch import nn
 
 from lib_trainer.families.family import Part
 from lib_trainer.files import found
-from lib_trainer.host.clip import ClipText
 from lib_trainer.host.held import Holdable
 from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
 from lib_trainer.host.ldm.attention import efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
+from lib_trainer.host.text.texts import Texts
 from lib_trainer.networks.formats.checkpoint_file import names_without, read_checkpoint
 from lib_trainer.ports import (
     AdaptableModule,
     Conditioning,
     Group,
     OwnParameter,
-    PictureSize,
     TokenTable,
     TrainingState,
 )
@@ -43,7 +42,7 @@ class DiffusersModel(Holdable):
     def __init__(self, parts: Components, device: torch.device, name: str = "", file: Path | None = None) -> None:
         self.unet, self.vae = parts.unet.to(device), parts.vae.to(device)
         self.family = parts.family
-        self.text = ClipText(parts.text_encoder.to(device), parts.tokenizer, self.family.encoders[0])
+        self.text = Texts([parts.text_encoder.to(device)], parts.tokenizer, self.family)
         self.schedule, self.name, self.file = parts.schedule, name, file
         self._file_names = parts.file_names
 
@@ -71,9 +70,7 @@ class DiffusersModel(Holdable):
         out: torch.Tensor = self.unet(latents, timesteps, conditioning.context.to(latents.dtype), return_dict=False)[0]
         return out
 
-    def encode_text(
-        self, captions: Sequence[str], clip_skip: int, max_chunks: int, sizes: Sequence[PictureSize] | None = None
-    ) -> Conditioning:
+    def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
         return self.text.encode(captions, clip_skip, max_chunks)
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -112,11 +109,10 @@ class DiffusersModel(Holdable):
         return self.text
 
     def own_parameters(self) -> Sequence[OwnParameter]:
-        text = self.text.encoder.part
-        parts: tuple[tuple[Part, nn.Module], ...] = (("unet", self.unet), (text, self.text.transformer))
+        parts: dict[Part, nn.Module] = {"unet": self.unet, **self.text.parts()}
         return [
             OwnParameter(self._name_in_file(part, f"{place}.{name}"), owner, name, part)
-            for part, root in parts
+            for part, root in parts.items()
             for place, owner in root.named_modules()
             for name, parameter in owner.named_parameters(recurse=False)
         ]
@@ -134,8 +130,8 @@ class DiffusersModel(Holdable):
     @contextlib.contextmanager
     def _set_aside(self, state: TrainingState) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(frozen(self.unet, self.text.transformer))
-            text = [self.text.transformer] if state.text_encoder else []
+            stack.enter_context(frozen(self.unet, *self.text.parts().values()))
+            text = self.text.parts().values() if state.text_encoder else ()
             stack.enter_context(direct_norms(state.dtype, self.unet, *text))
             stack.enter_context(efficient_gates(self.unet))
             if state.text_encoder:

@@ -19,7 +19,7 @@ from diffusers import (
 from PIL import Image
 
 from lib_trainer.host.standalone.model import DiffusersModel
-from lib_trainer.ports import Conditioning, PreviewRequest
+from lib_trainer.ports import Conditioning, PictureSize, PreviewRequest
 from lib_trainer.refusals import ConfigError
 
 MAX_CHUNKS = 8
@@ -73,20 +73,30 @@ def draw_seeds(model: DiffusersModel, request: PreviewRequest, seeds: Sequence[i
     """A picture for each seed, in one batch, with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598)."""
     sampler, count = _sampler(model, request), len(seeds)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    told = model.encode_text([request.negative_prompt, request.prompt], request.clip_skip, MAX_CHUNKS).context
-    told = told.repeat_interleave(count, dim=0)
     family = model.family
+    told = _told(model, request).each(lambda one: one.repeat_interleave(count, dim=0).to(model.device))
     shape = (1, family.latent_channels, request.height // family.cell, request.width // family.cell)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     latents = noise.to(model.device) * sampler.init_noise_sigma
     for timestep in sampler.timesteps:
         scaled = sampler.scale_model_input(latents, timestep)
         steps = timestep.expand(2 * count).to(model.device)
-        without, with_prompt = model.predict(torch.cat([scaled, scaled]), steps, Conditioning(told)).chunk(2)
+        without, with_prompt = model.predict(torch.cat([scaled, scaled]), steps, told).chunk(2)
         guided = without + request.cfg_scale * (with_prompt - without)
         latents = sampler.step(guided, timestep, latents, **_noise(sampler, generators), return_dict=False)[0]
     pixels = model.decode_latents(latents).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(one) for one in ((pixels + 1) * 127.5).round().astype(np.uint8)]
+
+
+def _told(model: DiffusersModel, request: PreviewRequest) -> Conditioning:
+    """The negative prompt and the prompt, as the WebUI conditions a picture of this size."""
+    told = model.encode_text([request.negative_prompt, request.prompt], request.clip_skip, MAX_CHUNKS)
+    if model.family.zero_empty:
+        told = told.emptied([not request.negative_prompt, False])
+    if model.family.sizes:
+        side = request.height, request.width
+        told = told.sized([PictureSize(side, (0, 0), side)] * 2)
+    return told
 
 
 def _sampler(model: DiffusersModel, request: PreviewRequest) -> Any:

@@ -18,18 +18,18 @@ from torch import nn
 from lib_trainer.families.detect import model_in
 from lib_trainer.families.family import Family, Stranger
 from lib_trainer.families.known import DEFAULT, checked
-from lib_trainer.host.clip import ClipText
 from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.text.texts import Texts
 from lib_trainer.patching import attribute, replaced_forward
-from lib_trainer.ports import NoiseSchedule, TrainingState
+from lib_trainer.ports import NoiseSchedule, Rows, TrainingState
 from lib_trainer.refusals import ModelError
 
 
-class WebuiText(ClipText):
-    """CLIP with its words known to the WebUI's own prompts as well, so that previews draw them."""
+class WebuiTexts(Texts):
+    """Text encoders whose added words the WebUI's own prompts know as well, so that previews draw them."""
 
     @contextlib.contextmanager
-    def extended(self, words: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    def extended(self, words: Mapping[str, Rows]) -> Iterator[None]:
         database = getattr(sd_hijack.model_hijack, "embedding_db", None)
         if not words or database is None:
             with super().extended(words):
@@ -39,15 +39,21 @@ class WebuiText(ClipText):
         by_name = dict(database.word_embeddings)
         try:
             for name, rows in words.items():
-                embedding = Embedding(rows.detach(), name)  # of the same memory: it learns along
-                embedding.vectors, embedding.shape = rows.shape
-                database.register_embedding(embedding, shared.sd_model)
+                database.register_embedding(self._embedding(name, rows), shared.sd_model)
             with super().extended(words):
                 yield
         finally:
             for known, before in ((database.ids_lookup, by_id), (database.word_embeddings, by_name)):
                 known.clear()
                 known.update(before)
+
+    def _embedding(self, name: str, rows: Rows) -> Embedding:
+        """As the WebUI holds one of this family, of the same memory: it learns along."""
+        vectors = {one.rows: rows[one.part].detach() for one in self.family.encoders}
+        embedding = Embedding(vectors if len(vectors) > 1 else next(iter(vectors.values())), name)
+        embedding.vectors = len(next(iter(vectors.values())))
+        embedding.shape = sum(one.shape[1] for one in vectors.values())
+        return embedding
 
 
 class WebuiModel(LdmModel):
@@ -59,7 +65,7 @@ class WebuiModel(LdmModel):
         super().__init__(
             unet=sd_model.model.diffusion_model,
             vae=sd_model.first_stage_model,
-            text=WebuiText(encoder.transformer, encoder.tokenizer, family.encoders[0]),
+            text=WebuiTexts([encoder.transformer], encoder.tokenizer, family),
             schedule=_schedule(sd_model),
             latent_scale=float(sd_model.scale_factor),
             name=info.name_for_extra,

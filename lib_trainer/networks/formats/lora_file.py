@@ -15,25 +15,34 @@ from pathlib import Path
 
 import torch
 
+from lib_trainer.families.family import Family, Part
 from lib_trainer.files import found
+from lib_trainer.networks.formats.embedding_rows import named_rows, rows_of
 from lib_trainer.networks.formats.lora_facts import BUNDLED, with_ranks
 from lib_trainer.networks.formats.plain_pickle import read_plain
 from lib_trainer.networks.formats.reading import is_pickle, read_safetensors
 from lib_trainer.networks.formats.tensor_file import content, write_tensors
 from lib_trainer.networks.lora import module_keys
+from lib_trainer.ports import Rows
 from lib_trainer.refusals import ModelError
 
 __all__ = ["BUNDLED", "LoraFile", "bundled", "read_lora", "write_lora"]
+
+SINGLE = "string_to_param.*"
+"""Of an embedding for one text encoder in a LoRA file."""
 
 LEGACY = range(0x100000, 0x110000)
 """Bytes of a file that the oldest of the hashes is made of."""
 
 
-def bundled(embeddings: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Tensors by which a LoRA file brings embeddings along: `bundle_emb.<name>.string_to_param.*`, each (n, D)."""
+def bundled(embeddings: Mapping[str, Rows], family: Family, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Tensors by which a LoRA file brings embeddings along: `bundle_emb.<name>.string_to_param.*`, each (n, D), or
+    `bundle_emb.<name>.clip_l` and `.clip_g`."""
+    several = len(family.encoders) > 1
     return {
-        f"{BUNDLED}{name}.string_to_param.*": rows.detach().to("cpu", dtype, copy=True)
-        for name, rows in embeddings.items()
+        f"{BUNDLED}{word}.{name if several else SINGLE}": tensor
+        for word, rows in embeddings.items()
+        for name, tensor in named_rows(rows, family, dtype).items()
     }
 
 
@@ -42,13 +51,15 @@ class LoraFile:
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
 
-    def embeddings(self) -> dict[str, torch.Tensor]:
-        """{name: rows (n, D)} of the embeddings that the file brings along, in the WebUI's `bundle_emb` layout."""
-        rows = {}
+    def embeddings(self, family: Family) -> dict[str, dict[Part, torch.Tensor]]:
+        """{name: rows} of the embeddings that the file brings along, in the WebUI's `bundle_emb` layout."""
+        words: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in self.tensors.items():
             if name.startswith(BUNDLED):
-                rows[name[len(BUNDLED) :].partition(".")[0]] = tensor.float()
-        return rows
+                word, _, vectors = name[len(BUNDLED) :].partition(".")
+                words.setdefault(word, {})[vectors] = tensor
+        found = {word: rows_of(tensors, family) for word, tensors in words.items()}
+        return {word: rows for word, rows in found.items() if rows is not None}
 
 
 def write_lora(

@@ -127,7 +127,7 @@ def encoding(caption: str, clip_skip: int) -> dict[str, Any]:
             own = model.encode_text([caption], clip_skip, 3).context
             return own.float(), model.sd_model.get_learned_conditioning([caption]).float()
 
-    hook = model.text.transformer.register_forward_pre_hook(
+    hook = model.text.encoders[0].module.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
     )
     try:
@@ -136,11 +136,11 @@ def encoding(caption: str, clip_skip: int) -> dict[str, Any]:
         hook.remove()
     with half.in_fp32():
         ours_exact, theirs_exact = both()
-    marks = {model.text.tokenizer.bos_token_id, model.text.tokenizer.eos_token_id}
+    marks = {model.text.chunks.tokenizer.bos_token_id, model.text.chunks.tokenizer.eos_token_id}
     same_shape = ours.shape == theirs.shape
     return {
         "ids": [token for token in seen[0].flatten().tolist() if token not in marks],
-        "literal": model.text.tokenizer(caption, add_special_tokens=False)["input_ids"],
+        "literal": model.text.chunks.tokenizer(caption, add_special_tokens=False)["input_ids"],
         "shape": list(ours.shape),
         "difference": _apart(ours, theirs) if same_shape else None,
         "exact": _apart(ours_exact, theirs_exact) if same_shape else None,

@@ -1,25 +1,22 @@
-"""What the core needs from a host, and nothing more.
+"""A loaded model, as the core sees it: it stays where it is, with no copy and no reload.
 
-A host is the WebUI (`host/webui`) or diffusers (`host/standalone`). The core sees a loaded model only through these
-protocols; the model stays where it is: no copy, no reload. Tensors are channels first, latents are already multiplied
-by the family's scale, pixels are in [-1, 1].
+Tensors are channels first, latents are already multiplied by the family's scale, pixels are in [-1, 1].
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from PIL import Image
 from torch import nn
 
 from lib_trainer.families.family import Family, Part
-from lib_trainer.refusals import Sentence
+from lib_trainer.ports.text import Conditioning, TokenTable
 
 Group = Literal["transformer", "convolution"]
 
@@ -55,26 +52,6 @@ class OwnParameter:
     unrounded: torch.Tensor | None = None
 
 
-class TokenTable(Protocol):
-    """The text encoder's vocabulary, and words that are added to it for a while."""
-
-    @property
-    def width(self) -> int:
-        """Numbers in a token's vector."""
-
-    def rows(self, text: str) -> torch.Tensor:
-        """The vectors of a text's tokens, (n, width) fp32 on the CPU; no marks at its ends."""
-
-    def usual_norm(self) -> float:
-        """Mean length of the vocabulary's vectors."""
-
-    def extended(self, words: Mapping[str, torch.Tensor]) -> AbstractContextManager[None]:
-        """Let each word, wherever its tokens stand in a text, mean the rows (n, width) given; gradients flow to them.
-
-        The rows are read anew in every forward pass. A word is never split between two chunks. May be nested.
-        """
-
-
 @dataclass(frozen=True)
 class NoiseSchedule:
     """How a model's pictures are noised, and what it predicts of them.
@@ -106,29 +83,6 @@ class NoiseSchedule:
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What the UNet is told.
-
-    `context`: (B, 77·chunks, D). `vector`: (B, V) for families with pooled output, else None.
-    """
-
-    context: torch.Tensor
-    vector: torch.Tensor | None = None
-
-    def to(self, device: torch.device) -> Conditioning:
-        return Conditioning(self.context.to(device), None if self.vector is None else self.vector.to(device))
-
-
-@dataclass(frozen=True)
-class PictureSize:
-    """Sizes in pixels that SDXL is conditioned on; families without vector conditioning ignore them."""
-
-    original: tuple[int, int]
-    crop: tuple[int, int]
-    target: tuple[int, int]
-
-
-@dataclass(frozen=True)
 class TrainingState:
     """How the host is to hold its model while it is trained.
 
@@ -143,21 +97,6 @@ class TrainingState:
     text_encoder: bool
     replaced: frozenset[Part] = frozenset()
     eight_bits: bool = False
-
-
-@dataclass(frozen=True)
-class PreviewRequest:
-    """A picture to draw. `sampler` is the host's own name for one; an empty name is the host's default."""
-
-    prompt: str
-    negative_prompt: str = ""
-    width: int = 512
-    height: int = 512
-    steps: int = 20
-    cfg_scale: float = 7.0
-    sampler: str = ""
-    seed: int = 1
-    clip_skip: int = 1
 
 
 class HeldModel(Protocol):
@@ -198,13 +137,12 @@ class LoadedModel(Protocol):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """One UNet call. latents (B, 4, H, W); timesteps (B,) int64 in [0, T); returns (B, 4, H, W)."""
 
-    def encode_text(
-        self, captions: Sequence[str], clip_skip: int, max_chunks: int, sizes: Sequence[PictureSize] | None = None
-    ) -> Conditioning:
-        """Captions are taken literally: brackets, `BREAK` and names of embeddings mean nothing special.
+    def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
+        """Context and pooled vector of captions; sizes are not its business, nor whether an empty caption is zeros.
 
-        Each caption fills as many chunks of 75 tokens as it needs, at most `max_chunks`; all are padded with empty
-        chunks to the longest. Gradients flow unless the caller forbids it.
+        Captions are taken literally: brackets, `BREAK` and names of embeddings mean nothing special. Each fills as
+        many chunks of 75 tokens as it needs, at most `max_chunks`; all are padded with empty chunks to the longest.
+        Gradients flow unless the caller forbids it.
         """
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -258,75 +196,3 @@ class HeldPart:
         there = sum(one.numel() * one.itemsize for one in parameters if one.device.type == device.type)
         dtype = max(numbers, key=lambda one: numbers[one], default=torch.float32)
         return cls(sum(numbers.values()), dtype, there)
-
-
-class Host(Protocol):
-    """Where a run takes place."""
-
-    def check(self) -> None:
-        """Raise `ModelError` if no model is loaded, it cannot be trained, or the host's settings forbid training.
-
-        Touches nothing, loads nothing, and is called before the data set is read.
-        """
-
-    def device(self) -> torch.device:
-        """Where the model is or will be trained."""
-
-    def family(self) -> Family:
-        """Of the model that would be trained. Where there is none, or it cannot be trained, the usual one."""
-
-    def model(self) -> LoadedModel:
-        """The model to train. Called once, inside the lease."""
-
-    def lease(self, title: str) -> AbstractContextManager[Lease]:
-        """Wait for the host's own queue and hold its device until the run ends."""
-
-    def preview(self, request: PreviewRequest) -> Image.Image:
-        """Draw with the host's own sampler and the model as it stands; it is not held for training then."""
-
-    def describe(self) -> str:
-        """One line for the page on what would be trained, its family at the end, or why not."""
-
-    def samplers(self) -> Sequence[str]:
-        """Names that `PreviewRequest.sampler` understands."""
-
-    def lora_folder(self) -> Path:
-        """Where a finished LoRA is found by the host's prompts."""
-
-    def embedding_folder(self) -> Path:
-        """Where an embedding is found by its name in a prompt."""
-
-    def hypernetwork_folder(self) -> Path:
-        """Where `<hypernet:name:1>` finds its file."""
-
-    def checkpoint_folder(self) -> Path:
-        """Where a whole checkpoint is found by the host's menu."""
-
-    def template_folder(self) -> Path:
-        """Where the host keeps templates for captions; it need not exist."""
-
-    def cache_folder(self) -> Path:
-        """Where latents may be kept between runs."""
-
-    def token_count(self, text: str) -> int:
-        """How many tokens a text has. A name that has one is a word of the vocabulary."""
-
-    def parts(self) -> Mapping[str, HeldPart]:
-        """The parts of the model that would be trained: "unet", "te1" and so on, "vae". Nothing is loaded for it.
-
-        Empty where the host cannot tell, as of a folder.
-        """
-
-    def added(self, path: Path) -> None:
-        """Let the host find a file that a run has written to one of its folders. Called when the run has let go."""
-
-
-class Lease(Protocol):
-    """The host's attention during a run: its progress bar and its Interrupt button."""
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        """Show `done` of `total` steps in the host's own progress bar."""
-
-    @property
-    def interrupted(self) -> Sentence | str:
-        """A sentence for the log if the user has ended the run by the host's own Interrupt or Stop, else empty."""

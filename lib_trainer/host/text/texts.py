@@ -1,0 +1,114 @@
+"""Captions through all text encoders of a family, on every host."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib_trainer.families.family import Encoder, Family, Part
+from lib_trainer.families.known import DEFAULT
+from lib_trainer.host.text.chunks import Chunks
+from lib_trainer.host.text.encoder import TextEncoder
+from lib_trainer.host.text.transformers_clip import TransformersEncoder
+from lib_trainer.ports import AdaptableModule, Conditioning, Rows
+from lib_trainer.transfer import sent
+
+
+class Texts:
+    """A family's text encoders with their tokenizer, in place. Implements `ports.TokenTable`.
+
+    `modules` are the encoders' roots, in the order of `family.encoders`.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], tokenizer: Any, family: Family = DEFAULT) -> None:
+        self.family = family
+        self.encoders = [made(*pair) for pair in zip(modules, family.encoders, strict=True)]
+        self.chunks = Chunks(tokenizer)
+
+    def parts(self) -> dict[Part, nn.Module]:
+        """Each encoder's root."""
+        return {encoder.described.part: encoder.module for encoder in self.encoders}
+
+    def prefixes(self) -> dict[str, nn.Module]:
+        """The same, by how their tensors begin in a checkpoint file."""
+        return {encoder.described.prefix: encoder.module for encoder in self.encoders}
+
+    def encode(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
+        """Captions, literally, as (B, 77·n, D); n ≤ `max_chunks` is what the longest one needs.
+
+        Each chunk is encoded for itself with its own begin and end marks, as the WebUI encodes long prompts. What the
+        encoders give stands side by side; the pooled vector is the first chunk's. `clip_skip` 1 takes the layer that
+        the family's UNet reads, 2 the one before it.
+        """
+        chunks = [self.chunks.of(caption)[:max_chunks] for caption in captions]
+        longest = max(len(own) for own in chunks)
+        flat = [ids for own in chunks for ids in own + [[]] * (longest - len(own))]
+        contexts, pooled = [], None
+        for encoder in self.encoders:
+            padded = [self.chunks.marked(ids, encoder.described.padding) for ids in flat]
+            ids = sent(torch.tensor(padded), next(encoder.module.parameters()).device)
+            hidden, whole = encoder.encoded(ids, clip_skip, self.chunks.end)
+            contexts.append(hidden.reshape(len(captions), longest * hidden.shape[1], hidden.shape[2]))
+            pooled = pooled if whole is None else whole[::longest]
+        return Conditioning(contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=-1), pooled)
+
+    def adaptable(self) -> Iterator[AdaptableModule]:
+        """What LoRA may wrap, of all encoders."""
+        for encoder in self.encoders:
+            yield from encoder.adaptable()
+
+    def blocks(self) -> list[nn.Module]:
+        """What gradient checkpointing recomputes."""
+        return [block for encoder in self.encoders for block in encoder.blocks()]
+
+    @contextlib.contextmanager
+    def lean(self) -> Iterator[None]:
+        """While gradients flow through the encoders: fused attention, and autocast's precision between the layers."""
+        with contextlib.ExitStack() as stack:
+            for encoder in self.encoders:
+                stack.enter_context(encoder.lean())
+            yield
+
+    @contextlib.contextmanager
+    def own_attention(self) -> Iterator[None]:
+        """While adapters are on, in training and in previews: see `TextEncoder.own_attention`."""
+        with contextlib.ExitStack() as stack:
+            for encoder in self.encoders:
+                stack.enter_context(encoder.own_attention())
+            yield
+
+    @property
+    def widths(self) -> dict[Part, int]:
+        return {encoder.described.part: int(encoder.vocabulary.shape[1]) for encoder in self.encoders}
+
+    def rows(self, text: str) -> dict[Part, torch.Tensor]:
+        ids = self.chunks.ids(text)
+        return {one.described.part: one.vocabulary[ids].detach().float().cpu().clone() for one in self.encoders}
+
+    def usual_norm(self) -> dict[Part, float]:
+        norms = {one.described.part: one.vocabulary.detach().float().norm(dim=1).mean() for one in self.encoders}
+        return {part: float(norm) for part, norm in norms.items()}
+
+    @contextlib.contextmanager
+    def extended(self, words: Mapping[str, Rows]) -> Iterator[None]:
+        """Words get ids beyond the vocabulary, which every encoder looks up in its own rows."""
+        if not words:
+            yield
+            return
+        counts = {word: len(next(iter(rows.values()))) for word, rows in words.items()}
+        with contextlib.ExitStack() as stack:
+            taken = max(len(encoder.vocabulary) for encoder in self.encoders)
+            first = stack.enter_context(self.chunks.extended(counts, taken))
+            for encoder in self.encoders:
+                own = [rows[encoder.described.part] for rows in words.values()]
+                stack.enter_context(encoder.extended(first, own))
+            yield
+
+
+def made(module: nn.Module, described: Encoder) -> TextEncoder:
+    """The encoder object for a root of either layout."""
+    return TransformersEncoder(module, described)
