@@ -23,7 +23,9 @@ from torch import nn
 
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.families.family import Family
+from lib_trainer.families.prediction import Predicts
 from lib_trainer.ports import HeldPart, LoadedModel, NoiseSchedule, PreviewRequest
+from lib_trainer.refusals import Sentence
 
 CONTEXT = 32
 SCALE = 0.18215
@@ -265,6 +267,10 @@ class ModelHost:
 
     def family(self) -> Family:
         return self.loaded.family
+
+    def predicts(self) -> Predicts:
+        schedule = self.loaded.schedule
+        return Predicts(schedule.prediction, schedule.zero_terminal, Sentence("prediction.by_yaml"))
 
     def model(self) -> LoadedModel:
         return self.loaded

@@ -90,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--open", action="store_true", help="open a browser")
     serve.set_defaults(run=_serve)
 
+    describe = commands.add_parser(
+        "describe",
+        help="say what a checkpoint predicts, and write its .yaml",
+        description="Say of which family a checkpoint file is and what it predicts, and why. The WebUI takes a v model "
+        "for another unless a .yaml beside it says so: --write writes it, never over one that is there.",
+    )
+    describe.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    describe.add_argument(
+        "--prediction", choices=["auto", "epsilon", "v"], default="auto", help="what it predicts (default: as found)"
+    )
+    describe.add_argument("--write", action="store_true", help="write the .yaml beside it")
+    describe.set_defaults(run=_describe)
+
     cli_tag.add_parser(commands)
     cli_captions.add_parser(commands)
     cli_model.add_parser(commands)
@@ -97,6 +110,23 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--markdown", action="store_true", help="as docs/options.md has it")
     listing.set_defaults(run=_options)
     return parser
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from lib_trainer.families.detect import model_of
+    from lib_trainer.families.known import DEFAULT, checked
+    from lib_trainer.networks.formats.checkpoint_file import read_shapes
+    from lib_trainer.networks.formats.description import predicted_by, write_description
+
+    path = options.checkpoint.expanduser().absolute()
+    family = checked(model_of(read_shapes(path)) or DEFAULT, path)
+    found = predicted_by(path, family)
+    print(f"{printable(path.name)}: {family.word}, {found.line}")
+    if options.write:
+        asked = found.prediction if options.prediction == "auto" else options.prediction
+        written = write_description(path, family, asked)
+        print(f"Wrote {printable(str(written))}: load the checkpoint again in the WebUI")
+    return DONE
 
 
 def _add_host_options(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,26 @@ class ModelConfig(Section):
             headless=True,
         ),
     ] = ""
+    prediction: Annotated[
+        Literal["auto", "epsilon", "v"],
+        option(
+            "Prediction",
+            "What the checkpoint's UNet predicts: the noise (epsilon) or v. Auto finds it out; choose one where the "
+            "line above says what you know to be wrong.",
+            names={"auto": "auto (as found)", "epsilon": "epsilon (the noise)", "v": "v"},
+            advanced=True,
+        ),
+    ] = "auto"
+    zero_terminal_snr: Annotated[
+        Literal["auto", "on", "off"],
+        option(
+            "Zero terminal SNR",
+            "Whether nothing of a picture is left at the last step. Turn it on for a v model that is known to be made "
+            "so and does not say it.",
+            names={"auto": "auto (as found)"},
+            advanced=True,
+        ),
+    ] = "auto"
 
 
 class DatasetConfig(Section):

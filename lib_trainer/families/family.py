@@ -133,6 +133,7 @@ class Family:
     card             what the WebUI's cards call it
     version          `ss_base_model_version`
     architecture     ModelSpec's name
+    v_version, v_architecture  the same of models that predict v, where they have names of their own
     latent_scale     what a latent is multiplied by before the UNet sees it
     prediction       what the UNet predicts where the model does not say
     trainable        whether it can be trained here
@@ -159,6 +160,8 @@ class Family:
     cell: int = 8
     latent_channels: int = 4
     v2: bool = False
+    v_version: str = ""
+    v_architecture: str = ""
     zero_empty: bool = False
     sizes: bool = False
     hypernetworks: bool = True
@@ -174,6 +177,12 @@ class Family:
     def parts(self) -> tuple[Part, ...]:
         """What can be trained."""
         return ("unet", *(encoder.part for encoder in self.encoders))
+
+    def versions(self, prediction: str) -> tuple[str, str]:
+        """`ss_base_model_version` and ModelSpec's architecture of a model that predicts so."""
+        if prediction != "v":
+            return self.version, self.architecture
+        return self.v_version or self.version, self.v_architecture or self.architecture
 
     @property
     def width(self) -> int:

@@ -46,6 +46,7 @@ SD1 = Family(
     model="SD 1.5",
     card="SD1",
     version="sd_v1",
+    v_version="sd_v1_v",
     architecture="stable-diffusion-v1",
     unet=Unet(depths=(1, 1, 1, 0), context=768, named="diffusers"),
     encoders=(

@@ -12,6 +12,8 @@ SD2 = Family(
     model="SD 2.1",
     card="SD2",
     version="sd_v2",
+    v_version="sd_v2_v",
+    v_architecture="stable-diffusion-v2-768-v",
     architecture="stable-diffusion-v2-512",
     unet=Unet(depths=(1, 1, 1, 0), context=1024, named="diffusers"),
     encoders=(

@@ -24,12 +24,14 @@ from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs
 from lib_trainer.kinds.recipe import Progress, Recipe
 from lib_trainer.kinds.slots import Slot, give_back, parameter_of, whole_weight
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, read_shapes, write_checkpoint
+from lib_trainer.networks.formats.description import beside, write_description
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.low_rank import lora_of_differences
 from lib_trainer.ports import Host, LoadedModel, OwnParameter
 from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table
 from lib_trainer.training.precision import DTYPES
+from lib_trainer.training.prediction import marks, schedule_of
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +151,8 @@ class CheckpointRecipe(Recipe):
         self.replaces = tuple({own.part: None for own in self._owned})
         self._rest = _apart(model, [own.key for own in self._owned])
         self.learned = {own.key: nn.Parameter(_copied(own, start)) for own in self._owned}
+        schedule = schedule_of(model.schedule, job)
+        self._marks, self._prediction = marks(schedule), schedule.prediction
         self._waiting: dict[str, torch.Tensor] = {}
         self._lost = False
         self._average: dict[str, torch.Tensor] | None = None
@@ -227,7 +231,10 @@ class CheckpointRecipe(Recipe):
         if self._lost:
             raise MemoryExhausted("memory.lost")
         dtype = DTYPES[self._job.output.precision]
-        write_checkpoint(files[0], self._rest | self._result(), dtype, facts, self._model.file, overwrite=overwrite)
+        tensors = self._rest | self._result() | self._marks
+        write_checkpoint(files[0], tensors, dtype, facts, self._model.file, overwrite=overwrite)
+        if self._prediction == "v" and self._model.family.config and not beside(files[0]).exists():
+            write_description(files[0], self._model.family, self._prediction)  # or hosts take it for an epsilon model
 
     def finish(
         self, facts: dict[str, str], phase: Callable[[Sentence], Progress], stopping: Callable[[], bool]

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from lib_trainer.families.family import Family
+from lib_trainer.families.prediction import Predicts
 from lib_trainer.ports.folders import Folders
 from lib_trainer.ports.model import HeldPart, LoadedModel
 from lib_trainer.ports.previews import Previews
@@ -29,11 +30,17 @@ class Models(Protocol):
     def family(self) -> Family:
         """Of the model that would be trained. Where there is none, or it cannot be trained, the usual one."""
 
+    def predicts(self) -> Predicts:
+        """What the model that would be trained predicts, as far as is known before it is loaded, and why.
+
+        Raises `ModelError` where there is none.
+        """
+
     def model(self) -> LoadedModel:
         """The model to train. Called once, inside the lease."""
 
     def describe(self) -> str:
-        """One line for the page on what would be trained, its family at the end, or why not."""
+        """One line for the page on what would be trained, its family, and what it predicts and why; or why not."""
 
     def token_count(self, text: str) -> int:
         """How many tokens a text has. A name that has one is a word of the vocabulary."""

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lib_trainer.families.family import Family, Part
+from lib_trainer.families.prediction import Prediction
 from lib_trainer.ports.text import Conditioning, TokenTable
 
 Group = Literal["transformer", "convolution"]
@@ -61,8 +62,14 @@ class NoiseSchedule:
     """
 
     alphas_cumprod: torch.Tensor
-    prediction: Literal["epsilon", "v"]
+    prediction: Prediction
     zero_terminal: bool = False
+
+    def overruled(self, prediction: str, zero_terminal: str) -> NoiseSchedule:
+        """What a job makes of it: `model.prediction` and `model.zero_terminal_snr`; auto leaves it as it is."""
+        predicted = prediction if prediction != "auto" else self.prediction
+        zero = self.zero_terminal if zero_terminal == "auto" else zero_terminal == "on"
+        return NoiseSchedule(self.alphas_cumprod, predicted, zero)  # type: ignore[arg-type]
 
     @functools.cached_property
     def used(self) -> torch.Tensor:

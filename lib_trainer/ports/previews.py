@@ -11,7 +11,10 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class PreviewRequest:
-    """A picture to draw. `sampler` is the host's own name for one; an empty name is the host's default."""
+    """A picture to draw. `sampler` is the host's own name for one; an empty name is the host's default.
+
+    `prediction` and `zero_terminal_snr` overrule what the model is taken for, as in a job.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -22,6 +25,8 @@ class PreviewRequest:
     sampler: str = ""
     seed: int = 1
     clip_skip: int = 1
+    prediction: str = "auto"
+    zero_terminal_snr: str = "auto"
 
 
 class Previews(Protocol):

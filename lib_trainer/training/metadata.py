@@ -21,7 +21,7 @@ from PIL import Image
 from lib_trainer import __version__
 from lib_trainer.dataset.latents import Encoded
 from lib_trainer.kinds.recipe import Recipe
-from lib_trainer.ports import LoadedModel
+from lib_trainer.ports import LoadedModel, NoiseSchedule
 from lib_trainer.training.plan import Plan
 
 COVER_SIDE = 512
@@ -31,10 +31,11 @@ PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What stays the same during a run."""
+    """What stays the same during a run. `schedule` is the one that is trained with."""
 
     plan: Plan
     model: LoadedModel
+    schedule: NoiseSchedule
     encoded: Encoded
     total_steps: int
     batches_per_epoch: int
@@ -55,7 +56,7 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_training_finished_at": time.time(),
         "ss_output_name": job.output.name,
         "ss_training_comment": f"WebUI trainer {__version__}",
-        "ss_base_model_version": model.family.version,
+        "ss_base_model_version": model.family.versions(facts.schedule.prediction)[0],
         "ss_v2": model.family.v2,
         "ss_clip_skip": training.clip_skip,
         "ss_max_token_length": training.max_tokens,
@@ -76,6 +77,8 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_steps": step,
         "ss_epoch": epoch,
     }
+    if facts.schedule.zero_terminal:
+        values["ss_zero_terminal_snr"] = True
     values |= kind.rates_told(job, facts.recipe) | _base_model(model) | _pictures(facts) | _model_spec(facts)
     metadata = {key: str(value) for key, value in values.items()}
     metadata |= kind.metadata(job, facts.recipe)
@@ -111,15 +114,16 @@ def _pictures(facts: RunFacts) -> dict[str, object]:
 
 def _model_spec(facts: RunFacts) -> dict[str, object]:
     """The fields of ModelSpec 1.0.0 that are certain here."""
-    job, kind, model = facts.plan.job, facts.plan.kind, facts.model
+    job, kind = facts.plan.job, facts.plan.kind
+    _, architecture = facts.model.family.versions(facts.schedule.prediction)
     values: dict[str, object] = {
         "sai_model_spec": "1.0.0",
-        "architecture": f"{model.family.architecture}{kind.architecture}",
+        "architecture": f"{architecture}{kind.architecture}",
         "implementation": kind.implementation,
         "title": job.output.name,
         "date": datetime.datetime.fromtimestamp(int(facts.started)).isoformat(),
         "resolution": f"{job.dataset.width}x{job.dataset.height}",
-        "prediction_type": model.schedule.prediction,
+        "prediction_type": facts.schedule.prediction,
         "encoder_layer": job.training.clip_skip,
     }
     if job.dataset.trigger_word.strip():

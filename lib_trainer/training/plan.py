@@ -16,6 +16,7 @@ from lib_trainer.refusals import Problems, Sentence
 from lib_trainer.training.checks import NAMES, check_job, with_a_name
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.training.order import Order, Shown
+from lib_trainer.training.prediction import check_prediction, drawn_wrongly
 from lib_trainer.training.prior import wants_class_pictures
 from lib_trainer.training.results import Settled, outputs_of, settle
 
@@ -26,7 +27,8 @@ class Plan:
 
     `scan` holds the pictures to learn, `before` those that are learned before them. `steps` are foreseen: a picture
     that cannot be decoded has none. `warnings` are sentences on what may go wrong, told when the run starts: a
-    reckoning is no refusal. `replaced` files go to the trash when their successors are written.
+    reckoning is no refusal. `cautions` are others, on what is wrong outside of the run. `replaced` files go to the
+    trash when their successors are written.
     """
 
     job: JobConfig
@@ -40,6 +42,7 @@ class Plan:
     warnings: tuple[Sentence, ...] = ()
     replaced: tuple[Path, ...] = ()
     notes: tuple[Sentence, ...] = ()
+    cautions: tuple[Sentence, ...] = ()
 
     @property
     def reads(self) -> tuple[Path, ...]:
@@ -66,6 +69,8 @@ class Plan:
             sampler=preview.sampler,
             seed=preview.seed,
             clip_skip=self.job.training.clip_skip,
+            prediction=self.job.model.prediction,
+            zero_terminal_snr=self.job.model.zero_terminal_snr,
         )
 
 
@@ -89,6 +94,11 @@ def prepare(job: JobConfig, host: Host) -> Plan:
         of_the_kind = Problems()
         kind.check(job, host, of_the_kind)  # may ask the host for tokens and sizes of its model
         of_the_kind.raise_if_any()
+    caution: Sentence | None = None
+    with problems.at():
+        predicted = host.predicts()
+        check_prediction(job, predicted)
+        caution = drawn_wrongly(predicted, job)
     with problems.at("dataset.template"):
         captions = kind.captions(job, host)
     with problems.at("dataset.folder"):
@@ -105,7 +115,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     sizes = FixedSize(data.width, data.height)
     return Plan(
         job, kind, scan, captions, outputs, sizes, _foreseen(job, kind, sizes, [*scan.samples, *before]),
-        tuple(before), warnings, settled.replaced, notes,
+        tuple(before), warnings, settled.replaced, notes, () if caution is None else (caution,),
     )  # fmt: skip
 
 

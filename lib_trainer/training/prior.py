@@ -50,6 +50,8 @@ def class_folder(job: JobConfig, host: Host, model: LoadedModel) -> Path:
         return Path(job.prior.class_folder).expanduser()
     data = job.dataset
     facts = f"{job.prior.class_prompt}\n{data.width}x{data.height}\n{_model_digest(model)}"
+    if (asked := (job.model.prediction, job.model.zero_terminal_snr)) != ("auto", "auto"):
+        facts += f"\n{asked}"
     return host.cache_folder() / "class" / hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
@@ -129,6 +131,8 @@ def _draw(job: JobConfig, host: Host, folder: Path, number: int) -> None:
         sampler=preview.sampler,
         seed=(job.training.seed + number) % 2**32,
         clip_skip=job.training.clip_skip,
+        prediction=job.model.prediction,
+        zero_terminal_snr=job.model.zero_terminal_snr,
     )
     try:
         image = host.preview(request)

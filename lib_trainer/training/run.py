@@ -31,6 +31,7 @@ from lib_trainer.training.pace import Pace
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.plan import Plan
 from lib_trainer.training.precision import autocast, loss_scaler, resolve_precision
+from lib_trainer.training.prediction import schedule_of
 from lib_trainer.training.prior import class_samples
 from lib_trainer.training.results import check_replaced, discard, is_of_step
 from lib_trainer.training.session import Session
@@ -94,6 +95,8 @@ def run_plan(plan: Plan, host: Host, control: Control, emit: ev.Listener) -> Non
         emit(ev.Message(warning, "warning"))
     for skipped in plan.scan.skipped:
         emit(ev.Message(Sentence("run.skipped", path=skipped.path, reason=skipped.reason), "warning"))
+    for caution in plan.cautions:
+        emit(ev.Message(caution, "warning"))
     for note in plan.notes:
         emit(ev.Message(note))
     for told in plan.scan.notes:
@@ -189,10 +192,11 @@ class Run:
         session.train(text_encoder=isinstance(captions, LiveCaptions))
         job, total = plan.job, order.total_steps()
         precision = str(dtype).removeprefix("torch.")
-        facts = RunFacts(plan, model, encoded, total, order.batches_per_epoch(), precision, recipe)
+        schedule = schedule_of(model.schedule, job)
+        facts = RunFacts(plan, model, schedule, encoded, total, order.batches_per_epoch(), precision, recipe)
         optimizer = OPTIMIZERS[job.optimizer.name](recipe.groups(), job.optimizer)
         noise = torch.Generator().manual_seed(job.training.seed + 1)
-        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, Objective(model.schedule))
+        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, Objective(schedule))
         rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
         options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
         return Prepared(facts, source, captions, state, rates, options)

@@ -137,7 +137,7 @@ def draw(
             values[one.name] = one.read(raw)
     try:
         problems.raise_if_any()
-        whole = {one.name: int(values[one.name]) for one in NUMBERS if one.whole}
+        whole: dict[str, Any] = {one.name: int(values[one.name]) for one in NUMBERS if one.whole}
         request = PreviewRequest(prompt, negative, sampler=chosen, cfg_scale=values["cfg_scale"], **whole)
         return generator.generate(request), ""
     except TrainerError as error:

@@ -47,6 +47,7 @@ BASES: dict[str, dict[str, Any]] = {
     "loha": CALM | {"network.kind": "loha"},
     "lokr": CALM | {"network.kind": "lokr", "network.rank": 1},
     "warm-up": CALM | {"optimizer.schedule": "constant_with_warmup", "optimizer.warmup_steps": 2},
+    "v": CALM | {"model.prediction": "v"},
     "epochs": CALM | {"training.max_steps": 0, "training.epochs": 1},
     "class": CALM | {"prior.class_prompt": "circle"},
     "taken": CALM,
@@ -275,6 +276,11 @@ SAMPLE = "drawn"
 """A run in which many options have another value, each of which is asked back by itself."""
 
 JOBS: list[Row] = [
+    # what the model is
+    Row("model.prediction", "v", gradient, DIFFERS, run="model"),
+    Row("model.prediction", "v", drawn("prediction"), "v", run="model"),
+    Row("model.zero_terminal_snr", "on", lambda seen: seen.latents[0], DIFFERS, "v", "noised"),
+    Row("model.zero_terminal_snr", "on", drawn("zero_terminal_snr"), "on", "v", "noised"),
     # what is trained
     Row("network.kind", "loha", suffixes, Judge("LoHa", lambda now, before: "hada_w1_a" in now and now != before)),
     Row("network.kind", "lokr", suffixes, Judge("LoKr", lambda now, before: "lokr_w1" in now and now != before)),

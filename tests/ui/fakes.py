@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
+from lib_trainer.families.prediction import Predicts
 from lib_trainer.ports import HeldPart, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import DatasetError, ModelError, Sentence, TrainerError
 from lib_trainer.training.memory_need import outlook
@@ -34,6 +35,9 @@ class FakeLease:
     def progress(self, done: int, total: int, text: str) -> None: ...
 
 
+NOISE = Predicts("epsilon", False, Sentence("prediction.by_family", family="SD 1.x"))
+
+
 @dataclass
 class FakeHost:
     """A host without a model."""
@@ -41,11 +45,15 @@ class FakeHost:
     root: Path
     description: str = "miniature <b>[879db523c3]</b> · SD 1.x"
     model_parts: dict[str, HeldPart] = field(default_factory=dict)
+    predicted: Predicts = NOISE
 
     def check(self) -> None: ...
 
     def family(self) -> Family:
         return DEFAULT
+
+    def predicts(self) -> Predicts:
+        return self.predicted
 
     def model(self) -> LoadedModel:
         raise ModelError("The fake host has no model.")

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from lib_trainer.config import JobConfig, from_values, to_values
-from lib_trainer.refusals import ConfigError, NameTaken
+from lib_trainer.families.prediction import Predicts
+from lib_trainer.refusals import ConfigError, NameTaken, Sentence
 from lib_trainer.training import desk as training_desk
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.generate import HOST_DEFAULT, draw
@@ -219,6 +220,23 @@ def test_the_first_poll_fills_the_page_and_the_next_changes_nothing(actions: Tra
     again = actions.poll(first.seen)
     assert all(value == SKIP for value in again.outputs()[:-1])
     assert again.seen == first.seen
+
+
+def test_a_model_that_its_host_draws_wrongly_is_told_with_the_remedy(actions: TrainActions, tmp_path: Path) -> None:
+    first, host = actions.poll(""), actions.runner.host
+    assert isinstance(host, FakeHost)
+    assert first.caution == "" and first.describe["visible"] is False
+    why = Sentence("prediction.by_tensor", name="v_pred")
+    host.predicted = Predicts("v", True, why, why, drawn_as="epsilon", file=tmp_path / "<b>noob.safetensors")
+    wrong = actions.poll(first.seen)
+    assert "come out as noise" in wrong.caution and "&lt;b&gt;noob.yaml" in wrong.caution
+    assert wrong.describe["visible"] is True
+    assert wrong.status == SKIP and actions.poll(wrong.seen).caution == SKIP
+    assert "Load the checkpoint again" in actions.describe()
+    assert (tmp_path / "<b>noob.yaml").is_file()
+    again = actions.poll(wrong.seen)
+    assert "load it again" in again.caution and again.describe["visible"] is False
+    assert "exists already" in actions.describe()
 
 
 def test_a_finished_run_is_polled_once(actions: TrainActions, values: dict[str, Any]) -> None:

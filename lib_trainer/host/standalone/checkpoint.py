@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lib_trainer.families.detect import folder_model, model_of
 from lib_trainer.families.family import VAE_PREFIX, Family, Part
 from lib_trainer.families.known import DEFAULT, checked
+from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import found
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.networks.formats.checkpoint_file import read_state_dict
+from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.ports import NoiseSchedule
 from lib_trainer.refusals import ModelError, Sentence
 
@@ -42,6 +44,8 @@ class Components:
     family: Family = DEFAULT
     file_names: Mapping[Part, Mapping[str, str]] = field(default_factory=dict)
     """{part: {name in the module: name in the single file}}; empty for a diffusers folder."""
+    said: Predicts | None = None
+    """What it predicts, and why, where it came from a file or folder."""
 
 
 def load_checkpoint(path: Path) -> Components:
@@ -53,13 +57,15 @@ def load_checkpoint(path: Path) -> Components:
         raise ModelError("checkpoint.missing", path=path)
     tensors = read_state_dict(path)
     family = _family(path, tensors)
-    config = _config_beside(path, family)
+    config, said = _config_beside(path, family), predicted_by(path, family, tensors)
     try:
-        return _build(tensors, config, path.parent, family)
+        built = _build(tensors, config, path.parent, family)
     except Exception as error:  # converters trip over missing pieces in many ways
         if path.with_suffix(".yaml").is_file():
             raise ModelError("checkpoint.misfit_of_yaml", path=path, reason=error) from error
         raise ModelError("checkpoint.misfit", path=path, model=family.model, reason=error) from error
+    schedule = NoiseSchedule(built.schedule.alphas_cumprod, said.prediction, said.zero_terminal)
+    return replace(built, schedule=schedule, said=said)
 
 
 def _family(path: Path, tensors: dict[str, torch.Tensor]) -> Family:
@@ -114,9 +120,8 @@ def _build(tensors: dict[str, torch.Tensor], config: dict[str, Any], folder: Pat
     missing = sorted(wanted - text.keys() - {"text_model.embeddings.position_ids"})
     if missing:
         raise KeyError(f"text encoder: {missing[0]} is missing")
-    prediction = "v" if params.get("parameterization") == "v" else family.prediction
     betas = _scaled_linear(params["linear_start"], params["linear_end"], params["timesteps"])
-    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), prediction)
+    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), family.prediction)
     own = family.encoders[0]
     names: dict[Part, Mapping[str, str]] = {
         "unet": _unet_file_names(tensors, unet.config),
@@ -164,10 +169,10 @@ def _load_folder(folder: Path) -> Components:
         raise ModelError("folder_model.unreadable", path=folder, reason=error) from error
     config = scheduler.config
     betas = _scaled_linear(config.beta_start, config.beta_end, config.num_train_timesteps)
-    prediction = "v" if config.prediction_type == "v_prediction" else "epsilon"
-    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), prediction)  # type: ignore[arg-type]
+    said = predicted_by(folder, family)
+    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), said.prediction, said.zero_terminal)
     parts = unet.float().eval(), vae.float().eval(), text_encoder.float().eval()
-    return Components(*parts, load_tokenizer(), schedule, family)
+    return Components(*parts, load_tokenizer(), schedule, family, said=said)
 
 
 def _folder_family(folder: Path) -> Family:

@@ -17,11 +17,13 @@ from PIL import Image
 from lib_trainer.families.detect import model_of
 from lib_trainer.families.family import Family, Stranger
 from lib_trainer.families.known import DEFAULT, checked
+from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import by_stem, found
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_shapes
+from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
@@ -58,6 +60,13 @@ class StandaloneHost:
     def family(self) -> Family:
         model = self._found()
         return model if isinstance(model, Family) and model.trainable else DEFAULT
+
+    def predicts(self) -> Predicts:
+        if self._model is not None and self._model.said is not None:
+            return self._model.said
+        self.check()
+        assert self.checkpoint is not None  # check() has seen to it
+        return predicted_by(self.checkpoint, self.family())
 
     def _found(self) -> Family | Stranger:
         """Of a file that is not loaded yet its header tells; a pickle, which has none, tells when it is loaded."""
@@ -126,7 +135,11 @@ class StandaloneHost:
     def describe(self) -> str:
         if self.checkpoint is None:
             return "no checkpoint"
-        return f"{self.checkpoint.stem} · {self._found().word} · {self._device}"
+        found = self._found()
+        told = f"{self.checkpoint.stem} · {found.word} · {self._device}"
+        with contextlib.suppress(ModelError):
+            told += f" · {self.predicts().line}"
+        return told
 
     def samplers(self) -> Sequence[str]:
         return list(SAMPLERS)

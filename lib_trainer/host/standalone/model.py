@@ -44,6 +44,7 @@ class DiffusersModel(Holdable):
         self.family = parts.family
         self.text = Texts([parts.text_encoder.to(device)], parts.tokenizer, self.family)
         self.schedule, self.name, self.file = parts.schedule, name, file
+        self.said = parts.said
         self._file_names = parts.file_names
 
     @classmethod

@@ -25,15 +25,18 @@ from lib_trainer.refusals import ConfigError
 MAX_CHUNKS = 8
 """Of 75 tokens each: a bound on memory, far above any prompt."""
 
-SAMPLERS: dict[str, Callable[..., Any]] = {
+SAMPLERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     # one step beyond each leading timestep and a last ᾱ of step 0: the WebUI's DDIM
-    "DDIM": lambda **kw: DDIMScheduler(
-        **kw, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False, clip_sample=False
+    "DDIM": (
+        DDIMScheduler,
+        {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False},
     ),
-    "Euler": lambda **kw: EulerDiscreteScheduler(**kw, timestep_spacing="linspace"),
-    "Euler a": lambda **kw: EulerAncestralDiscreteScheduler(**kw, timestep_spacing="linspace"),
-    "DPM++ 2M Karras": lambda **kw: DPMSolverMultistepScheduler(**kw, use_karras_sigmas=True),
+    "Euler": (EulerDiscreteScheduler, {"timestep_spacing": "linspace"}),
+    "Euler a": (EulerAncestralDiscreteScheduler, {"timestep_spacing": "linspace"}),
+    "DPM++ 2M Karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
 }
+LEAST_ALPHA = 4.8973451890853435e-08
+"""ᾱ of the last step in samplers of models with zero terminal SNR: the WebUI's, so that σ stays a number."""
 DEFAULT_SAMPLER = "DDIM"
 
 
@@ -100,12 +103,18 @@ def _told(model: DiffusersModel, request: PreviewRequest) -> Conditioning:
 
 
 def _sampler(model: DiffusersModel, request: PreviewRequest) -> Any:
-    make = SAMPLERS.get(request.sampler or DEFAULT_SAMPLER)
-    if make is None:
+    name = request.sampler or DEFAULT_SAMPLER
+    if name not in SAMPLERS:
         raise ConfigError("prompt.sampler", sampler=request.sampler, samplers=SAMPLERS)
-    betas = 1 - model.schedule.alphas_cumprod / torch.cat([torch.ones(1), model.schedule.alphas_cumprod[:-1]])
-    prediction = "epsilon" if model.schedule.prediction == "epsilon" else "v_prediction"
-    sampler = make(trained_betas=betas.float().numpy(), prediction_type=prediction)
+    make, options = SAMPLERS[name]
+    schedule = model.schedule.overruled(request.prediction, request.zero_terminal_snr)
+    alphas = schedule.used.clamp(min=LEAST_ALPHA)
+    betas = 1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])
+    prediction = "epsilon" if schedule.prediction == "epsilon" else "v_prediction"
+    # Lin et al. 2023, arXiv:2305.08891, section 3.3: sampling begins at the last step, where there is nothing but noise
+    if schedule.zero_terminal:
+        options = options | {"timestep_spacing": "trailing"}
+    sampler = make(trained_betas=betas.float().numpy(), prediction_type=prediction, **options)
     sampler.set_timesteps(request.steps)
     return sampler
 

@@ -14,9 +14,20 @@ from PIL import Image
 
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
+from lib_trainer.families.prediction import Predicts
 from lib_trainer.host.webui.interrupts import BUTTON, Interrupts
 from lib_trainer.host.webui.low_vram import LowVram
-from lib_trainer.host.webui.model import WebuiModel, check_model, family_of, own_backups, take_out_prompt_networks
+from lib_trainer.host.webui.model import (
+    ZERO_TERMINAL,
+    WebuiModel,
+    check_model,
+    drawn_as,
+    family_of,
+    own_backups,
+    predicts_of,
+    schedule_of,
+    take_out_prompt_networks,
+)
 from lib_trainer.patching import attribute
 from lib_trainer.ports import HeldPart, PreviewRequest
 from lib_trainer.refusals import ModelError, Sentence
@@ -50,6 +61,10 @@ class WebuiHost:
         with contextlib.suppress(ModelError):
             return family_of(sd_models.model_data.sd_model)
         return DEFAULT
+
+    def predicts(self) -> Predicts:
+        self.check()
+        return predicts_of(sd_models.model_data.sd_model)
 
     def model(self) -> WebuiModel:
         """Checked again: the checkpoint may have been changed while the run waited in the queue.
@@ -114,6 +129,7 @@ class WebuiHost:
                 stack.enter_context(attribute(shared.cmd_opts, "no_prompt_history", True))
             stack.enter_context(attribute(sd_models, "reload_model_weights", _keep_the_model))
             stack.enter_context(_option("CLIP_stop_at_last_layers", request.clip_skip))
+            stack.enter_context(_noised_as_asked(request))
             stack.enter_context(self._low_vram.as_the_host_draws())
             # What the prompt's LoRAs put into the weights must come out of the same ones: a run may hold others there
             stack.enter_context(own_backups(shared.sd_model))
@@ -132,7 +148,11 @@ class WebuiHost:
         except ModelError as error:
             return str(error)
         info = model.sd_checkpoint_info
-        return f"{info.name_for_extra} [{info.shorthash}] · {family_of(model).word}"
+        told = f"{info.name_for_extra} [{info.shorthash}] · {family_of(model).word}"
+        try:
+            return f"{told} · {predicts_of(model).line}"
+        except ModelError as error:
+            return str(error)
 
     def samplers(self) -> Sequence[str]:
         return [sampler.name for sampler in sd_samplers.visible_samplers()]
@@ -230,6 +250,19 @@ def _keep_the_model(*_: Any, **__: Any) -> Any:
     Whoever changed it waits in the WebUI's queue and has the new checkpoint loaded when the run has ended.
     """
     return shared.sd_model
+
+
+@contextlib.contextmanager
+def _noised_as_asked(request: PreviewRequest) -> Iterator[None]:
+    """The samplers follow what the model is, or what the job says that it is, whatever the WebUI takes it for."""
+    schedule = schedule_of(shared.sd_model).overruled(request.prediction, request.zero_terminal_snr)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(drawn_as(shared.sd_model, schedule))
+        if schedule.zero_terminal:
+            stack.enter_context(_option("sd_noise_schedule", ZERO_TERMINAL))
+        elif request.zero_terminal_snr == "off":
+            stack.enter_context(_option("sd_noise_schedule", "Default"))
+        yield
 
 
 @contextlib.contextmanager

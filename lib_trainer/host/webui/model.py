@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import weakref
@@ -18,8 +19,10 @@ from torch import nn
 from lib_trainer.families.detect import model_in
 from lib_trainer.families.family import Family, Stranger
 from lib_trainer.families.known import DEFAULT, checked
+from lib_trainer.families.prediction import Prediction, Predicts
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.text.texts import Texts
+from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import NoiseSchedule, Rows, TrainingState
 from lib_trainer.refusals import ModelError
@@ -66,7 +69,7 @@ class WebuiModel(LdmModel):
             unet=sd_model.model.diffusion_model,
             vae=sd_model.first_stage_model,
             text=WebuiTexts([encoder.transformer], encoder.tokenizer, family),
-            schedule=_schedule(sd_model),
+            schedule=schedule_of(sd_model),
             latent_scale=float(sd_model.scale_factor),
             name=info.name_for_extra,
             file=Path(info.filename),
@@ -200,10 +203,38 @@ def without_seams() -> Iterator[None]:
         hijack.apply_circular(circular)
 
 
-def _schedule(sd_model: Any) -> NoiseSchedule:
+def predicts_of(sd_model: Any) -> Predicts:
+    """What a loaded checkpoint predicts, and why. Raises `ModelError` where it cannot be trained.
+
+    The WebUI tries an SD 2.x without a .yaml, and takes all others for epsilon models unless their .yaml says v.
+    """
+    family = family_of(sd_model)
+    drawn: Prediction = "v" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
+    tried = drawn if family.v2 or drawn == "v" else None
+    found = predicted_by(Path(sd_model.sd_checkpoint_info.filename), family, tried=tried)
+    return dataclasses.replace(found, drawn_as=drawn)
+
+
+def schedule_of(sd_model: Any) -> NoiseSchedule:
     """`alphas_cumprod` itself is overwritten at each generation by the downcast and zero-terminal-SNR options."""
     alphas = getattr(sd_model, "alphas_cumprod_original", None)
     if alphas is None:
         alphas = sd_model.alphas_cumprod
-    prediction = "v" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
-    return NoiseSchedule(alphas.detach().double().cpu(), prediction)  # type: ignore[arg-type]
+    found = predicts_of(sd_model)
+    return NoiseSchedule(alphas.detach().double().cpu(), found.prediction, found.zero_terminal)
+
+
+ZERO_TERMINAL = "Zero Terminal SNR"
+"""What the WebUI's setting `sd_noise_schedule` calls it."""
+
+
+@contextlib.contextmanager
+def drawn_as(sd_model: Any, schedule: NoiseSchedule) -> Iterator[None]:
+    """The WebUI's samplers take the model for one that predicts as `schedule` says; its own ᾱ come back."""
+    before = getattr(sd_model, "alphas_cumprod", None)
+    with attribute(sd_model, "parameterization", "v" if schedule.prediction == "v" else "eps"):
+        try:
+            yield
+        finally:
+            if before is not None:
+                sd_model.alphas_cumprod = before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,44 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         raise ModelError("file.no_safetensors", path=path, reason=error) from error
 
 
-def read_names(path: Path) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of a .safetensors file, from its header alone. Raises `ModelError` naming the file."""
+@dataclass(frozen=True)
+class Header:
+    """{name: shape} and the metadata of a .safetensors file."""
+
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """What a .safetensors file says in front of its tensors. Raises `ModelError` naming the file."""
     path = found(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return Header(shapes, file.metadata() or {})
     except FileNotFoundError:
         raise ModelError("file.missing", path=path) from None
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError):
-        return {name: tuple(tensor.shape) for name, tensor in read_safetensors(path)[0].items()}
+        tensors, metadata = read_safetensors(path)
+        return Header({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata)
+
+
+def read_names(path: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a .safetensors file, from its header alone. Raises `ModelError` naming the file."""
+    return read_header(path).shapes
+
+
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """One tensor of a .safetensors file, and nothing else of it. Raises `ModelError` naming the file."""
+    path = found(path)
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError("file.no_safetensors", path=path, reason=error) from error
 
 
 def _with_loose_metadata(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:

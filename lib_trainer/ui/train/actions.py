@@ -22,10 +22,11 @@ from lib_trainer.files import TRASH, write_atomically
 from lib_trainer.kinds.registry import kind_of, prompt_for
 from lib_trainer.refusals import ConfigError, MemoryShort, Problems, TrainerError
 from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.training.prediction import can_describe, describe_checkpoint, drawn_wrongly
 from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
 from lib_trainer.ui.train.memory_line import MemoryLine
-from lib_trainer.ui.train.status import header_html, log_html, status_html
+from lib_trainer.ui.train.status import caution_html, header_html, log_html, status_html
 from lib_trainer.work.monitor import Preview, RunView
 
 LAST_JOB = "last.toml"
@@ -58,6 +59,8 @@ class PageUpdate:
     """One answer to a poll, field by field in the order of the page's outputs; `gr.update()` leaves one as it is."""
 
     header: Any
+    caution: Any
+    describe: Any
     status: Any
     chart: Any
     gallery: Any
@@ -204,11 +207,12 @@ class TrainActions:
     def poll(self, seen: str) -> PageUpdate:
         """What has changed since a watcher saw `seen`; the clock moves while a run is active."""
         view = self.runner.view()
-        header = self.runner.host.describe()
+        header, (caution, remedy) = self.runner.host.describe(), self._caution()
         task = self.options.task_id()
         now = _Seen(
             self._token,
             header,
+            caution,
             task or "",
             view.id if view else "",
             view.revision if view else 0,
@@ -227,6 +231,8 @@ class TrainActions:
         use = self._use(view) if moved else Use()
         return PageUpdate(
             header=skip if fresh and fresh.header == header else header_html(header),
+            caution=skip if fresh and fresh.caution == caution else caution_html(caution),
+            describe=skip if fresh and fresh.caution == caution else gr.update(visible=remedy),
             status=status_html(view, prefix=self.options.prefix, task_id=task) if moved or now.active else skip,
             chart=skip if fresh and fresh.step == now.step else _chart(view),
             gallery=skip if fresh and fresh.previews == now.previews else self._gallery(view),
@@ -241,6 +247,25 @@ class TrainActions:
             lora_prompt=use.with_prompt if moved else skip,
             seen=now.text(),
         )
+
+    def _caution(self) -> tuple[str, bool]:
+        """What is wrong with how the host draws the loaded model, and whether a .yaml would mend it."""
+        try:
+            found = self.runner.host.predicts()
+        except TrainerError:
+            return "", False
+        wrong = drawn_wrongly(found)
+        return ("", False) if wrong is None else (told(wrong), can_describe(found))
+
+    def describe(self) -> str:
+        """Write the .yaml that the host builds the loaded checkpoint from; the notice says where."""
+        host = self.runner.host
+
+        def write() -> str:
+            path = describe_checkpoint(host.predicts(), host.family())
+            return self.notices.say(f"Wrote {path}. Load the checkpoint again.")
+
+        return self.notices.of(write)
 
     def _gallery(self, view: RunView | None) -> Any:
         items = self._previews.items(view)
@@ -307,6 +332,7 @@ class _Seen:
 
     token: str
     header: str
+    caution: str
     task: str
     run: str
     revision: int

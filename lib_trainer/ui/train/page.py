@@ -33,6 +33,8 @@ class _Page:
     make: Maker
     form: Form
     header: gr.HTML
+    caution: gr.HTML
+    describe: gr.Button
     memory: gr.HTML
     notice: gr.HTML
     status: gr.HTML
@@ -72,7 +74,8 @@ def build_train_page(runner: TrainingDesk, options: PageOptions) -> None:
 def _lay_out(options: PageOptions) -> _Page:
     make = Maker(options.prefix, "trainer")
     with gr.Column(elem_id=f"{options.prefix}_page", elem_classes="trainer-page"):
-        header = make(gr.HTML, "header")
+        header, caution = make(gr.HTML, "header"), make(gr.HTML, "caution")
+        describe = make(gr.Button, "describe", value="Write the .yaml", visible=False, size="sm")
         with gr.Row(elem_classes="trainer-columns", equal_height=False):
             with gr.Column(elem_classes="trainer-left", min_width=340):
                 with gr.Row(elem_classes="trainer-files"):
@@ -115,7 +118,8 @@ def _lay_out(options: PageOptions) -> _Page:
                 with make(gr.Accordion, "log_box", label="Log", open=True):
                     log = make(gr.HTML, "log")
         return _Page(
-            form=form, header=header, memory=memory, notice=notice, status=status, chart=chart, gallery=gallery,
+            form=form, header=header, caution=caution, describe=describe,
+            memory=memory, notice=notice, status=status, chart=chart, gallery=gallery,
             log=log,
             start=start, stop=stop, save=save, preview=preview, use=use, use_prompt=use_prompt,
             export=export, load=load, offered=offered[0], ways=ways,
@@ -163,6 +167,7 @@ def _connect_run(page: _Page, actions: TrainActions) -> None:
     for button, action, told in commands:
         event = button.click(_commander(actions, action, told), None, [page.notice], **QUIET)
         in_browser(event.then, refresh)
+    in_browser(page.describe.click(actions.describe, None, [page.notice], **QUIET).then, refresh)
     insert = f"(lines) => {{ lines.split('\\n').forEach({actions.options.insert_js}); return []; }}"
     in_browser(page.use.click, insert, [page.lora])
     in_browser(page.use_prompt.click, insert, [page.lora_prompt])

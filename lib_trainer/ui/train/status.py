@@ -151,3 +151,8 @@ def _output(view: RunView) -> str:
 def header_html(text: str) -> str:
     """The line on what would be trained."""
     return f'<div class="trainer-host"><span>Checkpoint</span> {escape(text)}</div>'
+
+
+def caution_html(text: str) -> str:
+    """Below it: what is wrong with how the host draws that model; nothing where nothing is."""
+    return f'<div class="trainer-caution" role="status">{escape(text)}</div>' if text else ""
