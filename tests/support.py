@@ -203,11 +203,11 @@ def differences(before: dict[str, object], after: dict[str, object]) -> list[str
     return [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
 
 
-def draw_pictures(folder: Path, count: int = 6, side: int = 64) -> Path:
+def draw_pictures(folder: Path, count: int = 6, side: int = 64, size: tuple[int, int] | None = None) -> Path:
     """Coloured discs with captions; every second caption is in its own style."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        image = Image.new("RGB", (side, side), (250, 250, 40 * index % 255))
+        image = Image.new("RGB", size or (side, side), (250, 250, 40 * index % 255))
         ImageDraw.Draw(image).ellipse((4 + index, 8, 44 + index, 50), fill=(30 * index % 255, 90, 200))
         image.save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(f"disc, colour {index}, saber_(fate)", encoding="utf-8")

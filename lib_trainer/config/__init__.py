@@ -12,6 +12,7 @@ from lib_trainer.config.files import (
 )
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
+from lib_trainer.config.pictures import BucketsConfig
 from lib_trainer.config.schema import (
     DatasetConfig,
     JobConfig,
@@ -25,6 +26,7 @@ from lib_trainer.config.schema import (
 
 __all__ = [
     "BlocksConfig",
+    "BucketsConfig",
     "DatasetConfig",
     "DifferenceConfig",
     "EmbeddingConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from lib_trainer.config.base import ADAPTERS, kinds
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
+from lib_trainer.config.pictures import BucketsConfig
 from lib_trainer.options.declare import Group, Section, given, one_of, option
 
 ADAPTERS_ALONE = kinds(*ADAPTERS)
@@ -399,6 +400,7 @@ class JobConfig(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     difference: DifferenceConfig = DifferenceConfig()
     dataset: DatasetConfig = DatasetConfig()
+    buckets: BucketsConfig = BucketsConfig()
     prior: PriorConfig = PriorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     blocks: BlocksConfig = BlocksConfig()

@@ -87,7 +87,8 @@ class DiskStore:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The pictures that could be encoded, in the order of the samples given; all tuples have one entry for each.
+    """The pictures that could be encoded, in the order of the samples given; all tuples have one entry for each, or
+    several in a row for a picture that is trained at several sizes.
 
     `targets`: (width, height) in pixels. `skipped`: pictures that turned out broken while they were decoded. `stopped`:
     the caller asked to stop, and the rest is missing.
@@ -117,7 +118,7 @@ def latent_key(path: Path, target: tuple[int, int], vae_fingerprint: str) -> str
 
     The file's name and date play no part: a moved picture is found again, an edited one is not. Raises `OSError`.
     """
-    return _key(path.read_bytes(), target, vae_fingerprint)
+    return _key(hashlib.sha256(path.read_bytes()).hexdigest(), target, vae_fingerprint)
 
 
 def encode_pictures(
@@ -146,10 +147,11 @@ def encode_pictures(
             if stopping():
                 stopped = True
                 break
-            item = next(prepared)
-            if isinstance(item, Skipped):
-                skipped.append(item)
-            else:
+            found = next(prepared)
+            if isinstance(found, Skipped):
+                skipped.append(found)
+                found = []
+            for item in found:
                 if item.pixels is not None:
                     store.put(item.key, _encode_one(item.pixels, encode, sample.path))
                     item.pixels = None
@@ -191,30 +193,34 @@ class _Prepared:
     pixels: torch.Tensor | None
 
 
-def _prepare(sample: Sample, sizer: Sizer, fingerprint: str, store: LatentStore) -> _Prepared | Skipped:
-    """Read the file once, so that the key and the pixels are of the same content."""
+def _prepare(sample: Sample, sizer: Sizer, fingerprint: str, store: LatentStore) -> list[_Prepared] | Skipped:
+    """Read the file once, so that the key and the pixels are of the same content; one for each size."""
     try:
         try:
             data = sample.path.read_bytes()
         except OSError as error:
             raise PictureError(sample.path, Sentence("system.says", reason=error)) from error
         original = read_size(sample.path, data)  # not the sample's: the file may have changed since the scan
-        width, height = target = sizer.size_for(original)
-        key = _key(data, target, fingerprint)
-        known = store.get(key)
-        if known is not None and known.shape == (MOMENT_CHANNELS, height // _FACTOR, width // _FACTOR):
-            return _Prepared(key, placement(original, width, height)[1], target, None)
-        picture, size = fit(load_picture(sample.path, data), width, height)
-        return _Prepared(key, size, target, to_pixels(picture).unsqueeze(0))
+        digest, picture, found = hashlib.sha256(data).hexdigest(), None, []
+        for width, height in sizer.sizes_for(original):
+            key = _key(digest, (width, height), fingerprint)
+            known = store.get(key)
+            if known is not None and known.shape == (MOMENT_CHANNELS, height // _FACTOR, width // _FACTOR):
+                found.append(_Prepared(key, placement(original, width, height)[1], (width, height), None))
+                continue
+            picture = picture or load_picture(sample.path, data)
+            fitted, size = fit(picture, width, height)
+            found.append(_Prepared(key, size, (width, height), to_pixels(fitted).unsqueeze(0)))
+        return found
     except PictureError as error:
         return Skipped(sample.path, error.reason)
 
 
 def _read_ahead(
-    samples: Sequence[Sample], prepare: Callable[[Sample], _Prepared | Skipped]
-) -> Generator[_Prepared | Skipped, None, None]:
+    samples: Sequence[Sample], prepare: Callable[[Sample], list[_Prepared] | Skipped]
+) -> Generator[list[_Prepared] | Skipped, None, None]:
     """Prepared samples in order, with at most `_AHEAD` of them in the works."""
-    waiting: deque[Future[_Prepared | Skipped]] = deque()
+    waiting: deque[Future[list[_Prepared] | Skipped]] = deque()
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="trainer-pictures") as pool:
         try:
             for sample in samples:
@@ -239,7 +245,6 @@ def _encode_one(pixels: torch.Tensor, encode: Callable[[torch.Tensor], torch.Ten
     return moments[0].clone(memory_format=torch.contiguous_format)
 
 
-def _key(data: bytes, target: tuple[int, int], fingerprint: str) -> str:
-    digest = hashlib.sha256(data).hexdigest()
+def _key(digest: str, target: tuple[int, int], fingerprint: str) -> str:
     text = f"{digest} {target[0]}x{target[1]} {fingerprint}"
     return hashlib.sha256(_RECIPE + text.encode()).hexdigest()

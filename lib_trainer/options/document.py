@@ -96,8 +96,9 @@ def _condition(spec: FieldSpec, known: tuple[str, ...] = ()) -> str:
 
 
 def _shared_kinds(specs: list[FieldSpec]) -> tuple[str, ...]:
-    """The kinds that read most options of a section; none where that is every kind."""
-    found = Counter(spec.when[0].values if spec.when else () for spec in specs)
+    """The kinds that read most options of a section; none where that is every kind. A switch is told with each option
+    that it shows."""
+    found = Counter(spec.when[0].values if spec.when and spec.when[0].values != (True,) else () for spec in specs)
     return found.most_common(1)[0][0]
 
 

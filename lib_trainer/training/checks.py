@@ -18,6 +18,7 @@ from lib_trainer.training.names import check_name
 from lib_trainer.training.optimizers import check_optimizer
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.prior import check_prior
+from lib_trainer.training.sizes import check_sizes
 
 NAMES = ("output.name", "embedding.names")
 """Options that name what a run writes."""
@@ -28,9 +29,9 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
     problems, family = Problems(), host.family()
     with problems.at():
         check_names(job, kind)
+    with problems.at():
+        check_sizes(job, family)
     for field in ("width", "height"):
-        with problems.at():
-            _check_size(job, field, family)
         with problems.at():
             _check_preview_size(job, field, family)
     with problems.at():
@@ -44,14 +45,6 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
     with problems.at():
         _check_sampler(job, host)
     problems.raise_if_any()
-
-
-def _check_size(job: JobConfig, field: str, family: Family) -> None:
-    stride = family.stride
-    size = getattr(job.dataset, field)
-    if size % stride:
-        nearest = max(stride, round(size / stride) * stride)
-        raise ConfigError("size.not_of_stride", field=f"dataset.{field}", size=size, stride=stride, nearest=nearest)
 
 
 def _check_preview_size(job: JobConfig, field: str, family: Family) -> None:

@@ -20,6 +20,7 @@ import torch
 from lib_trainer.config import JobConfig
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.memory_table import FULL, Table, Weights, Work
+from lib_trainer.training.sizes import largest_size, resolutions_of
 
 STATES = {"AdamW": 8.0, "AdamW8bit": 2.06}
 """Bytes of an optimizer's state for each number: two moments; in 8 bits with a fp32 scale for every 256 numbers."""
@@ -93,8 +94,8 @@ def work_key(job: JobConfig, dtype: torch.dtype) -> str:
 
 def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 1) -> int:
     """Bytes at the peak of a step beside weights, what learns and the optimizer's state; new gradients included."""
-    training, data, kind = job.training, job.dataset, kind_of(job)
-    cells = training.batch_size * _cells(data.width, data.height, table)
+    training, kind = job.training, kind_of(job)
+    cells = training.batch_size * _cells(*largest_size(job), table)
     work = _work(job, table, dtype)
     learned = FULL * sum(learned_numbers(job, table).values())
     total = work.fixed + work.learned * learned + work.cell * cells
@@ -193,12 +194,12 @@ def _set_aside(job: JobConfig, table: Table, place: Place) -> int:
 
 def _pictures(job: JobConfig, table: Table, place: Place) -> int:
     """Means and logarithmic variances, fp32."""
-    cells = _cells(job.dataset.width, job.dataset.height, table)
+    cells = sum(_cells(width, height, table) for width, height in resolutions_of(job))
     return place.pictures * cells * 8 * FULL if job.dataset.cache == "memory" else 0
 
 
 def _encoding(job: JobConfig, table: Table, place: Place) -> dict[str, int]:
-    cells = _cells(job.dataset.width, job.dataset.height, table)
+    cells = _cells(*largest_size(job), table)
     return {"encoding": _quiet(table, "encode", cells, place.held["vae"])}
 
 

@@ -21,6 +21,7 @@ from lib_trainer.refusals import Decimals, Field, Sentence, both
 from lib_trainer.training.forecast import Forecast, Need, Place, forecast
 from lib_trainer.training.memory_table import Table, table_for
 from lib_trainer.training.precision import resolve_precision
+from lib_trainer.training.sizes import largest_size
 
 GIB = 2**30
 SMALLEST = 256
@@ -167,6 +168,8 @@ def _possible(job: JobConfig, place: Place) -> Iterator[Sequence[Mapping[str, An
     yield from kind.mild_remedies(job)
     if job.preview.prompt and job.preview.every:
         yield [{"preview.prompt": ""}]
+    if largest_size(job) != (data.width, data.height):
+        yield [{"buckets.resolutions": ""}]
     smaller = [
         {"dataset.width": width, "dataset.height": height}
         for share in (0.75, 0.5)

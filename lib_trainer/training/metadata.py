@@ -74,11 +74,18 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_batch_size_per_device": training.batch_size,
         "ss_total_batch_size": training.batch_size * training.gradient_accumulation,
         "ss_resolution": (job.dataset.width, job.dataset.height),
+        "ss_enable_bucket": job.buckets.enabled,
         "ss_steps": step,
         "ss_epoch": epoch,
     }
     if facts.schedule.zero_terminal:
         values["ss_zero_terminal_snr"] = True
+    if job.buckets.enabled:
+        values |= {
+            "ss_min_bucket_reso": job.buckets.low,
+            "ss_max_bucket_reso": job.buckets.high,
+            "ss_bucket_no_upscale": not job.buckets.enlarge,
+        }
     values |= kind.rates_told(job, facts.recipe) | _base_model(model) | _pictures(facts) | _model_spec(facts)
     metadata = {key: str(value) for key, value in values.items()}
     metadata |= kind.metadata(job, facts.recipe)

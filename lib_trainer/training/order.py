@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from lib_trainer.config import JobConfig
-from lib_trainer.dataset.batches import batches_per_epoch, epoch_batches
+from lib_trainer.dataset.batches import batches_per_epoch, epoch_batches, evened_batches
 from lib_trainer.kinds.base import Kind
 
 Role = Literal["learn", "class", "before"]
@@ -31,7 +31,8 @@ class Shown:
 class Place:
     """A step: its number and its epoch's, both from 1 on, and the pictures of its batches, by index.
 
-    `base`: they are those before a difference. `epoch_begins`: it is the first step of its epoch.
+    The pictures of a list have one size. `base`: they are those before a difference. `epoch_begins`: it is the first
+    step of its epoch.
     """
 
     step: int
@@ -43,7 +44,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Order:
-    """Epoch after epoch without end; a step never reaches across the end of an epoch."""
+    """Epoch after epoch without end; a step never reaches across the end of an epoch.
+
+    Where the pictures have one size, the last batch of an epoch may be short. With buckets all are full, and what fills
+    none is shown in the next epoch (`evened_batches`); a batch of several sizes is several lists then, and every
+    picture of a step counts alike (`share`).
+    """
 
     job: JobConfig
     kind: Kind
@@ -51,11 +57,17 @@ class Order:
 
     def batches_per_epoch(self) -> int:
         repeats = self.repeats(torch.Generator().manual_seed(0), before=False)
+        if self.evened:
+            return -(-sum(repeats) // self.job.training.batch_size)
         return batches_per_epoch(self._targets, repeats, self.job.training.batch_size)
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         training = self.job.training
+        if self.evened:
+            shown = sum(self.repeats(torch.Generator().manual_seed(0), before=False))
+            together = training.batch_size * training.gradient_accumulation
+            return training.max_steps or -(-training.epochs * shown // together)
         return training.max_steps or training.epochs * -(-self.batches_per_epoch() // training.gradient_accumulation)
 
     def base_steps(self) -> int:
@@ -69,15 +81,42 @@ class Order:
     def places(self) -> Iterator[tuple[Place, torch.Generator]]:
         """Every step from the first on, with the generator of its epoch, whose order has been drawn."""
         training, base_steps, step = self.job.training, self.base_steps(), 0
+        left: list[int] = []
         for epoch in itertools.count(1):
             before, generator = step < base_steps, self.generator(epoch)
             repeats = self.repeats(generator, before=before)
-            drawn = epoch_batches(self._targets, repeats, training.batch_size, generator)
+            if self.evened:
+                drawn, left = self._evened(repeats, left, generator, last=epoch == training.epochs)
+            else:
+                drawn = [[own] for own in epoch_batches(self._targets, repeats, training.batch_size, generator)]
             starts = range(0, len(drawn), training.gradient_accumulation)
             for start in starts[: base_steps - step] if before else starts:
                 step += 1
-                batches = drawn[start : start + training.gradient_accumulation]
+                together = drawn[start : start + training.gradient_accumulation]
+                batches = [part for batch in together for part in batch]
                 yield Place(step, epoch, batches, before, epoch_begins=start == 0), generator
+            if before and step >= base_steps:
+                left = []  # those before are not shown again
+
+    def _evened(
+        self, repeats: list[int], left: list[int], generator: torch.Generator, *, last: bool
+    ) -> tuple[list[list[list[int]]], list[int]]:
+        training = self.job.training
+        last = last and not training.max_steps and not self.base_steps()
+        size, together = training.batch_size, training.gradient_accumulation
+        found = evened_batches(self._targets, repeats, size, together, left, generator, last=last)
+        return found.batches, found.left
+
+    def share(self, batches: list[list[int]], place: int) -> float:
+        """The factor on the loss of the pictures of one of a step's batches, whose means are averaged."""
+        if not self.evened:
+            return 1.0
+        return len(batches[place]) * len(batches) / sum(len(batch) for batch in batches)
+
+    @property
+    def evened(self) -> bool:
+        """Whether all batches are full."""
+        return self.job.buckets.enabled
 
     def repeats(self, generator: torch.Generator, *, before: bool) -> list[int]:
         """How often an epoch shows each picture. There are as many class pictures as others, chosen anew each."""

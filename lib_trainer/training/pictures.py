@@ -38,16 +38,16 @@ class PictureSource:
             yield StepBatches(place.epoch, self._drawn(place.batches, generator), place.base)
 
     def _drawn(self, batches: list[list[int]], generator: torch.Generator) -> list[Batch]:
-        return [self._batch(indices, generator) for indices in batches]
+        shares = [self.order.share(batches, place) for place in range(len(batches))]
+        return [self._batch(indices, share, generator) for indices, share in zip(batches, shares, strict=True)]
 
-    def _batch(self, indices: list[int], generator: torch.Generator) -> Batch:
+    def _batch(self, indices: list[int], share: float, generator: torch.Generator) -> Batch:
         moments = torch.stack([self.encoded.moments(index) for index in indices])
         samples = [self.encoded.samples[index] for index in indices]
         latents = sample_latents(moments, self.latent_scale, generator)
-        weights = None
-        if any(sample.role == "class" for sample in samples):
-            prior = self.order.job.prior.weight
-            weights = torch.tensor([prior if sample.role == "class" else 1.0 for sample in samples])
+        prior = self.order.job.prior.weight
+        factors = [share * (prior if sample.role == "class" else 1.0) for sample in samples]
+        weights = torch.tensor(factors) if share != 1 or any(one.role == "class" for one in samples) else None
         captions = [self.caption_of(index, generator) for index in indices]
         return Batch(latents, captions, [self.encoded.sizes[index] for index in indices], weights)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
-from lib_trainer.dataset.batches import FixedSize
+from lib_trainer.dataset.batches import Sizer
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
 from lib_trainer.kinds.base import Kind, Outputs
 from lib_trainer.kinds.captions import CaptionMaker
@@ -19,6 +19,7 @@ from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.prediction import check_prediction, drawn_wrongly
 from lib_trainer.training.prior import wants_class_pictures
 from lib_trainer.training.results import Settled, outputs_of, settle
+from lib_trainer.training.sizes import sizer_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Plan:
     scan: Scan
     captions: CaptionMaker
     outputs: Outputs
-    sizes: FixedSize
+    sizes: Sizer
     steps: int
     before: tuple[Sample, ...] = ()
     warnings: tuple[Sentence, ...] = ()
@@ -112,16 +113,17 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     assert captions is not None and outputs is not None
     warning, line = (memory.warning(), memory.note()) if (memory := outlook(job, host)) else (None, None)
     warnings, notes = (tuple(filter(None, told)) for told in ([warning], [settled.note, line]))
-    sizes = FixedSize(data.width, data.height)
+    sizes = sizer_of(job)
     return Plan(
         job, kind, scan, captions, outputs, sizes, _foreseen(job, kind, sizes, [*scan.samples, *before]),
         tuple(before), warnings, settled.replaced, notes, () if caution is None else (caution,),
     )  # fmt: skip
 
 
-def _foreseen(job: JobConfig, kind: Kind, sizes: FixedSize, samples: list[Sample]) -> int:
+def _foreseen(job: JobConfig, kind: Kind, sizes: Sizer, samples: list[Sample]) -> int:
     """Optimizer steps, if every picture can be decoded."""
-    shown = [Shown(sample.role, sample.repeats, sizes.size_for(sample.size)) for sample in samples]
+    shown = [Shown(one.role, one.repeats, target) for one in samples for target in sizes.sizes_for(one.size)]
     if wants_class_pictures(job, kind):
-        shown += [Shown("class", 1, (sizes.width, sizes.height))] * job.prior.class_pictures
+        drawn = sizes.sizes_for((job.dataset.width, job.dataset.height))
+        shown += [Shown("class", 1, target) for target in drawn] * job.prior.class_pictures
     return Order(job, kind, tuple(shown)).total_steps()

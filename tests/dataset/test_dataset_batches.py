@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_trainer.dataset.batches import FixedSize, batches_per_epoch, epoch_batches
+from lib_trainer.dataset.batches import FixedSize, batches_per_epoch, epoch_batches, evened_batches
 from lib_trainer.refusals import ConfigError
 
 SETS = st.lists(st.tuples(st.sampled_from([(64, 64), (64, 128), (128, 64)]), st.integers(0, 5)), max_size=15)
@@ -78,8 +78,53 @@ def test_nonsense_is_refused(sizes: list[tuple[int, int]], repeats: list[int], b
         batches_per_epoch(sizes, repeats, batch_size)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=30),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+)
+def test_evened_batches_are_full_and_show_everything(
+    pictures: list[tuple[int, int]], batch_size: int, together: int, epochs: int, seed: int
+) -> None:
+    """Whatever the sizes: at the end of an epoch no picture is more than its repeats behind, none is ahead, and at the
+    end of the run all have been shown exactly as often as they were to be; only the last batch may be short."""
+    sizes, repeats = [(64 * side, 64) for side, _ in pictures], [count for _, count in pictures]
+    left, seen, lengths = list[int](), Counter[int](), list[int]()
+    for epoch in range(1, epochs + 1):
+        last = epoch == epochs
+        found = evened_batches(sizes, repeats, batch_size, together, left, seeded(seed + epoch), last=last)
+        again = evened_batches(sizes, repeats, batch_size, together, left, seeded(seed + epoch), last=last)
+        assert found == again, "nothing but the generator decides"
+        assert last or not len(found.batches) % together
+        left = found.left
+        for batch in found.batches:
+            assert all(len({sizes[index] for index in part}) == 1 for part in batch)
+            seen.update(index for part in batch for index in part)
+            lengths.append(sum(len(part) for part in batch))
+        behind = [epoch * count - seen[index] for index, count in enumerate(repeats)]
+        assert min(behind) >= 0
+        if sum(repeats) >= batch_size * together:
+            assert all(late <= count for late, count in zip(behind, repeats, strict=True))
+    assert not left and all(seen[index] == epochs * count for index, count in enumerate(repeats))
+    assert all(length == batch_size for length in lengths[:-1])
+    assert len(lengths) == math.ceil(epochs * sum(repeats) / batch_size)
+
+
+def test_few_batches_are_divided_among_sizes() -> None:
+    """A thousand pictures in ten sizes: only what would else wait a second time shares a batch."""
+    sizes = [(64 * (1 + index % 10), 64) for index in range(1000)]
+    left, divided = list[int](), 0
+    for epoch in range(1, 10):
+        found = evened_batches(sizes, [1] * 1000, 7, 1, left, seeded(epoch))
+        left, divided = found.left, divided + sum(len(batch) > 1 for batch in found.batches)
+    assert divided == 0
+
+
 def test_a_fixed_size_is_fixed() -> None:
-    assert FixedSize(512, 768).size_for((10, 4000)) == (512, 768)
+    assert FixedSize(512, 768).sizes_for((10, 4000)) == ((512, 768),)
 
 
 @pytest.mark.parametrize(("width", "height", "said"), [(100, 64, "width is 100"), (64, 0, "height is 0")])

@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lib_trainer.dataset import latents
 from lib_trainer.dataset.batches import FixedSize, Sizer
+from lib_trainer.dataset.buckets import Buckets
 from lib_trainer.dataset.latents import (
     DiskStore,
     Encoded,
@@ -122,6 +123,19 @@ def test_a_change_is_a_miss(folder: Path, store: LatentStore, change: str) -> No
     assert len(vae.calls) == (12 if options else 1)
     if change == "turned":
         assert encoded.sizes[3].original == (33, 40)
+
+
+def test_a_picture_is_encoded_at_each_of_its_sizes(folder: Path, store: LatentStore) -> None:
+    sizer = Buckets(((64, 64), (128, 128)), 64, 64, 256)
+    Image.new("RGB", (200, 50), "red").save(folder / "0.png")
+    encoded = encode(samples_in(folder), CountingVae(), store, sizer)
+    assert [one.path.name for one in encoded.samples[:4]] == ["0.png", "0.png", "1.png", "1.png"]
+    assert encoded.targets[:4] == ((64, 64), (256, 64), (64, 64), (128, 128))
+    assert [one.target for one in encoded.sizes[:4]] == [(64, 64), (64, 256), (64, 64), (128, 128)]
+    assert encoded.moments(1).shape == (8, 8, 32)
+    vae = CountingVae()
+    assert encode(samples_in(folder), vae, store, sizer).keys == encoded.keys
+    assert vae.calls == []
 
 
 def test_an_edit_after_the_scan_is_seen(folder: Path) -> None:
@@ -286,9 +300,9 @@ def test_pictures_are_decoded_beside_the_encoder(folder: Path) -> None:
     names = set[str]()
 
     class Spy:
-        def size_for(self, original: tuple[int, int]) -> tuple[int, int]:
+        def sizes_for(self, original: tuple[int, int]) -> tuple[tuple[int, int], ...]:
             names.add(threading.current_thread().name.rsplit("_")[0])
-            return 64, 32
+            return ((64, 32),)
 
     def vae(pixels: torch.Tensor) -> torch.Tensor:
         assert threading.current_thread() is threading.main_thread() and not torch.is_grad_enabled()

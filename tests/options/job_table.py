@@ -40,6 +40,7 @@ CALM: dict[str, Any] = {
     "prior.class_pictures": 1,
 }
 WORDS = CALM | {"network.kind": "embedding", "output.name": "zrk-a", "embedding.initial_text": "disc red"}
+SHAPES = CALM | {"dataset.folder": "ROOT/shapes", "dataset.width": 128, "dataset.height": 128, "buckets.low": 64}
 BASES: dict[str, dict[str, Any]] = {
     "lora": CALM,
     "narrow": CALM | {"network.rank": 3, "optimizer.unet_lr": 1e-2, "output.name": "narrow"},
@@ -49,6 +50,8 @@ BASES: dict[str, dict[str, Any]] = {
     "warm-up": CALM | {"optimizer.schedule": "constant_with_warmup", "optimizer.warmup_steps": 2},
     "v": CALM | {"model.prediction": "v"},
     "epochs": CALM | {"training.max_steps": 0, "training.epochs": 1},
+    "no buckets": SHAPES,
+    "shapes": SHAPES | {"buckets.enabled": True},
     "class": CALM | {"prior.class_prompt": "circle"},
     "taken": CALM,
     "embedding": WORDS,
@@ -247,6 +250,11 @@ def unet_weight(seen: Seen) -> torch.Tensor:
     return checkpoint(seen)["model.diffusion_model.input_blocks.0.0.weight"].float()
 
 
+def pixel_sizes(seen: Seen) -> set[tuple[int, int]]:
+    """(width, height) of what the VAE is given."""
+    return {(one.shape[3], one.shape[2]) for one in seen.pixels}
+
+
 def class_step(seen: Seen) -> int:
     """The step that shows a class picture (from 1 on); the text encoder is called once for each step."""
     in_steps = [captions for captions, _, _ in seen.texts][-len(seen.steps) :]
@@ -347,6 +355,12 @@ JOBS: list[Row] = [
     Row("dataset.width", 128, lambda seen: seen.latents[0].shape[3], 16, run=SAMPLE),
     Row("dataset.height", 192, lambda seen: seen.latents[0].shape[2], 24, run=SAMPLE),
     Row("dataset.repeats", 2, lambda seen: seen.total, 6, "epochs"),
+    Row("buckets.enabled", True, pixel_sizes, {(192, 64), (128, 128)}, "no buckets"),
+    Row("buckets.resolutions", "64", pixel_sizes, {(192, 64), (128, 128), (64, 64)}, "shapes"),
+    Row("buckets.step", 128, pixel_sizes, {(128, 128)}, "shapes"),
+    Row("buckets.low", 128, pixel_sizes, {(128, 128)}, "shapes"),
+    Row("buckets.high", 128, pixel_sizes, {(128, 64), (128, 128)}, "shapes"),
+    Row("buckets.enlarge", False, pixel_sizes, {(128, 64), (192, 64), (64, 64)}, "shapes"),
     Row("dataset.cache", "disk", lambda seen: len(names_in("cache")(seen)), 3),
     # class pictures
     Row("prior.class_prompt", "circle", lambda seen: [one.prompt for one in class_requests(seen)], ["circle"]),

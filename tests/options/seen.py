@@ -136,6 +136,9 @@ class Lab:
         self._known: dict[str, Seen] = {}
         for name, colour in (("pictures", "red"), ("others", "blue")):
             _draw(root / name, colour)
+        _draw(root / "shapes", "red")
+        for index, size in enumerate(((128, 64), (200, 64))):
+            _disc("red", 0).resize(size).save(root / "shapes" / f"{index}.png")
         (root / "template.txt").write_text("[name] seen from afar\n", encoding="utf-8")
         (root / "after").mkdir()
         _disc("red", 0).save(root / "after" / "0.png")

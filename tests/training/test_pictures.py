@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,18 +23,20 @@ from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
 from tests.support import tiny_schedule
 
+SHAPES = ((64, 64), (64, 128), (128, 64), (64, 192))
 
-def source(learn: int, others: int, role: str = "class", **values: Any) -> PictureSource:
+
+def source(learn: int, others: int, role: str = "class", shapes: int = 1, **values: Any) -> PictureSource:
     samples = [Sample(Path(f"{n}.png"), f"zork {n}", 2, "", (64, 64)) for n in range(learn)]
     samples += [Sample(Path(f"o{n}.png"), f"other {n}", 1, "", (64, 64), role) for n in range(others)]  # type: ignore[arg-type]
     encoded = SimpleNamespace(
         samples=samples,
-        targets=[(64, 64)] * len(samples),
+        targets=[SHAPES[number % shapes] for number in range(len(samples))],
         sizes=[None] * len(samples),
-        moments=lambda index: torch.zeros(8, 8, 8),
+        moments=lambda index: torch.zeros(8, *(side // 8 for side in reversed(encoded.targets[index]))),
     )
     job = from_values({"training.batch_size": 2, **values})
-    shown = tuple(Shown(one.role, one.repeats, (64, 64)) for one in samples)
+    shown = tuple(Shown(one.role, one.repeats, target) for one, target in zip(samples, encoded.targets, strict=True))
     return PictureSource(Order(job, kind_of(job), shown), encoded, CaptionMaker((), ()), 1.0)  # type: ignore[arg-type]
 
 
@@ -107,13 +111,54 @@ def plain(step: StepBatches) -> Any:
     return step.epoch, step.base, batches
 
 
-@pytest.mark.parametrize("role", ["class", "before"])
+def test_every_picture_of_buckets_is_shown_equally_often_and_every_batch_is_full() -> None:
+    """Twenty random sets, as many batch sizes: issue 11."""
+    random = Random(11)
+    for _ in range(20):
+        sizes = [(64 * random.randint(1, 5), 64) for _ in range(random.randint(8, 60))]
+        shown = tuple(Shown("learn", random.randint(1, 3), size) for size in sizes)
+        batch_size, epochs = random.randint(1, 8), random.randint(2, 6)
+        job = from_values(
+            {"buckets.enabled": True, "training.batch_size": batch_size, "training.epochs": epochs, "training.seed": 3}
+        )
+        order, counts, short = Order(job, kind_of(job), shown), Counter[int](), 0
+        for place, _generator in itertools.islice(order.places(), order.total_steps()):
+            if place.epoch_begins:  # at the end of the epoch before
+                ahead = [counts[index] - (place.epoch - 1) * one.repeats for index, one in enumerate(shown)]
+                assert all(-one.repeats <= more <= 0 for more, one in zip(ahead, shown, strict=True))
+            counts.update(index for part in place.batches for index in part)
+            short += sum(len(part) for part in place.batches) < batch_size
+        assert short <= 1
+        assert counts == Counter({index: epochs * one.repeats for index, one in enumerate(shown)})
+
+
+def test_pictures_of_a_divided_batch_count_alike() -> None:
+    """Three pictures of one size and one of another: the mean of the parts' losses is that of the pictures."""
+    values = {"buckets.enabled": True, "training.batch_size": 8, "training.max_steps": 9}
+    pictures = source(6, 0, shapes=4, **values)
+    divided = [step for step in itertools.islice(pictures.steps(), 9) if len(step.batches) > 1]
+    assert divided
+    for step in divided:
+        count = sum(len(batch.captions) for batch in step.batches)
+        own = {caption: torch.rand(()) for batch in step.batches for caption in batch.captions}
+        parts = []
+        for batch in step.batches:
+            assert batch.latents.shape[0] == len(batch.captions)
+            weights = torch.ones(len(batch.captions)) if batch.weights is None else batch.weights
+            parts.append((torch.stack([own[caption] for caption in batch.captions]) * weights).mean())
+        expected = sum(own[caption] for batch in step.batches for caption in batch.captions) / count
+        torch.testing.assert_close(torch.stack(parts).mean(), expected)
+
+
+@pytest.mark.parametrize("role", ["class", "before", "buckets"])
 def test_a_step_hangs_on_its_number_alone(role: str) -> None:
     """Asking ahead, from the middle, or for single steps gives what asking in order gives."""
     kind = "difference" if role == "before" else "lora"
     values = {"network.kind": kind, "training.max_steps": 30, "difference.base_steps": 7}
     values |= {"training.gradient_accumulation": 2, "training.batch_size": 2}
-    pictures = source(5, 3, role=role, **values)
+    buckets = role == "buckets"
+    values |= {"buckets.enabled": buckets}
+    pictures = source(5, 3, role="class" if buckets else role, shapes=4 if buckets else 1, **values)
     whole = [plain(step) for step in itertools.islice(pictures.steps(), 30)]
     assert len({one[0] for one in whole}) > 3, "several epochs"
     assert all(one != other for one, other in itertools.combinations(whole, 2))

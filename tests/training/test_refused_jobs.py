@@ -72,6 +72,20 @@ def test_a_second_run_is_refused(watched: Watched, pictures: Path) -> None:
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"dataset__width": 100}, "dataset.width = 100 is not a multiple of 64: take 128"),
     ({"dataset__height": 72}, "dataset.height = 72 is not a multiple of 64: take 64"),
+    (
+        {"buckets__enabled": True, "buckets__step": 32, "buckets__low": 64},
+        "buckets.step = 32 is not a multiple of 64: take 64",
+    ),
+    ({"buckets__enabled": True}, "buckets.low = 256 leaves no bucket for 64x64"),
+    ({"buckets__enabled": True, "buckets__low": 64, "buckets__high": 64, "dataset__width": 128}, "buckets.high = 64"),
+    (
+        {"buckets__enabled": True, "buckets__low": 64, "buckets__resolutions": "128, big"},
+        "buckets.resolutions has 'big': write sides",
+    ),
+    (
+        {"buckets__enabled": True, "buckets__low": 64, "buckets__resolutions": "100x128"},
+        "buckets.resolutions has 100x128, which are not multiples of 64",
+    ),
     ({"preview__width": 100}, "preview.width = 100"),
     ({"preview__height": 8}, "preview.height = 8"),
     (

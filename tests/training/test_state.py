@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lokr": {"network__kind": "lokr", "network__factor": 4},
     "dora": {"network__dora": True},
     "dropouts": DROPOUTS,
+    "buckets": {"buckets__enabled": True, "buckets__low": 64, "training__batch_size": 4},
     "pivotal": {"network__kind": "pivotal", "embedding__names": "zrk-a, zrk-b", "embedding__learning_rate": 0.1},
     "difference": {"network__kind": "difference", "difference__base_steps": 2},
     "embedding": {"network__kind": "embedding", "embedding__learning_rate": 0.1, "output__name": "zrk-a"},
@@ -96,6 +97,8 @@ def test_half_a_run_and_the_state_of_it_are_the_whole(
     changes = {"optimizer__unet_lr": 0.01, "optimizer__text_encoder_lr": 0.01} | CASES[case]
     if case == "difference":
         changes |= {"difference__before": str(draw_pictures(tmp_path / "before", side=72))}
+    if case == "buckets":
+        draw_pictures(pictures, 2, size=(128, 64))
     host = ModelHost(diffusers_model, tmp_path)
     host.parts = lambda: {"unet": HeldPart(1, torch.float32)}  # type: ignore[method-assign]
     plan = prepare(make_job(pictures, **changes, training__max_steps=WHOLE), host)

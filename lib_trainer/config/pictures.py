@@ -1,0 +1,79 @@
+"""The options of what is made of pictures before they are trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from lib_trainer.options.declare import ANYBODY, Group, Section, one_of, option
+
+
+class BucketsConfig(Section, frozen=True):
+    """Aspect buckets"""
+
+    GROUP: ClassVar[Group] = Group((one_of("buckets.enabled", True),))
+
+    enabled: Annotated[
+        bool,
+        option(
+            "Aspect buckets",
+            "Train each picture in nearly its own shape, at about as many pixels as the training size has, instead of "
+            "cropping all of them to it. Every picture is shown equally often and every batch is full.",
+            group=ANYBODY,
+        ),
+    ] = False
+    resolutions: Annotated[
+        str,
+        option(
+            "Further resolutions",
+            "Show each picture at these sizes too: sides of squares or width x height, divided by commas (768, "
+            "512x768). An epoch is longer by as many times.",
+            width="wide",
+        ),
+    ] = ""
+    step: Annotated[
+        int,
+        option(
+            "Bucket step",
+            "Sides of buckets are multiples of this. A finer step crops less and makes more buckets; a model that does "
+            "not take it is named before the run.",
+            low=8,
+            high=512,
+            unit="px",
+            step=32,
+            advanced=True,
+        ),
+    ] = 64
+    low: Annotated[
+        int,
+        option(
+            "Shortest side",
+            "No side of a bucket is shorter. Lower it for very long pictures. Small pictures that are not enlarged "
+            "are not held to it.",
+            low=64,
+            high=2048,
+            unit="px",
+            step=64,
+            advanced=True,
+        ),
+    ] = 256
+    high: Annotated[
+        int,
+        option(
+            "Longest side",
+            "No side of a bucket is longer.",
+            low=64,
+            high=4096,
+            unit="px",
+            step=64,
+            advanced=True,
+        ),
+    ] = 2048
+    enlarge: Annotated[
+        bool,
+        option(
+            "Enlarge small pictures",
+            "Off: a picture with fewer pixels than its bucket is trained at its own size, cut down to whole steps, so "
+            "that no blur of enlarging is learned.",
+            advanced=True,
+        ),
+    ] = True
