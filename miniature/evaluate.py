@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from .common import atomic
-from .export import CHECKPOINT, build_pipeline
+from .export import FAMILIES, pipeline_of
 from .judge import Judge
 from .shapes import ALL_SHAPES
 from .world import COLOURS, combos, is_held_out
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from .export import Pipeline
 
 STEPS, GUIDANCE, THRESHOLD = 20, 4.0, 0.5
 """Sampler steps, classifier-free guidance, and the score (0 to 1) from which a tag counts as found."""
@@ -68,7 +68,7 @@ def asks(count: int = 200, seed: int = 0) -> list[Ask]:
 
 
 @torch.no_grad()
-def generate(pipeline: StableDiffusionPipeline, jobs: Sequence[Ask], guidance: float = GUIDANCE) -> list[Image.Image]:
+def generate(pipeline: Pipeline, jobs: Sequence[Ask], guidance: float = GUIDANCE) -> list[Image.Image]:
     """64x64 pictures of the jobs with Euler a; each one's noise comes from its own seed, so batching changes nothing.
 
     The UNet's instance norms hide how strong the noise is, so a sampler that adds none of its own never gets rid of
@@ -118,14 +118,15 @@ def sheet(pictures: Sequence[Image.Image], good: Sequence[bool], columns: int = 
 def main() -> None:
     """Print the share of right pictures, and the wrong ones; --sheet saves them all, --json the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--family", choices=FAMILIES, default="sd1")
+    parser.add_argument("--checkpoint", type=Path, help="another file than the family's own")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     jobs = asks(options.count)
-    pictures = generate(build_pipeline(options.checkpoint), jobs, options.guidance)
+    pictures = generate(pipeline_of(options.family, options.checkpoint), jobs, options.guidance)
     verdicts = judge(pictures, Judge())
     good = [verdict.answers(job) for verdict, job in zip(verdicts, jobs)]
     for job, verdict in ((j, v) for j, v, right in zip(jobs, verdicts, good) if not right):
