@@ -317,8 +317,9 @@ def train(
     models, vae = make_models(recipe)
     cached = work / f"latents-{'sized' if recipe.sizes else 'plain'}.pt"
     if not cached.is_file():
-        save(cached, make_data(vae, recipe.sizes))
-    data: Data = torch.load(cached, weights_only=False)
+        made = make_data(vae, recipe.sizes)
+        save(cached, (made.scenes, made.latents, made.sizes))
+    data = Data(*torch.load(cached, weights_only=False))
     print(f"latents mean {data.latents.mean().item():.3f} std {data.latents.std().item():.3f}", flush=True)
     if start is not None:
         models.load(torch.load(start))
