@@ -54,19 +54,34 @@ def patient() -> None:
 
 @pytest.fixture(scope="session")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
+    with serving(tmp_path_factory.mktemp("webui")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
+    """Another WebUI, with the SDXL miniature; `load` changes to others that lie in its menu."""
+    with serving(tmp_path_factory.mktemp("sdxl"), "sdxl") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serving(data: Path, family: str = "sd1") -> Iterator[Webui]:
+    """A WebUI with `data` as its folder and the family's miniature loaded, as long as the context lasts."""
     if not (HOME / "venv" / "bin" / "python").exists():
         pytest.skip(MISSING)
     from miniature.export import export_webui
 
-    server = Webui(HOME, tmp_path_factory.mktemp("webui"))
+    server = Webui(HOME, data)
     server.prepare()
-    checkpoint = export_webui(server.models)
+    checkpoint = export_webui(server.models, family)
     write_other_checkpoint(checkpoint)
     _server.append(server)
     try:
         server.start(checkpoint)
         yield server
     finally:
+        _server.remove(server)
         server.stop()
 
 

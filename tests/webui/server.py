@@ -88,6 +88,12 @@ class Webui:
         its middleware after the server has begun to answer."""
         return self.log.read_bytes().count(b"\nStartup time:")
 
+    def load(self, checkpoint: str) -> None:
+        """Choose another checkpoint in the menu, by its file's name."""
+        self.post("/sdapi/v1/refresh-checkpoints", {})
+        self.post("/sdapi/v1/options", {"sd_model_checkpoint": checkpoint})
+        self.until(lambda: self.probe("facts").get("checkpoint") == checkpoint, f"{checkpoint} loaded")
+
     def reload(self) -> None:
         """Press "Reload UI" and wait for the new page."""
         before = self.starts()

@@ -21,8 +21,8 @@ from lib_trainer.host.webui.model import WebuiModel
 from lib_trainer.refusals import TrainerError
 from webui_probe import half, runs
 
-CHECKS = ("facts", "refusal", "encoding", "spied_run", "own_tab", "tabs", "control_read", "own_preview", "last_prompt",
-          "routes")  # fmt: skip
+CHECKS = ("facts", "family", "refusal", "encoding", "spied_run", "own_tab", "tabs", "control_read", "own_preview",
+          "last_prompt", "routes")  # fmt: skip
 APP: list[Any] = []
 """The WebUI's server."""
 
@@ -51,6 +51,16 @@ def facts() -> dict[str, Any]:
         "latent": shared.state.current_latent is not None,
         "menu": shared.opts.data.get("sd_model_checkpoint"),
         "fp8 menu": shared.opts.fp8_storage,
+    }
+
+
+def family() -> dict[str, Any]:
+    """What the WebUI takes the loaded model for."""
+    model = sd_models.model_data.sd_model
+    return {
+        "kind": model.model_type.name,
+        "predicts": model.parameterization,
+        "embedders": [type(one).__name__ for one in model.conditioner.embedders],
     }
 
 
