@@ -73,6 +73,10 @@ class Facts:
         return self.family.word if self.family else ""
 
 
+EMBEDDINGS = {"string_to_param.*", *(encoder.rows for family in FAMILIES for encoder in family.encoders)}
+"""Names of an embedding's tensors."""
+
+
 def facts_of(source: Source) -> Facts:
     """From names, shapes and metadata; of SD 2.x models one small tensor is read."""
     names = source.tensors
@@ -89,8 +93,9 @@ def facts_of(source: Source) -> Facts:
     for pattern, word in OTHERS:
         if any(re.search(pattern, name) for name in names):
             return Facts(word)
-    if {"emb_params", "string_to_param.*"} & set(names) or embedding_of(names):
-        return Facts("embedding", embedding_of(names) or _by_width(source))
+    if EMBEDDINGS & set(names):
+        widths = {name: one.shape[-1] for name, one in names.items() if len(one.shape) == 2}
+        return Facts("embedding", embedding_of(widths))
     return _model_facts(source)
 
 
@@ -102,13 +107,6 @@ def adapter_kind(names: Collection[str]) -> str:
             convolutions = word == "LoRA" and any("_resnets_" in name or "_in_layers_" in name for name in own)
             return "LoCon" if convolutions else word
     return ""
-
-
-def _by_width(source: Source) -> Family | None:
-    """Of an embedding that does not say: the width of its rows is the text encoder's."""
-    widths = {one.shape[-1] for one in source.tensors.values() if len(one.shape) == 2}
-    found = [one for one in FAMILIES if len(one.encoders) == 1 and {one.encoders[0].width} == widths]
-    return found[0] if found else None
 
 
 def _model_facts(source: Source) -> Facts:
