@@ -140,6 +140,7 @@ class Family:
     cell             pixels along each side of a latent's cell
     latent_channels  of a latent
     v2               `ss_v2`
+    clip_skip        hosts heed "clip skip"; the other families' text is read from one layer whatever it says
     zero_empty       an empty caption is zeros, and not the encoding of nothing
     sizes            the UNet is told of the picture's sizes
     hypernetworks    whether hosts know hypernetworks for it
@@ -162,6 +163,7 @@ class Family:
     v2: bool = False
     v_version: str = ""
     v_architecture: str = ""
+    clip_skip: bool = False
     zero_empty: bool = False
     sizes: bool = False
     hypernetworks: bool = True

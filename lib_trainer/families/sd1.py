@@ -65,6 +65,7 @@ SD1 = Family(
         ),
     ),
     latent_scale=0.18215,
+    clip_skip=True,
     trainable=True,
     memory="sd1",
     config=CONFIG,

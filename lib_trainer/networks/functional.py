@@ -44,7 +44,11 @@ def lora_conv2d(
     return base(x) + F.conv2d(hidden, up if scale == 1 else up * scale)
 
 
-PLAIN_FORWARDS = {("torch.nn.modules.linear", "Linear.forward"), ("torch.nn.modules.conv", "Conv2d.forward")}
+PLAIN_FORWARDS = {
+    ("torch.nn.modules.linear", "Linear.forward"),
+    ("torch.nn.modules.conv", "Conv2d.forward"),
+    ("lib_trainer.networks.fused", "SlicedLinear.forward"),
+}
 PLAIN_CONVOLUTION = ("torch.nn.modules.conv", "Conv2d._conv_forward")
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from lib_trainer.families.family import Part
 from lib_trainer.networks.adapters import Adapter, AdapterSpec, LoraAdapter
 from lib_trainer.networks.flat import Flat
+from lib_trainer.networks.fused import SlicedLinear
 from lib_trainer.networks.lycoris import LohaAdapter, LokrAdapter
 from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import AdaptableModule
@@ -127,10 +128,13 @@ class LoraNetwork(nn.Module):
     def applied(self, multiplier: float = 1.0) -> Iterator[None]:
         """Let the model run with these adapters; on leaving, each layer's forward is exactly what it was.
 
-        The host's own forward of a layer is called for the frozen part, whatever class or patch it comes from. Networks
-        may be nested.
+        The host's own forward of a layer is called for the frozen part, whatever class or patch it comes from; a fused
+        attention computes through its parts where one is adapted. Networks may be nested.
         """
         with contextlib.ExitStack() as stack:
+            sliced = [adapter.layer for adapter in self if isinstance(adapter.layer, SlicedLinear)]
+            for fused in dict.fromkeys(layer.fused for layer in sliced):
+                stack.enter_context(fused.called())
             for adapter in self:
                 forward = adapter.wrap(adapter.layer.forward, multiplier)
                 stack.enter_context(replaced_forward(adapter.layer, forward))

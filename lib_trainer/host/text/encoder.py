@@ -50,10 +50,6 @@ class TextEncoder:
         """While gradients flow: fused attention, and between the layers autocast's precision."""
         raise NotImplementedError
 
-    def own_attention(self) -> contextlib.AbstractContextManager[None]:
-        """An attention that is computed through adaptable layers, where the module's own is not."""
-        return contextlib.nullcontext()
-
     @property
     def vocabulary(self) -> torch.Tensor:
         """The vectors of all tokens, (V, D)."""

@@ -13,6 +13,7 @@ from lib_trainer.families.family import Encoder, Family, Part
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.host.text.chunks import Chunks
 from lib_trainer.host.text.encoder import TextEncoder
+from lib_trainer.host.text.open_clip import OpenClipEncoder
 from lib_trainer.host.text.transformers_clip import TransformersEncoder
 from lib_trainer.ports import AdaptableModule, Conditioning, Rows
 from lib_trainer.transfer import sent
@@ -42,8 +43,9 @@ class Texts:
 
         Each chunk is encoded for itself with its own begin and end marks, as the WebUI encodes long prompts. What the
         encoders give stands side by side; the pooled vector is the first chunk's. `clip_skip` 1 takes the layer that
-        the family's UNet reads, 2 the one before it.
+        the family's UNet reads, 2 the one before it, where the family's hosts heed it.
         """
+        depth = clip_skip if self.family.clip_skip else 1
         chunks = [self.chunks.of(caption)[:max_chunks] for caption in captions]
         longest = max(len(own) for own in chunks)
         flat = [ids for own in chunks for ids in own + [[]] * (longest - len(own))]
@@ -51,7 +53,7 @@ class Texts:
         for encoder in self.encoders:
             padded = [self.chunks.marked(ids, encoder.described.padding) for ids in flat]
             ids = sent(torch.tensor(padded), next(encoder.module.parameters()).device)
-            hidden, whole = encoder.encoded(ids, clip_skip, self.chunks.end)
+            hidden, whole = encoder.encoded(ids, depth, self.chunks.end)
             contexts.append(hidden.reshape(len(captions), longest * hidden.shape[1], hidden.shape[2]))
             pooled = pooled if whole is None else whole[::longest]
         return Conditioning(contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=-1), pooled)
@@ -71,14 +73,6 @@ class Texts:
         with contextlib.ExitStack() as stack:
             for encoder in self.encoders:
                 stack.enter_context(encoder.lean())
-            yield
-
-    @contextlib.contextmanager
-    def own_attention(self) -> Iterator[None]:
-        """While adapters are on, in training and in previews: see `TextEncoder.own_attention`."""
-        with contextlib.ExitStack() as stack:
-            for encoder in self.encoders:
-                stack.enter_context(encoder.own_attention())
             yield
 
     @property
@@ -110,5 +104,7 @@ class Texts:
 
 
 def made(module: nn.Module, described: Encoder) -> TextEncoder:
-    """The encoder object for a root of either layout."""
-    return TransformersEncoder(module, described)
+    """The encoder object for a root of either kind of classes."""
+    return (
+        TransformersEncoder(module, described) if hasattr(module, "text_model") else OpenClipEncoder(module, described)
+    )
