@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import shlex
 import subprocess
@@ -14,29 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package lies beside this file
 
-from lib_trainer.install_plan import Machine, Step, constraints, cuda_of, normalised, plan
+from lib_trainer.install_plan import Step, constraints, plan
+from lib_trainer.installed import this_machine
 
 Pip = Callable[[list[str], str], object]
 """Takes pip's arguments, and what is being installed. Raises if it failed."""
-
-
-def installed_packages() -> dict[str, str]:
-    """{normalised name: version}; of two installations the one that Python finds first."""
-    found: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
-        name, version = distribution.metadata["Name"], distribution.version
-        if name and version:  # a broken installation has neither
-            found.setdefault(normalised(name), version)
-    return found
-
-
-def cuda_version() -> str | None:
-    """torch's CUDA version, without importing torch."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    file = Path(spec.origin).with_name("version.py")
-    return cuda_of(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def launcher() -> tuple[Pip, bool]:
@@ -89,9 +69,8 @@ def main() -> None:
     if skip:
         print("Trainer: nothing is installed, because of --skip-install")
         return
-    installed = installed_packages()
-    machine = Machine(installed, (sys.version_info[0], sys.version_info[1]), cuda_version())
-    install(plan(machine), installed, pip)
+    machine = this_machine()
+    install(plan(machine), dict(machine.installed), pip)
 
 
 if __name__ == "__main__":

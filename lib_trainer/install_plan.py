@@ -49,6 +49,12 @@ TOMLI_W = Package("tomli_w", "tomli_w>=1.0,<2", (1, 0), "writes job files")
 TOMLI = Package("tomli", "tomli>=2.0,<3", (1, 1), "reads job files")
 PSUTIL = Package("psutil", "psutil>=5.9", (5, 0), "tells how much memory is in use")
 BITSANDBYTES = Package("bitsandbytes", "bitsandbytes==0.45.5", (0, 41), "the AdamW8bit optimizer", optional=True)
+PYTORCH_OPTIMIZER = Package(
+    "pytorch-optimizer", "pytorch-optimizer>=4.1,<5", (4, 1), "brings optimizers", optional=True
+)
+PRODIGY_PLUS = Package(
+    "prodigy-plus-schedule-free", "prodigy-plus-schedule-free>=2,<3", (2, 0), "brings an optimizer", optional=True
+)
 ONNXRUNTIME = Package("onnxruntime", "onnxruntime>=1.17.1,<1.24", (1, 17), "runs the taggers", optional=True)
 NO_RUNTIMES = ("onnxruntime-extensions", "onnxruntime-genai", "onnxruntime-tools")
 """Packages whose name begins like the runtime's, but which do not bring it."""
@@ -61,7 +67,7 @@ def plan(machine: Machine) -> list[Step]:
     """One step for each package, in order."""
     wanted = [MSGSPEC, TOMLI_W, *([TOMLI] if machine.python < (3, 11) else []), PSUTIL]
     steps = [*(_step(package, machine) for package in wanted), _onnxruntime_step(machine)]
-    reason = _why_no_bitsandbytes(machine)
+    reason = why_left_out(BITSANDBYTES, machine)
     if reason and _version_of(BITSANDBYTES, machine) is None:
         return [*steps, Step(BITSANDBYTES, "skip", f"bitsandbytes: left out, because {reason}")]
     return [*steps, _step(BITSANDBYTES, machine)]
@@ -109,8 +115,10 @@ def _onnxruntime_step(machine: Machine) -> Step:
     return _step(ONNXRUNTIME, machine)
 
 
-def _why_no_bitsandbytes(machine: Machine) -> str:
-    """Empty if it can be installed."""
+def why_left_out(package: Package, machine: Machine) -> str:
+    """Why a package cannot be installed here; empty if it can."""
+    if package != BITSANDBYTES:
+        return ""
     torch = machine.installed.get("torch")
     low, high = TORCH_OF_BITSANDBYTES
     if torch is None:

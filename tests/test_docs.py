@@ -11,7 +11,8 @@ from lib_trainer import __version__
 from lib_trainer.cli.main import documented
 from lib_trainer.config import field_specs, load_job
 from lib_trainer.options.document import COMMAND
-from lib_trainer.training.optimizers import OPTIMIZERS, SCHEDULES
+from lib_trainer.training.optimizers import BY_PATH, OPTIMIZERS
+from lib_trainer.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
@@ -38,7 +39,7 @@ def test_every_option_is_documented(path: str) -> None:
 
 
 def test_the_registries_are_what_the_options_offer() -> None:
-    assert tuple(OPTIMIZERS) == field_specs()["optimizer.name"].choices
+    assert (*OPTIMIZERS, BY_PATH) == field_specs()["optimizer.name"].choices
     assert tuple(SCHEDULES) == field_specs()["optimizer.schedule"].choices
 
 

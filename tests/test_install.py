@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lib_trainer.install_plan import Machine, Step, constraints, cuda_of, normalised, plan
+from lib_trainer.installed import cuda_version, installed_packages
 
 ROOT = Path(__file__).parents[1]
 WEBUI = {"torch": "2.1.2+cu121", "numpy": "1.26.2", "protobuf": "3.20.0", "gradio": "3.41.2", "psutil": "5.9.5"}
@@ -198,13 +199,13 @@ def test_plain_pip_goes_through_no_shell(installer: ModuleType, monkeypatch: pyt
     assert not options.get("shell")
 
 
-def test_this_python_is_read_without_importing_torch(installer: ModuleType) -> None:
-    installed = installer.installed_packages()
+def test_this_python_is_read_without_importing_torch() -> None:
+    installed = installed_packages()
     assert installed["msgspec"]
     assert "torch" in installed
     import torch
 
-    assert installer.cuda_version() == torch.version.cuda
+    assert cuda_version() == torch.version.cuda
 
 
 def test_preload_adds_the_folder_of_data() -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lib_trainer import __version__
 from lib_trainer.captions.edits import EDITS, edit_specs
 from lib_trainer.cli import captions as cli_captions
+from lib_trainer.cli import install as cli_install
 from lib_trainer.cli import model as cli_model
 from lib_trainer.cli import tag as cli_tag
 from lib_trainer.config import JobConfig, field_specs, from_values, load_values, typed_values
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_tag.add_parser(commands)
     cli_captions.add_parser(commands)
     cli_model.add_parser(commands)
+    cli_install.add_parser(commands)
     listing = commands.add_parser("options", help="list every option of a job")
     listing.add_argument("--markdown", action="store_true", help="as docs/options.md has it")
     listing.set_defaults(run=_options)

@@ -12,12 +12,12 @@ from lib_trainer.config.files import (
 )
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
+from lib_trainer.config.optimizer import OptimizerConfig
 from lib_trainer.config.pictures import BucketsConfig
 from lib_trainer.config.schema import (
     DatasetConfig,
     JobConfig,
     ModelConfig,
-    OptimizerConfig,
     OutputConfig,
     PreviewConfig,
     PriorConfig,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from lib_trainer.config.base import ADAPTERS, kinds
+from lib_trainer.config.base import kinds
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
+from lib_trainer.config.optimizer import OptimizerConfig
 from lib_trainer.config.pictures import BucketsConfig
-from lib_trainer.options.declare import Group, Section, given, one_of, option
-
-ADAPTERS_ALONE = kinds(*ADAPTERS)
+from lib_trainer.options.declare import Group, Section, given, option
 
 
 class ModelConfig(Section):
@@ -160,65 +159,6 @@ class PriorConfig(Section):
             high=10,
             advanced=True,
             when=given("prior.class_prompt"),
-        ),
-    ] = 1.0
-
-
-class OptimizerConfig(Section):
-    """Learning"""
-
-    name: Annotated[
-        Literal["AdamW", "AdamW8bit"],
-        option("Optimizer", "AdamW8bit keeps its state in 8 bits; it needs an NVIDIA card and bitsandbytes."),
-    ] = "AdamW"
-    unet_lr: Annotated[
-        float,
-        option(
-            "Learning rate, UNet",
-            "The guides' start is 1e-4. 0 leaves the UNet untrained.",
-            low=0,
-            high=1,
-            group=ADAPTERS_ALONE,
-        ),
-    ] = 1e-4
-    text_encoder_lr: Annotated[
-        float,
-        option(
-            "Learning rate, text encoder",
-            "The guides' start is 1e-5. 0 leaves the text encoder untrained and keeps its outputs instead.",
-            low=0,
-            high=1,
-            group=ADAPTERS_ALONE,
-        ),
-    ] = 1e-5
-    schedule: Annotated[
-        Literal["constant", "cosine", "constant_with_warmup"],
-        option("Learning rate schedule", "Cosine falls to zero at the end; warm-up rises from zero at the start."),
-    ] = "cosine"
-    warmup_steps: Annotated[
-        int,
-        option(
-            "Warm-up steps",
-            "Length of the rise in constant_with_warmup.",
-            when=one_of("optimizer.schedule", "constant_with_warmup"),
-            low=0,
-            high=100_000,
-            unit="steps",
-            step=1,
-            advanced=True,
-        ),
-    ] = 100
-    weight_decay: Annotated[
-        float, option("Weight decay", "AdamW's decoupled weight decay.", low=0, high=1, advanced=True)
-    ] = 0.01
-    max_gradient_norm: Annotated[
-        float,
-        option(
-            "Gradient clipping",
-            "Gradients are scaled down to this norm. 0 turns clipping off.",
-            low=0,
-            high=1000,
-            advanced=True,
         ),
     ] = 1.0
 

@@ -28,7 +28,7 @@ from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
 from lib_trainer.ports import AdaptableModule, Host, LoadedModel
 from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
-from lib_trainer.training.optimizers import ELEMENTWISE
+from lib_trainer.training.optimizers import known
 from lib_trainer.training.precision import DTYPES
 
 Planned = list[tuple[AdaptableModule, AdapterSpec]]
@@ -312,7 +312,7 @@ def rate_groups(job: JobConfig, network: LoraNetwork, family: Family) -> list[di
     """A group for each part, and for each factor that its blocks have. Called once: the network is made flat."""
     factors = parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
     rates = family.rates(job.optimizer.unet_lr, job.optimizer.text_encoder_lr)
-    whole = job.optimizer.name in ELEMENTWISE
+    whole = known(job.optimizer).whole
     sorted_out: dict[tuple[Part, float], list[Adapter]] = {}
     for adapter in network:
         sorted_out.setdefault((adapter.part, factors.get(adapter.block, 1.0)), []).append(adapter)

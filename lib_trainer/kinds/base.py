@@ -22,6 +22,7 @@ from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.names import numbered
 
 CONTINUE = "network.continue_from"
+WORDS_RATE = "embedding.learning_rate"
 STABILITY = "https://github.com/Stability-AI/generative-models"
 """ModelSpec's name for CompVis' layout."""
 Changes = Sequence[Mapping[str, Any]]
@@ -78,6 +79,11 @@ class Kind:
     def options(self) -> frozenset[str]:
         """Paths of the options that it reads."""
         return frozenset(path for path, spec in field_specs().items() if self.name in spec.kinds)
+
+    @property
+    def all_rates(self) -> tuple[str, ...]:
+        """The options that hold learning rates, also those that no high loss is put down to."""
+        return (*self.rates, *([WORDS_RATE] if self.has_words and WORDS_RATE not in self.rates else []))
 
     @property
     def has_class_pictures(self) -> bool:

@@ -7,7 +7,6 @@ beside them (on the CPU, if the model is on a GPU); on leaving they are put back
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from lib_trainer.networks.low_rank import lora_of_differences
 from lib_trainer.ports import Host, LoadedModel, OwnParameter
 from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table
+from lib_trainer.training.optimizers import lighter
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.prediction import marks, schedule_of
 
@@ -101,7 +101,7 @@ class CheckpointKind(Kind):
             found.append(Sentence("lower.to_zero", option=Field("finetune.text_encoder_lr")))
         if tuning.ema:
             found.append(Sentence("lower.leave_out", option=Field("finetune.ema")))
-        if not job.optimizer.name.endswith("8bit") and _has_8bit(device):
+        if lighter(job.optimizer, device):
             found.append(Sentence("lower.smaller_optimizer", option=Field("optimizer.name")))
         return [*found, Sentence("lower.lora")]
 
@@ -130,10 +130,6 @@ def _learning_parts(job: JobConfig, family: Family) -> list[Part]:
 
 def _rates(job: JobConfig, family: Family) -> dict[Part, float]:
     return family.rates(job.finetune.unet_lr, job.finetune.text_encoder_lr)
-
-
-def _has_8bit(device: torch.device) -> bool:
-    return device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
 class CheckpointRecipe(Recipe):

@@ -11,17 +11,19 @@ import torch
 from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.files import plain
-from lib_trainer.kinds.base import Kind
+from lib_trainer.kinds.base import Kind, option_of
 from lib_trainer.ports import Host
-from lib_trainer.refusals import ConfigError, Problems, Sentence
+from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
 from lib_trainer.training.names import check_name
-from lib_trainer.training.optimizers import check_optimizer
+from lib_trainer.training.optimizers import called, check_optimizer, known
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.prior import check_prior
 from lib_trainer.training.sizes import check_sizes
 
 NAMES = ("output.name", "embedding.names")
 """Options that name what a run writes."""
+LEAST_FACTOR = 0.01
+"""On a rate that an optimizer finds itself: whoever sets less has set a rate."""
 
 
 def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
@@ -41,7 +43,9 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
     with problems.at():
         check_weights(job, kind)
     with problems.at():
-        check_optimizer(job.optimizer.name, host.device())
+        check_optimizer(job.optimizer, host.device())
+    with problems.at():
+        check_rates(job, kind)
     with problems.at():
         _check_sampler(job, host)
     problems.raise_if_any()
@@ -84,6 +88,24 @@ def check_weights(job: JobConfig, kind: Kind) -> None:
     reason = kind.why_no_fp8(job) if hasattr(torch, "float8_e4m3fn") else Sentence("weights.old_torch")
     if reason:
         raise ConfigError("weights.no_fp8", field="training.weights", reason=reason)
+
+
+def check_rates(job: JobConfig, kind: Kind) -> None:
+    """Raise `ConfigError` where an optimizer that finds the rate itself is given rates that are no factors on it."""
+    entry, name = known(job.optimizer), called(job.optimizer)
+    given = {path: float(option_of(job, path)) for path in kind.all_rates if option_of(job, path) > 0}
+    if not entry.finds_rate or not given:
+        return
+    first = next(iter(given))
+    if max(given.values()) < LEAST_FACTOR:
+        raise ConfigError("rates.found_by_itself", field=first, value=given[first], optimizer=name)
+    if not entry.one_rate:
+        return
+    other = next((path for path, rate in given.items() if rate != given[first]), None)
+    if other is not None:
+        raise ConfigError("rates.not_one", field=other, other=Field(first), optimizer=name)
+    if "blocks.rates" in kind.options and job.blocks.rates.strip():
+        raise ConfigError("rates.not_by_block", field="blocks.rates", optimizer=name)
 
 
 def with_a_name(job: JobConfig) -> JobConfig:

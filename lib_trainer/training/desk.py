@@ -24,7 +24,8 @@ class TrainingDesk:
 
     def __init__(self, host: Host, runner: Runner | None = None) -> None:
         self.host = host
-        self._queue = (runner or Runner()).queue("training", _busy)
+        self.runner = runner or Runner()
+        self._queue = self.runner.queue("training", _busy)
 
     def start(self, job: JobConfig, listener: Listener | None = None, *, confirmed: bool = True) -> None:
         """Check the job and start it in the background.

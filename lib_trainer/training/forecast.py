@@ -20,10 +20,8 @@ import torch
 from lib_trainer.config import JobConfig
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.memory_table import FULL, Table, Weights, Work
+from lib_trainer.training.optimizers import known
 from lib_trainer.training.sizes import largest_size, resolutions_of
-
-STATES = {"AdamW": 8.0, "AdamW8bit": 2.06}
-"""Bytes of an optimizer's state for each number: two moments; in 8 bits with a fp32 scale for every 256 numbers."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def _work(job: JobConfig, table: Table, dtype: torch.dtype) -> Work:
 def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
     kind, numbers = kind_of(job), learned_numbers(job, table)
     learned = FULL * sum(numbers.values())
-    states = int(STATES[job.optimizer.name] * learned / FULL)
+    states = int(known(job.optimizer).state * learned / FULL)
     average = learned if kind.has_average(job) else 0
     kept = {"what learns": learned, "optimizer": states, "EMA": average}
     peak = activations(job, table, place.dtype, place.chunks)

@@ -15,8 +15,9 @@ from lib_trainer.memory import peak_bytes, release
 from lib_trainer.ports import LoadedModel, PictureSize
 from lib_trainer.refusals import Field, NumericalError, Sentence
 from lib_trainer.training.captions import CaptionSource
-from lib_trainer.training.optimizers import LearningRates, step_unless
+from lib_trainer.training.optimizers import step_unless
 from lib_trainer.training.precision import autocast
+from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
 from lib_trainer.transfer import arriving, sent
 from lib_trainer.work.events import StepDone

@@ -6,7 +6,6 @@ its own. So a job that seems too large is told what to change, and can be starte
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from lib_trainer.ports import HeldPart, Host
 from lib_trainer.refusals import Decimals, Field, Sentence, both
 from lib_trainer.training.forecast import Forecast, Need, Place, forecast
 from lib_trainer.training.memory_table import Table, table_for
+from lib_trainer.training.optimizers import lighter
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.sizes import largest_size
 
@@ -161,8 +161,8 @@ def _possible(job: JobConfig, place: Place) -> Iterator[Sequence[Mapping[str, An
     if training.batch_size > 1:
         sizes = sorted({max(1, training.batch_size // divisor) for divisor in (2, 4, 8, 256)}, reverse=True)
         yield [{"training.batch_size": size} for size in sizes]
-    if job.optimizer.name == "AdamW" and place.device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
-        yield [{"optimizer.name": "AdamW8bit"}]
+    if smaller_state := lighter(job.optimizer, place.device):
+        yield [{"optimizer.name": smaller_state}]
     if job.training.weights != "fp8" and hasattr(torch, "float8_e4m3fn") and not kind.why_no_fp8(job):
         yield [{"training.weights": "fp8"}]
     yield from kind.mild_remedies(job)

@@ -22,6 +22,7 @@ from lib_trainer import __version__
 from lib_trainer.dataset.latents import Encoded
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import LoadedModel, NoiseSchedule
+from lib_trainer.training.optimizers import described
 from lib_trainer.training.plan import Plan
 
 COVER_SIDE = 512
@@ -65,7 +66,7 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_gradient_checkpointing": training.gradient_checkpointing,
         "ss_gradient_accumulation_steps": training.gradient_accumulation,
         "ss_max_grad_norm": optimizer.max_gradient_norm,
-        "ss_optimizer": optimizer.name,
+        "ss_optimizer": described(optimizer),
         "ss_lr_scheduler": optimizer.schedule,
         "ss_lr_warmup_steps": optimizer.warmup_steps if "warmup" in optimizer.schedule else 0,
         "ss_max_train_steps": facts.total_steps,

@@ -1,41 +1,233 @@
-"""Optimizers and learning-rate schedules, each in one visible registry."""
+"""Optimizers: what is known of each in one visible registry, how one is made, and how it steps, resumes and averages.
+
+Their packages are imported when they are chosen. A property that the rest of the trainer asks about stands in the
+registry's entry; nothing hangs on an optimizer's name.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
 import inspect
-import math
-from collections.abc import Callable
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from lib_trainer.config import OptimizerConfig
-from lib_trainer.refusals import ConfigError
+from lib_trainer.install_plan import BITSANDBYTES, PRODIGY_PLUS, PYTORCH_OPTIMIZER, Package
+from lib_trainer.refusals import ConfigError, Field, one_line
+from lib_trainer.training.arguments import parse_arguments
 
 Groups = list[dict[str, Any]]
+logger = logging.getLogger(__name__)
+
+BY_PATH = "by path"
+"""The choice that names a class itself."""
 
 
-def adamw(groups: Groups, config: OptimizerConfig) -> Optimizer:
-    """Decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), fused into one kernel where torch can."""
-    device = groups[0]["params"][0].device
-    fused = device.type == "cuda" or (device.type == "cpu" and _cpu_has_fused_adamw())
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused or None)
+@dataclass(frozen=True)
+class Known:
+    """What is known of an optimizer. `path`: its class. `package`: what brings it, where the hosts do not.
+
+    `usual` arguments are given unless the job says otherwise, `fixed` ones always: they are decided by other options.
+    `whole`: the update of a number hangs on that number and on sums over all of them, so that many tensors may be given
+    as one. `state`: bytes that it keeps for each number (of factored moments what they are for convolutions).
+    `finds_rate`: it finds the step's size itself, and rates are factors on it near 1; with `one_rate` they must be
+    equal. `averages`: what is to be saved is an average that it keeps. `card`: it needs an NVIDIA card. `kin`: what is
+    nearest to it and runs where it does not. `lighter`: the same with a smaller state.
+    """
+
+    path: str
+    package: Package | None = None
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
+    state: float = 12.0
+    finds_rate: bool = False
+    one_rate: bool = False
+    averages: bool = False
+    card: bool = False
+    kin: str = "AdamW"
+    lighter: str = ""
+
+    @property
+    def module(self) -> str:
+        return self.path.rpartition(".")[0]
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there; nothing is imported."""
+        return importlib.util.find_spec(self.path.partition(".")[0]) is not None
 
 
-def adamw_8bit(groups: Groups, config: OptimizerConfig) -> Optimizer:
-    """AdamW with block-wise 8-bit state (Dettmers et al. 2022, arXiv:2110.02861)."""
-    from bitsandbytes.optim import AdamW8bit  # heavy, and absent without an NVIDIA card
+OPTIMIZERS: dict[str, Known] = {
+    # Decoupled weight decay: Loshchilov & Hutter 2019, arXiv:1711.05101
+    "AdamW": Known("torch.optim.AdamW", whole=True, state=8.0, lighter="AdamW8bit"),
+    # Block-wise 8-bit states, with a fp32 scale for every 256 numbers: Dettmers et al. 2022, arXiv:2110.02861
+    "AdamW8bit": Known("bitsandbytes.optim.AdamW8bit", BITSANDBYTES, state=2.06, card=True),
+    "PagedAdamW8bit": Known("bitsandbytes.optim.PagedAdamW8bit", BITSANDBYTES, state=2.06, card=True),
+    # Chen et al. 2023, arXiv:2302.06675
+    "Lion": Known("pytorch_optimizer.Lion", PYTORCH_OPTIMIZER, whole=True, state=4.0, lighter="Lion8bit"),
+    "Lion8bit": Known("bitsandbytes.optim.Lion8bit", BITSANDBYTES, state=1.03, card=True, kin="Lion"),
+    # Sutskever et al. 2013
+    "SGDNesterov": Known(
+        "torch.optim.SGD", usual={"momentum": 0.9}, fixed={"nesterov": True}, whole=True, state=4.0,
+        lighter="SGDNesterov8bit",
+    ),
+    "SGDNesterov8bit": Known(
+        "bitsandbytes.optim.SGD8bit", BITSANDBYTES, usual={"momentum": 0.9}, fixed={"nesterov": True}, state=1.03,
+        card=True, kin="SGDNesterov",
+    ),
+    # Defazio & Mishchenko 2023, arXiv:2301.07733
+    "DAdaptAdamW": Known(
+        "pytorch_optimizer.DAdaptAdam", PYTORCH_OPTIMIZER, usual={"weight_decouple": True}, whole=True, state=12.0,
+        finds_rate=True, one_rate=True,
+    ),
+    "DAdaptLion": Known(
+        "pytorch_optimizer.DAdaptLion", PYTORCH_OPTIMIZER, usual={"weight_decouple": True}, whole=True, state=8.0,
+        finds_rate=True, one_rate=True, kin="Lion",
+    ),
+    # Shazeer & Stern 2018, arXiv:1804.04235, at the job's own rate
+    "Adafactor": Known(
+        "transformers.optimization.Adafactor", usual={"scale_parameter": False},
+        fixed={"relative_step": False, "warmup_init": False}, state=4.0,
+    ),
+    # Mishchenko & Defazio 2024, arXiv:2306.06101
+    "Prodigy": Known(
+        "pytorch_optimizer.Prodigy", PYTORCH_OPTIMIZER, whole=True, state=16.0, finds_rate=True, one_rate=True
+    ),
+    # Defazio et al. 2024, arXiv:2405.15682
+    "AdamWScheduleFree": Known(
+        "pytorch_optimizer.ScheduleFreeAdamW", PYTORCH_OPTIMIZER, fixed={"warmup_steps": 0}, whole=True, state=8.0,
+        averages=True,
+    ),
+    "ProdigyPlusScheduleFree": Known(
+        "prodigyplus.ProdigyPlusScheduleFree", PRODIGY_PLUS, fixed={"use_schedulefree": True, "fused_back_pass": False},
+        state=8.0, finds_rate=True, averages=True, kin="Prodigy",
+    ),
+    # Luo et al. 2023, arXiv:2307.02047
+    "CAME": Known("pytorch_optimizer.CAME", PYTORCH_OPTIMIZER, state=8.0, kin="Adafactor"),
+    # Pagliardini et al. 2024, arXiv:2409.03137
+    "AdEMAMix": Known(
+        "pytorch_optimizer.AdEMAMix", PYTORCH_OPTIMIZER, usual={"weight_decouple": True}, whole=True, state=12.0
+    ),
+}  # fmt: skip
 
-    optimizer: Optimizer = AdamW8bit(groups, weight_decay=config.weight_decay)
+
+def known(config: OptimizerConfig) -> Known:
+    """The registry's entry of a job's optimizer; of a class by its path what can be said of any."""
+    return Known(config.class_path.strip()) if config.name == BY_PATH else OPTIMIZERS[config.name]
+
+
+def called(config: OptimizerConfig) -> str:
+    """What files and sentences call a job's optimizer."""
+    return config.class_path.strip() if config.name == BY_PATH else config.name
+
+
+def described(config: OptimizerConfig) -> str:
+    """An optimizer with its arguments, as files tell them."""
+    given = " ".join(config.arguments.split())
+    return f"{called(config)}({given})" if given else called(config)
+
+
+def lighter(config: OptimizerConfig, device: torch.device) -> str:
+    """The same optimizer with a smaller state, if it would run on the device; empty if there is none."""
+    name = known(config).lighter
+    return name if name and device.type == "cuda" and OPTIMIZERS[name].installed else ""
+
+
+# ------------------------------------------------------------------------------------------------------- making one
+
+
+def make_optimizer(groups: Groups, config: OptimizerConfig) -> Optimizer:
+    """A job's optimizer over parameter groups, each with `params`, `lr` and `name`. Raises `ConfigError`."""
+    entry, kind = known(config), optimizer_class(config)
+    arguments = {**_own_arguments(groups, entry), **_arguments(config, kind)}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # some packages print what they decide
+            optimizer: Optimizer = kind(groups, **arguments)
+    except Exception as error:
+        raise ConfigError(
+            "optimizer.not_made", field="optimizer.arguments", optimizer=called(config), reason=one_line(error)
+        ) from error
+    if averages(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
     return optimizer
 
 
-OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], Optimizer]] = {"AdamW": adamw, "AdamW8bit": adamw_8bit}
+def _own_arguments(groups: Groups, entry: Known) -> dict[str, Any]:
+    """torch's AdamW is fused into one kernel where torch can."""
+    if entry.path != "torch.optim.AdamW":
+        return {}
+    device = groups[0]["params"][0].device
+    fused = device.type == "cuda" or (device.type == "cpu" and _cpu_has_fused_adamw())
+    return {"fused": fused or None}
 
-ELEMENTWISE = frozenset({"AdamW"})
-"""Those whose update of a number depends on that number alone, so that many tensors may be given as one."""
+
+def _arguments(config: OptimizerConfig, kind: type[Optimizer]) -> dict[str, Any]:
+    """Weight decay and the arguments of a job, checked against the class. Raises `ConfigError`."""
+    entry, names = known(config), _parameters(kind)
+    given = parse_arguments(config.arguments)
+    for name in given:
+        here, optimizer = "optimizer.arguments", called(config)
+        if name == "lr":
+            raise ConfigError("optimizer.rate_argument", field=here, optimizer=optimizer)
+        if name == "weight_decay":
+            raise ConfigError("optimizer.decay_argument", field=here, decay=Field("optimizer.weight_decay"))
+        if name in entry.fixed:
+            raise ConfigError(
+                "optimizer.fixed_argument", field=here, optimizer=optimizer, argument=name, value=entry.fixed[name]
+            )
+        if name not in names:
+            takes = sorted(names - {"lr", "weight_decay", *entry.fixed})
+            raise ConfigError("optimizer.no_argument", field=here, optimizer=optimizer, argument=name, takes=takes)
+    decay = {"weight_decay": config.weight_decay} if "weight_decay" in names else {}
+    return {**decay, **entry.usual, **given, **entry.fixed}
+
+
+def _parameters(kind: type[Optimizer]) -> set[str]:
+    """Names that the constructor takes, beside the parameters to learn."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    own = [one for one in inspect.signature(kind).parameters.values() if one.kind in named]
+    return {one.name for one in own[1:]}
+
+
+def optimizer_class(config: OptimizerConfig) -> type[Optimizer]:
+    """The class of a job's optimizer, whose package is imported now. Raises `ConfigError` where it cannot be had."""
+    entry = known(config)
+    if config.name != BY_PATH and not entry.installed:
+        assert entry.package is not None  # what has none comes with torch and transformers
+        raise ConfigError(
+            "optimizer.not_installed", field="optimizer.name", name=config.name, package=entry.package.name,
+            kin=entry.kin,
+        )  # fmt: skip
+    field = "optimizer.class_path" if config.name == BY_PATH else "optimizer.name"
+    module, name = entry.module, entry.path.rpartition(".")[2]
+    try:
+        found = getattr(importlib.import_module(module), name) if module else None
+    except Exception as error:  # a package may fail in any way when it meets versions that it was not made for
+        raise ConfigError("optimizer.no_class", field=field, path=entry.path, reason=one_line(error)) from error
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise ConfigError("optimizer.other_class", field=field, path=entry.path)
+    return found
+
+
+def check_optimizer(config: OptimizerConfig, device: torch.device) -> None:
+    """Raise `ConfigError` if the optimizer cannot run on the device, is not installed, or refuses its arguments."""
+    entry = known(config)
+    if entry.card and device.type != "cuda":
+        raise ConfigError("optimizer.no_card", field="optimizer.name", name=config.name, kin=entry.kin)
+    tried = [{"params": [torch.nn.Parameter(torch.zeros(2, 2))], "lr": 1e-3, "name": "tried"}]
+    make_optimizer(tried, config)
+
+
+# ---------------------------------------------------------------------------------------------------- how one steps
 
 
 def step_unless(optimizer: Optimizer, bad: torch.Tensor) -> None:
@@ -55,57 +247,54 @@ def step_unless(optimizer: Optimizer, bad: torch.Tensor) -> None:
         del own.grad_scale, own.found_inf
 
 
-def check_optimizer(name: str, device: torch.device) -> None:
-    """Raise `ConfigError` if the optimizer cannot run on the device."""
-    if name != "AdamW8bit":
-        return
-    if device.type != "cuda":
-        raise ConfigError("optimizer.no_card", field="optimizer.name")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("optimizer.no_bitsandbytes", field="optimizer.name")
+def restore(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """`Optimizer.load_state_dict`, but that tensors keep their precision, which torch would make the parameters'."""
+    optimizer.load_state_dict(dict(state))
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for parameter, key in zip(group["params"], saved["params"], strict=True):
+            own = optimizer.state.get(parameter, {})
+            for name, value in state["state"].get(key, {}).items():
+                now = own.get(name)
+                if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor) and now.dtype != value.dtype:
+                    own[name] = value.to(now.device)
 
 
-def _constant(step: int, total: int, warmup: int) -> float:
-    return 1.0
+def averages(optimizer: Optimizer) -> bool:
+    """Whether it learns in one place and keeps an average of it in another, as schedule-free ones do."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
-def _cosine(step: int, total: int, warmup: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+def to_average(optimizer: Optimizer) -> None:
+    """After the last step: the parameters become what is to be saved. Allocates next to nothing."""
+    if averages(optimizer) and optimizer.state:
+        optimizer.eval()  # type: ignore[attr-defined]
 
 
-def _constant_with_warmup(step: int, total: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / max(1, warmup))
+@contextlib.contextmanager
+def averaged(optimizer: Optimizer) -> Iterator[None]:
+    """While this holds, the parameters are what is to be saved; afterwards they are bit for bit what they were.
 
-
-SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
-    "constant": _constant,
-    "cosine": _cosine,
-    "constant_with_warmup": _constant_with_warmup,
-}
-"""Factor on the learning rate by (steps done, steps in all, warm-up steps)."""
-
-
-class LearningRates:
-    """Sets each group's rate before a step: its base rate times the schedule's factor.
-
-    torch's own schedulers count `optimizer.step` calls, which loss scaling may skip; this one is told the step.
+    The way back that optimizers have themselves is arithmetic and would lose bits: a copy is kept, in the computer's
+    memory. Before the first step and after the state was cleared nothing is done.
     """
+    if not (averages(optimizer) and optimizer.state):
+        yield
+        return
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = [parameter.detach().to("cpu", copy=True) for parameter in learning]
+    try:
+        optimizer.eval()  # type: ignore[attr-defined]
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for parameter, value in zip(learning, kept, strict=True):
+                parameter.copy_(value)
 
-    def __init__(self, optimizer: Optimizer, config: OptimizerConfig, total_steps: int, base_steps: int = 0) -> None:
-        """`base_steps` at the beginning have a schedule of their own (the picture before a difference)."""
-        self._optimizer, self._total, self._warmup = optimizer, total_steps, config.warmup_steps
-        self._base_steps = base_steps
-        self._factor = SCHEDULES[config.schedule]
-        self._base = [float(group["lr"]) for group in optimizer.param_groups]
 
-    def set(self, steps_done: int) -> dict[str, float]:
-        """Set the rates for the next step; returns them by group name."""
-        start = 0 if steps_done < self._base_steps else self._base_steps
-        length = self._base_steps if steps_done < self._base_steps else self._total - self._base_steps
-        factor = self._factor(steps_done - start, length, self._warmup)
-        for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
-            group["lr"] = base * factor
-        return {group["name"]: group["lr"] for group in self._optimizer.param_groups}
+def effective_rates(optimizer: Optimizer) -> dict[str, float]:
+    """What each group's step is scaled by: its rate, times what an optimizer that finds the rate itself has found."""
+    return {group["name"]: group["lr"] * float(group.get("d", 1.0)) for group in optimizer.param_groups}
 
 
 def _cpu_has_fused_adamw() -> bool:

@@ -25,7 +25,7 @@ from lib_trainer.training.failures import Point, all_finite, explained
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.metadata import RunFacts, run_metadata
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
+from lib_trainer.training.optimizers import averaged, make_optimizer, to_average
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pace import Pace
 from lib_trainer.training.pictures import PictureSource
@@ -34,6 +34,7 @@ from lib_trainer.training.precision import autocast, loss_scaler, resolve_precis
 from lib_trainer.training.prediction import schedule_of
 from lib_trainer.training.prior import class_samples
 from lib_trainer.training.results import check_replaced, discard, is_of_step
+from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
 from lib_trainer.training.state import TrainState
 from lib_trainer.work import events as ev
@@ -194,7 +195,7 @@ class Run:
         precision = str(dtype).removeprefix("torch.")
         schedule = schedule_of(model.schedule, job)
         facts = RunFacts(plan, model, schedule, encoded, total, order.batches_per_epoch(), precision, recipe)
-        optimizer = OPTIMIZERS[job.optimizer.name](recipe.groups(), job.optimizer)
+        optimizer = make_optimizer(recipe.groups(), job.optimizer)
         noise = torch.Generator().manual_seed(job.training.seed + 1)
         state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, Objective(schedule))
         rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
@@ -225,9 +226,15 @@ class Run:
         self._forget_optimizer()
 
     def _forget_optimizer(self) -> None:
-        """Beside the weights it is the largest thing that a run has, and nothing after the steps needs it."""
+        """Beside the weights it is the largest thing that a run has, and once the weights are what is to be saved,
+        nothing needs it."""
         if self.prepared is not None:
-            self.prepared.state.optimizer.state.clear()
+            optimizer = self.prepared.state.optimizer
+            try:
+                to_average(optimizer)
+            except RuntimeError as error:  # the device's: what the last step has left can be kept all the same
+                logger.warning("No average was taken\n%s", release(error, self.place.model.device))
+            optimizer.state.clear()
 
     def stopping(self) -> bool:
         """A host may take its Interrupt back (the WebUI does so with its next task): once seen, it holds."""
@@ -318,14 +325,16 @@ class Run:
         every, save_every = job.preview.every, job.output.save_every
         due = bool(job.preview.prompt and every and (done.step % every == 0 or last))
         if (due or control.take_sample()) and not self.stopping():
-            self._preview(session)
+            with averaged(prepared.state.optimizer):
+                self._preview(session)
         if not last and (control.take_save() or (save_every and done.step % save_every == 0)):
             self._save_between(prepared)
 
     def _save_between(self, prepared: Prepared) -> None:
         """A full disk or memory must not cost what is still to be learned: the run goes on, and its end saves again."""
         try:
-            self._save(prepared, self.plan.outputs.of_step(self.step), final=False)
+            with averaged(prepared.state.optimizer):
+                self._save(prepared, self.plan.outputs.of_step(self.step), final=False)
         except Exception as error:
             if not (isinstance(error, SaveError) or failures.short_of_memory(error)):
                 raise

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.training.objective import Objective
+from lib_trainer.training.optimizers import restore
 
 
 @dataclass
@@ -49,6 +50,6 @@ class TrainState:
         """Go on from what `state_dict` of a run of the same job gave."""
         self.step, self.epoch, self.noise_after = state["step"], state["epoch"], state["noise"]
         self.noise.set_state(self.noise_after)
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.recipe.load_state_dict(state["recipe"])

@@ -16,8 +16,9 @@ from lib_trainer.ports import PictureSize, TrainingState
 from lib_trainer.training.captions import LiveCaptions
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import LearningRates, adamw
+from lib_trainer.training.optimizers import make_optimizer
 from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
 
 pytestmark = [
@@ -55,7 +56,7 @@ class NoRecipe(Recipe):
 
 def run(model: Any, leaves: list[Any], dtype: torch.dtype, steps: int, told: list[Any]) -> None:
     config = OptimizerConfig(schedule="constant")
-    optimizer = adamw([{"params": leaves, "lr": 1e-4, "name": "unet"}], config)
+    optimizer = make_optimizer([{"params": leaves, "lr": 1e-4, "name": "unet"}], config)
     options, rates = LoopOptions(steps, dtype, 1.0), LearningRates(optimizer, config, steps)
     scaler, noise = loss_scaler(model.device, dtype), torch.Generator().manual_seed(3)
     state = TrainState(NoRecipe(), optimizer, scaler, noise, Objective(model.schedule))

@@ -49,6 +49,7 @@ BASES: dict[str, dict[str, Any]] = {
     "lokr": CALM | {"network.kind": "lokr", "network.rank": 1},
     "warm-up": CALM | {"optimizer.schedule": "constant_with_warmup", "optimizer.warmup_steps": 2},
     "v": CALM | {"model.prediction": "v"},
+    "by path": CALM | {"optimizer.name": "by path", "optimizer.class_path": "torch.optim.RMSprop"},
     "epochs": CALM | {"training.max_steps": 0, "training.epochs": 1},
     "no buckets": SHAPES,
     "shapes": SHAPES | {"buckets.enabled": True},
@@ -377,6 +378,10 @@ JOBS: list[Row] = [
     Row("training.seed", 77, drawn("seed", "circle"), 77, "class", SAMPLE),
     # learning
     Row("optimizer.name", "AdamW8bit", lambda seen: "AdamW8bit" in seen.refused, True),
+    Row("optimizer.name", "SGDNesterov", lambda seen: group(seen, "unet").kind, "SGD"),
+    Row("optimizer.class_path", "torch.optim.Adagrad", lambda seen: group(seen, "unet").kind, "Adagrad", "by path"),
+    Row("optimizer.arguments", "betas=(0.5, 0.75)", lambda seen: group(seen, "unet").settings["betas"], (0.5, 0.75),
+        run=SAMPLE),
     Row("optimizer.unet_lr", 0.25, rate_of("unet"), 0.25, run=SAMPLE),
     Row("optimizer.text_encoder_lr", 0.125, rate_of("te1"), 0.125, run=SAMPLE),
     Row("optimizer.schedule", "cosine", factors, [1.0, 0.5]),

@@ -35,6 +35,9 @@ class Group:
     rate: float
     decay: float
     gradients: list[torch.Tensor | None]
+    kind: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The optimizer's class, and all that it holds of the group beside parameters."""
 
 
 @dataclass
@@ -193,7 +196,9 @@ def _noted_steps(seen: Seen) -> Any:
         groups = []
         for group in optimizer.param_groups:
             given = [None if one.grad is None else one.grad.detach().clone() for one in group["params"]]
-            groups.append(Group(group["name"], float(group["lr"]), float(group["weight_decay"]), given))
+            settings = {name: value for name, value in group.items() if name != "params"}
+            decay = float(group.get("weight_decay", 0.0))
+            groups.append(Group(group["name"], float(group["lr"]), decay, given, type(optimizer).__name__, settings))
         seen.steps.append(groups)
 
     return _Hook(note)

@@ -18,15 +18,16 @@ from lib_trainer.ports import Conditioning, PictureSize
 from lib_trainer.refusals import NumericalError
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import LearningRates, adamw
+from lib_trainer.training.optimizers import make_optimizer
 from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
 from lib_trainer.work.events import StepDone
 from tests.support import tiny_schedule
 
 SIZE = PictureSize((8, 8), (0, 0), (8, 8))
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
-    "fused": lambda groups: adamw(groups, OptimizerConfig()),
+    "fused": lambda groups: make_optimizer(groups, OptimizerConfig()),
     "asked": lambda groups: torch.optim.RMSprop(groups, momentum=0.9, weight_decay=0.1),  # knows no found_inf
 }
 

@@ -1,24 +1,39 @@
-"""Optimizers, learning-rate schedules and precision."""
+"""Optimizers: the registry, what is refused, arguments, and what each does beside its reference."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
+import importlib
+import inspect
+import io
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from lib_trainer.config import OptimizerConfig
+from lib_trainer.config.optimizer import AVERAGING
 from lib_trainer.refusals import ConfigError
-from lib_trainer.training import precision
-from lib_trainer.training.optimizers import OPTIMIZERS, SCHEDULES, LearningRates, check_optimizer
-from lib_trainer.training.precision import autocast, loss_scaler, resolve_precision
+from lib_trainer.training.arguments import parse_arguments
+from lib_trainer.training.optimizers import (
+    BY_PATH,
+    OPTIMIZERS,
+    averaged,
+    averages,
+    check_optimizer,
+    effective_rates,
+    known,
+    make_optimizer,
+    optimizer_class,
+    restore,
+    to_average,
+)
 
 CPU = torch.device("cpu")
+HERE = [name for name, entry in OPTIMIZERS.items() if not entry.card]
+"""Those that run on a CPU."""
 
 
 def test_adamw_is_the_papers_update() -> None:
@@ -31,7 +46,7 @@ def test_adamw_is_the_papers_update() -> None:
     groups: list[dict[str, Any]] = [
         {"params": [parameter], "lr": rate, "name": name} for parameter, rate, name in zip(parameters, rates, "ab")
     ]
-    optimizer = OPTIMIZERS["AdamW"](groups, OptimizerConfig(weight_decay=decay))
+    optimizer = make_optimizer(groups, OptimizerConfig(weight_decay=decay))
     for step in range(1, 6):
         for index, parameter in enumerate(parameters):
             gradient = torch.randn_like(parameter)
@@ -46,166 +61,282 @@ def test_adamw_is_the_papers_update() -> None:
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_adamw_8bit_on_the_cpu_is_refused_in_a_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.name = 'AdamW8bit' needs an NVIDIA card: take AdamW\."):
-        check_optimizer("AdamW8bit", CPU)
-    check_optimizer("AdamW", CPU)
+def having(name: str, **options: Any) -> OptimizerConfig:
+    """A job's options; the test is skipped where the package is not there."""
+    config = OptimizerConfig(name=name, **options)  # type: ignore[arg-type]
+    if name != BY_PATH and not known(config).installed:
+        pytest.skip(f"{known(config).module.partition('.')[0]} is not installed (requirements/test.txt)")
+    return config
 
 
-def test_adamw_8bit_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="needs bitsandbytes, which is not installed: take AdamW"):
-        check_optimizer("AdamW8bit", torch.device("cuda"))
+class Toy:
+    """A small regression, whose tensors are matrices, vectors and a kernel; the same numbers for everybody."""
+
+    def __init__(self, make: Callable[[list[dict[str, Any]]], Optimizer], *, whole: bool = False, rate: float = 0.01):
+        generator = torch.Generator().manual_seed(3)
+        shapes = [(40, 6), (5, 36), (4, 3, 3, 3), (7,)]
+        self.start = torch.cat([torch.randn(shape, generator=generator).flatten() for shape in shapes])
+        self.target = torch.randn(len(self.start), generator=generator)
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+        parts = [self.start.clone()] if whole else list(self.start.clone().split(sizes))
+        shaped = parts if whole else [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        self.parameters = [nn.Parameter(one) for one in shaped]
+        self.optimizer = make([{"params": self.parameters, "lr": rate, "name": "unet"}])
+        self.noise = torch.Generator().manual_seed(4)
+
+    @property
+    def values(self) -> torch.Tensor:
+        return torch.cat([one.detach().flatten() for one in self.parameters])
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.optimizer.zero_grad(set_to_none=True)
+            scales = torch.rand(len(self.start), generator=self.noise)
+            joined = torch.cat([one.flatten() for one in self.parameters])
+            ((joined - self.target).square() * scales).mean().backward()
+            self.optimizer.step()
+
+    def loss(self) -> float:
+        return float((self.values - self.target).square().mean())
 
 
-def test_every_choice_has_an_entry() -> None:
-    hints = {field.name: field.type for field in msgspec.structs.fields(OptimizerConfig)}
-    assert str(sorted(OPTIMIZERS)) in str(sorted(_choices(hints["name"])))
-    assert sorted(SCHEDULES) == sorted(_choices(hints["schedule"]))
+def rate_for(name: str) -> float:
+    return 1.0 if OPTIMIZERS[name].finds_rate else 0.01
 
 
-def _choices(hint: Any) -> list[str]:
-    info = msgspec.inspect.type_info(hint)
-    inner = info.type if isinstance(info, msgspec.inspect.Metadata) else info
-    return list(inner.values)  # type: ignore[union-attr]
+def toy(name: str, *, whole: bool = False, **options: Any) -> Toy:
+    config = having(name, **options)
+    return Toy(lambda groups: make_optimizer(groups, config), whole=whole, rate=rate_for(name))
 
 
-def _factors(name: str, total: int, warmup: int = 0) -> list[float]:
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([{"params": [parameter], "lr": 0.5, "name": "unet"}])
-    config = OptimizerConfig(schedule=name, warmup_steps=warmup)  # type: ignore[arg-type]
-    rates = LearningRates(optimizer, config, total)
+# ---------------------------------------------------------------------------------------------------- what each does
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_each_one_learns(name: str) -> None:
+    run = toy(name)
+    before = run.loss()
+    run.step(150)
+    assert run.loss() < before * 0.999
+    assert bool(run.values.isfinite().all())
+
+
+REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Lion": ("lion_pytorch.Lion", {"weight_decay": 0.01}),
+    "SGDNesterov": ("torch.optim.SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    "DAdaptLion": ("dadaptation.DAdaptLion", {"weight_decay": 0.01, "betas": (0.9, 0.999)}),
+    "DAdaptAdamW": ("dadaptation.DAdaptAdam", {"weight_decay": 0.01, "decouple": True}),
+    "Prodigy": ("prodigyopt.Prodigy", {"weight_decay": 0.01}),
+    "CAME": ("came_pytorch.CAME", {"lr": 0.01, "weight_decay": 0.01, "betas": (0.9, 0.999, 0.9999)}),
+    "AdamWScheduleFree": ("schedulefree.AdamWScheduleFree", {"weight_decay": 0.01, "betas": (0.9, 0.999)}),
+    "Adafactor": (
+        "transformers.optimization.Adafactor",
+        {"weight_decay": 0.01, "scale_parameter": False, "relative_step": False, "warmup_init": False},
+    ),
+    "ProdigyPlusScheduleFree": ("prodigyplus.ProdigyPlusScheduleFree", {"weight_decay": 0.01}),
+}
+"""Their authors' own packages (torch's and transformers' where those are what is taken), with the arguments meant."""
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_each_one_is_its_reference(name: str) -> None:
+    path, arguments = REFERENCES[name]
+    package = pytest.importorskip(path.rpartition(".")[0], reason="a reference of requirements/test-no-deps.txt")
+
+    def reference(groups: list[dict[str, Any]]) -> Optimizer:
+        made: Optimizer = getattr(package, path.rpartition(".")[2])(groups, **arguments)
+        if averages(made):
+            made.train()  # type: ignore[attr-defined]
+        return made
+
+    ours, theirs = toy(name), Toy(reference, rate=rate_for(name))
+    ours.step(10)
+    theirs.step(10)
+    assert float((ours.values - theirs.values).norm()) < 0.01 * float((ours.values - ours.start).norm())
+
+
+def test_ademamix_is_the_papers_update() -> None:
+    """Pagliardini et al. 2024, algorithm 1 without schedulers, in float64 by hand."""
+    run = toy("AdEMAMix")
+    seen: list[torch.Tensor] = []
+    run.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(
+            torch.cat([one.grad.double().flatten() for one in run.parameters if one.grad is not None])
+        )
+    )
+    run.step(6)
+    value = run.start.double()
+    fast, slow, second = (torch.zeros_like(value) for _ in range(3))
+    for step, gradient in enumerate(seen, 1):
+        fast = 0.9 * fast + 0.1 * gradient
+        slow = 0.9999 * slow + 0.0001 * gradient
+        second = 0.999 * second + 0.001 * gradient.square()
+        size = (second / (1 - 0.999**step)).sqrt() + 1e-8
+        value = value - 0.01 * ((fast / (1 - 0.9**step) + 5 * slow) / size + 0.01 * value)
+    torch.testing.assert_close(run.values.double(), value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_what_may_be_given_as_one_tensor_is_the_same_as_one_tensor(name: str) -> None:
+    """`Known.whole` decides whether adapters lie in one buffer for the optimizer."""
+    apart, joined = toy(name), toy(name, whole=True)
+    apart.step(20)
+    joined.step(20)
+    if OPTIMIZERS[name].whole:
+        torch.testing.assert_close(apart.values, joined.values, rtol=1e-3, atol=1e-5)
+    else:
+        assert not torch.allclose(apart.values, joined.values, rtol=1e-3, atol=1e-5), "it could be whole"
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_restored_state_goes_on_bit_for_bit(name: str) -> None:
+    run, again = toy(name), toy(name)
+    run.step(5)
+    file = io.BytesIO()
+    torch.save(run.optimizer.state_dict(), file)
+    restore(again.optimizer, torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    with torch.no_grad():
+        for own, other in zip(again.parameters, run.parameters, strict=True):
+            own.copy_(other)
+    again.noise.set_state(run.noise.get_state())
+    run.step(5)
+    again.step(5)
+    assert torch.equal(run.values, again.values)
+
+
+# --------------------------------------------------------------------------------------------- averages, found rates
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_what_is_saved_is_the_average_and_learning_goes_on_as_if_nobody_had_looked(name: str) -> None:
+    run, watched = toy(name), toy(name)
+    assert averages(run.optimizer) == OPTIMIZERS[name].averages == (name in AVERAGING)
+    with averaged(run.optimizer):
+        assert torch.equal(run.values, run.start), "before the first step there is nothing to average"
+    run.step(6)
     seen = []
-    for step in range(total):
-        told = rates.set(step)
-        assert told == {"unet": optimizer.param_groups[0]["lr"]}
-        seen.append(told["unet"] / 0.5)
-    return seen
+    for _ in range(6):
+        watched.step()
+        learning = watched.values
+        seen.append(learning)
+        with averaged(watched.optimizer):
+            if len(seen) > 1:  # after one step there is nothing else to average
+                assert torch.equal(watched.values, learning) != OPTIMIZERS[name].averages
+            looked_at = watched.values
+        assert torch.equal(watched.values, learning)
+    assert torch.equal(run.values, watched.values)
+    to_average(run.optimizer)
+    assert torch.equal(run.values, looked_at)
 
 
-def test_constant() -> None:
-    assert _factors("constant", 7, warmup=5) == [1.0] * 7
+def test_the_average_is_the_mean_of_where_it_has_been() -> None:
+    """x of Defazio et al. 2024, equation 5 with a constant rate: the mean of all z."""
+    run = toy("AdamWScheduleFree", weight_decay=0.0)
+    places = []
+    for _ in range(5):
+        run.step()
+        places.append(torch.cat([run.optimizer.state[one]["z"].flatten() for one in run.parameters]))
+    to_average(run.optimizer)
+    torch.testing.assert_close(run.values, torch.stack(places).mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_cosine_is_torchs() -> None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
-    expected = []
-    for _ in range(20):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert _factors("cosine", 20) == pytest.approx(expected, abs=1e-9)
-    assert SCHEDULES["cosine"](20, 20, 0) == pytest.approx(0, abs=1e-12)
+def test_a_rate_that_was_found_is_shown() -> None:
+    run = toy("Prodigy")
+    assert effective_rates(run.optimizer) == {"unet": pytest.approx(1e-6)}
+    run.step(60)
+    group = run.optimizer.param_groups[0]
+    assert effective_rates(run.optimizer)["unet"] == group["d"] * group["lr"] > 1e-5
+    plain = toy("AdamW")
+    assert effective_rates(plain.optimizer) == {"unet": 0.01}
 
 
-def test_warmup_rises_in_a_line_and_stays() -> None:
-    seen = _factors("constant_with_warmup", 12, warmup=5)
-    assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0] + [1.0] * 7)
-    assert _factors("constant_with_warmup", 3, warmup=0) == [1.0] * 3
-    assert all(math.isfinite(factor) and 0 < factor <= 1 for factor in seen)
+# ------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if entry.card])
+def test_one_that_needs_a_card_offers_its_kin(name: str) -> None:
+    kin = OPTIMIZERS[name].kin
+    with pytest.raises(ConfigError, match=rf"optimizer\.name = '{name}' needs an NVIDIA card: take {kin}\."):
+        check_optimizer(OptimizerConfig(name=name), CPU)  # type: ignore[arg-type]
+    assert not OPTIMIZERS[kin].card
+
+
+@pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if entry.package])
+def test_one_whose_package_is_not_there_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    package = OPTIMIZERS[name].package
+    assert package is not None
+    told = rf"needs the package {package.name}, which is not installed: .*install-optimizer {name}"
+    with pytest.raises(ConfigError, match=told):
+        check_optimizer(OptimizerConfig(name=name), torch.device("cuda"))  # type: ignore[arg-type]
+
+
+def test_the_registry_is_sound() -> None:
+    for name, entry in OPTIMIZERS.items():
+        assert entry.kin in OPTIMIZERS and (entry.kin != name or name == "AdamW")
+        assert not entry.lighter or OPTIMIZERS[entry.lighter].state < entry.state
+        assert entry.package or importlib.util.find_spec(entry.path.partition(".")[0])
+        if entry.installed and not entry.card:
+            kind = optimizer_class(OptimizerConfig(name=name))  # type: ignore[arg-type]
+            taken = inspect.signature(kind).parameters
+            assert {*entry.usual, *entry.fixed} <= set(taken), name
+
+
+def test_any_class_that_is_installed() -> None:
+    config = having(BY_PATH, class_path="torch.optim.RMSprop", arguments="momentum=0.5, centered=true")
+    check_optimizer(config, CPU)
+    run = Toy(lambda groups: make_optimizer(groups, config))
+    assert type(run.optimizer) is torch.optim.RMSprop
+    group = run.optimizer.param_groups[0]
+    assert (group["momentum"], group["centered"], group["weight_decay"], group["lr"]) == (0.5, True, 0.01, 0.01)
+    assert not known(config).whole, "of its rules nothing is known"
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [("avx2 avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx2", torch.float32)]
+    ("path", "told"),
+    [
+        ("", "is no optimizer of torch's kind"),
+        ("RMSprop", "is no optimizer of torch's kind"),
+        ("torch.optim.Nothing", "cannot be had .*Nothing"),
+        ("no_such_package.Adam", "cannot be had .*no_such_package"),
+        ("torch.nn.Linear", "is no optimizer of torch's kind"),
+        ("os.system", "is no optimizer of torch's kind"),
+        ("torch..Adam", "cannot be had"),
+    ],
 )
-def test_auto_on_a_cpu_takes_bf16_where_it_is_native(
-    monkeypatch: pytest.MonkeyPatch, flags: str, expected: torch.dtype
-) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda self, **kw: f"flags : {flags}")
-    precision._cpu_multiplies_bf16.cache_clear()
-    try:
-        assert resolve_precision("auto", CPU) is expected
-    finally:
-        precision._cpu_multiplies_bf16.cache_clear()
+def test_what_is_no_class_of_an_optimizer_is_refused(path: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"optimizer\.class_path = '{path}' {told}"):
+        check_optimizer(OptimizerConfig(name=BY_PATH, class_path=path), CPU)  # type: ignore[arg-type]
 
 
-FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
-HALVES = (BF16, FP16)
-DEVICES: dict[str, tuple[str, dict[str, Any], tuple[torch.dtype, ...]]] = {
-    # what it is: kind, what it says of itself, what it trains in (`auto` takes the first)
-    "RTX 20, GTX 16, T4": ("cuda", {"capability": (7, 5)}, (FP16,)),
-    "GTX 10": ("cuda", {"capability": (6, 1)}, (FP16,)),
-    "A100": ("cuda", {"capability": (8, 0)}, HALVES),
-    "RTX 40": ("cuda", {"capability": (8, 9)}, HALVES),
-    "RX 6000": ("cuda", {"capability": (10, 3), "arch": "gfx1030:sramecc+:xnack-"}, (FP16,)),
-    "RX 7000": ("cuda", {"capability": (11, 0), "arch": "gfx1100"}, HALVES),
-    "MI200": ("cuda", {"capability": (9, 0), "arch": "gfx90a:sramecc+:xnack-"}, HALVES),
-    "Arc": ("xpu", {"has_bfloat16_conversions": True, "has_fp16": True}, HALVES),
-    "Intel graphics without bf16": ("xpu", {"has_bfloat16_conversions": False, "has_fp16": True}, (FP16,)),
-    "Arc by a torch that does not tell": ("xpu", {}, HALVES),
-    "Arc without autocast": ("xpu", {"autocasts": ()}, ()),
-    "Apple, macOS 14": ("mps", {"macos": (14, 0)}, (BF16,)),  # torch scales no losses there
-    "Apple, macOS 13": ("mps", {"macos": (13, 6)}, ()),
-    "Apple, torch 2.1": ("mps", {"macos": (14, 0), "autocasts": ()}, ()),
-    "DirectML": ("privateuseone", {"autocasts": ()}, ()),
-    "a plug-in with autocast": ("privateuseone", {"autocasts": (BF16,)}, (BF16,)),
-}
+def test_arguments_as_people_type_them() -> None:
+    text = "betas=(0.9, 0.99), eps=1e-8; amsgrad = true\nmode='a=b' wide=[1, 2],"
+    assert parse_arguments(text) == {
+        "betas": (0.9, 0.99), "eps": 1e-8, "amsgrad": True, "mode": "a=b", "wide": [1, 2]
+    }  # fmt: skip
+    assert parse_arguments("  ") == {} and parse_arguments("betas=0.9, 0.99") == {"betas": (0.9, 0.99)}
 
 
-@pytest.fixture
-def device_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, dict[str, Any]], Any]]:
-    """Makes a device that says the given things of itself, and sees that no other one is asked."""
-    asked: list[Any] = []
-    made: list[Any] = []
-
-    def make(kind: str, says: dict[str, Any]) -> Any:
-        device = SimpleNamespace(type=kind)
-        made.append(device)
-
-        def told(value: Any) -> Callable[[Any], Any]:
-            return lambda which: asked.append(which) or value
-
-        arch = says.get("arch")
-        known = says.get("autocasts", HALVES)
-        monkeypatch.setattr(precision, "autocasts", lambda which, dtype: which == kind and dtype in known)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)  # as newer torch has it
-        monkeypatch.setattr(torch.cuda, "get_device_capability", told(says.get("capability")))
-        monkeypatch.setattr(torch.cuda, "get_device_properties", told(SimpleNamespace(gcnArchName=arch)))
-        monkeypatch.setattr(torch.version, "hip", arch and "6.0")
-        monkeypatch.setattr(torch.xpu, "get_device_properties", told(SimpleNamespace(**says)), raising=False)
-        monkeypatch.setattr(
-            torch.backends.mps, "is_macos_or_newer", lambda *version: says["macos"] >= version, raising=False
-        )
-        return device
-
-    yield make
-    assert all(device in made for device in asked)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("betas", "'betas' is not of the form name=value"),
+        ("0.9 eps=1", "'0.9' is not of the form"),
+        ("eps=1 eps=2", "has eps twice"),
+        ("eps=__import__('os')", "eps = .* is no number"),
+        ("eps=", "eps = '' is no number"),
+        ("momentum=0.9", "AdamW has no argument 'momentum': it has amsgrad, betas"),
+        ("lr=1", "leave lr out, as AdamW gets it from the learning rates"),
+        ("weight_decay=1", "leave weight_decay out and set optimizer.weight_decay"),
+        ("betas=(2, 3)", "AdamW cannot be made with these arguments .*beta"),
+    ],
+)
+def test_arguments_are_refused_by_name(text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"optimizer\.arguments.*{told}"):
+        check_optimizer(OptimizerConfig(arguments=text), CPU)
 
 
-@pytest.mark.parametrize("name", DEVICES)
-def test_each_device_takes_what_it_has(name: str, device_of: Callable[[str, dict[str, Any]], Any]) -> None:
-    kind, says, takes = DEVICES[name]
-    device = device_of(kind, says)
-    assert resolve_precision("auto", device) is (*takes, FP32)[0]
-    assert resolve_precision("fp32", device) is FP32
-    for asked, dtype in (("bf16", BF16), ("fp16", FP16)):
-        if dtype in takes:
-            assert resolve_precision(asked, device) is dtype
-        else:
-            other = "another device" if dtype is FP16 else f"take {'fp16' if FP16 in takes else 'fp32'} or auto"
-            with pytest.raises(ConfigError, match=f"precision = '{asked}' .*{other}"):
-                resolve_precision(asked, device)
-    assert not loss_scaler(device, FP32).is_enabled()
-
-
-def test_fp16_on_a_cpu_wants_a_torch_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_cpu_multiplies_fp16", lambda: True)
-    assert resolve_precision("fp16", CPU) is torch.float16
-    monkeypatch.setattr(precision, "_cpu_multiplies_fp16", lambda: False)
-    with pytest.raises(ConfigError, match=r"training\.precision = 'fp16' needs a GPU or torch 2\.4: take bf16, fp32"):
-        resolve_precision("fp16", CPU)
-    assert resolve_precision("fp32", CPU) is torch.float32
-    assert resolve_precision("bf16", CPU) is torch.bfloat16
-
-
-def test_autocast_and_scaling_are_on_only_where_they_are_needed() -> None:
-    a = torch.ones(2, 2)
-    for dtype in (torch.float32, torch.bfloat16):
-        with autocast(CPU, dtype):
-            assert (a @ a).dtype is dtype
-        assert not loss_scaler(CPU, dtype).is_enabled()
-    if precision._cpu_multiplies_fp16():
-        with autocast(CPU, torch.float16):
-            assert (a @ a).dtype is torch.float16
-        assert loss_scaler(CPU, torch.float16).is_enabled()
+def test_what_the_job_decides_is_no_argument() -> None:
+    with pytest.raises(ConfigError, match="leave nesterov out, as SGDNesterov always has True there"):
+        check_optimizer(OptimizerConfig(name="SGDNesterov", arguments="nesterov=False"), CPU)
+    check_optimizer(OptimizerConfig(name="SGDNesterov", arguments="momentum=0.5"), CPU)

@@ -100,6 +100,11 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "training.weights = 'fp8' is for weights that are not trained",
     ),
     ({"optimizer__name": "AdamW8bit"}, "optimizer.name = 'AdamW8bit' needs an NVIDIA card"),
+    ({"optimizer__arguments": "momentum=1"}, "optimizer.arguments: AdamW has no argument 'momentum'"),
+    (
+        {"optimizer__name": "by path", "optimizer__class_path": "torch.nope"},
+        "optimizer.class_path = 'torch.nope' cannot be had",
+    ),
 ]
 
 

@@ -20,6 +20,7 @@ from lib_trainer.ports import PreviewRequest
 from lib_trainer.training import loop, run
 from lib_trainer.work import events as ev
 from tests.support import assert_same_training, draw_pictures, network_difference
+from tests.training import averaging
 from tests.training.watched import Watched, at_step, weights_after
 
 
@@ -209,7 +210,7 @@ def test_the_optimizers_state_is_gone_when_the_model_is_put_back(
     """It is the largest thing beside the weights, and putting them back needs room on a card."""
     made: list[torch.optim.Optimizer] = []
     seen: list[tuple[int, int]] = []
-    adamw, leave, step = run.OPTIMIZERS["AdamW"], run.Session.__exit__, loop._step
+    adamw, leave, step = run.make_optimizer, run.Session.__exit__, loop._step
 
     def kept(*args: Any) -> torch.optim.Optimizer:
         made.append(adamw(*args))
@@ -226,7 +227,7 @@ def test_the_optimizers_state_is_gone_when_the_model_is_put_back(
         seen.append((-1, len(made[0].state)))
         leave(self, *args)
 
-    monkeypatch.setitem(run.OPTIMIZERS, "AdamW", kept)
+    monkeypatch.setattr(run, "make_optimizer", kept)
     monkeypatch.setattr(run.Session, "__exit__", left)
     monkeypatch.setattr(loop, "_step", stepped)
     assert watched.run(pictures).state == ("failed" if fails else "finished")
@@ -240,3 +241,39 @@ def test_pictures_of_which_none_can_be_decoded_end_the_run(watched: Watched, tmp
         path.write_bytes(path.read_bytes()[:60])
     view = watched.run(after, network__kind="difference", difference__before=str(before))
     assert view.state == "failed" and "None of the 6 pictures can be read" in view.error
+
+
+def test_previews_and_files_are_of_the_average_and_learning_does_not_feel_them(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a schedule-free optimizer, whose own way back from its average would change the run."""
+    changes = {
+        "optimizer__name": "by path",
+        "optimizer__class_path": averaging.PATH,
+        "optimizer__unet_lr": 0.5,
+        "training__max_steps": 4,
+    }
+    assert watched.run(pictures, output__name="alone", **changes).state == "finished"
+    seen: list[list[torch.Tensor]] = []
+    made: list[Any] = []
+    preview, make = type(watched.host).preview, run.make_optimizer
+
+    def noted(host: Any, request: PreviewRequest) -> Any:
+        (optimizer,) = made[-1:]
+        seen.append([place.detach().clone() for place in optimizer.places])
+        assert all(torch.equal(one, optimizer.state[place]["mean"]) for one, place in zip(seen[-1], optimizer.places))
+        return preview(host, request)
+
+    monkeypatch.setattr(type(watched.host), "preview", noted)
+    monkeypatch.setattr(run, "make_optimizer", lambda *given: made.append(make(*given)) or made[-1])
+    looking = {"preview__prompt": "a thing", "preview__every": 1, "output__save_every": 2}
+    assert watched.run(pictures, output__name="watched", **changes, **looking).state == "finished"
+    assert len(seen) == 4
+    alone, whole = watched.tensors("alone.safetensors"), watched.tensors("watched.safetensors")
+    assert alone.keys() == whole.keys() and all(torch.equal(alone[name], whole[name]) for name in alone)
+    last = torch.cat([one.flatten() for one in seen[-1]])
+    between = torch.cat([one.flatten() for one in seen[1]])
+    for name, places in (("watched", last), ("watched-step00000002", between)):
+        tensors = [one for key, one in watched.tensors(f"{name}.safetensors").items() if not key.endswith("alpha")]
+        found = torch.cat([one.flatten() for one in tensors])
+        torch.testing.assert_close(found.sort().values, places.sort().values, rtol=0, atol=0)

@@ -16,7 +16,6 @@ import torch
 
 from lib_trainer import files
 from lib_trainer.networks.formats.lora_file import read_lora
-from lib_trainer.training.optimizers import OPTIMIZERS
 from lib_trainer.work import events as ev
 from tests.support import assert_same_training
 from tests.training.watched import Watched, one_sentence, raising, weights_after
@@ -123,7 +122,7 @@ def test_out_of_memory_in_the_backward_pass_and_in_the_optimizer(
         def step(self, closure: Any = None) -> None:
             raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setitem(OPTIMIZERS, "AdamW", lambda groups, config: Greedy(groups))
+    monkeypatch.setattr("lib_trainer.training.run.make_optimizer", lambda groups, config: Greedy(groups))
     view = watched.run(pictures)
     assert view.state == "failed" and "ran out of memory" in view.error and watched.files == []
 

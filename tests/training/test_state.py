@@ -15,11 +15,12 @@ from lib_trainer.ports import HeldPart, TrainingState
 from lib_trainer.training.captions import LiveCaptions
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import OPTIMIZERS, LearningRates
+from lib_trainer.training.optimizers import OPTIMIZERS, make_optimizer
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.plan import Plan, prepare
 from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
 from lib_trainer.training.state import TrainState
 from tests.support import ModelHost, draw_pictures, make_job
@@ -43,6 +44,12 @@ CASES: dict[str, dict[str, Any]] = {
         "hypernetwork__learning_rate": 0.01,
         "hypernetwork__dropout_structure": "0, 0.2, 0",
     },
+    **{
+        name: {"optimizer__name": name}
+        | ({"optimizer__unet_lr": 1.0, "optimizer__text_encoder_lr": 1.0} if entry.finds_rate else {})
+        for name, entry in OPTIMIZERS.items()
+        if not entry.card and name != "AdamW"
+    },
     "checkpoint": {"network__kind": "checkpoint", "finetune__unet_lr": 1e-3, "finetune__ema": True},
 }
 
@@ -60,7 +67,7 @@ class Whole:
         shown = zip(encoded.samples, encoded.targets, strict=True)
         order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
         self.source = PictureSource(order, encoded, plan.captions, model.latent_scale)
-        optimizer = OPTIMIZERS["AdamW"](self.recipe.groups(), plan.job.optimizer)
+        optimizer = make_optimizer(self.recipe.groups(), plan.job.optimizer)
         noise = torch.Generator().manual_seed(plan.job.training.seed + 1)
         self.state = TrainState(
             self.recipe, optimizer, loss_scaler(CPU, torch.float32), noise, Objective(model.schedule)
@@ -94,6 +101,8 @@ class Whole:
 def test_half_a_run_and_the_state_of_it_are_the_whole(
     diffusers_model: Any, pictures: Path, tmp_path: Path, case: str
 ) -> None:
+    if case in OPTIMIZERS and not OPTIMIZERS[case].installed:
+        pytest.skip(f"the package of {case} is not installed (requirements/test.txt)")
     changes = {"optimizer__unet_lr": 0.01, "optimizer__text_encoder_lr": 0.01} | CASES[case]
     if case == "difference":
         changes |= {"difference__before": str(draw_pictures(tmp_path / "before", side=72))}

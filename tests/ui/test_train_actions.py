@@ -16,9 +16,11 @@ from lib_trainer.config import JobConfig, from_values, to_values
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.refusals import ConfigError, NameTaken, Sentence
 from lib_trainer.training import desk as training_desk
+from lib_trainer.training import optimizers, packages
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.generate import HOST_DEFAULT, draw
 from lib_trainer.ui.standalone import build_app
+from lib_trainer.ui.train import actions as train_actions
 from lib_trainer.ui.train.actions import Offer, PageOptions, TrainActions, Use, use_of
 from lib_trainer.ui.train.page import build_train_page
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
@@ -413,3 +415,27 @@ def test_what_is_wrong_in_a_hidden_field_stops_nothing(actions: TrainActions, va
     assert "Warm-up steps" not in actions.export(hidden)[0]
     shown = {**hidden, "optimizer.schedule": "constant_with_warmup"}
     assert "Warm-up steps" in actions.export(shown)[0]
+
+
+def test_the_package_of_an_optimizer_is_installed_by_a_button(
+    actions: TrainActions, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(packages, "_pip", lambda arguments: asked.append(arguments[1]))
+    monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: None if "pytorch_" in name else name)
+    chosen = {**values, "optimizer.name": "Lion"}
+    assert not actions.installer(values)["visible"]
+    assert actions.installer(chosen) == gr.update(visible=True, value="Install pytorch-optimizer")
+    assert "pytorch-optimizer is installed." in actions.install(chosen)
+    assert asked == ["pytorch-optimizer>=4.1,<5"]
+
+    def broken(arguments: list[str]) -> None:
+        raise ChildProcessError("ERROR: no <such> thing")
+
+    monkeypatch.setattr(packages, "_pip", broken)
+    assert "could not be installed beside what is there (ERROR: no &lt;such&gt; thing)" in actions.install(chosen)
+    monkeypatch.setattr(train_actions, "PATIENCE", 0.0)
+    monkeypatch.setattr(packages, "_pip", lambda arguments: time.sleep(0.5))
+    assert "is still being installed" in actions.install(chosen)
+    assert "wait for its end" in actions.install(chosen)
+    actions.runner.runner.jobs()[-1].wait(10)

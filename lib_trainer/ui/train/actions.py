@@ -20,8 +20,9 @@ import msgspec
 from lib_trainer.config import JobConfig, OutputConfig, dump_job, field_specs, from_values, load_job, to_values
 from lib_trainer.files import TRASH, write_atomically
 from lib_trainer.kinds.registry import kind_of, prompt_for
-from lib_trainer.refusals import ConfigError, MemoryShort, Problems, TrainerError
+from lib_trainer.refusals import ConfigError, MemoryShort, Problems, Sentence, TrainerError
 from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.training.packages import missing_for, package_of, start_install
 from lib_trainer.training.prediction import can_describe, describe_checkpoint, drawn_wrongly
 from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
@@ -30,6 +31,9 @@ from lib_trainer.ui.train.status import caution_html, header_html, log_html, sta
 from lib_trainer.work.monitor import Preview, RunView
 
 LAST_JOB = "last.toml"
+OPTIMIZER = "optimizer.name"
+PATIENCE = 100.0
+"""Seconds that a press of Install waits for its end; browsers wait longer."""
 NAME, EXISTING, CONTINUE = "output.name", "output.existing", "network.continue_from"
 CHANGED = (NAME, "embedding.names", CONTINUE)
 """What a way out of a taken name may change of the form."""
@@ -170,6 +174,26 @@ class TrainActions:
             return self.notices.say("No run is under way.")
         action()
         return self.notices.say(told, while_active=True)
+
+    def install(self, values: Mapping[str, Any]) -> str:
+        """Install what the chosen optimizer needs; the notice says how it went, or that it goes on."""
+
+        def begin() -> str:
+            name = str(values[OPTIMIZER])
+            package = package_of(name)
+            view = start_install(self.runner.runner, name).wait(PATIENCE)
+            if view.active:
+                return self.notices.say(told(Sentence("install.goes_on", package=package.name)))
+            if view.failure:
+                return self.notices.say(told(view.failure), error=True)
+            return self.notices.say(told(Sentence("install.done", package=package.name)))
+
+        return self.notices.of(begin)
+
+    def installer(self, values: Mapping[str, Any]) -> Any:
+        """The button of `install`: it is there where a package is missing."""
+        package = missing_for(str(values[OPTIMIZER]))
+        return gr.update(visible=package is not None, value=f"Install {package.name}" if package else "")
 
     def export(self, values: Mapping[str, Any]) -> tuple[str, str]:
         """A notice, and what the script offers for download (empty if the form cannot be exported)."""

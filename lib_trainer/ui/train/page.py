@@ -17,7 +17,7 @@ from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.kit.bridge import DOWNLOAD, Asked, hurry, script, serve
 from lib_trainer.ui.kit.form import Form, build_form
 from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, uploaded
-from lib_trainer.ui.train.actions import CHANGED, NAME, Offer, PageOptions, PageUpdate, TrainActions
+from lib_trainer.ui.train.actions import CHANGED, NAME, OPTIMIZER, Offer, PageOptions, PageUpdate, TrainActions
 from lib_trainer.ui.train.status import status_html
 
 __all__ = ["PageOptions", "build_train_page"]
@@ -53,6 +53,7 @@ class _Page:
     lora_prompt: gr.Textbox
     offer: gr.Textbox
     offered: gr.Row
+    install: gr.Button
     ways: dict[str, gr.Button]
     seen: gr.Textbox
     payload: gr.Textbox
@@ -81,14 +82,10 @@ def _lay_out(options: PageOptions) -> _Page:
                 with gr.Row(elem_classes="trainer-files"):
                     load = make(gr.UploadButton, "import", label="Import job file", file_types=[".toml"], size="sm")
                     export = make(gr.Button, "export", value="Export job file", size="sm")
-                offered: list[gr.Row] = []
                 ways: dict[str, gr.Button] = {}
-
-                def offer_names() -> None:
-                    offered.append(_lay_out_offer(make, ways))
-
-                offers = {"samplers": options.samplers}
-                form = build_form(field_specs(), prefix=options.prefix, offers=offers, beside={NAME: offer_names})
+                between: dict[str, Any] = {}
+                offers, beside = {"samplers": options.samplers}, _beside(make, ways, between)
+                form = build_form(field_specs(), prefix=options.prefix, offers=offers, beside=beside)
             with gr.Column(elem_classes="trainer-right", min_width=340):
                 with gr.Row(elem_classes="trainer-buttons"):
                     start = make(gr.Button, "start", value="Start", variant="primary", min_width=90)
@@ -122,7 +119,7 @@ def _lay_out(options: PageOptions) -> _Page:
             memory=memory, notice=notice, status=status, chart=chart, gallery=gallery,
             log=log,
             start=start, stop=stop, save=save, preview=preview, use=use, use_prompt=use_prompt,
-            export=export, load=load, offered=offered[0], ways=ways,
+            export=export, load=load, ways=ways, **between,
             make=make,
             lora=make.hidden_text("lora"),
             lora_prompt=make.hidden_text("lora_prompt"),
@@ -130,6 +127,18 @@ def _lay_out(options: PageOptions) -> _Page:
             seen=make.hidden_text("seen"),
             payload=make.hidden_text("payload"),
         )  # fmt: skip
+
+
+def _beside(make: Maker, ways: dict[str, gr.Button], between: dict[str, Any]) -> dict[str, Callable[[], None]]:
+    """What stands between the options of the form, after that of a path; it is put into `ways` and `between`."""
+
+    def offer_names() -> None:
+        between["offered"] = _lay_out_offer(make, ways)
+
+    def offer_install() -> None:
+        between["install"] = make(gr.Button, "install", value="Install", visible=False, size="sm")
+
+    return {NAME: offer_names, OPTIMIZER: offer_install}
 
 
 def _lay_out_offer(make: Maker, ways: dict[str, gr.Button]) -> gr.Row:
@@ -158,6 +167,13 @@ def _connect_run(page: _Page, actions: TrainActions) -> None:
             _starter(page, actions, how), [page.offer, *page.form.inputs], [*answered, *changed], **QUIET
         )
         in_browser(event.then, refresh)
+    chosen = page.form.components[OPTIMIZER]
+
+    def install(name: Any) -> list[Any]:
+        notice = actions.install({OPTIMIZER: name})
+        return [notice, actions.installer({OPTIMIZER: name})]
+
+    page.install.click(install, [chosen], [page.notice, page.install], **QUIET)
     runner = actions.runner
     commands: list[tuple[gr.Button, Callable[[], None], str]] = [
         (page.stop, runner.stop, "Stopping after the step in progress; what has been learned is saved."),
@@ -232,11 +248,12 @@ def _connect_watch(page: _Page, actions: TrainActions) -> None:
     def poll(asked: Asked, seen: str) -> list[Any]:
         return actions.poll(seen).outputs()
 
-    def foresee(asked: Asked, *raw: Any) -> list[str]:
-        return [actions.memory.html(page.form.values(raw))]
+    def foresee(asked: Asked, *raw: Any) -> list[Any]:
+        values = page.form.values(raw)
+        return [actions.memory.html(values), actions.installer(values)]
 
     serve(page.make, "poll", poll, [page.seen], page.polled())
-    serve(page.make, "foresee", foresee, page.form.inputs, [page.memory])
+    serve(page.make, "foresee", foresee, page.form.inputs, [page.memory, page.install])
     changed = script(f"trainerPage?.changed({prefix!r})")
     for component in page.form.inputs:
         in_browser(component.change, changed)
