@@ -94,7 +94,7 @@ def build_model(size: str, device: torch.device = torch.device("cpu")) -> Diffus
         text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), "epsilon")
-    parts = Components(unet.eval(), AutoencoderKL().eval(), CLIPTextModel(text).eval(), load_tokenizer(), schedule)
+    parts = Components(unet.eval(), AutoencoderKL().eval(), (CLIPTextModel(text).eval(),), load_tokenizer(), schedule)
     return DiffusersModel(parts, device)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lib_trainer.families.family import Family, Stranger
-from lib_trainer.families.known import FLUX, INPAINTING, REFINER, SD3
+from lib_trainer.families.known import FLUX, INPAINTING, REFINER, SD3, SSD
 from lib_trainer.families.sd1 import SD1
 from lib_trainer.families.sd2 import SD2
 from lib_trainer.families.sdxl import SDXL
@@ -18,6 +18,7 @@ FIRST = f"{UNET}input_blocks.0.0.weight"
 REFINER_CONTEXT = 1280
 REFINER_ENCODER = "conditioner.embedders.0.model"
 """It has one encoder, OpenCLIP's, where SDXL has CLIP's first."""
+MIDDLE = f"{UNET}middle_block."
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -30,15 +31,38 @@ def model_of(shapes: Shapes) -> Family | Stranger | None:
     if not _any(shapes, UNET):
         return None
     if _any(shapes, "conditioner.embedders."):
-        return REFINER if _any(shapes, f"{REFINER_ENCODER}.") else SDXL
+        return _by_conditioner(shapes)
+    if _other_input(shapes):
+        return INPAINTING
     if _any(shapes, SD2.encoders[0].prefix):
         return SD2
-    first = shapes.get(FIRST, ())
-    if len(first) == 4 and first[1] != SD1.unet.channels:
-        return INPAINTING
     if not _any(shapes, SD1.encoders[0].root):
         return _by_context(shapes)
     return SD1
+
+
+def _by_conditioner(shapes: Shapes) -> Family | Stranger:
+    if _any(shapes, f"{REFINER_ENCODER}."):
+        return REFINER
+    if _other_input(shapes):
+        return INPAINTING
+    return SSD if _any(shapes, MIDDLE) and not _any(shapes, f"{MIDDLE}1.") else SDXL
+
+
+def _other_input(shapes: Shapes) -> bool:
+    """Whether the UNet reads more than a noisy latent."""
+    first = shapes.get(FIRST, ())
+    return len(first) == 4 and first[1] != SD1.unet.channels
+
+
+def usual_root(shapes: Shapes) -> tuple[str, str] | None:
+    """How a text encoder's tensors begin in a file of the newer layout, and in the usual one; None where they do so.
+
+    SD-Turbo is an SD 2.1 in the newer layout. The SDXL refiner has the same names and is wider.
+    """
+    own = SD2.encoders[0]
+    norm = shapes.get(f"{REFINER_ENCODER}.ln_final.weight")
+    return (f"{REFINER_ENCODER.removesuffix('.model')}.", own.root) if norm == (own.width,) else None
 
 
 def model_in(root: nn.Module) -> Family | Stranger | None:
@@ -48,15 +72,23 @@ def model_in(root: nn.Module) -> Family | Stranger | None:
 
 def folder_model(unet: Mapping[str, Any], *, several: bool) -> Family | Stranger:
     """What a diffusers folder is, by its UNet's config.json and whether it has several text encoders."""
-    if several:
-        return SDXL
     if unet.get("in_channels", SD1.unet.channels) != SD1.unet.channels:
         return INPAINTING
+    if unet.get("addition_embed_type") == "text_time":
+        return SDXL if several else REFINER
+    if several:
+        return SDXL
     return SD2 if unet.get("use_linear_projection") else SD1
 
 
-def lora_of(keys: Collection[str], metadata: Mapping[str, str]) -> Family | None:
-    """The family of a LoRA file, by its keys and what it says of itself; None where neither tells."""
+def lora_of(keys: Collection[str], metadata: Mapping[str, str], reads: int = 0) -> Family | None:
+    """The family of a LoRA file, by its keys and what it says of itself; None where neither tells.
+
+    `reads` is how wide the text is that its cross-attentions read, where that is known.
+    """
+    told = next((family for family in (SD1, SD2, SDXL) if family.unet.context == reads), None)
+    if told is not None:
+        return told
     version = metadata.get("ss_base_model_version", "")
     if version.startswith("sdxl") or any(key.startswith((f"{SDXL.encoders[1].key}_",)) for key in keys):
         return SDXL

@@ -16,6 +16,7 @@ DEFAULT = next(family for family in FAMILIES if family.trainable)
 
 INPAINTING = Stranger("inpainting or editing", draws=False)
 REFINER = Stranger("the SDXL refiner")
+SSD = Stranger("SSD-1B")
 SD3 = Stranger("SD 3")
 FLUX = Stranger("Flux")
 
@@ -26,7 +27,8 @@ PREFIXES = (DEFAULT.unet.prefix, VAE_PREFIX, *TEXT_ROOTS)
 
 def trainable() -> str:
     """The words of the families that can be trained, as a sentence names them."""
-    return " or ".join(family.word for family in FAMILIES if family.trainable)
+    *others, last = (family.word for family in FAMILIES if family.trainable)
+    return f"{', '.join(others)} or {last}"
 
 
 def checked(found: Family | Stranger, path: Path | None = None) -> Family:

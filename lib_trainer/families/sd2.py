@@ -7,6 +7,44 @@ from __future__ import annotations
 
 from lib_trainer.families.family import Encoder, Family, Unet
 
+CONFIG = {
+    "model": {
+        "params": {
+            "linear_start": 0.00085,
+            "linear_end": 0.0120,
+            "timesteps": 1000,
+            "scale_factor": 0.18215,
+            "unet_config": {
+                "params": {
+                    "in_channels": 4,
+                    "out_channels": 4,
+                    "model_channels": 320,
+                    "attention_resolutions": [4, 2, 1],
+                    "num_res_blocks": 2,
+                    "channel_mult": [1, 2, 4, 4],
+                    "num_head_channels": 64,
+                    "use_linear_in_transformer": True,
+                    "transformer_depth": 1,
+                    "context_dim": 1024,
+                }
+            },
+            "first_stage_config": {
+                "params": {
+                    "ddconfig": {
+                        "z_channels": 4,
+                        "in_channels": 3,
+                        "out_ch": 3,
+                        "ch": 128,
+                        "ch_mult": [1, 2, 4, 4],
+                        "num_res_blocks": 2,
+                    }
+                }
+            },
+        }
+    }
+}
+"""The published architecture in ldm's terms."""
+
 SD2 = Family(
     word="SD 2.x",
     model="SD 2.1",
@@ -33,5 +71,7 @@ SD2 = Family(
         ),
     ),
     latent_scale=0.18215,
+    trainable=True,
     v2=True,
+    config=CONFIG,
 )

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lib_trainer.families.family import Part
+from lib_trainer.host.holding import encode_moments
 from lib_trainer.host.quantised import quantised_layers, quantised_parameters
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.host.weights import Bus, Held, Weights, held_parameters, waiting_parameters
@@ -62,6 +62,7 @@ class Holdable:
     vae: Any
     text: Texts
     make_bus: ClassVar[type[Bus]] = Bus
+    vae_overflows = False
     _home: torch.device | None = None
 
     @property
@@ -95,18 +96,19 @@ class Holdable:
         encoders: dict[str, nn.Module] = dict(self.text.parts().items())
         return {"unet": self.unet, **encoders, "vae": self.vae}
 
+    def _moments(self, encode: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        moments, overflowed = encode_moments(self.vae, encode, pixels)
+        self.vae_overflows = self.vae_overflows or overflowed
+        return moments
+
     def _weights(self, state: TrainingState, bus: Bus) -> tuple[Weights, dict[nn.Module, Any]]:
         parts: dict[str, list[Held]] = {"vae": waiting_parameters(self.vae, bus)}
         layers: dict[nn.Module, Any] = {}
-        learning: tuple[tuple[str, Part, nn.Module], ...] = (
-            ("unet", "unet", self.unet),
-            *(("text", part, root) for part, root in self.text.parts().items()),
-        )
-        for name, part, root in learning:
+        texts = self.text.parts()
+        for part, root in {"unet": self.unet, **texts}.items():
             if part not in state.replaced:
-                direct = name == "unet" or state.text_encoder  # see `direct_norms`
-                held = held_parameters(root, bus, state.dtype, state.dtype if direct else None)
-                parts[name] = [*parts.get(name, ()), *held]
+                direct = part not in texts or state.text_encoder  # see `direct_norms`
+                parts[part] = held_parameters(root, bus, state.dtype, state.dtype if direct else None)
         if state.eight_bits and "unet" in parts:
             layers, parts["unet"] = quantised_parameters(self.unet, bus, parts["unet"])
         return Weights(parts, bus), layers

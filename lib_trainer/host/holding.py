@@ -52,6 +52,21 @@ def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
+def recomputed_blocks(unet: nn.Module, resnet: str) -> list[nn.Module]:
+    """What is recomputed of a UNet: each block of the class `resnet`, and each transformer, of ldm or of diffusers.
+
+    Of one that is several layers deep each layer: all at once would be the larger part of what is to be saved.
+    """
+    blocks: list[nn.Module] = []
+    for module in unet.modules():
+        layers = getattr(module, "transformer_blocks", None)
+        if isinstance(layers, nn.ModuleList):
+            blocks += [module] if len(layers) == 1 else layers
+        elif type(module).__name__ == resnet:
+            blocks.append(module)
+    return blocks
+
+
 def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -66,8 +81,8 @@ def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
 
 def encode_moments(
     vae: nn.Module, encode: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor
-) -> torch.Tensor:
-    """Posterior moments in the VAE's own precision; where half precision overflows, once more in fp32.
+) -> tuple[torch.Tensor, bool]:
+    """Posterior moments in the VAE's own precision; where half precision overflows, once more in fp32, and True.
 
     The stock SDXL VAE gives NaN in fp16, and the WebUI's own fallback covers decoding only. A picture whose maps would
     not fit the free memory is encoded over row bands (docs/tiled-vae.md).
@@ -76,10 +91,11 @@ def encode_moments(
     in_bands = banded(encoder) if isinstance(encoder, nn.Module) else contextlib.nullcontext()
     with torch.no_grad(), without_autocast(parameter.device.type), in_bands:
         moments = encode(pixels.to(parameter.device, parameter.dtype)).float()
-        if parameter.dtype is torch.float16 and not bool(torch.isfinite(moments).all()):
+        overflows = parameter.dtype is torch.float16 and not bool(torch.isfinite(moments).all())
+        if overflows:
             with _in_fp32(vae):
                 moments = encode(pixels.to(parameter.device, torch.float32)).float()
-    return moments.cpu()
+    return moments.cpu(), overflows
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 Every parameter has three forms: the host's (as it was found), the run's (on the same device, in the precision that is
 trained in), and waiting (the original on the CPU, nothing on the device). Which part has which form is a table:
 
-    state        UNet     text encoder          VAE
+    state        UNet     text encoders         VAE
     encoding     host's   run's                 host's
     training     run's    run's, or waiting     waiting
     generating   host's   host's                host's
@@ -27,6 +27,9 @@ from lib_trainer.refusals import ModelError
 from lib_trainer.transfer import has_place
 
 logger = logging.getLogger(__name__)
+
+PRODUCTS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+"""Layers that multiply by their weights. The last keeps those of three in one parameter, and nobody calls them."""
 
 Phase = Literal["encoding", "training", "generating", "given back"]
 Form = Literal["host's", "run's", "waiting"]
@@ -147,7 +150,7 @@ class Weights:
         Raises what the device raises where it has no room, and `ModelError` if a host's parameter could not be put
         back; the others are back by then.
         """
-        forms = _forms(phase, text_encoder)
+        forms = {name: _form(name, phase, text_encoder) for name in self._parts}
         self.phase = phase
         leaving = [name for name, form in forms.items() if form == "waiting"]
         for held in self._of(leaving):
@@ -158,7 +161,7 @@ class Weights:
             self._give_back()
         else:
             for name, form in forms.items():
-                for held in self._parts.get(name, ()):
+                for held in self._parts[name]:
                     held.take(form)
         if phase == "given back":
             self._compact()
@@ -194,27 +197,30 @@ class Weights:
 
     def _of(self, names: Iterable[str]) -> Iterator[Held]:
         for name in names:
-            yield from self._parts.get(name, ())
+            yield from self._parts[name]
 
 
-def _forms(phase: Phase, text_encoder: bool) -> dict[str, Form]:
+def _form(part: str, phase: Phase, text_encoder: bool) -> Form:
+    """Of a part in a phase; every part that is neither the UNet nor the VAE is a text encoder."""
+    if phase in ("generating", "given back"):
+        return "host's"
     if phase == "encoding":
-        return {"unet": "host's", "text": "run's", "vae": "host's"}
-    if phase == "training":
-        return {"unet": "run's", "text": "run's" if text_encoder else "waiting", "vae": "waiting"}
-    return {"unet": "host's", "text": "host's", "vae": "host's"}
+        return "host's" if part in ("unet", "vae") else "run's"
+    if part == "vae":
+        return "waiting"
+    return "run's" if part == "unet" or text_encoder else "waiting"
 
 
 def held_parameters(root: nn.Module, bus: Bus, dtype: torch.dtype, norms: torch.dtype | None = None) -> list[Held]:
-    """Linear and convolution weights in `dtype`, norms in `norms`; all else, and norms by default, in fp32 where a host
+    """Weights of products in `dtype`, norms in `norms`; all else, and norms by default, in fp32 where a host
     has less.
 
     Held, not cast at every use: autocast would make the same copy in each forward and keep it until the backward.
     """
     wanted: dict[nn.Parameter, torch.dtype] = {}
     for module in root.modules():
-        own = dtype if isinstance(module, (nn.Linear, nn.Conv2d)) else norms
-        if own is not None and isinstance(module, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)):
+        own = dtype if isinstance(module, PRODUCTS) else norms
+        if own is not None and isinstance(module, (*PRODUCTS, nn.GroupNorm, nn.LayerNorm)):
             wanted |= dict.fromkeys(module.parameters(recurse=False), own)
     for parameter in root.parameters():
         wanted.setdefault(parameter, torch.float32 if parameter.itemsize < 4 else parameter.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,7 @@ class AdapterKind(Kind):
 
     def _check_file(self, job: JobConfig, file: LoraFile, family: Family) -> None:
         """Raise `ConfigError` for a file of another family or another kind."""
-        path, other = job.network.continue_from, lora_of(file.tensors, file.metadata)
+        path, other = job.network.continue_from, lora_of(file.tensors, file.metadata, text_width(file.tensors))
         if other is not None and other is not family:
             raise ConfigError("continue.family", field=CONTINUE, path=path, other=other.word, family=family.word)
         found = kind_of_file(file)
@@ -230,6 +230,15 @@ class AdapterKind(Kind):
         rank = job.network.rank
         if self._rank_costs and rank > 8:
             yield [{RANK: smaller} for smaller in (rank // 2, 8) if smaller >= 8]
+
+
+READERS = ("_attn2_to_k.lora_down.weight", "_attn2_to_k.hada_w1_b")
+"""Tensors of a file whose second dimension is the width of the text."""
+
+
+def text_width(tensors: Mapping[str, torch.Tensor]) -> int:
+    """How wide the text is that a file's cross-attentions read; 0 where none tells."""
+    return next((tensor.shape[1] for name, tensor in tensors.items() if name.endswith(READERS)), 0)
 
 
 def kind_of_file(file: LoraFile) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from lib_trainer.config import JobConfig
 from lib_trainer.families.detect import model_of
 from lib_trainer.families.family import Family, Part
+from lib_trainer.families.open_clip import joined
 from lib_trainer.kinds.adapters import rates_by_part
 from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs
 from lib_trainer.kinds.recipe import Progress, Recipe
@@ -145,7 +146,7 @@ class CheckpointRecipe(Recipe):
         self.trains_text_encoder = tuning.text_encoder_lr > 0
         start = _read_start(job)
         self.replaces = tuple({own.part: None for own in self._owned})
-        self._rest = _apart(model, [own.key for own in self._owned])
+        self._rest = _apart(model, sorted({own.place.name for own in self._owned}))
         self.learned = {own.key: nn.Parameter(_copied(own, start)) for own in self._owned}
         schedule = schedule_of(model.schedule, job)
         self._marks, self._prediction = marks(schedule), schedule.prediction
@@ -227,7 +228,9 @@ class CheckpointRecipe(Recipe):
         if self._lost:
             raise MemoryExhausted("memory.lost")
         dtype = DTYPES[self._job.output.precision]
-        tensors = self._rest | self._result() | self._marks
+        result = self._result()
+        learned = joined({own.place: result[own.key] for own in self._owned})
+        tensors = self._rest | learned | self._marks
         write_checkpoint(files[0], tensors, dtype, facts, self._model.file, overwrite=overwrite)
         if self._prediction == "v" and self._model.family.config and not beside(files[0]).exists():
             write_description(files[0], self._model.family, self._prediction)  # or hosts take it for an epsilon model
@@ -266,9 +269,11 @@ def _apart(model: LoadedModel, without: list[str]) -> dict[str, torch.Tensor]:
 
 
 def _copied(own: OwnParameter, start: dict[str, torch.Tensor]) -> torch.Tensor:
-    original = parameter_of(own)
-    found = start.get(own.key)
-    if found is not None and found.shape != original.shape:
+    original, stored = parameter_of(own), start.get(own.place.name)
+    if stored is None:
+        return whole_weight(own).to(original.device, torch.float32, copy=True)
+    found = own.place.read(stored)
+    if found.shape != original.shape:
         raise ModelError(
             "continue.shape",
             field="network.continue_from",
@@ -276,8 +281,7 @@ def _copied(own: OwnParameter, start: dict[str, torch.Tensor]) -> torch.Tensor:
             there=str(tuple(found.shape)),
             here=str(tuple(original.shape)),
         )
-    source = whole_weight(own) if found is None else found
-    return source.to(original.device, torch.float32, copy=True)
+    return found.to(original.device, torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _read_start(job: JobConfig) -> dict[str, torch.Tensor]:

@@ -36,6 +36,9 @@ class HypernetworkKind(Kind):
 
     def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
         with problems.at():
+            if not host.family().hypernetworks:
+                raise ConfigError("hypernetwork.family", field="network.kind", family=host.family().word)
+        with problems.at():
             if job.hypernetwork.learning_rate == 0:
                 raise ConfigError("hypernetwork.rate", field="hypernetwork.learning_rate")
         with problems.at():

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lib_trainer.families.family import Family, Part
+from lib_trainer.families.open_clip import InFile
 from lib_trainer.families.prediction import Prediction
 from lib_trainer.ports.text import Conditioning, TokenTable
 
@@ -42,15 +43,20 @@ class AdaptableModule:
 class OwnParameter:
     """A parameter of the model itself: attribute `name` of the module `owner`.
 
-    `key` is its name in a checkpoint file of CompVis' layout (`model.diffusion_model.input_blocks.…`). `unrounded` is
-    what a host keeps of a parameter that it holds in 8 bits; None where the parameter itself is whole.
+    `place` is where it is in a checkpoint file of CompVis' or Stability's layout. `unrounded` is what a host keeps of a
+    parameter that it holds in 8 bits; None where the parameter itself is whole.
     """
 
-    key: str
+    place: InFile
     owner: nn.Module
     name: str
     part: Part
     unrounded: torch.Tensor | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name among all: that of the file's tensor, with the third that it is, if it is one."""
+        return self.place.name if self.place.third is None else f"{self.place.name}[{self.place.third}]"
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,10 @@ class LoadedModel(Protocol):
         The first four channels are the posterior's mean, the last four its logarithmic variance, both unscaled.
         """
 
+    @property
+    def vae_overflows(self) -> bool:
+        """Whether the VAE has given what is no number in half precision so far, and was used in fp32 instead."""
+
     def vae_fingerprint(self) -> str:
         """Hexadecimal digest of the VAE's weights: another VAE's latents must not be mistaken for this one's.
 
@@ -174,7 +184,7 @@ class LoadedModel(Protocol):
     def tokens(self) -> TokenTable: ...
 
     def own_parameters(self) -> Sequence[OwnParameter]:
-        """Every parameter of the UNet and the text encoder."""
+        """Every parameter of the UNet and the text encoders."""
 
     def checkpoint_tensors(self, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
         """The whole model in a checkpoint's layout, on the CPU, without what no loader reads and the names given.

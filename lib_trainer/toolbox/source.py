@@ -68,7 +68,7 @@ def open_source(path: Path) -> Source:
 
 
 def _named(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str], outside: tuple[str, ...]) -> Source:
-    names = canonical_names(list(tensors))
+    names = canonical_names({name: one.shape for name, one in tensors.items()})
     renamed = {new: old for old, new in names.items() if new != old}
     twice = {new for new in renamed if new in tensors}  # a file that has both: today's name holds
     held = {names[old]: one for old, one in tensors.items() if old == names[old] or names[old] not in twice}

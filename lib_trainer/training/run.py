@@ -279,6 +279,8 @@ class Run:
             self._phase(Sentence("phase.latents")),
             self.stopping,
         )
+        if model.vae_overflows:
+            self._say(Sentence("run.vae_overflows", name=model.name))
         for skipped in encoded.skipped:
             self._warn(Sentence("run.skipped", path=skipped.path, reason=skipped.reason))
         return encoded

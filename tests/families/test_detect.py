@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lib_trainer.families.detect import embedding_of, folder_model, lora_of, model_in, model_of
-from lib_trainer.families.known import FAMILIES, FLUX, INPAINTING, REFINER, SD3, checked
+from lib_trainer.families.known import FAMILIES, FLUX, INPAINTING, REFINER, SD3, SSD, checked
 from lib_trainer.families.sd1 import SD1
 from lib_trainer.families.sd2 import SD2
 from lib_trainer.families.sdxl import SDXL
@@ -23,6 +23,7 @@ FIRST = f"{UNET}input_blocks.0.0.weight"
 READS = f"{UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 CLIP_L = "transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 OPEN_CLIP = "model.transformer.resblocks.0.mlp.c_fc.weight"
+CHOOSE = "which is not supported yet: choose one of SD 1.x, SD 2.x or SDXL."
 KEYS = Path(__file__).parents[1] / "data" / "lora_keys.json.gz"
 
 
@@ -36,6 +37,10 @@ FILES: dict[str, tuple[dict[str, tuple[int, ...]], Any]] = {
     "sd2": (shapes(f"cond_stage_model.{OPEN_CLIP}", width=1024), SD2),
     "sdxl": (shapes(f"conditioner.embedders.0.{CLIP_L}", f"conditioner.embedders.1.{OPEN_CLIP}", width=2048), SDXL),
     "refiner": (shapes(f"conditioner.embedders.0.{OPEN_CLIP}", width=1280), REFINER),
+    "sdxl, whole": (shapes(f"conditioner.embedders.0.{CLIP_L}", f"{UNET}middle_block.1.norm.weight"), SDXL),
+    "ssd-1b": (shapes(f"conditioner.embedders.0.{CLIP_L}", f"{UNET}middle_block.0.in_layers.0.weight"), SSD),
+    "sdxl, inpainting": (shapes(f"conditioner.embedders.0.{CLIP_L}", channels=9), INPAINTING),
+    "sd2, inpainting": (shapes(f"cond_stage_model.{OPEN_CLIP}", channels=9), INPAINTING),
     "inpainting": (shapes(f"cond_stage_model.{CLIP_L}", channels=9), INPAINTING),
     "pix2pix": (shapes(f"cond_stage_model.{CLIP_L}", channels=8), INPAINTING),
     "sd3": ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (8, 8)}, SD3),
@@ -74,15 +79,16 @@ def test_a_folder_is_told() -> None:
     assert folder_model({}, several=True) is SDXL
     assert folder_model({"use_linear_projection": True}, several=False) is SD2
     assert folder_model({"in_channels": 9}, several=False) is INPAINTING
+    assert folder_model({"addition_embed_type": "text_time"}, several=True) is SDXL
+    assert folder_model({"addition_embed_type": "text_time"}, several=False) is REFINER
 
 
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        (SDXL, "x.safetensors is of SDXL, which is not supported yet: choose one of SD 1.x."),
-        (SD2, "x.safetensors is of SD 2.x, which is not supported yet: choose one of SD 1.x."),
-        (REFINER, "x.safetensors is of the SDXL refiner, which is not supported yet: choose one of SD 1.x."),
-        (FLUX, "x.safetensors is of Flux, which is not supported yet: choose one of SD 1.x."),
+        (SSD, f"x.safetensors is of SSD-1B, {CHOOSE}"),
+        (REFINER, f"x.safetensors is of the SDXL refiner, {CHOOSE}"),
+        (FLUX, f"x.safetensors is of Flux, {CHOOSE}"),
         (INPAINTING, "x.safetensors is made for inpainting or editing: choose one for txt2img."),
     ],
 )
@@ -90,7 +96,7 @@ def test_what_cannot_be_trained_is_named(found: Any, sentence: str) -> None:
     with pytest.raises(ModelError) as caught:
         checked(found, Path("x.safetensors"))
     assert str(caught.value) == sentence
-    assert checked(SD1) is SD1
+    assert all(checked(family) is family for family in FAMILIES)
     with pytest.raises(ModelError) as caught:
         checked(found)
     assert str(caught.value).startswith("The loaded checkpoint is ") and ": load one " in str(caught.value)
@@ -102,6 +108,7 @@ def test_lora_files_are_told_by_their_keys() -> None:
     assert lora_of([key for key in lists["sdxl_lora_r4"] if "lora_te" not in key], {}) is SDXL
     assert lora_of(lists["sd15_lora_r4"], {}) is SD1
     assert lora_of(lists["sd2_lora_r4"], {"ss_v2": "True"}) is SD2
+    assert lora_of(lists["sd2_lora_r4"], {}, reads=1024) is SD2
     assert lora_of([], {"ss_base_model_version": "sdxl_base_v0-9"}) is SDXL
     assert lora_of(["lora_unet_output_blocks_1_1_proj_in.lora_down.weight"], {"ss_base_model_version": "sd_v1"}) is SD1
     assert lora_of(["lora_te_text_model_encoder_layers_0_mlp_fc1.alpha"], {}) is None

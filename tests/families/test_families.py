@@ -183,10 +183,11 @@ def test_what_the_facts_say() -> None:
     assert SD1.rates(1.0, 0.5) == {"unet": 1.0, "te1": 0.5}
 
 
-def test_sd1_alone_is_trained() -> None:
-    assert [family.word for family in FAMILIES if family.trainable] == ["SD 1.x"]
+def test_all_are_trained() -> None:
+    assert [family.word for family in FAMILIES if family.trainable] == ["SD 1.x", "SD 2.x", "SDXL"]
     assert DEFAULT is SD1
-    assert SD1.config["model"]["params"]["scale_factor"] == SD1.latent_scale  # type: ignore[index]
+    for family in FAMILIES:
+        assert family.config is not None and family.config["model"]["params"]["scale_factor"] == family.latent_scale
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.word)

@@ -39,7 +39,7 @@ def written(folder: Path, tensors: Tensors, config: Any = None) -> Path:
 
 def test_the_weights_are_the_files(tiny: Any, tensors: Tensors) -> None:
     parts = load_checkpoint(tiny.path)
-    loaded = sum(p.numel() for part in (parts.unet, parts.vae, parts.text_encoder) for p in part.parameters())
+    loaded = sum(p.numel() for part in (parts.unet, parts.vae, *parts.encoders) for p in part.parameters())
     assert loaded == sum(t.numel() for t in tensors.values() if t.is_floating_point())
     assert torch.equal(parts.unet.conv_in.weight, tensors[UNET + "input_blocks.0.0.weight"])
     assert parts.schedule.prediction == "epsilon"
@@ -54,7 +54,7 @@ def test_half_precision_and_v_prediction(tmp_path: Path, tensors: Tensors, tiny:
     parts = load_checkpoint(path)
     assert parts.schedule.prediction == "v"
     assert torch.equal(parts.unet.conv_in.weight, tensors[UNET + "input_blocks.0.0.weight"].half().float())
-    assert parts.text_encoder.config.num_hidden_layers == 3
+    assert parts.encoders[0].config.num_hidden_layers == 3
 
 
 def test_a_diffusers_folder_is_the_same_model(tmp_path: Path, diffusers_model: Any, tiny: Any) -> None:
@@ -75,7 +75,7 @@ def _diffusers_folder(folder: Path, tiny: Any) -> Path:
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     parts.unet.save_pretrained(folder / "unet")
     parts.vae.save_pretrained(folder / "vae")
-    parts.text_encoder.save_pretrained(folder / "text_encoder")
+    parts.encoders[0].save_pretrained(folder / "text_encoder")
     scheduler.save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text("{}")
     return folder
@@ -97,13 +97,17 @@ def refused(path: Path) -> str:
 
 
 FILES: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
-    "sdxl": (
-        lambda t: t | {"conditioner.embedders.0.transformer.x": torch.zeros(1)},
-        "is of SDXL, which is not",
+    "sdxl's refiner": (
+        lambda t: t | {"conditioner.embedders.0.model.ln_final.weight": torch.zeros(1280)},
+        "is of the SDXL refiner, which is not supported",
     ),
-    "sd2": (
+    "sdxl without its second encoder": (
+        lambda t: t | {"conditioner.embedders.0.transformer.x": torch.zeros(1)},
+        "holds no text encoder (conditioner.embedders.1.model)",
+    ),
+    "sd2 with half an encoder": (
         lambda t: t | {"cond_stage_model.model.ln_final.weight": torch.zeros(1)},
-        "is of SD 2.x, which is not",
+        "does not fit",
     ),
     "inpainting": (lambda t: t | {UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}, "inpainting"),
     "a LoRA": (lambda t: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "holds no UNet"),
@@ -193,8 +197,8 @@ def test_a_pickled_checkpoint_is_the_same_model(tmp_path: Path, tensors: Tensors
     path.with_suffix(".yaml").write_text(json.dumps(ldm_config()))
     shutil.copytree(tiny.path.parent / "clip", tmp_path / "clip")
     ours, theirs = load_checkpoint(path), load_checkpoint(tiny.path)
-    for part in ("unet", "vae", "text_encoder"):
-        one, other = (getattr(parts, part).state_dict() for parts in (ours, theirs))
+    pairs = ((ours.unet, theirs.unet), (ours.vae, theirs.vae), (ours.encoders[0], theirs.encoders[0]))
+    for one, other in ((mine.state_dict(), loaded.state_dict()) for mine, loaded in pairs):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one if "position_ids" not in name)
     assert ours.file_names == theirs.file_names
@@ -249,9 +253,11 @@ def test_folders_that_cannot_be_trained(tmp_path: Path, tiny: Any) -> None:
     folder = _diffusers_folder(tmp_path / "sd", tiny)
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "text_encoder_2").mkdir()
-    assert "SDXL" in refused(folder)
+    assert "could not be read as a diffusers folder" in refused(folder)
     (folder / "text_encoder_2").rmdir()
-    for changes, said in (({"use_linear_projection": True}, "SD 2.x"), ({"in_channels": 9}, "inpainting")):
+    refiner = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+    refiner |= {"projection_class_embeddings_input_dim": 2560}
+    for changes, said in ((refiner, "SDXL refiner"), ({"in_channels": 9}, "inpainting")):
         shutil.rmtree(folder / "unet")
         from diffusers import UNet2DConditionModel
 

@@ -253,8 +253,8 @@ class NarrowVae(nn.Module):
 def test_moments_that_overflow_in_fp16_are_computed_in_fp32() -> None:
     vae, pixels = NarrowVae(torch.float16), torch.ones(1, 3, 16, 16)
     before = snapshot(vae)
-    moments = encode_moments(vae, vae.encode, pixels)
-    assert vae.seen == [torch.float16, torch.float32]
+    moments, overflows = encode_moments(vae, vae.encode, pixels)
+    assert overflows and vae.seen == [torch.float16, torch.float32]
     assert bool(moments.isfinite().all()) and moments.dtype is torch.float32
     assert float(moments.max()) == pytest.approx(400 * 192, rel=1e-3)
     after = {k: v for k, v in snapshot(vae).items() if not k.endswith("attributes")}
@@ -264,7 +264,8 @@ def test_moments_that_overflow_in_fp16_are_computed_in_fp32() -> None:
 def test_moments_in_fp32_are_computed_once_outside_autocast() -> None:
     vae = NarrowVae(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        moments = encode_moments(vae, vae.encode, torch.ones(1, 3, 16, 16))
+        moments, overflows = encode_moments(vae, vae.encode, torch.ones(1, 3, 16, 16))
+    assert not overflows
     assert vae.seen == [torch.float32]
     assert moments.dtype is torch.float32 and not moments.requires_grad
 

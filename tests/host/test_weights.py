@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lib_trainer.families.open_clip import InFile
 from lib_trainer.host import weights as weights_module
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.weights import Held, Weights, _reinterpreted, held_parameters, waiting_parameters
@@ -108,7 +109,7 @@ def test_a_device_whose_tensors_are_opaque(
     assert not has_place(opaque) and has_place(torch.ones(2, 2))
     assert _reinterpreted(opaque, torch.float16) is None
     owner = nn.Linear(2, 2)
-    slot = Slot(OwnParameter("key", owner, "weight", "unet"), {})
+    slot = Slot(OwnParameter(InFile("key"), owner, "weight", "unet"), {})
     assert torch.equal(slot._borrow(opaque, torch.zeros(2, 2)), torch.zeros(2, 2))
     for module in (weights_module, slots):
         monkeypatch.setattr(module, "has_place", lambda tensor: False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from pathlib import Path
@@ -11,14 +12,17 @@ import pytest
 import torch
 
 from lib_trainer.families import names
-from lib_trainer.families.known import DEFAULT
+from lib_trainer.families.family import Encoder, Family
+from lib_trainer.families.known import DEFAULT, FAMILIES
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.checkpoint import Components
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.text.texts import Texts
-from lib_trainer.networks.lora import LoraAdapter, LoraNetwork
+from lib_trainer.networks.adapters import AdapterSpec
+from lib_trainer.networks.lora import LoraAdapter, LoraNetwork, make_adapter
 from lib_trainer.ports import AdaptableModule
 from tests.support import SD15_UNET, tiny_schedule
+from tests.tiny_families import sgm_unet
 
 KEYS = Path(__file__).parents[1] / "data" / "lora_keys.json.gz"
 
@@ -51,7 +55,7 @@ def _diffusers_sd15() -> DiffusersModel:
     config["attention_head_dim"] = 8
     with torch.device("meta"):
         unet, text = UNet2DConditionModel.from_config(config), _clip_l()
-    return DiffusersModel(Components(unet, torch.nn.Identity(), text, None, tiny_schedule()), torch.device("meta"))
+    return DiffusersModel(Components(unet, torch.nn.Identity(), (text,), None, tiny_schedule()), torch.device("meta"))
 
 
 @pytest.fixture(scope="module", params=[_ldm_sd15, _diffusers_sd15], ids=["ldm", "diffusers"])
@@ -88,6 +92,92 @@ def test_the_convolutions_are_those_that_locon_adds(
     added = {k: v for k, v in published["sd15_locon_r4_c2"].items() if k not in published["sd15_lora_r4"]}
     assert len(added) == 3 * (278 - 192)
     assert mine == added
+
+
+@pytest.fixture(scope="module", params=["SD 2.x, diffusers", "SDXL, diffusers", "SD 2.x, ldm", "SDXL, sgm"])
+def others(request: pytest.FixtureRequest) -> tuple[str, list[AdaptableModule]]:
+    """The published lists' name, and what may be adapted of the other families at their full size."""
+    word, _, host = request.param.partition(", ")
+    family = next(family for family in FAMILIES if family.word == word)
+    return ("sd2" if family.v2 else "sdxl"), list(_of_family(family, host).adaptable_modules())
+
+
+def _of_family(family: Family, host: str) -> Any:
+    texts = tuple(_encoder(encoder) for encoder in family.encoders)
+    if host == "diffusers":
+        from diffusers import UNet2DConditionModel
+
+        from lib_trainer.host.standalone.single_file import described_unet
+
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(described_unet(family.config, family))
+        parts = Components(unet, torch.nn.Identity(), texts, None, tiny_schedule(), family)
+        return DiffusersModel(parts, torch.device("meta"))
+    unet_class: Any = sgm_unet() if host == "sgm" else None
+    if host == "sgm" and unet_class is None:
+        pytest.skip("sgm's sources are not at hand: set SGM_DIR or WEBUI_DIR")
+    if unet_class is None:
+        unet_class = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel").UNetModel
+    assert family.config is not None
+    section = family.config["model"]["params"]["unet_config"]["params"]
+    size = {} if host == "sgm" else {"image_size": 32}
+    with torch.device("meta"), contextlib.redirect_stdout(None):
+        unet = unet_class(**section, **size, use_spatial_transformer=True, legacy=False)
+    model = torch.nn.Identity()
+    return LdmModel(unet, model, Texts(list(texts), None, family), tiny_schedule(), family.latent_scale, family=family)
+
+
+def _encoder(encoder: Encoder) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        hidden_size=encoder.width,
+        intermediate_size=4 * encoder.width,
+        num_hidden_layers=encoder.layers,
+        num_attention_heads=encoder.width // 64,
+    )
+    with torch.device("meta"):
+        return CLIPTextModel(config)
+
+
+def plain(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+    """A 1×1 convolution and a Linear are the same here: the list of SD 2.x has the former for its projections."""
+    return {key: [count for count in shape if count > 1] for key, shape in shapes.items()}
+
+
+def test_other_families_have_the_published_keys_and_shapes(
+    others: tuple[str, list[AdaptableModule]], published: dict[str, dict[str, list[int]]]
+) -> None:
+    """A LoRA of rank 4, and for SDXL a LoCon with rank 2 in its spatial convolutions."""
+    name, modules = others
+    mine: dict[str, dict[str, list[int]]] = {"transformer": {}, "convolution": {}}
+    for target in modules:
+        spatial = isinstance(target.module, torch.nn.Conv2d) and target.module.kernel_size != (1, 1)
+        adapter = LoraAdapter(target, 2 if spatial else 4, 1.0)
+        mine[target.group][f"{adapter.key}.alpha"] = []
+        mine[target.group][f"{adapter.key}.lora_down.weight"] = list(adapter.down.shape)
+        mine[target.group][f"{adapter.key}.lora_up.weight"] = list(adapter.up.shape)
+    assert plain(mine["transformer"]) == plain(published[f"{name}_lora_r4"])
+    if f"{name}_locon_r4_c2" in published:
+        assert plain(mine["transformer"] | mine["convolution"]) == plain(published[f"{name}_locon_r4_c2"])
+    assert [target.key for target in modules] == sorted({target.key for target in modules})
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "lora"])
+def test_other_kinds_and_dora_go_by_the_same_names(kind: Any, others: tuple[str, list[AdaptableModule]]) -> None:
+    """LyCORIS' suffixes behind the published keys, and what is made can be read."""
+    _, modules = others
+    some = [target for target in modules if target.group == "transformer"][::40]
+    spec = AdapterSpec(kind, 4, 1.0, dora=True)
+    with torch.device("meta"):
+        network = LoraNetwork([make_adapter(target, spec) for target in some])
+    names = {f"{one.key}.{suffix}": tensor for one in network for suffix, tensor in one.file_tensors().items()}
+    assert {name.partition(".")[0] for name in names} == {target.key for target in some}
+    suffixes = {"loha": "hada_w2_b", "lokr": "lokr_w1", "lora": "lora_up.weight"}
+    assert all(f"{target.key}.{suffixes[kind]}" in names and f"{target.key}.dora_scale" in names for target in some)
+    for target in some:
+        width = target.module.weight.shape[1]
+        assert names[f"{target.key}.dora_scale"].shape[:2] == (1, width)
 
 
 def test_modules_come_sorted_by_key_and_are_all_different(modules: list[AdaptableModule]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lib_trainer.families.known import FAMILIES
 from lib_trainer.refusals import ConfigError, DatasetError, ModelError, TrainerError
 from tests.training.test_refused_jobs import refused
 from tests.training.watched import Watched
@@ -80,6 +81,22 @@ def test_a_partner_is_missing(watched: Watched, pictures: Path, tmp_path: Path) 
         watched, pictures, DatasetError, network__kind="difference", difference__before=str(tmp_path / "before")
     )
     assert "holds no partner of 0.png" in said
+
+
+def test_a_hypernetwork_for_a_family_that_has_none(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xl = next(family for family in FAMILIES if not family.hypernetworks)
+    monkeypatch.setattr(watched.host, "family", lambda: xl)
+    said = refused(watched, pictures, ConfigError, **HYPERNETWORK)
+    assert "network.kind: hosts cannot use a hypernetwork with SDXL: choose another kind" in said
+
+
+def test_a_lora_of_another_family_is_told_by_its_widths_alone(watched: Watched, pictures: Path, tmp_path: Path) -> None:
+    key, path = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", tmp_path / "v2.safetensors"
+    save_file({f"{key}.lora_down.weight": torch.zeros(4, 1024), f"{key}.lora_up.weight": torch.zeros(64, 4)}, str(path))
+    said = refused(watched, pictures, ConfigError, network__continue_from=str(path))
+    assert "was made for SD 2.x: choose one for SD 1.x" in said
 
 
 def lora_tensors(kind: str) -> dict[str, torch.Tensor]:

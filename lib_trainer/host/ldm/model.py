@@ -13,11 +13,13 @@ from torch import nn
 
 from lib_trainer.families.family import VAE_PREFIX, Family, Part, Unet
 from lib_trainer.families.known import DEFAULT
+from lib_trainer.families.open_clip import InFile
 from lib_trainer.host.held import Holdable
-from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
+from lib_trainer.host.holding import checkpointed, fingerprint, frozen, recomputed_blocks
 from lib_trainer.host.ldm.attention import efficient_attention, efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.text.texts import Texts
+from lib_trainer.host.vector import vector_of
 from lib_trainer.networks.formats.checkpoint_file import names_without
 from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import (
@@ -32,11 +34,11 @@ from lib_trainer.ports import (
 from lib_trainer.refusals import ModelError
 
 RESNET_CLASSES = ("ResBlock", "Upsample", "Downsample")
-BLOCK_CLASSES = ("ResBlock", "SpatialTransformer")
 
 
 class LdmModel(Holdable):
-    """`unet` is ldm's UNetModel, `vae` its AutoencoderKL (or anything with `encode` giving a posterior).
+    """`unet` is ldm's or sgm's UNetModel, `vae` the AutoencoderKL of either (or anything with its encoder and
+    `quant_conv`).
 
     `devices` is what a host that patches ldm keeps its `dtype_unet` on: the precision of the time embedding.
     """
@@ -65,14 +67,17 @@ class LdmModel(Holdable):
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Calls the UNet itself: `apply_model` is hijacked by the WebUI to re-enter fp16 autocast."""
-        out: torch.Tensor = self.unet(latents, timesteps=timesteps, context=conditioning.context.to(latents.dtype))
+        context, vector = conditioning.context.to(latents.dtype), vector_of(conditioning)
+        labels = {} if vector is None else {"y": vector.to(latents.dtype)}
+        out: torch.Tensor = self.unet(latents, timesteps=timesteps, context=context, **labels)
         return out
 
     def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
         return self.text.encode(captions, clip_skip, max_chunks)
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return encode_moments(self.vae, lambda x: self.vae.encode(x).parameters, pixels)
+        """Not by the VAE's `encode`: sgm's returns a sample, and ldm's the posterior."""
+        return self._moments(lambda x: self.vae.quant_conv(self.vae.encoder(x)), pixels)
 
     def vae_fingerprint(self) -> str:
         return fingerprint(self.vae)
@@ -103,7 +108,13 @@ class LdmModel(Holdable):
         prefixes = {"unet": self.family.unet.prefix} | {one.part: one.prefix for one in self.family.encoders}
         parts: dict[Part, nn.Module] = {"unet": self.unet, **self.text.parts()}
         return [
-            OwnParameter(published(f"{prefixes[part]}{place}.{name}"), owner, name, part, _unrounded(owner, name, own))
+            OwnParameter(
+                InFile(published(prefixes[part] + ".".join(filter(None, (place, name))))),
+                owner,
+                name,
+                part,
+                _unrounded(owner, name, own),
+            )
             for part, root in parts.items()
             for place, owner in root.named_modules()
             for name, own in owner.named_parameters(recurse=False)
@@ -142,7 +153,7 @@ class LdmModel(Holdable):
             if state.text_encoder:
                 stack.enter_context(self.text.lean())
             if state.checkpointing:
-                blocks = [module for module in self.unet.modules() if type(module).__name__ in BLOCK_CLASSES]
+                blocks = recomputed_blocks(self.unet, "ResBlock")
                 stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))
             yield
 

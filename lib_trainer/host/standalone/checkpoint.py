@@ -1,9 +1,9 @@
 """Reading a checkpoint into diffusers' modules: a single file in ldm's layout, or a diffusers folder.
 
 A single file is built from the `.yaml` of the same name beside it, if there is one, as the WebUI builds it; without one
-it is taken for the published model of its family. The text encoder of a `.yaml` is described by the folder its
-`cond_stage_config.params.version` names (relative to the file), as transformers' `config.json`. Nothing is
-fetched.
+it is taken for the published model of its family. A text encoder in transformers' layout is described by the folder
+that `version` of its section in the `.yaml` names, as transformers' `config.json`; one in open_clip's by
+open_clip's description of its `arch`, `<arch>.json`. Both are looked for beside the file. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from diffusers.loaders import single_file_utils as single_file
 from omegaconf import OmegaConf
-from transformers import CLIPTextConfig, CLIPTextModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lib_trainer.families.detect import folder_model, model_of
-from lib_trainer.families.family import VAE_PREFIX, Family, Part
+from lib_trainer.families.family import VAE_PREFIX, Encoder, Family, Part
 from lib_trainer.families.known import DEFAULT, checked
+from lib_trainer.families.open_clip import InFile
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import found
+from lib_trainer.host.standalone.single_file import build_encoder, build_unet, build_vae, encoder_sections
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.networks.formats.checkpoint_file import read_state_dict
 from lib_trainer.networks.formats.description import predicted_by
@@ -38,12 +40,12 @@ UNET = DEFAULT.unet.prefix
 class Components:
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
+    encoders: tuple[nn.Module, ...]
     tokenizer: Any
     schedule: NoiseSchedule
     family: Family = DEFAULT
-    file_names: Mapping[Part, Mapping[str, str]] = field(default_factory=dict)
-    """{part: {name in the module: name in the single file}}; empty for a diffusers folder."""
+    file_names: Mapping[Part, Mapping[str, InFile]] = field(default_factory=dict)
+    """{part: {name in the module: where it is in the single file}}; empty for a diffusers folder."""
     said: Predicts | None = None
     """What it predicts, and why, where it came from a file or folder."""
 
@@ -81,7 +83,8 @@ def _family(path: Path, tensors: dict[str, torch.Tensor]) -> Family:
     first = tensors.get(f"{family.unet.prefix}input_blocks.0.0.weight")
     if first is None or first.ndim != 4:
         raise ModelError("checkpoint.other_layout", path=path)
-    for prefix, what in ((VAE_PREFIX, "VAE"), (family.encoders[0].prefix, Sentence("part.text_encoder"))):
+    wanted = [(VAE_PREFIX, "VAE"), *((one.prefix, Sentence("part.text_encoder")) for one in family.encoders)]
+    for prefix, what in wanted:
         if not any(name.startswith(prefix) for name in tensors):
             raise ModelError("checkpoint.without_part", path=path, part=what, prefix=prefix[:-1])
     return family
@@ -105,50 +108,30 @@ def _config_beside(path: Path, family: Family) -> dict[str, Any]:
 
 
 def _build(tensors: dict[str, torch.Tensor], config: dict[str, Any], folder: Path, family: Family) -> Components:
-    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     params = config["model"]["params"]
-    unet_config = single_file.create_unet_diffusers_config_from_ldm(config, tensors)
-    unet_config["attention_head_dim"] = params["unet_config"]["params"].get("num_heads", 8)
-    unet = UNet2DConditionModel.from_config(unet_config)
-    unet.load_state_dict(single_file.convert_ldm_unet_checkpoint(tensors, unet.config))
-    vae = AutoencoderKL.from_config(single_file.create_vae_diffusers_config_from_ldm(config, tensors))
-    vae.load_state_dict(single_file.convert_ldm_vae_checkpoint(tensors, vae.config))
-    text = single_file.convert_ldm_clip_checkpoint(tensors)
-    text_encoder = CLIPTextModel(_text_config(text, params, folder))
-    wanted = text_encoder.state_dict().keys()
-    text_encoder.load_state_dict({name: tensor for name, tensor in text.items() if name in wanted}, strict=False)
-    missing = sorted(wanted - text.keys() - {"text_model.embeddings.position_ids"})
-    if missing:
-        raise KeyError(f"text encoder: {missing[0]} is missing")
-    betas = _scaled_linear(params["linear_start"], params["linear_end"], params["timesteps"])
-    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), family.prediction)
-    own = family.encoders[0]
-    names: dict[Part, Mapping[str, str]] = {
-        "unet": _unet_file_names(tensors, unet.config),
-        own.part: {name: own.prefix + name for name in text},
-    }
-    return Components(unet.eval(), vae.eval(), text_encoder.eval(), load_tokenizer(), schedule, family, names)
+    unet, of_unet = build_unet(tensors, config, family)
+    vae = build_vae(tensors, config)
+    sections = encoder_sections(params) + [{}] * len(family.encoders)
+    names: dict[Part, Mapping[str, InFile]] = {"unet": of_unet}
+    encoders = []
+    for encoder, section in zip(family.encoders, sections, strict=False):
+        module, names[encoder.part] = build_encoder(tensors, encoder, section, folder)
+        encoders.append(module)
+    return Components(unet, vae, tuple(encoders), load_tokenizer(), _schedule(params, family), family, names)
 
 
-def _unet_file_names(tensors: dict[str, torch.Tensor], config: Any) -> dict[str, str]:
-    """diffusers' name → ldm's: its converter is given numbers instead of weights, and they tell where each has gone."""
-    ldm = [name for name in tensors if name.startswith(UNET)]
-    numbered = {name: torch.full((1,), float(index)) for index, name in enumerate(ldm)}
-    converted = single_file.convert_ldm_unet_checkpoint(numbered, config)
-    return {name: ldm[int(number)] for name, number in converted.items()}
+def _schedule(params: Mapping[str, Any], family: Family) -> NoiseSchedule:
+    """ldm says its numbers among the model's parameters, sgm among its discretization's. What is predicted is told
+    apart, see `predicted_by`."""
+    denoiser = (params.get("denoiser_config") or {}).get("params") or {}
+    steps = (denoiser.get("discretization_config") or {}).get("params") or {}
+    start, end = (params.get(name, steps.get(name, usual)) for name, usual in LINEAR.items())
+    count = params.get("timesteps", steps.get("num_timesteps", 1000))
+    return NoiseSchedule(torch.cumprod(1 - _scaled_linear(start, end, count), 0), family.prediction)
 
 
-def _text_config(text: dict[str, torch.Tensor], params: dict[str, Any], folder: Path) -> CLIPTextConfig:
-    version = params.get("cond_stage_config", {}).get("params", {}).get("version", "")
-    beside = folder / version / "config.json"  # an absolute version stays what it is
-    if version and beside.is_file():
-        return CLIPTextConfig.from_json_file(str(beside))
-    hidden = text["text_model.embeddings.token_embedding.weight"].shape[1]
-    layers = {name.split(".")[3] for name in text if name.startswith("text_model.encoder.layers.")}
-    inner = text["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
-    return CLIPTextConfig(
-        hidden_size=hidden, num_hidden_layers=len(layers), intermediate_size=inner, num_attention_heads=hidden // 64
-    )
+LINEAR = {"linear_start": 0.00085, "linear_end": 0.0120}
+"""sgm's LegacyDDPMDiscretization, and every published model."""
 
 
 def _scaled_linear(start: float, end: float, steps: int) -> torch.Tensor:
@@ -163,7 +146,7 @@ def _load_folder(folder: Path) -> Components:
     try:
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
-        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+        encoders = tuple(_folder_encoder(folder, number, one) for number, one in enumerate(family.encoders, start=1))
         scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError("folder_model.unreadable", path=folder, reason=error) from error
@@ -171,8 +154,15 @@ def _load_folder(folder: Path) -> Components:
     betas = _scaled_linear(config.beta_start, config.beta_end, config.num_train_timesteps)
     said = predicted_by(folder, family)
     schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), said.prediction, said.zero_terminal)
-    parts = unet.float().eval(), vae.float().eval(), text_encoder.float().eval()
-    return Components(*parts, load_tokenizer(), schedule, family, said=said)
+    modules = unet.float().eval(), vae.float().eval()
+    return Components(*modules, encoders, load_tokenizer(), schedule, family, said=said)
+
+
+def _folder_encoder(folder: Path, number: int, encoder: Encoder) -> nn.Module:
+    kind = CLIPTextModelWithProjection if encoder.pooled else CLIPTextModel
+    place = folder / ("text_encoder" if number == 1 else f"text_encoder_{number}")
+    module: nn.Module = kind.from_pretrained(place, local_files_only=True).float().eval()
+    return module
 
 
 def _folder_family(folder: Path) -> Family:
@@ -181,5 +171,7 @@ def _folder_family(folder: Path) -> Family:
         described = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # reading the UNet says the rest
         described = {}
-    found = folder_model(described, several=(folder / "text_encoder_2").is_dir())
+    found = folder_model(
+        described, several=all((folder / name).is_dir() for name in ("text_encoder", "text_encoder_2"))
+    )
     return checked(found, folder)

@@ -8,14 +8,16 @@ import functools
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from lib_trainer.families.family import Part
+from lib_trainer.families.family import Part, Unet
+from lib_trainer.families.open_clip import InFile
 from lib_trainer.files import found
 from lib_trainer.host.held import Holdable
-from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, frozen
+from lib_trainer.host.holding import checkpointed, fingerprint, frozen, recomputed_blocks
 from lib_trainer.host.ldm.attention import efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
@@ -32,17 +34,16 @@ from lib_trainer.ports import (
 from lib_trainer.refusals import ModelError
 from lib_trainer.tiling.attach import banded
 
-BLOCK_CLASSES = ("ResnetBlock2D", "Transformer2DModel")
 CONVOLUTION_CLASSES = ("ResnetBlock2D", "Upsample2D", "Downsample2D")
 
 
 class DiffusersModel(Holdable):
-    """UNet, VAE and text encoder of a pipeline, in fp32."""
+    """UNet, VAE and text encoders of a pipeline, in fp32."""
 
     def __init__(self, parts: Components, device: torch.device, name: str = "", file: Path | None = None) -> None:
         self.unet, self.vae = parts.unet.to(device), parts.vae.to(device)
         self.family = parts.family
-        self.text = Texts([parts.text_encoder.to(device)], parts.tokenizer, self.family)
+        self.text = Texts([encoder.to(device) for encoder in parts.encoders], parts.tokenizer, self.family)
         self.schedule, self.name, self.file = parts.schedule, name, file
         self.said = parts.said
         self._file_names = parts.file_names
@@ -68,14 +69,18 @@ class DiffusersModel(Holdable):
         return float(self.vae.config.scaling_factor)
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        out: torch.Tensor = self.unet(latents, timesteps, conditioning.context.to(latents.dtype), return_dict=False)[0]
+        context, told = conditioning.context.to(latents.dtype), {}
+        if conditioning.pooled is not None and conditioning.sizes is not None:
+            pooled = conditioning.pooled.to(latents.dtype)
+            told = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": conditioning.sizes}}
+        out: torch.Tensor = self.unet(latents, timesteps, context, **told, return_dict=False)[0]
         return out
 
     def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
         return self.text.encode(captions, clip_skip, max_chunks)
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return encode_moments(self.vae, lambda x: self.vae.encode(x).latent_dist.parameters, pixels)
+        return self._moments(lambda x: self.vae.encode(x).latent_dist.parameters, pixels)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, 4, H, W) → pixels (B, 3, 8H, 8W) in [-1, 1], fp32.
@@ -94,7 +99,7 @@ class DiffusersModel(Holdable):
         return sorted(found, key=lambda target: target.key)
 
     def _unet_modules(self) -> Iterator[AdaptableModule]:
-        names = dataclasses.replace(self.family.unet, resnets=self.unet.config.layers_per_block)
+        names = _as_built(self.family.unet, self.unet.config)
         for prefix, owner in self.unet.named_modules():
             kind = type(owner).__name__
             if kind != "Transformer2DModel" and kind not in CONVOLUTION_CLASSES:
@@ -112,17 +117,17 @@ class DiffusersModel(Holdable):
     def own_parameters(self) -> Sequence[OwnParameter]:
         parts: dict[Part, nn.Module] = {"unet": self.unet, **self.text.parts()}
         return [
-            OwnParameter(self._name_in_file(part, f"{place}.{name}"), owner, name, part)
+            OwnParameter(self._place(part, f"{place}.{name}"), owner, name, part)
             for part, root in parts.items()
             for place, owner in root.named_modules()
             for name, parameter in owner.named_parameters(recurse=False)
         ]
 
-    def _name_in_file(self, part: Part, name: str) -> str:
-        return self._file_names.get(part, {}).get(name, f"{part}.{name}")
+    def _place(self, part: Part, name: str) -> InFile:
+        return self._file_names.get(part, {}).get(name) or InFile(f"{part}.{name}")
 
     def checkpoint_tensors(self, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
-        """Of the file the model was read from: only the UNet and the text encoder are ever trained."""
+        """Of the file the model was read from: only the UNet and the text encoders are ever trained."""
         if self.file is None:
             raise ModelError("checkpoint.from_folder", name=self.name)
         tensors = read_checkpoint(self.file)
@@ -138,6 +143,12 @@ class DiffusersModel(Holdable):
             if state.text_encoder:
                 stack.enter_context(self.text.lean())
             if state.checkpointing:
-                blocks = [module for module in self.unet.modules() if type(module).__name__ in BLOCK_CLASSES]
+                blocks = recomputed_blocks(self.unet, "ResnetBlock2D")
                 stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))
             yield
+
+
+def _as_built(described: Unet, config: Any) -> Unet:
+    """The family's UNet with this one's blocks, and attention where it has any."""
+    attended = tuple(int("CrossAttn" in kind) for kind in config.down_block_types)
+    return dataclasses.replace(described, resnets=config.layers_per_block, depths=attended)

@@ -27,6 +27,8 @@ from lib_trainer.host.webui.model import (
     predicts_of,
     schedule_of,
     take_out_prompt_networks,
+    text_roots,
+    tokenizer_of,
 )
 from lib_trainer.patching import attribute
 from lib_trainer.ports import HeldPart, PreviewRequest
@@ -174,7 +176,7 @@ class WebuiHost:
         return Path(shared.cmd_opts.textual_inversion_templates_dir)
 
     def token_count(self, text: str) -> int:
-        tokenizer = sd_models.model_data.sd_model.cond_stage_model.wrapped.tokenizer
+        tokenizer = tokenizer_of(sd_models.model_data.sd_model)
         return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
     def parts(self) -> Mapping[str, HeldPart]:
@@ -183,9 +185,10 @@ class WebuiHost:
             check_model(model)
         except ModelError:
             return {}
-        roots = {
+        texts = zip(family_of(model).encoders, text_roots(model), strict=True)
+        roots: dict[str, torch.nn.Module] = {
             "unet": model.model.diffusion_model,
-            family_of(model).encoders[0].part: model.cond_stage_model.wrapped.transformer,
+            **{encoder.part: root for encoder, root in texts},
             "vae": model.first_stage_model,
         }
         return {part: HeldPart.of(root, device) for part, root in roots.items()}

@@ -21,6 +21,7 @@ from lib_trainer.families.family import Family, Stranger
 from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.prediction import Prediction, Predicts
 from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.patching import attribute, replaced_forward
@@ -64,11 +65,10 @@ class WebuiModel(LdmModel):
 
     def __init__(self, sd_model: Any) -> None:
         info, family = sd_model.sd_checkpoint_info, family_of(sd_model)
-        encoder = sd_model.cond_stage_model.wrapped
         super().__init__(
             unet=sd_model.model.diffusion_model,
             vae=sd_model.first_stage_model,
-            text=WebuiTexts([encoder.transformer], encoder.tokenizer, family),
+            text=WebuiTexts(text_roots(sd_model), tokenizer_of(sd_model), family),
             schedule=schedule_of(sd_model),
             latent_scale=float(sd_model.scale_factor),
             name=info.name_for_extra,
@@ -110,16 +110,40 @@ def check_model(sd_model: Any) -> None:
     if sd_model is None:
         raise ModelError("model.none_loaded")
     family = family_of(sd_model)
-    encoder = getattr(getattr(sd_model, "cond_stage_model", None), "wrapped", None)
-    if not hasattr(getattr(encoder, "transformer", None), "text_model") or not hasattr(sd_model, "first_stage_model"):
-        word = family.word
-        raise ModelError("model.no_clip", family=word)
+    if len(text_roots(sd_model)) != len(family.encoders) or not hasattr(sd_model, "first_stage_model"):
+        raise ModelError("model.no_clip", family=family.word)
     kept_away = getattr(sd_model, "lowvram", False)  # --medvram: the model rests on the CPU
     if not kept_away and next(sd_model.model.parameters()).device.type != torch.device(devices.device).type:
         raise ModelError("model.unloaded")
 
 
-PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+def text_roots(sd_model: Any) -> list[nn.Module]:
+    """Of the loaded checkpoint's text encoders, in their order: transformers' CLIPTextModel, or open_clip's CLIP."""
+    found: list[nn.Module] = []
+    for embedder in _embedders(sd_model):
+        transformer: Any = getattr(embedder, "transformer", None)
+        model: Any = getattr(embedder, "model", None)
+        if hasattr(transformer, "text_model"):
+            found.append(transformer)
+        elif hasattr(getattr(model, "transformer", None), "resblocks"):
+            found.append(model)
+    return found
+
+
+def tokenizer_of(sd_model: Any) -> Any:
+    """transformers' tokenizer, of which every family has the same; open_clip's embedder alone has none."""
+    known = (getattr(embedder, "tokenizer", None) for embedder in _embedders(sd_model))
+    return next((tokenizer for tokenizer in known if tokenizer is not None), None) or load_tokenizer()
+
+
+def _embedders(sd_model: Any) -> list[Any]:
+    """SDXL has several in its conditioner. The WebUI puts a module of its own around those that read text."""
+    conditioner: Any = getattr(sd_model, "conditioner", None)
+    held: list[Any] = [getattr(sd_model, "cond_stage_model", None)] if conditioner is None else [*conditioner.embedders]
+    return [one.wrapped for one in held if hasattr(one, "wrapped")]
+
+
+PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
 """Classes whose `forward` the built-in Lora extension replaces."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lib_trainer.families.detect import model_of
+from lib_trainer.families.detect import model_of, usual_root
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.known import DEFAULT, FAMILIES, PREFIXES
 from lib_trainer.files import found
@@ -83,14 +83,16 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """
     held = unnested(reading.read_file(path))
     tensors = {name: one for name, one in held.items() if isinstance(name, str) and isinstance(one, torch.Tensor)}
-    names = canonical_names(list(tensors))
+    names = canonical_names({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def canonical_names(names: list[str]) -> dict[str, str]:
-    """{a file's name for a tensor: today's name}."""
-    wrapped = bool(names) and all(name.startswith("module.") for name in names)
-    return {name: _renamed(name.removeprefix("module.") if wrapped else name) for name in names}
+def canonical_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """{a file's name for a tensor: today's name}, by the names and shapes of all."""
+    wrapped = bool(shapes) and all(name.startswith("module.") for name in shapes)
+    plain = {name: name.removeprefix("module.") if wrapped else name for name in shapes}
+    root = usual_root({plain[name]: shape for name, shape in shapes.items()})
+    return {name: _renamed(own, root) for name, own in plain.items()}
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -101,7 +103,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if reading.is_pickle(path):
         return {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
     shapes = reading.read_names(path)
-    names = canonical_names(list(shapes))
+    names = canonical_names(shapes)
     return {names[name]: shape for name, shape in shapes.items()}
 
 
@@ -131,6 +133,8 @@ def unnested(data: Any) -> dict[Any, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _renamed(name: str) -> str:
+def _renamed(name: str, root: tuple[str, str] | None) -> str:
+    if root is not None and name.startswith(root[0]):
+        return root[1] + name.removeprefix(root[0])
     prefix = next((own for old, own in OLD_TEXT.items() if name.startswith(old)), "")
     return f"{prefix}text_model.{name[len(prefix) :]}" if prefix else name

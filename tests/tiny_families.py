@@ -1,0 +1,239 @@
+"""Tiny models of SDXL's and SD 2's topology: random weights in real modules, and the same as a single file.
+
+sgm, whose classes SDXL is loaded into, is in no package index. Where its sources are at hand (the environment variable
+SGM_DIR, or WEBUI_DIR's repositories/generative-models) its own UNet is taken. `labelled_unet` stands in for it
+elsewhere: ldm's class, which sgm's was made from, with the vector added to the time embedding as sgm adds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.support import CLIP, UNET, VAE, LdmVae
+
+TE1, TE2 = 32, 48
+POOLED = 40
+XL_UNET: dict[str, Any] = UNET | {
+    "channel_mult": [1, 2, 2],
+    "attention_resolutions": [4, 2],
+    "num_heads": -1,
+    "num_head_channels": 16,
+    "transformer_depth": 2,
+    "context_dim": TE1 + TE2,
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+    "adm_in_channels": POOLED + 6 * 256,
+}
+V2_UNET: dict[str, Any] = UNET | {
+    "num_heads": -1,
+    "num_head_channels": 16,
+    "context_dim": TE2,
+    "use_linear_in_transformer": True,
+}
+OPEN_CLIP: dict[str, Any] = {
+    "hidden_size": TE2,
+    "intermediate_size": 96,
+    "projection_dim": POOLED,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "hidden_act": "gelu",
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+}
+ARCH = {
+    "embed_dim": POOLED,
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": TE2, "heads": 3, "layers": 4},
+}
+
+
+@dataclass
+class TinyXl:
+    """`texts` are transformers' modules, in the family's order."""
+
+    path: Path
+    unet: nn.Module
+    vae: LdmVae
+    texts: tuple[nn.Module, ...]
+
+
+def sgm_unet() -> Any:
+    """sgm's own UNetModel, or None where its sources are not at hand."""
+    folders = [os.environ.get("SGM_DIR", "")]
+    folders += [f"{os.environ['WEBUI_DIR']}/repositories/generative-models"] if os.environ.get("WEBUI_DIR") else []
+    folder = next((Path(one) for one in folders if one and (Path(one) / "sgm").is_dir()), None)
+    if folder is None:
+        return None
+    for name in ("sgm", "sgm.modules", "sgm.modules.diffusionmodules"):  # their packages import far more than the UNet
+        package = types.ModuleType(name)
+        package.__path__ = [str(folder.joinpath(*name.split(".")))]
+        sys.modules.setdefault(name, package)
+    with contextlib.redirect_stdout(None):
+        return importlib.import_module("sgm.modules.diffusionmodules.openaimodel").UNetModel
+
+
+def labelled_unet() -> nn.Module:
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from ldm.modules.diffusionmodules.util import timestep_embedding
+
+    class LabelledUNet(UNetModel):  # type: ignore[misc]
+        def forward(self, x: Any, timesteps: Any = None, context: Any = None, y: Any = None) -> Any:
+            embedded = self.time_embed(timestep_embedding(timesteps, self.model_channels)) + self.label_emb(y)
+            context = [context] * XL_UNET["transformer_depth"]  # sgm's transformers take one context for all layers
+            kept, h = [], x
+            for block in self.input_blocks:
+                h = block(h, embedded, context)
+                kept.append(h)
+            h = self.middle_block(h, embedded, context)
+            for block in self.output_blocks:
+                h = block(torch.cat([h, kept.pop()], dim=1), embedded, context)
+            return self.out(h)
+
+    shape = XL_UNET | {"context_dim": [XL_UNET["context_dim"]] * XL_UNET["transformer_depth"]}
+    others = ("num_classes", "adm_in_channels")
+    unet = LabelledUNet(**{name: value for name, value in shape.items() if name not in others})
+    width = 4 * XL_UNET["model_channels"]
+    layers = nn.Linear(XL_UNET["adm_in_channels"], width), nn.SiLU(), nn.Linear(width, width)
+    unet.label_emb = nn.Sequential(nn.Sequential(*layers))
+    return unet
+
+
+def drawn(*modules: nn.Module) -> None:
+    """Random weights where a class begins with zeros."""
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                if parameter.ndim > 1 and not parameter.any():
+                    parameter.normal_(0, 0.7 / parameter[0].numel() ** 0.5)
+
+
+def text_model(config: dict[str, Any], *, pooled: bool) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    model = (CLIPTextModelWithProjection if pooled else CLIPTextModel)(CLIPTextConfig(**config))
+    with torch.no_grad():
+        model.text_model.embeddings.token_embedding.weight.normal_(0, 1)
+        model.text_model.embeddings.position_embedding.weight.normal_(0, 0.3)
+    return model.eval()
+
+
+def in_open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A transformers text model's tensors as open_clip keeps them, written down a second time."""
+    found: dict[str, torch.Tensor] = {}
+    layers = 1 + max(int(name.split(".")[3]) for name in state if ".layers." in name)
+    for layer in range(layers):
+        old, new = f"text_model.encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            fused = [state[f"{old}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            found[f"{new}attn.in_proj_{kind}"] = torch.cat(fused)
+            found[f"{new}attn.out_proj.{kind}"] = state[f"{old}self_attn.out_proj.{kind}"]
+            found[f"{new}ln_1.{kind}"] = state[f"{old}layer_norm1.{kind}"]
+            found[f"{new}ln_2.{kind}"] = state[f"{old}layer_norm2.{kind}"]
+            found[f"{new}mlp.c_fc.{kind}"] = state[f"{old}mlp.fc1.{kind}"]
+            found[f"{new}mlp.c_proj.{kind}"] = state[f"{old}mlp.fc2.{kind}"]
+    found["token_embedding.weight"] = state["text_model.embeddings.token_embedding.weight"]
+    found["positional_embedding"] = state["text_model.embeddings.position_embedding.weight"]
+    found["ln_final.weight"] = state["text_model.final_layer_norm.weight"]
+    found["ln_final.bias"] = state["text_model.final_layer_norm.bias"]
+    if "text_projection.weight" in state:
+        found["text_projection"] = state["text_projection.weight"].T.contiguous()
+    found["logit_scale"] = torch.tensor(4.6)
+    return found
+
+
+def build_sdxl(folder: Path, unet_class: Any = None) -> TinyXl:
+    with torch.random.fork_rng(), contextlib.redirect_stdout(None):
+        torch.manual_seed(11)
+        shape = {name: value for name, value in XL_UNET.items() if name != "image_size"}
+        unet, vae = labelled_unet() if unet_class is None else unet_class(**shape), LdmVae()
+        texts = (text_model(CLIP, pooled=False), text_model(OPEN_CLIP, pooled=True))
+        drawn(unet, vae)
+    prefixes = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
+    states = (texts[0].state_dict(), in_open_clip(texts[1].state_dict()))
+    path = write_file(folder / "xl.safetensors", unet, vae, dict(zip(prefixes, states, strict=True)), sdxl_config())
+    return TinyXl(path, unet.eval(), vae.eval(), texts)
+
+
+def build_sd2(folder: Path, **params: Any) -> TinyXl:
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    with torch.random.fork_rng(), contextlib.redirect_stdout(None):
+        torch.manual_seed(12)
+        unet, vae, text = UNetModel(**V2_UNET), LdmVae(), text_model(OPEN_CLIP, pooled=False)
+        drawn(unet, vae)
+    state = in_open_clip(text.state_dict()) | {"text_projection": torch.randn(TE2, POOLED)}
+    path = write_file(folder / "v2.safetensors", unet, vae, {"cond_stage_model.model.": state}, sd2_config(**params))
+    return TinyXl(path, unet.eval(), vae.eval(), (text,))
+
+
+def write_file(
+    path: Path, unet: nn.Module, vae: nn.Module, texts: dict[str, dict[str, torch.Tensor]], config: dict[str, Any]
+) -> Path:
+    from safetensors.torch import save_file
+
+    parts = {"model.diffusion_model.": unet.state_dict(), "first_stage_model.": vae.state_dict()} | texts
+    tensors = {prefix + name: one.contiguous() for prefix, state in parts.items() for name, one in state.items()}
+    save_file(tensors, str(path))
+    path.with_suffix(".yaml").write_text(json.dumps(config), encoding="utf-8")
+    (path.parent / "clip").mkdir(exist_ok=True)
+    (path.parent / "clip" / "config.json").write_text(json.dumps(CLIP), encoding="utf-8")
+    (path.parent / "tiny-clip.json").write_text(json.dumps(ARCH), encoding="utf-8")
+    return path
+
+
+def sdxl_config(scaling: str = "EpsScaling") -> dict[str, Any]:
+    """As sgm's sd_xl_base.yaml is laid out."""
+    sgm = "sgm.modules."
+    emb_models = [
+        {"input_key": "txt", "target": f"{sgm}encoders.modules.FrozenCLIPEmbedder",
+         "params": {"version": "clip", "layer": "hidden", "layer_idx": 2}},
+        {"input_key": "txt", "target": f"{sgm}encoders.modules.FrozenOpenCLIPEmbedder2",
+         "params": {"arch": "tiny-clip", "layer": "penultimate", "always_return_pooled": True, "legacy": False}},
+        *({"input_key": key, "target": f"{sgm}encoders.modules.ConcatTimestepEmbedderND", "params": {"outdim": 256}}
+          for key in ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")),
+    ]  # fmt: skip
+    denoiser = {
+        "num_idx": 1000,
+        "scaling_config": {"target": f"{sgm}diffusionmodules.denoiser_scaling.{scaling}"},
+        "discretization_config": {"target": f"{sgm}diffusionmodules.discretizer.LegacyDDPMDiscretization"},
+    }
+    return {
+        "model": {
+            "target": "sgm.models.diffusion.DiffusionEngine",
+            "params": {
+                "scale_factor": 0.13025,
+                "denoiser_config": {"params": denoiser},
+                "network_config": {"params": XL_UNET},
+                "first_stage_config": {"params": {"embed_dim": 4, "ddconfig": VAE}},
+                "conditioner_config": {"params": {"emb_models": emb_models}},
+            },
+        }
+    }
+
+
+def sd2_config(**params: Any) -> dict[str, Any]:
+    return {
+        "model": {
+            "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+            "params": {
+                "linear_start": 0.00085,
+                "linear_end": 0.012,
+                "timesteps": 1000,
+                "scale_factor": 0.18215,
+                "unet_config": {"params": V2_UNET},
+                "first_stage_config": {"params": {"embed_dim": 4, "ddconfig": VAE}},
+                "cond_stage_config": {"params": {"arch": "tiny-clip", "layer": "penultimate"}},
+                **params,
+            },
+        }
+    }
