@@ -59,12 +59,17 @@ class Tool:
 
     def made(self, values: Mapping[str, Any]) -> Any:
         """Its settings from {option: value}, the others at their defaults. Raises `ConfigError` naming the option."""
-        for path, value in values.items():
-            spec = self.specs[path]
-            if not spec.takes(value):
-                field = Field(path, spec.argument)
-                raise ConfigError("toolbox.value", field=field, value=value, allowed=spec.allowed)
-        return self.settings(**values)
+        return made(self.settings, values)
+
+
+def made(settings: type[Section], values: Mapping[str, Any]) -> Any:
+    """A section from {option: value}. Raises `ConfigError` naming an option whose value is not allowed."""
+    specs = describe(settings)
+    for path, value in values.items():
+        if not specs[path].takes(value):
+            field = Field(path, specs[path].argument)
+            raise ConfigError("toolbox.value", field=field, value=value, allowed=specs[path].allowed)
+    return settings(**values)
 
 
 class ToolDesk:

@@ -177,7 +177,7 @@ def check_alike(sources: Sequence[Source]) -> list[Facts]:
     found: list[Facts] = []
     for source in sources:
         facts, first, path, other = facts_of(source), found[0] if found else None, source.path, sources[0].path
-        if first is not None and facts.channels != first.channels and "unet" in facts.components:
+        if first is not None and facts.channels and first.channels and facts.channels != first.channels:
             one, another = facts.channels, first.channels
             raise ModelError("toolbox.two_channels", path=path, other=other, one=one, another=another)
         if "unet" not in facts.components or not isinstance(facts.family, Family):
@@ -198,8 +198,9 @@ def _check_pair(source: Source, facts: Facts, other: Source, first: Facts) -> No
         raise ModelError("toolbox.two_predictions", path=path, other=beside, one=one, another=another)
     if facts.zero_terminal != first.zero_terminal:
         raise ModelError("toolbox.two_schedules", path=path, other=beside)
+    firsts = other.shapes
     for name, shape in source.shapes.items():
-        wanted = other.shapes.get(name, shape) if _is_weight(name) else shape
+        wanted = firsts.get(name, shape) if _is_weight(name) else shape
         if wanted != shape:
             told = Joined(shape, "×"), Joined(wanted, "×")
             raise ModelError("toolbox.two_shapes", path=path, other=beside, name=name, one=told[0], another=told[1])

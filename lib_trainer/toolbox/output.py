@@ -1,4 +1,4 @@
-"""Where a tool writes: declared once for all tools, settled before any tensor is read."""
+"""Where a tool writes, settled before any tensor is read."""
 
 from __future__ import annotations
 
@@ -6,45 +6,18 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
 
 from lib_trainer.files import to_trash
-from lib_trainer.options.declare import Section, option
 from lib_trainer.refusals import ConfigError, NameTaken, SaveError, Sentence
+from lib_trainer.toolbox.writes import Precision
 
 MOST = 10_000
 """Numbers that are tried for a free name."""
-PRECISIONS: dict[str, torch.dtype | None] = {
+PRECISIONS: dict[Precision, torch.dtype | None] = {
     "keep": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32,
 }  # fmt: skip
-Precision = Literal["keep", "fp16", "bf16", "fp32"]
-
-
-class Writes(Section, frozen=True):
-    """What every tool that writes a file is told of it."""
-
-    output: Annotated[
-        str, option("Result", "The new file; .safetensors is added where it is missing.", place="path", width="wide")
-    ] = ""
-    existing: Annotated[
-        Literal["refuse", "number", "replace"],
-        option(
-            "If the file is there",
-            "Refuse, take the next free name (name-2), or replace: when the new file is written, the old one goes into "
-            "the folder .trainer-trash beside it.",
-            names={"refuse": "refuse", "number": "take the next free name", "replace": "replace, keep in the trash"},
-        ),
-    ] = "refuse"
-    precision: Annotated[
-        Precision,
-        option(
-            "Precision",
-            "Of the file's numbers, which are computed in fp32 and rounded once. Keep: as the first file has them.",
-            names={"keep": "keep"},
-        ),
-    ] = "keep"
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from lib_trainer.refusals import ConfigError, ModelError, NameTaken, SaveError, 
 from lib_trainer.toolbox import desk as desks
 from lib_trainer.toolbox import tools
 from lib_trainer.toolbox.desk import Done, Prepared, Tool, ToolDesk
-from lib_trainer.toolbox.output import Target, Writes, settle, stored_as
+from lib_trainer.toolbox.output import Target, settle, stored_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import open_source
 from lib_trainer.toolbox.streaming import Tally, write_stream
+from lib_trainer.toolbox.writes import Writes
 from lib_trainer.work import events as ev
 from tests import protocol
 

@@ -6,6 +6,7 @@ attributes of what it holds, so that these have none.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+@functools.cache
 def bytes_of(dtype: torch.dtype) -> int:
     """Of one element; `dtype.itemsize` came with torch 2.1."""
     return torch.empty(0, dtype=dtype).element_size()
