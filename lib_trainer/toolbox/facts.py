@@ -10,20 +10,22 @@ from typing import Literal
 from lib_trainer.families.detect import embedding_of, lora_of, model_of
 from lib_trainer.families.family import VAE_PREFIX, Family, Part, Stranger
 from lib_trainer.families.known import DEFAULT, FAMILIES, PREFIXES
+from lib_trainer.families.prediction import EDM_KEYS, SD2_BIAS, V_KEY, ZERO_KEY, Clues, is_edm, predicts
+from lib_trainer.networks.formats.description import read_description
 from lib_trainer.networks.formats.lora_facts import BUNDLED
 from lib_trainer.refusals import Joined, ModelError
 from lib_trainer.toolbox.source import Source
 
-Prediction = Literal["epsilon", "v"]
 Component = Part | Literal["vae"]
 UNET = DEFAULT.unet.prefix
 FIRST = f"{UNET}input_blocks.0.0.weight"
-MARKERS = ("v_pred", "ztsnr")
-"""Empty tensors by which a checkpoint says that it predicts v, and that its last step has no signal."""
-KEPT_MARKERS = (*MARKERS, "edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
-TELLING = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
-SPREAD_OF_V = 0.09
-"""Standard deviation of `TELLING` above which an SD 2.x model predicts v (ComfyUI and Forge tell it so)."""
+EDM = "EDM"
+"""What models that are noised in another way are said to predict."""
+MARKERS = (V_KEY, ZERO_KEY, *EDM_KEYS)
+"""Tensors by which a checkpoint says what it predicts and how it is noised."""
+
+ROWS = {encoder.rows for family in FAMILIES for encoder in family.encoders} | {"string_to_param.*"}
+"""What the vectors of an embedding are called."""
 
 ADAPTERS: tuple[tuple[str, str], ...] = (
     (r"\.hada_w1_a$", "LoHa"),
@@ -62,7 +64,7 @@ class Facts:
 
     kind: str
     family: Family | Stranger | None = None
-    prediction: Prediction | None = None
+    prediction: str | None = None
     zero_terminal: bool = False
     channels: int = 0
     components: tuple[Component, ...] = ()
@@ -71,10 +73,6 @@ class Facts:
     @property
     def word(self) -> str:
         return self.family.word if self.family else ""
-
-
-EMBEDDINGS = {"string_to_param.*", *(encoder.rows for family in FAMILIES for encoder in family.encoders)}
-"""Names of an embedding's tensors."""
 
 
 def facts_of(source: Source) -> Facts:
@@ -93,8 +91,8 @@ def facts_of(source: Source) -> Facts:
     for pattern, word in OTHERS:
         if any(re.search(pattern, name) for name in names):
             return Facts(word)
-    if EMBEDDINGS & set(names):
-        widths = {name: one.shape[-1] for name, one in names.items() if len(one.shape) == 2}
+    widths = {name: names[name].shape[-1] for name in names if name in ROWS and names[name].shape}
+    if widths:
         return Facts("embedding", embedding_of(widths))
     return _model_facts(source)
 
@@ -147,25 +145,16 @@ def _alone(names: Collection[str]) -> tuple[str, None, None, bool, int, tuple[Co
     return "", None, None, False, 0, ()
 
 
-def prediction_of(source: Source, family: Family | Stranger) -> tuple[Prediction | None, bool]:
-    """What a model predicts, and whether its schedule ends at zero signal: by its marker tensors, its metadata, the
-    .yaml beside it, its weights (SD 2.x), or what its family usually does."""
-    names, told = source.tensors, source.metadata.get("modelspec.prediction_type", "")
-    zero = "ztsnr" in names
-    if {"v_pred", "edm_vpred.sigma_max"} & set(names) or told.startswith("v"):
-        return "v", zero
-    if told in ("epsilon", "eps"):
-        return "epsilon", zero
-    beside = source.path.with_suffix(".yaml")
-    if source.path.is_file() and beside.is_file():
-        text = beside.read_text(encoding="utf-8", errors="replace")
-        if re.search(r"^\s*parameterization:\s*[\"']?v\b", text, re.MULTILINE):
-            return "v", zero
+def prediction_of(source: Source, family: Family | Stranger) -> tuple[str | None, bool]:
+    """What a model predicts, and whether its schedule ends at zero signal; see `families.prediction`."""
+    if is_edm(source.tensors):
+        return EDM, False
     if not isinstance(family, Family):
-        return None, zero
-    if family.v2 and TELLING in names:
-        return ("v" if float(source.number(TELLING).std()) > SPREAD_OF_V else "epsilon"), zero
-    return family.prediction, zero
+        return None, ZERO_KEY in source.tensors
+    deviation = float(source.number(SD2_BIAS).std(unbiased=False)) if SD2_BIAS in source.tensors else None
+    described = {} if source.path.is_dir() else read_description(source.path)  # a folder's became marker tensors
+    found = predicts(family, Clues(source.tensors.keys(), source.metadata, described, deviation=deviation))
+    return found.prediction, found.zero_terminal
 
 
 def check_alike(sources: Sequence[Source]) -> list[Facts]:

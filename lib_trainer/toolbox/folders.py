@@ -10,6 +10,7 @@ import torch
 
 from lib_trainer.families.detect import folder_model
 from lib_trainer.families.family import VAE_PREFIX, Family
+from lib_trainer.families.prediction import V_KEY, ZERO_KEY
 from lib_trainer.networks.formats.mapped import Stored, map_safetensors
 from lib_trainer.networks.formats.plain_pickle import read_plain
 from lib_trainer.refusals import ModelError
@@ -36,9 +37,9 @@ def read_folder(folder: Path) -> dict[str, Stored]:
         found |= {f"{VAE_PREFIX}{name}": one for name, one in ldm_vae(_part(folder / "vae")).items()}
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     if scheduler.get("prediction_type") == "v_prediction":
-        found["v_pred"] = _marker()
+        found[V_KEY] = _marker()
     if scheduler.get("rescale_betas_zero_snr"):
-        found["ztsnr"] = _marker()
+        found[ZERO_KEY] = _marker()
     return found
 
 
