@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from lib_trainer.config.base import ADAPTERS, kinds
-from lib_trainer.options.declare import Section, one_of, option
+from lib_trainer.options.declare import Group, Section, none_of, one_of, option
 
 ADAPTERS_ALONE = kinds(*ADAPTERS)
 AVERAGING = ("AdamWScheduleFree", "ProdigyPlusScheduleFree")
 """Optimizers that need no schedule: they average instead."""
+SCHEDULED = Group((none_of("optimizer.name", *AVERAGING),))
 
 
 class OptimizerConfig(Section, frozen=True):
@@ -81,22 +82,90 @@ class OptimizerConfig(Section, frozen=True):
         ),
     ] = 1e-5
     schedule: Annotated[
-        Literal["constant", "cosine", "constant_with_warmup"],
-        option("Learning rate schedule", "Cosine falls to zero at the end; warm-up rises from zero at the start."),
-    ] = "cosine"
-    warmup_steps: Annotated[
-        int,
+        Literal[
+            "constant",
+            "linear",
+            "cosine",
+            "cosine_with_restarts",
+            "polynomial",
+            "warmup_stable_decay",
+            "rex",
+        ],
         option(
-            "Warm-up steps",
-            "Length of the rise in constant_with_warmup.",
-            when=one_of("optimizer.schedule", "constant_with_warmup"),
+            "Learning rate schedule",
+            "How the rate falls. Cosine suits most runs; constant those whose length is not known yet, and "
+            "optimizers that find the rate themselves.",
+            group=SCHEDULED,
+            names={
+                "cosine_with_restarts": "cosine with restarts",
+                "warmup_stable_decay": "constant, then a decay (WSD)",
+                "rex": "REX",
+            },
+        ),
+    ] = "cosine"
+    warmup: Annotated[
+        float,
+        option(
+            "Warm-up",
+            "Steps in which the rate rises to what is set; below 1 a share of the run. A few percent where a run "
+            "begins with a jump of the loss.",
             low=0,
             high=100_000,
-            unit="steps",
+            step=0.05,
+        ),
+    ] = 0.0
+    cycles: Annotated[
+        int,
+        option(
+            "Cycles",
+            "How often the cosine falls, each time from the full rate. Two or three, where steps are compared.",
+            low=1,
+            high=100,
             step=1,
             advanced=True,
+            group=SCHEDULED,
+            when=one_of("optimizer.schedule", "cosine_with_restarts"),
         ),
-    ] = 100
+    ] = 1
+    power: Annotated[
+        float,
+        option(
+            "Power",
+            "1 falls in a line, 2 sooner, 0.5 later.",
+            low=0.05,
+            high=10,
+            step=0.5,
+            advanced=True,
+            group=SCHEDULED,
+            when=one_of("optimizer.schedule", "polynomial"),
+        ),
+    ] = 1.0
+    decay_share: Annotated[
+        float,
+        option(
+            "Decay at the end",
+            "The share of the run in which the rate falls; before it, it is constant. A tenth to a fifth is usual.",
+            low=0.01,
+            high=1,
+            step=0.05,
+            advanced=True,
+            group=SCHEDULED,
+            when=one_of("optimizer.schedule", "warmup_stable_decay"),
+        ),
+    ] = 0.1
+    floor: Annotated[
+        float,
+        option(
+            "Floor of the schedule",
+            "Share of the rate that is left at the end. 0.1 keeps the last steps of a long run useful.",
+            low=0,
+            high=1,
+            step=0.05,
+            advanced=True,
+            group=SCHEDULED,
+            when=none_of("optimizer.schedule", "constant"),
+        ),
+    ] = 0.0
     weight_decay: Annotated[
         float,
         option(

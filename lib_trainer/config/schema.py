@@ -332,7 +332,7 @@ class PreviewConfig(Section):
 class JobConfig(Section):
     """A whole job, as a job file holds it. `version` counts incompatible changes of this layout."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     model: ModelConfig = ModelConfig()
     network: NetworkConfig = NetworkConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()

@@ -31,8 +31,10 @@ class When:
     @property
     def words(self) -> str:
         """As a document says it."""
-        if self.negated:
+        if self == given(self.path):
             return f"where `{self.path}` is given"
+        if self.negated:
+            return f"unless `{self.path}` is {' or '.join(str(value) for value in self.values)}"
         if self.values == (True,):
             return f"with `{self.path}`"
         return f"where `{self.path}` is {' or '.join(str(value) for value in self.values)}"
@@ -40,6 +42,10 @@ class When:
 
 def one_of(path: str, *values: Any) -> When:
     return When(path, values)
+
+
+def none_of(path: str, *values: Any) -> When:
+    return When(path, values, negated=True)
 
 
 def given(path: str) -> When:

@@ -24,6 +24,7 @@ from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import LoadedModel, NoiseSchedule
 from lib_trainer.training.optimizers import described
 from lib_trainer.training.plan import Plan
+from lib_trainer.training.schedules import told
 
 COVER_SIDE = 512
 PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
@@ -67,8 +68,6 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_gradient_accumulation_steps": training.gradient_accumulation,
         "ss_max_grad_norm": optimizer.max_gradient_norm,
         "ss_optimizer": described(optimizer),
-        "ss_lr_scheduler": optimizer.schedule,
-        "ss_lr_warmup_steps": optimizer.warmup_steps if "warmup" in optimizer.schedule else 0,
         "ss_max_train_steps": facts.total_steps,
         "ss_num_batches_per_epoch": facts.batches_per_epoch,
         "ss_num_epochs": -(-facts.total_steps * training.gradient_accumulation // max(1, facts.batches_per_epoch)),
@@ -87,6 +86,7 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
             "ss_max_bucket_reso": job.buckets.high,
             "ss_bucket_no_upscale": not job.buckets.enlarge,
         }
+    values |= told(optimizer, facts.total_steps)
     values |= kind.rates_told(job, facts.recipe) | _base_model(model) | _pictures(facts) | _model_spec(facts)
     metadata = {key: str(value) for key, value in values.items()}
     metadata |= kind.metadata(job, facts.recipe)

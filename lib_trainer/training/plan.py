@@ -19,6 +19,7 @@ from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.prediction import check_prediction, drawn_wrongly
 from lib_trainer.training.prior import wants_class_pictures
 from lib_trainer.training.results import Settled, outputs_of, settle
+from lib_trainer.training.schedules import check_warmup
 from lib_trainer.training.sizes import sizer_of
 
 
@@ -114,9 +115,11 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     warning, line = (memory.warning(), memory.note()) if (memory := outlook(job, host)) else (None, None)
     warnings, notes = (tuple(filter(None, told)) for told in ([warning], [settled.note, line]))
     sizes = sizer_of(job)
+    steps = _foreseen(job, kind, sizes, [*scan.samples, *before])
+    check_warmup(job, steps, kind.base_steps(job, steps))
     return Plan(
-        job, kind, scan, captions, outputs, sizes, _foreseen(job, kind, sizes, [*scan.samples, *before]),
-        tuple(before), warnings, settled.replaced, notes, () if caution is None else (caution,),
+        job, kind, scan, captions, outputs, sizes, steps, tuple(before), warnings, settled.replaced, notes,
+        () if caution is None else (caution,),
     )  # fmt: skip
 
 

@@ -410,11 +410,11 @@ def test_numbers_of_the_generate_tab_are_refused_at_their_fields() -> None:
 
 
 def test_what_is_wrong_in_a_hidden_field_stops_nothing(actions: TrainActions, values: dict[str, Any]) -> None:
-    hidden = {**values, "optimizer.warmup_steps": None, "optimizer.schedule": "cosine"}
-    assert "Warm-up steps" not in actions.start(hidden)[0]
-    assert "Warm-up steps" not in actions.export(hidden)[0]
-    shown = {**hidden, "optimizer.schedule": "constant_with_warmup"}
-    assert "Warm-up steps" in actions.export(shown)[0]
+    hidden = {**values, "optimizer.cycles": None, "optimizer.schedule": "cosine"}
+    assert "Cycles" not in actions.start(hidden)[0]
+    assert "Cycles" not in actions.export(hidden)[0]
+    shown = {**hidden, "optimizer.schedule": "cosine_with_restarts"}
+    assert "Cycles" in actions.export(shown)[0]
 
 
 def test_the_package_of_an_optimizer_is_installed_by_a_button(

@@ -27,11 +27,13 @@ from lib_trainer.training.prediction import can_describe, describe_checkpoint, d
 from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
 from lib_trainer.ui.train.memory_line import MemoryLine
+from lib_trainer.ui.train.schedule_line import ScheduleLine
 from lib_trainer.ui.train.status import caution_html, header_html, log_html, status_html
 from lib_trainer.work.monitor import Preview, RunView
 
 LAST_JOB = "last.toml"
-OPTIMIZER = "optimizer.name"
+OPTIMIZER, SCHEDULE = "optimizer.name", "optimizer.warmup"
+"""After which options stand the button that installs, and the drawing."""
 PATIENCE = 100.0
 """Seconds that a press of Install waits for its end; browsers wait longer."""
 NAME, EXISTING, CONTINUE = "output.name", "output.existing", "network.continue_from"
@@ -94,6 +96,7 @@ class TrainActions:
         self._previews = PreviewFiles()
         self._last_use: tuple[Path, Use] | None = None
         self.memory = MemoryLine(runner)
+        self.schedule = ScheduleLine()
         self._told_short: JobConfig | None = None
 
     def start(self, values: Mapping[str, Any], existing: str = "") -> tuple[str, Offer]:

@@ -17,7 +17,16 @@ from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.kit.bridge import DOWNLOAD, Asked, hurry, script, serve
 from lib_trainer.ui.kit.form import Form, build_form
 from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, uploaded
-from lib_trainer.ui.train.actions import CHANGED, NAME, OPTIMIZER, Offer, PageOptions, PageUpdate, TrainActions
+from lib_trainer.ui.train.actions import (
+    CHANGED,
+    NAME,
+    OPTIMIZER,
+    SCHEDULE,
+    Offer,
+    PageOptions,
+    PageUpdate,
+    TrainActions,
+)
 from lib_trainer.ui.train.status import status_html
 
 __all__ = ["PageOptions", "build_train_page"]
@@ -54,6 +63,7 @@ class _Page:
     offer: gr.Textbox
     offered: gr.Row
     install: gr.Button
+    schedule: gr.HTML
     ways: dict[str, gr.Button]
     seen: gr.Textbox
     payload: gr.Textbox
@@ -138,7 +148,10 @@ def _beside(make: Maker, ways: dict[str, gr.Button], between: dict[str, Any]) ->
     def offer_install() -> None:
         between["install"] = make(gr.Button, "install", value="Install", visible=False, size="sm")
 
-    return {NAME: offer_names, OPTIMIZER: offer_install}
+    def draw_schedule() -> None:
+        between["schedule"] = make(gr.HTML, "schedule")
+
+    return {NAME: offer_names, OPTIMIZER: offer_install, SCHEDULE: draw_schedule}
 
 
 def _lay_out_offer(make: Maker, ways: dict[str, gr.Button]) -> gr.Row:
@@ -250,10 +263,10 @@ def _connect_watch(page: _Page, actions: TrainActions) -> None:
 
     def foresee(asked: Asked, *raw: Any) -> list[Any]:
         values = page.form.values(raw)
-        return [actions.memory.html(values), actions.installer(values)]
+        return [actions.memory.html(values), actions.installer(values), actions.schedule.html(values)]
 
     serve(page.make, "poll", poll, [page.seen], page.polled())
-    serve(page.make, "foresee", foresee, page.form.inputs, [page.memory, page.install])
+    serve(page.make, "foresee", foresee, page.form.inputs, [page.memory, page.install, page.schedule])
     changed = script(f"trainerPage?.changed({prefix!r})")
     for component in page.form.inputs:
         in_browser(component.change, changed)

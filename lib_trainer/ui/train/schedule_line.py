@@ -1,0 +1,86 @@
+"""The schedule of the learning rate as it is set in the form, drawn over the steps that are foreseen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lib_trainer.config import JobConfig, from_values
+from lib_trainer.dataset.folder import concept_of, list_folder
+from lib_trainer.refusals import TrainerError
+from lib_trainer.training.schedules import factor, schedule_name, warmup_steps
+
+_log = logging.getLogger(__name__)
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 84, 34, 8, 8, 18
+UNKNOWN = 1000
+"""Steps that are drawn where nobody knows their number: the axis shows shares then."""
+DRAWN = 160
+
+
+class ScheduleLine:
+    """Asked at every change of the form. The names in the folder are counted, and no picture is opened."""
+
+    def __init__(self) -> None:
+        self._counted: tuple[tuple[str, int, int], int] | None = None
+
+    def html(self, values: Mapping[str, Any]) -> str:
+        """Empty where the form is not a job."""
+        try:
+            job = from_values(values)
+            return drawing(job, job.training.max_steps or self._steps(job))
+        except TrainerError:
+            return ""
+        except Exception:  # the drawing is a convenience, and what was typed is worth more
+            _log.exception("The drawing of the schedule met an unexpected error")
+            return ""
+
+    def _steps(self, job: JobConfig) -> int:
+        """About how many steps the epochs come to; 0 where the folder tells nothing."""
+        folder = Path(job.dataset.folder).expanduser()
+        if not job.dataset.folder or not folder.is_dir():
+            return 0
+        key = (str(folder), folder.stat().st_mtime_ns, job.dataset.repeats)
+        if self._counted is None or self._counted[0] != key:
+            self._counted = key, _shown_in(folder, job.dataset.repeats)
+        training, shown = job.training, self._counted[1]
+        batches = -(-shown // training.batch_size)
+        return training.epochs * -(-batches // training.gradient_accumulation)
+
+
+def _shown_in(folder: Path, repeats: int) -> int:
+    """How many pictures an epoch shows."""
+    top = list_folder(folder)
+    shown = repeats * len(top.pictures)
+    for name in top.folders:
+        own = (concept_of(name) or (0, ""))[0]
+        shown += own * len(list_folder(folder / name).pictures) if own else 0
+    return shown
+
+
+def drawing(job: JobConfig, steps: int) -> str:
+    """An SVG of the factor on the rates over `steps` steps, or over shares of the run where that is 0."""
+    config, total = job.optimizer, steps or UNKNOWN
+    places = sorted({round(index * (total - 1) / DRAWN) for index in range(DRAWN + 1)})
+    wide, high = (WIDTH - LEFT - RIGHT) / max(1, total - 1), HEIGHT - TOP - BOTTOM
+    points = " ".join(
+        f"{LEFT + place * wide:.1f},{TOP + high * (1 - factor(config, place, total)):.1f}" for place in places
+    )
+    end = f"{total:,} steps" if steps else "100%"
+    rise = warmup_steps(config, total)
+    told = f"{schedule_name(config).replace('_', ' ')} over {end if steps else 'the run'}"
+    if rise:
+        told += f", after {rise:,} steps of warm-up" if steps else f", after a warm-up of {rise / total:.0%}"
+    marks = "".join(
+        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{TOP + high * (1 - share)}" y2="{TOP + high * (1 - share)}"/>'
+        f'<text x="{LEFT - 4}" y="{TOP + high * (1 - share)}" dy="0.35em" text-anchor="end">{share:.0%}</text>'
+        for share in (0, 1)
+    )
+    return (
+        f'<div class="trainer-chart trainer-schedule"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(told)}"><g class="trainer-grid">{marks}'
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{end}</text></g>'
+        f'<polyline class="trainer-smoothed" points="{points}"/></svg></div>'
+    )
