@@ -269,7 +269,7 @@ class ModelHost:
         return self.loaded.family
 
     def predicts(self) -> Predicts:
-        schedule = self.loaded.schedule
+        schedule = self.loaded.schedule if self.loaded is not None else NoiseSchedule(torch.ones(1), "epsilon")
         return Predicts(schedule.prediction, schedule.zero_terminal, Sentence("prediction.by_yaml"))
 
     def model(self) -> LoadedModel:
