@@ -66,6 +66,7 @@ class Unet:
     resnets   residual blocks at each resolution
     deep      the first input block that the preset `deep` lets learn; output blocks are its mirror image
     channels  of its input
+    linear    whether `proj_in` and `proj_out` are Linear, and not 1×1 convolutions
     prefix    how its tensors begin in a checkpoint file
     key       how its modules begin in a LoRA file
     """
@@ -77,6 +78,7 @@ class Unet:
     resnets: int = 2
     deep: int = 7
     channels: int = 4
+    linear: bool = False
     prefix: str = "model.diffusion_model."
     key: str = "lora_unet"
 

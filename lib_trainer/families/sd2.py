@@ -53,7 +53,7 @@ SD2 = Family(
     v_version="sd_v2_v",
     v_architecture="stable-diffusion-v2-768-v",
     architecture="stable-diffusion-v2-512",
-    unet=Unet(depths=(1, 1, 1, 0), context=1024, named="diffusers"),
+    unet=Unet(depths=(1, 1, 1, 0), context=1024, named="diffusers", linear=True),
     encoders=(
         Encoder(
             part="te1",

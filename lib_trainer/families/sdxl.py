@@ -50,7 +50,7 @@ SDXL = Family(
     card="SDXL",
     version="sdxl_base_v1-0",
     architecture="stable-diffusion-xl-v1-base",
-    unet=Unet(depths=(0, 2, 10), context=2048, named="ldm", vector=2816),
+    unet=Unet(depths=(0, 2, 10), context=2048, named="ldm", vector=2816, linear=True),
     encoders=(
         Encoder(
             part="te1",

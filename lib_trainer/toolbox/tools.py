@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lib_trainer.toolbox.desk import Tool
+from lib_trainer.toolbox.lora_table import LORA_TOOLS
 from lib_trainer.toolbox.merge_settings import MergeSettings
 
 if TYPE_CHECKING:
@@ -21,5 +22,6 @@ def _merge(settings: MergeSettings) -> Prepared:
 
 
 TOOLS: dict[str, Tool] = {
-    tool.name: tool for tool in (Tool("merge", "merge checkpoints", MergeSettings, _merge, ("a", "b", "c")),)
+    tool.name: tool
+    for tool in (Tool("merge", "merge checkpoints", MergeSettings, _merge, ("a", "b", "c")), *LORA_TOOLS)
 }

@@ -26,7 +26,7 @@ from lib_trainer.networks.lora import module_keys
 from lib_trainer.ports import Rows
 from lib_trainer.refusals import ModelError
 
-__all__ = ["BUNDLED", "LoraFile", "bundled", "read_lora", "write_lora"]
+__all__ = ["BUNDLED", "LoraFile", "bundled", "lora_metadata", "read_lora", "write_lora"]
 
 SINGLE = "string_to_param.*"
 """Of an embedding for one text encoder in a LoRA file."""
@@ -69,9 +69,19 @@ def write_lora(
 
     What metadata says of ranks, alphas and hashes is read from the tensors.
     """
-    described = with_ranks(metadata, tensors)
+    write_tensors(path, tensors, lora_metadata(tensors, metadata), overwrite=overwrite)
+
+
+def lora_metadata(
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    named: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, str]:
+    """The metadata with what the tensors tell: ranks, alphas and hashes. `named`: the same by sd-scripts' names, where
+    the file has others."""
+    described = with_ranks(metadata, tensors if named is None else named)
     trained = {name: value for name, value in described.items() if name.startswith("ss_")}
-    write_tensors(path, tensors, described | _identity(tensors, trained), overwrite=overwrite)
+    return described | _identity(tensors, trained)
 
 
 def _identity(tensors: Mapping[str, torch.Tensor], trained: Mapping[str, str]) -> dict[str, str]:
