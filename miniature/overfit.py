@@ -52,7 +52,7 @@ def repaired(loras: Path, trigger: str, other: str) -> dict[str, str]:
     ways: dict[str, dict[str, object]] = {
         "as it is": {},
         "weaker (0.6)": {"lora": f"{own}:0.6"},
-        "text encoder left out": {"lora": own, "text": "leave out"},
+        "text encoder left out": {"lora": own, "text": "drop"},
         "merged with the other": {"lora": f"{own}:0.6", "others": (f"{loras / other}.safetensors:0.4",), "rank": 32},
     }
     found = {}

@@ -17,7 +17,7 @@ from lib_trainer.toolbox.layers import Layer, Scheme, by_tensor, layers_of
 from lib_trainer.toolbox.mix import lora_tensors, rows_of
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.results import Spool
-from lib_trainer.toolbox.source import Source
+from lib_trainer.toolbox.source import AT_ONCE, Source
 from lib_trainer.toolbox.spelling import tensor_name, to_peft
 
 NORM: tuple[tuple[str, Literal["weight", "bias"]], ...] = (("w_norm", "weight"), ("b_norm", "bias"))
@@ -111,7 +111,7 @@ def extract(planned: Plan, how: How, spool: Spool, progress: Progress) -> Figure
             for name, one in moved.items():
                 spool.add(tensor_name(layer, name, how.scheme), one.to(how.dtype))
     for name in planned.left:
-        found.left += energy(_moved(planned, name))
+        found.left += _energy_apart(planned, name)
         progress.advance(planned.base.tensors[name].count)
     return found
 
@@ -134,6 +134,15 @@ def differences(planned: Plan, layers: tuple[Layer, ...]) -> Iterator[tuple[Laye
 
 def _moved(planned: Plan, name: str) -> torch.Tensor:
     return _checked(planned.tuned.number(name) - planned.base.raw(name).to(torch.float32), planned, name)
+
+
+def _energy_apart(planned: Plan, name: str) -> float:
+    """Of the difference of a tensor that may be large (token tables), in pieces."""
+    base, tuned = (source.raw(name).reshape(-1) for source in (planned.base, planned.tuned))
+    return sum(
+        energy(_checked(one.to(torch.float32) - other.to(torch.float32), planned, name))
+        for one, other in zip(tuned.split(AT_ONCE), base.split(AT_ONCE), strict=True)
+    )
 
 
 def _checked(delta: torch.Tensor, planned: Plan, name: str) -> torch.Tensor:

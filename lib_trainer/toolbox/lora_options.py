@@ -93,9 +93,9 @@ class RepairSettings(Writes, frozen=True):
     """Repair"""
 
     lora: Annotated[str, option("LoRA", f"The overfitted one. {MEANT}", width="wide")] = ""
-    text: Annotated[Literal["keep", "leave out"], option("Text encoders", "Of this LoRA.", names={"keep": "keep"})] = (
-        "keep"
-    )
+    text: Annotated[
+        Literal["keep", "drop"], option("Text encoders", "Of this LoRA.", names={"keep": "keep", "drop": "leave out"})
+    ] = "keep"
     text_from: Annotated[
         str, option("Text encoders from", f"Another LoRA, whose text encoders are taken instead. {MEANT}", width="wide")
     ] = ""

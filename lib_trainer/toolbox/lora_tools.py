@@ -221,7 +221,7 @@ def prepare_convert(settings: ConvertSettings) -> Prepared:
 
 def _convert(lora: OpenLora, settings: ConvertSettings, target: Target, progress: Progress) -> Done:
     wanted = PRECISIONS[settings.precision]
-    progress.begin(Sentence("phase.reading"), len(lora.modules), "layers")
+    progress.begin(Sentence("phase.reading"), len(lora.source.tensors), "tensors")
     noted: dict[str, Noted] = {}
     named: dict[str, str] = {}
     with spooled(target.path) as spool:
@@ -229,6 +229,7 @@ def _convert(lora: OpenLora, settings: ConvertSettings, target: Target, progress
             plain = wanted is None or not tensor.is_floating_point() or name.endswith((".alpha", ".scale"))
             spool.add(name, tensor if plain else tensor.to(wanted))
             named[name] = kohya
+            progress.advance(1)
         tensors = spool.tensors()
         metadata = one_files(lora.metadata, same_kind=True) | with_notes(noted if settings.names == "peft" else {})
         metadata |= recipe("convert", file=lora.path.name, names=settings.names)

@@ -60,7 +60,7 @@ def prepare_repair(settings: RepairSettings) -> Prepared:
     pairs = [(lora, one.strength(lora.family, "lora")) for lora, one in zip(opened, meant, strict=True)]
     told = [described(*pair) for pair in zip(opened, meant)]
     terms = _terms(pairs)
-    if settings.text == "leave out" or settings.text_from.strip():
+    if settings.text == "drop" or settings.text_from.strip():
         rest = _terms(pairs[1:])
         terms = {layer: own for layer, own in terms.items() if layer.part == "unet"}
         terms |= {layer: own for layer, own in rest.items() if layer.part != "unet"}

@@ -155,7 +155,7 @@ def test_text_encoders_come_from_another_file_or_are_left_out(model: Tensors, tm
     first, second, third = (lora(SDXL, model, "lora", seed=seed) for seed in (1, 2, 3))
     paths = [save(tmp_path / f"{n}.safetensors", one) for n, one in enumerate((first, second, third))]
     one, two, three = (deltas(tensors, model) for tensors in (first, second, third))
-    bare = read(run("repair", lora=str(paths[0]), text="leave out", output=str(tmp_path / "bare")).path)
+    bare = read(run("repair", lora=str(paths[0]), text="drop", output=str(tmp_path / "bare")).path)
     assert bare.keys() == {name for name in first if name.startswith("lora_unet_")}
     assert all(torch.equal(bare[name], first[name]) for name in bare)
     taken = run("repair", lora=str(paths[0]), text_from=f"{paths[1]}:0.5", output=str(tmp_path / "taken"))
@@ -229,3 +229,36 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(model: Tens
     assert "are no block weights" in refused("repair", lora=f"{file}:lbw=1,2", **out)
     assert refused("repair", lora=f"{file}:0", **out) == "Nothing is left of the LoRA at these strengths: correct them."
     assert "out.safetensors" not in {one.name for one in tmp_path.iterdir()}
+
+
+def test_the_command_line_runs_the_tools(model: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lib_trainer.cli.main import main
+
+    file = save(tmp_path / "a.safetensors", lora(SDXL, model))
+    out = tmp_path / "small.safetensors"
+    command = ["model", "resize", str(file), "--rank", "1", "--output", str(out)]
+    assert main([*command, "--dry-run"]) == 0 and not out.exists()
+    assert f"a.safetensors become {out}, with" in capsys.readouterr().out
+    assert main(command) == 0 and out.exists()
+    assert "% are lost (by norm), at ranks from 1 to 1" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "small.safetensors exists already" in capsys.readouterr().err
+    place = str(tmp_path / "b")
+    assert main(["model", "repair", f"{file}:0.5", "--with", f"{file}:0.1", "--text", "drop", "--output", place]) == 0
+    assert (tmp_path / "b.safetensors").exists()
+
+
+def test_stopped_it_leaves_nothing(model: Tensors, tmp_path: Path) -> None:
+    from lib_trainer.toolbox.progress import Progress, Stopped
+    from lib_trainer.toolbox.tools import TOOLS
+    from lib_trainer.work.control import Control
+
+    file = save(tmp_path / "a.safetensors", lora(SDXL, model))
+    given: dict[str, dict[str, Any]] = {"resize": {"rank": 1}, "convert": {"names": "peft"}}
+    for name, values in given.items():
+        tool, control = TOOLS[name], Control()
+        work = tool.prepare(tool.made({"lora": str(file), "output": str(tmp_path / "b"), **values})).work
+        control.stop()
+        with pytest.raises(Stopped):
+            work(Progress(control))
+    assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]
