@@ -12,6 +12,7 @@ from lib_trainer.config.files import (
 )
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
+from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
 from lib_trainer.config.pictures import BucketsConfig
 from lib_trainer.config.schema import (
@@ -34,8 +35,10 @@ __all__ = [
     "FinetuneConfig",
     "HypernetworkConfig",
     "JobConfig",
+    "LossConfig",
     "ModelConfig",
     "NetworkConfig",
+    "NoiseConfig",
     "OptimizerConfig",
     "OutputConfig",
     "PreviewConfig",

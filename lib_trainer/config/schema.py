@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from lib_trainer.config.base import kinds
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
+from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
 from lib_trainer.config.pictures import BucketsConfig
 from lib_trainer.options.declare import Group, Section, given, option
@@ -344,6 +345,8 @@ class JobConfig(Section):
     prior: PriorConfig = PriorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     blocks: BlocksConfig = BlocksConfig()
+    noise: NoiseConfig = NoiseConfig()
+    loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
     preview: PreviewConfig = PreviewConfig()

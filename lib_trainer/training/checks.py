@@ -43,6 +43,8 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
     with problems.at():
         check_weights(job, kind)
     with problems.at():
+        check_noise(job)
+    with problems.at():
         check_optimizer(job.optimizer, host.device())
     with problems.at():
         check_rates(job, kind)
@@ -65,6 +67,19 @@ def _check_sampler(job: JobConfig, host: Host) -> None:
     if job.preview.sampler and job.preview.sampler not in host.samplers():
         raise ConfigError(
             "preview.sampler", field="preview.sampler", sampler=job.preview.sampler, samplers=host.samplers()
+        )
+
+
+def check_noise(job: JobConfig) -> None:
+    """Raise `ConfigError` for a range that leaves no timestep."""
+    noise = job.noise
+    if noise.min_timestep >= noise.max_timestep:
+        raise ConfigError(
+            "noise.range",
+            field="noise.min_timestep",
+            first=noise.min_timestep,
+            end=Field("noise.max_timestep"),
+            last=noise.max_timestep,
         )
 
 

@@ -148,12 +148,16 @@ def _step(
     return numbers, True
 
 
+_Waiting = tuple[Callable[[list[float]], StepDone], Callable[[], list[float]], torch.Tensor, dict[str, Any]]
+"""What makes the event, a promise of its numbers, and noise and objective as the step left them."""
+
+
 class _Results:
     """What a step came to, on its way from the device to the state, the recipe and `after_step`."""
 
     def __init__(self, options: LoopOptions, state: TrainState, after_step: Callable[[StepDone], None]) -> None:
         self._options, self._state, self._after_step = options, state, after_step
-        self._waiting: tuple[Callable[[list[float]], StepDone], Callable[[], list[float]], torch.Tensor] | None = None
+        self._waiting: _Waiting | None = None
         self._since = time.perf_counter()
 
     def put(
@@ -179,17 +183,17 @@ class _Results:
                 applied=learned and _finite(numbers[1]),
             )
 
-        self._waiting = done, numbers, self._state.noise.get_state()
+        self._waiting = done, numbers, self._state.noise.get_state(), self._state.objective.state_dict()
 
     def tell(self) -> None:
         """Tell of the step that waits, if one does."""
         if self._waiting is None:
             return
-        (make, numbers, noise), self._waiting = self._waiting, None
+        (make, numbers, noise, objective), self._waiting = self._waiting, None
         done, state = make(numbers()), self._state
         scaled = state.scaler.is_enabled()
         _check_finite(done.step, done.loss, done.gradient_norm, self._options.rate_fields, scaled=scaled)
-        state.step, state.epoch, state.noise_after = done.step, done.epoch, noise
+        state.step, state.epoch, state.noise_after, state.objective_after = done.step, done.epoch, noise, objective
         if done.applied:
             state.recipe.after_step()
         self._after_step(done)

@@ -78,8 +78,6 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_steps": step,
         "ss_epoch": epoch,
     }
-    if facts.schedule.zero_terminal:
-        values["ss_zero_terminal_snr"] = True
     if job.buckets.enabled:
         values |= {
             "ss_min_bucket_reso": job.buckets.low,
@@ -87,7 +85,8 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
             "ss_bucket_no_upscale": not job.buckets.enlarge,
         }
     values |= told(optimizer, facts.total_steps)
-    values |= kind.rates_told(job, facts.recipe) | _base_model(model) | _pictures(facts) | _model_spec(facts)
+    values |= _objective(facts) | kind.rates_told(job, facts.recipe)
+    values |= _base_model(model) | _pictures(facts) | _model_spec(facts)
     metadata = {key: str(value) for key, value in values.items()}
     metadata |= kind.metadata(job, facts.recipe)
     metadata["ss_tag_frequency"] = json.dumps(plan.scan.tag_frequency(), ensure_ascii=False)
@@ -96,6 +95,32 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
     if cover is not None:
         metadata["ssmd_cover_images"] = json.dumps([_encode_cover(cover)])
     return metadata
+
+
+def _objective(facts: RunFacts) -> dict[str, object]:
+    """Of noise and loss, what is not as usual."""
+    noise, loss = facts.plan.job.noise, facts.plan.job.loss
+    huber = loss.type in ("huber", "smooth_l1")
+    told: dict[str, tuple[object, bool]] = {
+        "ss_zero_terminal_snr": (True, facts.schedule.zero_terminal),
+        "ss_noise_offset": (noise.offset, noise.offset > 0),
+        "ss_noise_offset_random_strength": (True, noise.offset > 0 and noise.offset_random),
+        "ss_adaptive_noise_scale": (noise.offset_adaptive, noise.offset > 0 and noise.offset_adaptive > 0),
+        "ss_multires_noise_iterations": (noise.pyramid_iterations, noise.pyramid_iterations > 0),
+        "ss_multires_noise_discount": (noise.pyramid_discount, noise.pyramid_iterations > 0),
+        "ss_ip_noise_gamma": (noise.perturbation, noise.perturbation > 0),
+        "ss_ip_noise_gamma_random_strength": (True, noise.perturbation > 0 and noise.perturbation_random),
+        "ss_min_snr_gamma": (loss.min_snr_gamma, loss.weighting == "min_snr"),
+        "ss_debiased_estimation": (True, loss.weighting == "debiased"),
+        "ss_loss_type": (loss.type, loss.type != "l2"),
+        "ss_huber_schedule": (loss.huber_schedule, huber),
+        "ss_huber_c": (loss.huber_c, huber),
+        "ss_huber_scale": (loss.huber_scale, huber),
+    }
+    values = {name: value for name, (value, holds) in told.items() if holds}
+    if (noise.min_timestep, noise.max_timestep) != (0, 1000):
+        values["modelspec.timestep_range"] = f"{noise.min_timestep},{noise.max_timestep}"
+    return values
 
 
 def _base_model(model: LoadedModel) -> dict[str, object]:

@@ -6,12 +6,17 @@ Salimans & Ho 2022 (arXiv:2202.00512, appendix D): v = √ᾱ_t·ε − √(1−
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from lib_trainer.config import LossConfig, NoiseConfig
 from lib_trainer.ports import NoiseSchedule
+from lib_trainer.training.loss_weights import LearnedWeights, huber_thresholds, level_weights
+from lib_trainer.training.noise import coloured, draw_timesteps, perturbed
 from lib_trainer.transfer import sent
 
 
@@ -20,23 +25,24 @@ class Noised:
     """A batch as the UNet is shown it: `latents` (B, C, H, W) at `timesteps` (B,) int64.
 
     `target` (B, C, H, W) is what it is to say; `weights` (B,) are factors on each picture's loss, None where all of
-    them are 1. Numbers are fp32.
+    them are 1; `thresholds` (B,) are those of a Huber loss. Numbers are fp32.
     """
 
     latents: torch.Tensor
     timesteps: torch.Tensor
     target: torch.Tensor
     weights: torch.Tensor | None = None
+    thresholds: torch.Tensor | None = None
 
     def sent(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Noised:
         """The same on a device, which is not waited for; `latents` as the UNet reads them."""
-        weights = None if self.weights is None else sent(self.weights, device)
         return replace(
             self,
             latents=sent(self.latents.to(dtype), device),
             timesteps=sent(self.timesteps, device),
             target=sent(self.target, device),
-            weights=weights,
+            weights=None if self.weights is None else sent(self.weights, device),
+            thresholds=None if self.thresholds is None else sent(self.thresholds, device),
         )
 
 
@@ -44,24 +50,62 @@ class Objective:
     """What a run asks of the UNet. All randomness comes from a CPU generator, so that every device and host sees the
     same numbers."""
 
-    def __init__(self, schedule: NoiseSchedule) -> None:
-        self.schedule = schedule
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        noise: NoiseConfig = NoiseConfig(),  # noqa: B008 - frozen
+        loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        self.schedule, self._noise, self._loss = schedule, noise, loss
+        self._level_weights = level_weights(loss, schedule)
+        self._thresholds = huber_thresholds(loss, schedule)
+        self._learned = LearnedWeights(len(schedule.used)) if loss.learned_weights else None
 
     def noised(self, latents: torch.Tensor, generator: torch.Generator, weights: torch.Tensor | None = None) -> Noised:
-        """Noise clean latents (B, C, H, W), fp32, on the CPU, at uniformly drawn timesteps.
+        """Noise clean latents (B, C, H, W), fp32, on the CPU, at timesteps that are drawn.
 
         `weights` (B,) are factors on the pictures' losses beside those of the objective.
         """
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(len(self.schedule.used), (latents.shape[0],), generator=generator)
+        timesteps = draw_timesteps(self._noise, len(self.schedule.used), latents.shape[0], generator)
+        noise = coloured(noise, latents, self._noise, generator)
+        covering = perturbed(noise, self._noise, generator)
         alpha_bar = self.schedule.used[timesteps].view(-1, 1, 1, 1)
         signal, sigma = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
         target = noise if self.schedule.prediction == "epsilon" else signal * noise - sigma * latents
-        return Noised(signal * latents + sigma * noise, timesteps, target, weights)
+        if self._level_weights is not None:
+            own = self._level_weights[timesteps]
+            weights = own if weights is None else weights * own
+        thresholds = None if self._thresholds is None else self._thresholds[timesteps]
+        return Noised(signal * latents + sigma * covering, timesteps, target, weights, thresholds)
 
     def loss(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
         """The mean over everything in fp32, a scalar, of what the UNet has said of `noised`, on its device."""
-        if noised.weights is None:
-            return F.mse_loss(prediction.float(), noised.target)
-        errors = F.mse_loss(prediction.float(), noised.target, reduction="none").flatten(1).mean(1)
-        return (errors * noised.weights).mean()
+        prediction = prediction.float()
+        if noised.weights is None and self._learned is None and self._loss.type == "l2":
+            return F.mse_loss(prediction, noised.target)
+        losses = self._errors(prediction, noised).flatten(1).mean(1)
+        if self._learned is not None:
+            factors = self._learned.factors(noised.timesteps)
+            self._learned.see(noised.timesteps, losses)
+            losses = losses * factors
+        return (losses if noised.weights is None else losses * noised.weights).mean()
+
+    def _errors(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
+        """(B, C, H, W). Huber and smooth L1 in their smooth forms, 2c(√(d²+c²) − c) and 2(√(d²+c²) − c)."""
+        if self._loss.type == "l1":
+            return F.l1_loss(prediction, noised.target, reduction="none")
+        squares = F.mse_loss(prediction, noised.target, reduction="none")
+        if noised.thresholds is None:
+            return squares
+        c = noised.thresholds.view(-1, 1, 1, 1)
+        straight = 2 * ((squares + c * c).sqrt() - c)
+        return straight * c if self._loss.type == "huber" else straight
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has learned of the losses so far; empty where it learns nothing."""
+        return {} if self._learned is None else {"learned": self._learned.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self._learned is not None and "learned" in state:
+            self._learned.load_state_dict(state["learned"])

@@ -29,7 +29,10 @@ def check_prediction(job: JobConfig, found: Predicts) -> None:
     model, zero = job.model, found.zero_terminal
     if model.zero_terminal_snr != "auto":
         zero = model.zero_terminal_snr == "on"
-    _check(found.prediction if model.prediction == "auto" else model.prediction, zero)
+    prediction = found.prediction if model.prediction == "auto" else model.prediction
+    _check(prediction, zero)
+    if job.loss.weighting == "like_noise" and prediction != "v":
+        raise ConfigError("loss.v_only", field="loss.weighting", prediction=Field("model.prediction"))
 
 
 def _check(prediction: str, zero_terminal: bool) -> None:

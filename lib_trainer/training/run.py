@@ -197,7 +197,9 @@ class Run:
         facts = RunFacts(plan, model, schedule, encoded, total, order.batches_per_epoch(), precision, recipe)
         optimizer = make_optimizer(recipe.groups(), job.optimizer)
         noise = torch.Generator().manual_seed(job.training.seed + 1)
-        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, Objective(schedule))
+        state = TrainState(
+            recipe, optimizer, loss_scaler(model.device, dtype), noise, Objective(schedule, job.noise, job.loss)
+        )
         rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
         options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
         return Prepared(facts, source, captions, state, rates, options)

@@ -32,8 +32,11 @@ class TrainState:
     noise_after: torch.Tensor = field(init=False)
     """The generator's state as `step` left it: it may have drawn for the next one already."""
 
+    objective_after: dict[str, Any] = field(init=False)
+    """What `objective` had learned of the losses by then."""
+
     def __post_init__(self) -> None:
-        self.noise_after = self.noise.get_state()
+        self.noise_after, self.objective_after = self.noise.get_state(), self.objective.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors. Tensors are those that learn: copy them, or write them, before the next step."""
@@ -41,6 +44,7 @@ class TrainState:
             "step": self.step,
             "epoch": self.epoch,
             "noise": self.noise_after,
+            "objective": self.objective_after,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "recipe": self.recipe.state_dict(),
@@ -49,7 +53,9 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` of a run of the same job gave."""
         self.step, self.epoch, self.noise_after = state["step"], state["epoch"], state["noise"]
+        self.objective_after = state["objective"]
         self.noise.set_state(self.noise_after)
+        self.objective.load_state_dict(self.objective_after)
         restore(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.recipe.load_state_dict(state["recipe"])

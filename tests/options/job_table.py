@@ -54,6 +54,14 @@ BASES: dict[str, dict[str, Any]] = {
     "polynomial": CALM | {"training.max_steps": 4, "optimizer.schedule": "polynomial"},
     "decay": CALM | {"training.max_steps": 4, "optimizer.schedule": "warmup_stable_decay"},
     "by path": CALM | {"optimizer.name": "by path", "optimizer.class_path": "torch.optim.RMSprop"},
+    "offset": CALM | {"noise.offset": 0.5},
+    "pyramid": CALM | {"noise.pyramid_iterations": 6},
+    "perturbed": CALM | {"noise.perturbation": 0.5},
+    "logit-normal": CALM | {"noise.distribution": "logit_normal"},
+    "huber": CALM | {"loss.type": "huber"},
+    "min-SNR": CALM | {"loss.weighting": "min_snr"},
+    "debiased v": CALM | {"loss.weighting": "debiased", "model.prediction": "v"},
+    "four levels": CALM | {"training.max_steps": 8, "noise.min_timestep": 450, "noise.max_timestep": 550},
     "epochs": CALM | {"training.max_steps": 0, "training.epochs": 1},
     "no buckets": SHAPES,
     "shapes": SHAPES | {"buckets.enabled": True},
@@ -125,6 +133,11 @@ def drawn(name: str, prompt: str = "") -> Callable[[Seen], Any]:
         return getattr(requests[0], name) if requests else None
 
     return read
+
+
+def channel_shift(seen: Seen) -> float:
+    """How far the means of the channels of what the UNet is shown lie apart, over all steps."""
+    return float(torch.stack([one.mean(dim=(2, 3)).std() for one in seen.latents]).mean())
 
 
 def class_requests(seen: Seen) -> list[PreviewRequest]:
@@ -398,6 +411,28 @@ JOBS: list[Row] = [
     Row("optimizer.weight_decay", 0.5, lambda seen: group(seen, "unet").decay, 0.5, run=SAMPLE),
     Row("optimizer.max_gradient_norm", 0.001, norm, Judge(
         "a norm of 0.001", lambda now, before: math.isclose(now, 0.001, rel_tol=1e-3) and before > 0.01), run=SAMPLE),
+    # noise and loss
+    Row("noise.offset", 0.5, channel_shift, Judge("whole channels are moved", lambda now, before: now > 2 * before)),
+    Row("noise.offset_random", True, lambda seen: seen.latents[0], DIFFERS, "offset"),
+    Row("noise.offset_adaptive", 0.5, lambda seen: seen.latents[0], DIFFERS, "offset"),
+    Row("noise.pyramid_iterations", 6, channel_shift, Judge("coarse noise", lambda now, before: now > 2 * before)),
+    Row("noise.pyramid_discount", 0.9, lambda seen: seen.latents[0], DIFFERS, "pyramid"),
+    Row("noise.perturbation", 0.5, lambda seen: seen.latents[0], DIFFERS),
+    Row("noise.perturbation_random", True, lambda seen: seen.latents[0], DIFFERS, "perturbed"),
+    Row("noise.distribution", "logit_normal", lambda seen: seen.timesteps, DIFFERS),
+    Row("noise.location", 4.0, lambda seen: min(seen.timesteps) > 900, True, "logit-normal"),
+    Row("noise.spread", 0.1, lambda seen: seen.timesteps, DIFFERS, "logit-normal"),
+    Row("noise.shift", 20.0, lambda seen: seen.timesteps, DIFFERS),
+    Row("noise.min_timestep", 990, lambda seen: min(seen.timesteps) >= 990, True),
+    Row("noise.max_timestep", 5, lambda seen: max(seen.timesteps) < 5, True),
+    Row("loss.type", "l1", gradient, DIFFERS),
+    Row("loss.huber_c", 0.01, gradient, DIFFERS, "huber"),
+    Row("loss.huber_schedule", "constant", gradient, DIFFERS, "huber"),
+    Row("loss.huber_scale", 0.1, gradient, DIFFERS, "huber"),
+    Row("loss.weighting", "debiased", gradient, DIFFERS),
+    Row("loss.min_snr_gamma", 0.01, gradient, DIFFERS, "min-SNR"),
+    Row("loss.debiased_v", "root", gradient, DIFFERS, "debiased v"),
+    Row("loss.learned_weights", True, lambda seen: seen.gradient(8), DIFFERS, "four levels"),
     # the run
     Row("training.epochs", 2, lambda seen: seen.total, 6, "epochs"),
     Row("training.max_steps", 1, lambda seen: len(seen.steps), 1),

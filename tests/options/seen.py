@@ -52,6 +52,7 @@ class Seen:
     """(captions, clip skip, chunks) of each call of the text encoder."""
     pixels: list[torch.Tensor] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
+    timesteps: list[int] = field(default_factory=list)
     steps: list[list[Group]] = field(default_factory=list)
     events: list[ev.Event] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -106,6 +107,7 @@ class SeenModel:
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Any) -> torch.Tensor:
         self._seen.latents.append(latents.detach().clone())
+        self._seen.timesteps += timesteps.tolist()
         return self._model.predict(latents, timesteps, conditioning)
 
     def encode_text(self, captions: Any, clip_skip: int, max_chunks: int) -> Any:
