@@ -14,7 +14,7 @@ from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, Finetune
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
 from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
-from lib_trainer.config.pictures import BucketsConfig
+from lib_trainer.config.pictures import AugmentConfig, BucketsConfig
 from lib_trainer.config.schema import (
     DatasetConfig,
     JobConfig,
@@ -26,6 +26,7 @@ from lib_trainer.config.schema import (
 )
 
 __all__ = [
+    "AugmentConfig",
     "BlocksConfig",
     "BucketsConfig",
     "DatasetConfig",

@@ -77,3 +77,59 @@ class BucketsConfig(Section, frozen=True):
             advanced=True,
         ),
     ] = True
+
+
+class AugmentConfig(Section, frozen=True):
+    """Variations of the pictures"""
+
+    mirror: Annotated[
+        bool,
+        option(
+            "Mirror pictures",
+            "Show each picture left and right exchanged as often as not. Good for small sets of what is alike on both "
+            "sides; not for writing, partings, eyepatches and captions that say left or right.",
+        ),
+    ] = False
+    crop: Annotated[
+        bool,
+        option(
+            "Random crops",
+            "What does not fit the training size is cut off at random places instead of evenly on both sides.",
+            advanced=True,
+        ),
+    ] = False
+    colour: Annotated[
+        float,
+        option(
+            "Colour jitter",
+            "Change brightness, contrast and saturation at random by up to this share, and hues a little. For what has "
+            "no colour of its own; 0 leaves colours as they are.",
+            low=0,
+            high=1,
+            step=0.05,
+            advanced=True,
+        ),
+    ] = 0.0
+    grey: Annotated[
+        float,
+        option(
+            "Black and white",
+            "Share of the variations that are grey, so that shapes are learned without their colours.",
+            low=0,
+            high=1,
+            step=0.05,
+            advanced=True,
+        ),
+    ] = 0.0
+    count: Annotated[
+        int,
+        option(
+            "Variations",
+            "How many random variations of each picture are kept encoded, of which each step draws one. Only where "
+            "crops, colours or black and white are on.",
+            low=1,
+            high=100,
+            step=1,
+            advanced=True,
+        ),
+    ] = 4

@@ -9,7 +9,7 @@ from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, Finetune
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
 from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
-from lib_trainer.config.pictures import BucketsConfig
+from lib_trainer.config.pictures import AugmentConfig, BucketsConfig
 from lib_trainer.options.declare import Group, Section, given, option
 
 
@@ -342,6 +342,7 @@ class JobConfig(Section):
     difference: DifferenceConfig = DifferenceConfig()
     dataset: DatasetConfig = DatasetConfig()
     buckets: BucketsConfig = BucketsConfig()
+    augment: AugmentConfig = AugmentConfig()
     prior: PriorConfig = PriorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     blocks: BlocksConfig = BlocksConfig()

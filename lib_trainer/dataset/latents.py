@@ -17,6 +17,7 @@ from lib_trainer.dataset.batches import Sizer
 from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.pictures import PictureError, fit, load_picture, placement, read_size, to_pixels
 from lib_trainer.dataset.scan import Sample, listed
+from lib_trainer.dataset.variations import ALONE, PLAIN, Variation, Variations
 from lib_trainer.files import write_atomically
 from lib_trainer.ports import PictureSize
 from lib_trainer.refusals import DatasetError, ModelError, Sentence
@@ -90,14 +91,15 @@ class Encoded:
     """The pictures that could be encoded, in the order of the samples given; all tuples have one entry for each, or
     several in a row for a picture that is trained at several sizes.
 
+    `sizes` and `keys` have one for each variation of the picture, of which there are as many for all of them.
     `targets`: (width, height) in pixels. `skipped`: pictures that turned out broken while they were decoded. `stopped`:
     the caller asked to stop, and the rest is missing.
     """
 
     samples: tuple[Sample, ...]
-    sizes: tuple[PictureSize, ...]
+    sizes: tuple[tuple[PictureSize, ...], ...]
     targets: tuple[tuple[int, int], ...]
-    keys: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
     store: LatentStore
     skipped: tuple[Skipped, ...] = ()
     stopped: bool = False
@@ -105,9 +107,9 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def moments(self, index: int) -> torch.Tensor:
+    def moments(self, index: int, variation: int = 0) -> torch.Tensor:
         """(8, H/8, W/8) fp32 on the CPU: mean and logarithmic variance. Raises `DatasetError` if the store lost it."""
-        moments = self.store.get(self.keys[index])
+        moments = self.store.get(self.keys[index][variation])
         if moments is None:
             raise DatasetError("latents.lost", path=self.samples[index].path)
         return moments
@@ -129,19 +131,20 @@ def encode_pictures(
     store: LatentStore,
     progress: Callable[[int, int], None],
     stopping: Callable[[], bool],
+    variations: Variations = ALONE,
 ) -> Encoded:
-    """Bring the moments of every sample into `store`, encoding those that it lacks.
+    """Bring the moments of every sample's variations into `store`, encoding those that it lacks.
 
     `encode`: pixels (1, 3, H, W) fp32 in [-1, 1] → moments (1, 8, H/8, W/8); called in this thread, while a few others
     read ahead. `fingerprint` names the VAE. `progress(done, total)` is called at 0 and after each sample, `stopping`
     before each. Raises `DatasetError` when no picture is left or the store is full, `ModelError` when the VAE yields
     something that is not a number.
     """
-    kept: list[tuple[Sample, _Prepared]] = []
+    kept: list[tuple[Sample, list[_Prepared]]] = []
     skipped: list[Skipped] = []
     stopped = False
     progress(0, len(samples))
-    prepared = _read_ahead(samples, lambda sample: _prepare(sample, sizer, fingerprint, store))
+    prepared = _read_ahead(samples, lambda sample: _prepare(sample, sizer, variations, fingerprint, store))
     try:
         for done, sample in enumerate(samples, start=1):
             if stopping():
@@ -151,11 +154,12 @@ def encode_pictures(
             if isinstance(found, Skipped):
                 skipped.append(found)
                 found = []
-            for item in found:
-                if item.pixels is not None:
-                    store.put(item.key, _encode_one(item.pixels, encode, sample.path))
-                    item.pixels = None
-                kept.append((sample, item))
+            for one in found:
+                for item in one:
+                    if item.pixels is not None:
+                        store.put(item.key, _encode_one(item.pixels, encode, sample.path))
+                        item.pixels = None
+                kept.append((sample, one))
             progress(done, len(samples))
     finally:
         prepared.close()
@@ -163,9 +167,9 @@ def encode_pictures(
         raise DatasetError("pictures.none_readable", count=len(samples), pictures=listed(skipped))
     return Encoded(
         tuple(sample for sample, _ in kept),
-        tuple(item.size for _, item in kept),
-        tuple(item.target for _, item in kept),
-        tuple(item.key for _, item in kept),
+        tuple(tuple(item.size for item in one) for _, one in kept),
+        tuple(one[0].target for _, one in kept),
+        tuple(tuple(item.key for item in one) for _, one in kept),
         store,
         tuple(skipped),
         stopped,
@@ -193,8 +197,14 @@ class _Prepared:
     pixels: torch.Tensor | None
 
 
-def _prepare(sample: Sample, sizer: Sizer, fingerprint: str, store: LatentStore) -> list[_Prepared] | Skipped:
-    """Read the file once, so that the key and the pixels are of the same content; one for each size."""
+Variants = list[list["_Prepared"]]
+"""For each size that a picture is trained at, its variations."""
+
+
+def _prepare(
+    sample: Sample, sizer: Sizer, variations: Variations, fingerprint: str, store: LatentStore
+) -> Variants | Skipped:
+    """Read the file once, so that the key and the pixels are of the same content."""
     try:
         try:
             data = sample.path.read_bytes()
@@ -203,24 +213,28 @@ def _prepare(sample: Sample, sizer: Sizer, fingerprint: str, store: LatentStore)
         original = read_size(sample.path, data)  # not the sample's: the file may have changed since the scan
         digest, picture, found = hashlib.sha256(data).hexdigest(), None, []
         for width, height in sizer.sizes_for(original):
-            key = _key(digest, (width, height), fingerprint)
-            known = store.get(key)
-            if known is not None and known.shape == (MOMENT_CHANNELS, height // _FACTOR, width // _FACTOR):
-                found.append(_Prepared(key, placement(original, width, height)[1], (width, height), None))
-                continue
-            picture = picture or load_picture(sample.path, data)
-            fitted, size = fit(picture, width, height)
-            found.append(_Prepared(key, size, (width, height), to_pixels(fitted).unsqueeze(0)))
+            own: list[_Prepared] = []
+            found.append(own)
+            for variation in variations.of(digest):
+                key = _key(digest, (width, height), fingerprint, variation)
+                known = store.get(key)
+                if known is not None and known.shape == (MOMENT_CHANNELS, height // _FACTOR, width // _FACTOR):
+                    size = placement(original, width, height, variation)[1]
+                    own.append(_Prepared(key, size, (width, height), None))
+                    continue
+                picture = picture or load_picture(sample.path, data)
+                fitted, size = fit(picture, width, height, variation)
+                own.append(_Prepared(key, size, (width, height), to_pixels(fitted).unsqueeze(0)))
         return found
     except PictureError as error:
         return Skipped(sample.path, error.reason)
 
 
 def _read_ahead(
-    samples: Sequence[Sample], prepare: Callable[[Sample], list[_Prepared] | Skipped]
-) -> Generator[list[_Prepared] | Skipped, None, None]:
+    samples: Sequence[Sample], prepare: Callable[[Sample], Variants | Skipped]
+) -> Generator[Variants | Skipped, None, None]:
     """Prepared samples in order, with at most `_AHEAD` of them in the works."""
-    waiting: deque[Future[list[_Prepared] | Skipped]] = deque()
+    waiting: deque[Future[Variants | Skipped]] = deque()
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="trainer-pictures") as pool:
         try:
             for sample in samples:
@@ -245,6 +259,6 @@ def _encode_one(pixels: torch.Tensor, encode: Callable[[torch.Tensor], torch.Ten
     return moments[0].clone(memory_format=torch.contiguous_format)
 
 
-def _key(digest: str, target: tuple[int, int], fingerprint: str) -> str:
-    text = f"{digest} {target[0]}x{target[1]} {fingerprint}"
+def _key(digest: str, target: tuple[int, int], fingerprint: str, variation: Variation = PLAIN) -> str:
+    text = f"{digest} {target[0]}x{target[1]} {fingerprint}{variation.told}"
     return hashlib.sha256(_RECIPE + text.encode()).hexdigest()

@@ -12,7 +12,7 @@ import io
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from lib_trainer.dataset.bare_picture import bare_versions
+from lib_trainer.dataset.variations import PLAIN, Variation
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import PictureSize
 from lib_trainer.refusals import DatasetError, Reason, Sentence
@@ -106,30 +107,40 @@ def _load(file: BinaryIO) -> Image.Image:
     return _to_srgb(upright)
 
 
-def placement(size: tuple[int, int], width: int, height: int) -> tuple[float, PictureSize]:
+def placement(
+    size: tuple[int, int], width: int, height: int, variation: Variation = PLAIN
+) -> tuple[float, PictureSize]:
     """How a picture of `size` (width, height) covers a target: the scale, and what SDXL is told.
 
-    The picture is scaled until it covers the target and is cropped at the centre. All of `PictureSize` is rows first:
+    The picture is scaled until it covers the target and is cropped at the centre or where the variation says; a
+    mirrored one's crop is counted from the edge that was the right one. All of `PictureSize` is rows first:
     `original` (height, width) before scaling, `crop` (top, left) counted in the scaled picture, `target` (height,
     width); pixels.
     """
     scale = max(width / size[0], height / size[1])
-    left = max(0, math.floor((size[0] * scale - width) / 2 + 1e-6))
-    top = max(0, math.floor((size[1] * scale - height) / 2 + 1e-6))
+    left = max(0, math.floor((size[0] * scale - width) * variation.at[0] + 1e-6))
+    top = max(0, math.floor((size[1] * scale - height) * variation.at[1] + 1e-6))
+    if variation.mirrored:
+        left = max(0, round(size[0] * scale) - width - left)
     return scale, PictureSize(original=(size[1], size[0]), crop=(top, left), target=(height, width))
 
 
-def fit(image: Image.Image, width: int, height: int) -> tuple[Image.Image, PictureSize]:
+def fit(image: Image.Image, width: int, height: int, variation: Variation = PLAIN) -> tuple[Image.Image, PictureSize]:
     """The picture at exactly `width` × `height` pixels (Lanczos), and its `placement`.
 
     Only what is kept is computed, so that a picture of 1 × 2000 pixels does not pass through a giant.
     """
-    scale, size = placement(image.size, width, height)
+    scale, size = placement(image.size, width, height, replace(variation, mirrored=False))
     top, left = size.crop
     # at scale 1 the box lies on whole pixels, and resampling changes nothing
     right, bottom = min(image.width, (left + width) / scale), min(image.height, (top + height) / scale)
     box = (left / scale, top / scale, right, bottom)
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP), size
+    fitted = image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
+    fitted = variation.coloured(fitted)
+    if variation.mirrored:
+        fitted = fitted.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        size = placement(image.size, width, height, variation)[1]
+    return fitted, size
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:

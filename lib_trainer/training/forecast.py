@@ -21,7 +21,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.memory_table import FULL, Table, Weights, Work
 from lib_trainer.training.optimizers import known
-from lib_trainer.training.sizes import largest_size, resolutions_of
+from lib_trainer.training.sizes import largest_size, resolutions_of, variations_of
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _set_aside(job: JobConfig, table: Table, place: Place) -> int:
 def _pictures(job: JobConfig, table: Table, place: Place) -> int:
     """Means and logarithmic variances, fp32."""
     cells = sum(_cells(width, height, table) for width, height in resolutions_of(job))
-    return place.pictures * cells * 8 * FULL if job.dataset.cache == "memory" else 0
+    return place.pictures * len(variations_of(job)) * cells * 8 * FULL if job.dataset.cache == "memory" else 0
 
 
 def _encoding(job: JobConfig, table: Table, place: Place) -> dict[str, int]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from lib_trainer import __version__
+from lib_trainer.config import JobConfig
 from lib_trainer.dataset.latents import Encoded
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import LoadedModel, NoiseSchedule
@@ -74,18 +75,11 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_batch_size_per_device": training.batch_size,
         "ss_total_batch_size": training.batch_size * training.gradient_accumulation,
         "ss_resolution": (job.dataset.width, job.dataset.height),
-        "ss_enable_bucket": job.buckets.enabled,
         "ss_steps": step,
         "ss_epoch": epoch,
     }
-    if job.buckets.enabled:
-        values |= {
-            "ss_min_bucket_reso": job.buckets.low,
-            "ss_max_bucket_reso": job.buckets.high,
-            "ss_bucket_no_upscale": not job.buckets.enlarge,
-        }
     values |= told(optimizer, facts.total_steps)
-    values |= _objective(facts) | kind.rates_told(job, facts.recipe)
+    values |= _objective(facts) | _sizes_and_variations(job) | kind.rates_told(job, facts.recipe)
     values |= _base_model(model) | _pictures(facts) | _model_spec(facts)
     metadata = {key: str(value) for key, value in values.items()}
     metadata |= kind.metadata(job, facts.recipe)
@@ -162,6 +156,20 @@ def _model_spec(facts: RunFacts) -> dict[str, object]:
     if job.dataset.trigger_word.strip():
         values["trigger_phrase"] = job.dataset.trigger_word.strip()
     return {f"modelspec.{name}": value for name, value in values.items()}
+
+
+def _sizes_and_variations(job: JobConfig) -> dict[str, object]:
+    """Of what is on: who reads a file takes what it does not say for off."""
+    own, found = job.augment, dict[str, object]()
+    if job.buckets.enabled:
+        found |= {
+            "ss_enable_bucket": True,
+            "ss_min_bucket_reso": job.buckets.low,
+            "ss_max_bucket_reso": job.buckets.high,
+            "ss_bucket_no_upscale": not job.buckets.enlarge,
+        }
+    flags = {"ss_flip_aug": own.mirror, "ss_color_aug": own.colour > 0, "ss_random_crop": own.crop}
+    return found | {name: True for name, on in flags.items() if on}
 
 
 def _bucket_info(encoded: Encoded) -> dict[str, object]:

@@ -42,14 +42,20 @@ class PictureSource:
         return [self._batch(indices, share, generator) for indices, share in zip(batches, shares, strict=True)]
 
     def _batch(self, indices: list[int], share: float, generator: torch.Generator) -> Batch:
-        moments = torch.stack([self.encoded.moments(index) for index in indices])
+        chosen = [self._variation(index, generator) for index in indices]
+        moments = torch.stack([self.encoded.moments(index, one) for index, one in zip(indices, chosen, strict=True)])
         samples = [self.encoded.samples[index] for index in indices]
         latents = sample_latents(moments, self.latent_scale, generator)
         prior = self.order.job.prior.weight
         factors = [share * (prior if sample.role == "class" else 1.0) for sample in samples]
         weights = torch.tensor(factors) if share != 1 or any(one.role == "class" for one in samples) else None
         captions = [self.caption_of(index, generator) for index in indices]
-        return Batch(latents, captions, [self.encoded.sizes[index] for index in indices], weights)
+        sizes = [self.encoded.sizes[index][one] for index, one in zip(indices, chosen, strict=True)]
+        return Batch(latents, captions, sizes, weights)
+
+    def _variation(self, index: int, generator: torch.Generator) -> int:
+        count = len(self.encoded.sizes[index])
+        return int(torch.randint(count, (1,), generator=generator)) if count > 1 else 0
 
     def caption_of(self, index: int, generator: torch.Generator) -> str:
         """Class pictures keep their caption: they must not learn the new word. Of several captions one is drawn."""

@@ -15,6 +15,7 @@ from lib_trainer.ports import Host, PreviewRequest
 from lib_trainer.refusals import Problems, Sentence
 from lib_trainer.training.checks import NAMES, check_job, with_a_name
 from lib_trainer.training.memory_need import outlook
+from lib_trainer.training.mirrored import mirror_warning
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.prediction import check_prediction, drawn_wrongly
 from lib_trainer.training.prior import wants_class_pictures
@@ -113,7 +114,8 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     problems.raise_if_any()
     assert captions is not None and outputs is not None
     warning, line = (memory.warning(), memory.note()) if (memory := outlook(job, host)) else (None, None)
-    warnings, notes = (tuple(filter(None, told)) for told in ([warning], [settled.note, line]))
+    told = [warning, mirror_warning(job, scan)]
+    warnings, notes = (tuple(filter(None, own)) for own in (told, [settled.note, line]))
     sizes = sizer_of(job)
     steps = _foreseen(job, kind, sizes, [*scan.samples, *before])
     check_warmup(job, steps, kind.base_steps(job, steps))

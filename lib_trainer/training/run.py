@@ -36,6 +36,7 @@ from lib_trainer.training.prior import class_samples
 from lib_trainer.training.results import check_replaced, discard, is_of_step
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
+from lib_trainer.training.sizes import variations_of
 from lib_trainer.training.state import TrainState
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
@@ -280,6 +281,7 @@ class Run:
             store,
             self._phase(Sentence("phase.latents")),
             self.stopping,
+            variations_of(self.plan.job),
         )
         if model.vae_overflows:
             self._say(Sentence("run.vae_overflows", name=model.name))

@@ -1,4 +1,4 @@
-"""Which sizes a job's pictures are trained at."""
+"""Which sizes a job's pictures are trained at, and in which variations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import FixedSize, Sizer
 from lib_trainer.dataset.buckets import Buckets, Size
+from lib_trainer.dataset.variations import Variations
 from lib_trainer.families.family import Family
 from lib_trainer.refusals import ConfigError, Problems
 
@@ -40,6 +41,11 @@ def sizer_of(job: JobConfig) -> Sizer:
     if not buckets.enabled:
         return fixed
     return Buckets(resolutions_of(job), buckets.step, buckets.low, buckets.high, buckets.enlarge)
+
+
+def variations_of(job: JobConfig) -> Variations:
+    own = job.augment
+    return Variations(own.mirror, own.crop, own.colour, own.grey, own.count)
 
 
 def check_sizes(job: JobConfig, family: Family) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from lib_trainer.dataset.latents import (
 )
 from lib_trainer.dataset.pictures import fit, load_picture, to_pixels
 from lib_trainer.dataset.scan import Sample, scan_folder
+from lib_trainer.dataset.variations import ALONE, Variations
 from lib_trainer.refusals import DatasetError, ModelError
 
 MakePicture = Any
@@ -56,9 +58,10 @@ def encode(
     fingerprint: str = "vae",
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopping: Callable[[], bool] = lambda: False,
+    variations: Variations = ALONE,
 ) -> Encoded:
     store = MemoryStore() if store is None else store
-    return encode_pictures(samples, sizer, vae, fingerprint, store, progress, stopping)
+    return encode_pictures(samples, sizer, vae, fingerprint, store, progress, stopping, variations)
 
 
 @pytest.fixture(params=["memory", "disk"])
@@ -83,7 +86,7 @@ def test_every_picture_is_encoded_in_order(folder: Path, store: LatentStore) -> 
     assert encoded.targets == ((64, 32),) * 12
     for index, sample in enumerate(samples):
         picture, size = fit(load_picture(sample.path), 64, 32)
-        assert encoded.sizes[index] == size
+        assert encoded.sizes[index] == (size,)
         expected = CountingVae()(to_pixels(picture)[None])[0]
         assert torch.equal(encoded.moments(index), expected)
         assert encoded.moments(index).shape == (8, 4, 8) and encoded.moments(index).dtype == torch.float32
@@ -96,7 +99,7 @@ def test_photographs_survive_the_way_through_a_store(photographs: Path, tmp_path
     encoded = encode((sample,), CountingVae(), DiskStore(tmp_path), FixedSize(128, 128))
     picture, _ = fit(load_picture(path), 128, 128)
     assert torch.equal(encoded.moments(0)[:3], torch.nn.functional.avg_pool2d(to_pixels(picture), 8))
-    assert encoded.sizes[0].original == (427, 640) and encoded.sizes[0].crop == (0, 31)
+    assert encoded.sizes[0][0].original == (427, 640) and encoded.sizes[0][0].crop == (0, 31)
 
 
 def test_the_second_run_encodes_nothing_and_knows_the_same(folder: Path, store: LatentStore) -> None:
@@ -122,7 +125,7 @@ def test_a_change_is_a_miss(folder: Path, store: LatentStore, change: str) -> No
     encoded = encode(samples_in(folder), vae, store, **options)
     assert len(vae.calls) == (12 if options else 1)
     if change == "turned":
-        assert encoded.sizes[3].original == (33, 40)
+        assert encoded.sizes[3][0].original == (33, 40)
 
 
 def test_a_picture_is_encoded_at_each_of_its_sizes(folder: Path, store: LatentStore) -> None:
@@ -131,17 +134,35 @@ def test_a_picture_is_encoded_at_each_of_its_sizes(folder: Path, store: LatentSt
     encoded = encode(samples_in(folder), CountingVae(), store, sizer)
     assert [one.path.name for one in encoded.samples[:4]] == ["0.png", "0.png", "1.png", "1.png"]
     assert encoded.targets[:4] == ((64, 64), (256, 64), (64, 64), (128, 128))
-    assert [one.target for one in encoded.sizes[:4]] == [(64, 64), (64, 256), (64, 64), (128, 128)]
+    assert [one.target for (one,) in encoded.sizes[:4]] == [(64, 64), (64, 256), (64, 64), (128, 128)]
     assert encoded.moments(1).shape == (8, 8, 32)
     vae = CountingVae()
     assert encode(samples_in(folder), vae, store, sizer).keys == encoded.keys
     assert vae.calls == []
 
 
+def test_every_variation_is_encoded_and_found_again(folder: Path, store: LatentStore) -> None:
+    variations = Variations(mirror=True, crop=True, colour=0.3, grey=0.5, count=3)
+    encoded = encode(samples_in(folder), CountingVae(), store, variations=variations)
+    assert len(variations) == 6 and {len(own) for own in (*encoded.keys, *encoded.sizes)} == {6}
+    assert len({key for own in encoded.keys for key in own}) == 72
+    digest = hashlib.sha256((folder / "0.png").read_bytes()).hexdigest()
+    for place, variation in enumerate(variations.of(digest)):
+        picture, size = fit(load_picture(folder / "0.png"), 64, 32, variation)
+        assert torch.equal(encoded.moments(0, place), CountingVae()(to_pixels(picture)[None])[0])
+        assert encoded.sizes[0][place] == size
+    vae = CountingVae()
+    again = encode(samples_in(folder), vae, store, variations=variations)
+    assert vae.calls == [] and (again.keys, again.sizes) == (encoded.keys, encoded.sizes)
+    plain = encode(samples_in(folder), vae, store)
+    assert len(vae.calls) == 12, "the picture as it is, is none of them"
+    assert encode(samples_in(folder), vae, store, variations=Variations(mirror=True)).keys[0][0] == plain.keys[0][0]
+
+
 def test_an_edit_after_the_scan_is_seen(folder: Path) -> None:
     samples = samples_in(folder)
     Image.new("RGB", (500, 100), "red").save(folder / "0.png")
-    assert encode(samples, CountingVae()).sizes[0].original == (100, 500)
+    assert encode(samples, CountingVae()).sizes[0][0].original == (100, 500)
 
 
 def test_a_moved_picture_is_a_hit(folder: Path, store: LatentStore) -> None:
@@ -160,7 +181,7 @@ def test_latent_key(make_picture: MakePicture) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
     assert latent_key(path, (64, 32), "vae") != key
     encoded = encode((Sample(path, "", 1, "", (24, 16)),), CountingVae())
-    assert encoded.keys == (latent_key(path, (64, 32), "vae"),)
+    assert encoded.keys == ((latent_key(path, (64, 32), "vae"),),)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "shape", "channels", "dtype", "name", "nan"])
@@ -231,7 +252,7 @@ def test_a_full_disk_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.
 def test_moments_that_vanish_are_named(folder: Path, tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "cache")
     encoded = encode(samples_in(folder), CountingVae(), store)
-    store.path(encoded.keys[2]).unlink()
+    store.path(encoded.keys[2][0]).unlink()
     with pytest.raises(DatasetError, match=r"2\.png' was removed or damaged"):
         encoded.moments(2)
 
@@ -248,7 +269,7 @@ def test_pictures_that_break_while_decoding_are_left_out(folder: Path, store: La
     assert seen == list(range(13))
     picture, size = fit(load_picture(folder / "5.png"), 64, 32)
     assert torch.equal(encoded.moments(4), CountingVae()(to_pixels(picture)[None])[0])
-    assert encoded.sizes[4] == size
+    assert encoded.sizes[4] == (size,)
 
 
 def test_nothing_left_is_an_error(folder: Path) -> None:

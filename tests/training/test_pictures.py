@@ -32,8 +32,8 @@ def source(learn: int, others: int, role: str = "class", shapes: int = 1, **valu
     encoded = SimpleNamespace(
         samples=samples,
         targets=[SHAPES[number % shapes] for number in range(len(samples))],
-        sizes=[None] * len(samples),
-        moments=lambda index: torch.zeros(8, *(side // 8 for side in reversed(encoded.targets[index]))),
+        sizes=[(None,)] * len(samples),
+        moments=lambda index, variation: torch.zeros(8, *(side // 8 for side in reversed(encoded.targets[index]))),
     )
     job = from_values({"training.batch_size": 2, **values})
     shown = tuple(Shown(one.role, one.repeats, target) for one, target in zip(samples, encoded.targets, strict=True))

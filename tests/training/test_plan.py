@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 from lib_trainer.families.known import DEFAULT
+from lib_trainer.families.prediction import Predicts
 from lib_trainer.kinds import captions
 from lib_trainer.ports import HeldPart
-from lib_trainer.refusals import JobErrors
+from lib_trainer.refusals import JobErrors, Sentence
 from lib_trainer.training import plan as plans
 from lib_trainer.training.plan import prepare
 from lib_trainer.work import events as ev
 from tests.support import ModelHost, draw_pictures, make_job
+from tests.training.test_metadata import metadata_of
 from tests.training.watched import Watched
 
 TWO = {"network__kind": "embedding", "embedding__names": "zrk-a, zrk-b", "embedding__format": "pt"}
@@ -36,6 +39,8 @@ def modelless(tmp_path: Path) -> Any:
     host = ModelHost(None, tmp_path)  # type: ignore[arg-type]
     host.family = lambda: DEFAULT  # type: ignore[method-assign]
     host.parts = lambda: {"unet": HeldPart(1, torch.float32)}  # type: ignore[method-assign]
+    predicts = Predicts("epsilon", False, Sentence("prediction.by_yaml"))
+    host.predicts = lambda: predicts  # type: ignore[method-assign]
     return host
 
 
@@ -81,14 +86,49 @@ def test_a_plan_reads_each_thing_once_and_names_it(
     [
         {"training__epochs": 3, "training__batch_size": 4, "training__max_steps": 0},
         {"training__epochs": 1, "training__max_steps": 0, "prior__class_prompt": "disc", "prior__class_pictures": 2},
+        {"training__epochs": 3, "training__max_steps": 0, "training__batch_size": 4, "augment__mirror": True}
+        | {"buckets__enabled": True, "buckets__low": 64, "buckets__resolutions": "128", "dataset__repeats": 1},
     ],
-    ids=["epochs", "class pictures"],
+    ids=["epochs", "class pictures", "buckets"],
 )
 def test_the_steps_that_are_foreseen_are_done(watched: Watched, pictures: Path, changes: dict[str, Any]) -> None:
     foreseen = prepare(make_job(pictures, **changes), watched.host).steps
     watched.run(pictures, **changes)
     assert [event.total_steps for event in watched.of(ev.Started)] == [foreseen]
     assert len(watched.of(ev.StepDone)) == foreseen > 3
+
+
+def test_a_file_says_how_its_pictures_were_made(watched: Watched, pictures: Path) -> None:
+    """And what is off is not mentioned, so that files are what they were before these options."""
+    draw_pictures(pictures, 1, size=(200, 64))
+    named = ("ss_enable_bucket", "ss_bucket_no_upscale", "ss_max_bucket_reso", "ss_flip_aug", "ss_random_crop")
+    watched.run(pictures, training__max_steps=1)
+    folder = watched.host.lora_folder()
+    assert not set(named) & set(metadata_of(folder / "learned.safetensors"))
+    on = {"buckets__enabled": True, "buckets__low": 64, "buckets__enlarge": False, "augment__mirror": True}
+    watched.run(pictures, training__max_steps=1, dataset__width=128, dataset__height=128, output__name="second", **on)
+    said = metadata_of(folder / "second.safetensors")
+    assert [said.get(name) for name in named] == ["True", "True", "2048", "True", None]
+    buckets = json.loads(said["ss_bucket_info"])["buckets"].values()
+    assert sorted((tuple(one["resolution"]), one["count"]) for one in buckets) == [((64, 64), 5), ((192, 64), 1)]
+
+
+@pytest.mark.parametrize(
+    ("caption", "told"),
+    [
+        ("1girl, eyepatch, english text, left hand up", "(english text, eyepatch, left hand up)"),
+        ("1girl, single_earring, asymmetrical hair", "(asymmetrical hair, single earring)"),
+        ("1girl, leftovers, context", ""),
+    ],
+)
+def test_mirroring_is_warned_of_where_captions_name_a_side(
+    tmp_path: Path, pictures: Path, caption: str, told: str
+) -> None:
+    (pictures / "0.txt").write_text(caption, encoding="utf-8")
+    for mirror in (True, False):
+        warnings = prepare(make_job(pictures, augment__mirror=mirror), modelless(tmp_path)).warnings
+        said = [str(one) for one in warnings if str(one).startswith("augment.mirror")]
+        assert len(said) == bool(mirror and told) and all(told in one for one in said)
 
 
 def test_all_that_is_wrong_with_a_kind_is_told(tmp_path: Path, pictures: Path) -> None:

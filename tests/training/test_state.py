@@ -22,6 +22,7 @@ from lib_trainer.training.plan import Plan, prepare
 from lib_trainer.training.precision import loss_scaler
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
+from lib_trainer.training.sizes import variations_of
 from lib_trainer.training.state import TrainState
 from tests.support import ModelHost, draw_pictures, make_job
 
@@ -35,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lokr": {"network__kind": "lokr", "network__factor": 4},
     "dora": {"network__dora": True},
     "dropouts": DROPOUTS,
-    "buckets": {"buckets__enabled": True, "buckets__low": 64, "training__batch_size": 4},
+    "buckets": {"buckets__enabled": True, "buckets__low": 64, "training__batch_size": 4, "augment__mirror": True},
     "pivotal": {"network__kind": "pivotal", "embedding__names": "zrk-a, zrk-b", "embedding__learning_rate": 0.1},
     "difference": {"network__kind": "difference", "difference__base_steps": 2},
     "embedding": {"network__kind": "embedding", "embedding__learning_rate": 0.1, "output__name": "zrk-a"},
@@ -62,8 +63,9 @@ class Whole:
         self.recipe: Recipe = plan.kind.recipe(plan.job, model, plan.outputs)
         samples = [*plan.scan.samples, *plan.before]
         encoded = encode_pictures(
-            samples, plan.sizes, model.encode_images, "x", MemoryStore(), lambda done, total: None, lambda: False
-        )
+            samples, plan.sizes, model.encode_images, "x", MemoryStore(), lambda done, total: None, lambda: False,
+            variations_of(plan.job),
+        )  # fmt: skip
         shown = zip(encoded.samples, encoded.targets, strict=True)
         order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
         self.source = PictureSource(order, encoded, plan.captions, model.latent_scale)
