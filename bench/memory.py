@@ -162,7 +162,7 @@ def build(shape: Shape, make: type[LdmModel] = LdmModel) -> LdmModel:
         unet, vae = UNetModel(**shape.unet).eval(), _Vae(shape.vae).eval()
     text = CLIPTextModel(CLIPTextConfig(**shape.clip)).eval()
     schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000), "epsilon")
-    return make(unet, vae, _Text(text, load_tokenizer()), schedule, 0.18215)
+    return make(unet, vae, _Text([text], load_tokenizer()), schedule, 0.18215)
 
 
 def job_of(side: int, **changes: Any) -> JobConfig:
@@ -526,7 +526,7 @@ def in_words(job: JobConfig) -> str:
     told += [f"batch {job.training.batch_size}", job.training.precision]
     if job.network.rank != 32:
         told.append(f"rank {job.network.rank}")
-    if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not kind_of(job).trains_text_encoder(job):
+    if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not kind_of(job).trains_text_encoder(job, DEFAULT):
         told.append("without text encoder")
     if job.network.kind == "checkpoint" and job.finetune.ema:
         told.append("EMA")

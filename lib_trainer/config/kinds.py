@@ -126,6 +126,16 @@ class FinetuneConfig(Section, frozen=True):
             high=1,
         ),
     ] = 0.0
+    text_encoder_2_lr: Annotated[
+        float,
+        option(
+            "Fine-tuning rate, second text encoder",
+            "Of models with two text encoders. -1: the rate of the first. Models with one pay no heed.",
+            low=-1,
+            high=1,
+            advanced=True,
+        ),
+    ] = -1.0
     ema: Annotated[
         bool,
         option(

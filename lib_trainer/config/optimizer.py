@@ -81,6 +81,17 @@ class OptimizerConfig(Section, frozen=True):
             group=ADAPTERS_ALONE,
         ),
     ] = 1e-5
+    text_encoder_2_lr: Annotated[
+        float,
+        option(
+            "Learning rate, second text encoder",
+            "Of models with two text encoders. -1: the rate of the first. Models with one pay no heed.",
+            low=-1,
+            high=1,
+            advanced=True,
+            group=ADAPTERS_ALONE,
+        ),
+    ] = -1.0
     schedule: Annotated[
         Literal[
             "constant",

@@ -235,7 +235,8 @@ class TrainingConfig(Section):
         int,
         option(
             "Clip skip",
-            "Which of the text encoder's last layers is used: 1 is the last. Take what the checkpoint's prompts use.",
+            "Which of the text encoder's last layers is used: 1 is the last. Take what the checkpoint's prompts use. "
+            "Models of later families pay no heed to it, as in the WebUI.",
             low=1,
             high=12,
             step=1,

@@ -193,9 +193,11 @@ class Family:
         """Numbers in a word's vectors for all encoders."""
         return sum(encoder.width for encoder in self.encoders)
 
-    def rates(self, unet: float, text: float) -> dict[Part, float]:
-        """A learning rate for each part; the text encoders have one together."""
-        return {"unet": unet, **{encoder.part: text for encoder in self.encoders}}
+    def rates(self, unet: float, text: float, second: float) -> dict[Part, float]:
+        """A learning rate for each part; a second text encoder has the first one's where `second` is negative."""
+        later = text if second < 0 else second
+        texts = {encoder.part: later if place else text for place, encoder in enumerate(self.encoders)}
+        return {"unet": unet, **texts}
 
     def part_of(self, name: str) -> Part | None:
         """The part that a tensor of a checkpoint file belongs to; None for the VAE and what is no model."""

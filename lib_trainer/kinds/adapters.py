@@ -36,7 +36,7 @@ Algorithm = Literal["lora", "loha", "lokr"]
 WHAT_LEARNS = Sentence(
     "network.what_learns", preset=Field("blocks.preset"), rates=Field("blocks.rates"), ranks=Field("blocks.ranks")
 )
-RANK, TEXT_RATE = "network.rank", "optimizer.text_encoder_lr"
+RANK, TEXT_RATE, SECOND_RATE = "network.rank", "optimizer.text_encoder_lr", "optimizer.text_encoder_2_lr"
 
 
 class AdapterKind(Kind):
@@ -72,15 +72,15 @@ class AdapterKind(Kind):
 
     def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
         """Rates, blocks, and the file to continue from."""
+        family = host.family()
         with problems.at():
-            if job.optimizer.unet_lr == 0 and job.optimizer.text_encoder_lr == 0:
+            if not any(adapter_rates(job, family).values()):
                 raise ConfigError(
                     "rates.none", field="optimizer.unet_lr", text_encoder_lr=Field("optimizer.text_encoder_lr")
                 )
         with problems.at():
             if job.network.factor == 0:
                 raise ConfigError("network.factor", field="network.factor")
-        family = host.family()
         with problems.at():
             parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
         with problems.at():
@@ -183,14 +183,14 @@ class AdapterKind(Kind):
             values["continued_from"] = Path(network.continue_from).name
         return {name: str(value) for name, value in values.items()}
 
-    def rates_told(self, job: JobConfig, recipe: Recipe) -> dict[str, object]:
-        return rates_by_part(self, job, recipe)
+    def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
+        return rates_by_part(adapter_rates(job, family), recipe)
 
     def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
         return learned_numbers(self._plan_of(job, table), table)
 
-    def trains_text_encoder(self, job: JobConfig) -> bool:
-        return job.optimizer.text_encoder_lr > 0
+    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
+        return any(rate for part, rate in adapter_rates(job, family).items() if part != "unet")
 
     def measured_as(self, job: JobConfig) -> str:
         return self._measured + ("+dora" if job.network.dora else "")
@@ -218,13 +218,12 @@ class AdapterKind(Kind):
 
     def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
         found = [Sentence("lower.option", option=Field(RANK), now=job.network.rank)]
-        if job.optimizer.text_encoder_lr:
-            found.append(Sentence("lower.to_zero", option=Field(TEXT_RATE)))
-        return found
+        rates = [path for path in (TEXT_RATE, SECOND_RATE) if option_of(job, path) > 0]
+        return found + [Sentence("lower.to_zero", option=Field(path)) for path in rates]
 
     def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
         if self._text_encoder_is_free and job.optimizer.text_encoder_lr and job.optimizer.unet_lr:
-            yield [{TEXT_RATE: 0.0}]
+            yield [{path: 0.0 for path in (TEXT_RATE, SECOND_RATE) if option_of(job, path) > 0}]
 
     def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
         rank = job.network.rank
@@ -250,11 +249,15 @@ def kind_of_file(file: LoraFile) -> str:
     return "locon" if any(is_resnet(name) for name in file.tensors) else "lora"
 
 
-def rates_by_part(kind: Kind, job: JobConfig, recipe: Recipe) -> dict[str, object]:
-    """Of a kind that trains the UNet and the text encoder, each at a rate of its own."""
-    trained, (unet, text) = recipe.modules(), (float(option_of(job, path)) for path in kind.rates)
-    of_unet, of_text = unet if trained.get("unet") else None, text if trained.get("te1") else None
-    return {"ss_learning_rate": of_unet or of_text, "ss_unet_lr": of_unet, "ss_text_encoder_lr": of_text}
+def rates_by_part(rates: Mapping[Part, float], recipe: Recipe) -> dict[str, object]:
+    """Of a kind that trains the UNet and the text encoders, each at a rate of its own: a number for all of these, or
+    where they differ one for each."""
+    trained = recipe.modules()
+    told = {part: rate if trained.get(part) else None for part, rate in rates.items()}
+    texts = [told[part] for part in told if part != "unet"]
+    of_texts = texts[0] if len(set(texts)) == 1 else [rate or 0.0 for rate in texts]
+    first = next((rate for rate in told.values() if rate), None)
+    return {"ss_learning_rate": first, "ss_unet_lr": told["unet"], "ss_text_encoder_lr": of_texts}
 
 
 class AdapterRecipe(Recipe):
@@ -317,10 +320,15 @@ class DropoutSeeds:
             torch.manual_seed((self._seed << 24) + step)
 
 
+def adapter_rates(job: JobConfig, family: Family) -> dict[Part, float]:
+    own = job.optimizer
+    return family.rates(own.unet_lr, own.text_encoder_lr, own.text_encoder_2_lr)
+
+
 def rate_groups(job: JobConfig, network: LoraNetwork, family: Family) -> list[dict[str, Any]]:
     """A group for each part, and for each factor that its blocks have. Called once: the network is made flat."""
     factors = parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
-    rates = family.rates(job.optimizer.unet_lr, job.optimizer.text_encoder_lr)
+    rates = adapter_rates(job, family)
     whole = known(job.optimizer).whole
     sorted_out: dict[tuple[Part, float], list[Adapter]] = {}
     for adapter in network:
@@ -367,7 +375,7 @@ def make_networks(kind: AdapterKind, job: JobConfig, model: LoadedModel) -> Netw
 def learns_in(job: JobConfig, target: AdaptableModule, family: Family) -> bool:
     """Whether a job trains what stands beside this layer: rates of parts and blocks, and the preset, decide."""
     factor = parse_blocks(job.blocks.rates, "blocks.rates", family.unet).get(target.block, 1.0)
-    rate = family.rates(job.optimizer.unet_lr, job.optimizer.text_encoder_lr)[target.part]
+    rate = adapter_rates(job, family)[target.part]
     return bool(rate and factor and learns(job.blocks.preset, target.block, family.unet))
 
 

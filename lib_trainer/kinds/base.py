@@ -186,7 +186,7 @@ class Kind:
         """What a file says of the kind alone, in sd-scripts' names; of ranks and sizes its tensors tell."""
         return {}
 
-    def rates_told(self, job: JobConfig, recipe: Recipe) -> dict[str, object]:
+    def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
         """The learning rates of the parts that have something to learn; a part that has none says `None`."""
         raise NotImplementedError
 
@@ -196,7 +196,7 @@ class Kind:
         """How many numbers learn, by part."""
         raise NotImplementedError
 
-    def trains_text_encoder(self, job: JobConfig) -> bool:
+    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
         return False
 
     def measured_as(self, job: JobConfig) -> str:

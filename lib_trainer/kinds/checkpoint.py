@@ -20,7 +20,7 @@ from lib_trainer.families.detect import model_of
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.open_clip import joined
 from lib_trainer.kinds.adapters import rates_by_part
-from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs
+from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs, option_of
 from lib_trainer.kinds.recipe import Progress, Recipe
 from lib_trainer.kinds.slots import Slot, give_back, parameter_of, whole_weight
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, read_shapes, write_checkpoint
@@ -37,6 +37,7 @@ from lib_trainer.training.prediction import marks, schedule_of
 logger = logging.getLogger(__name__)
 
 
+TEXT_RATES = ("finetune.text_encoder_lr", "finetune.text_encoder_2_lr")
 DIFFERENCE = "LoRA of the difference"
 
 
@@ -64,7 +65,7 @@ class CheckpointKind(Kind):
     def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
         """Rates, and the file to continue from."""
         with problems.at():
-            if job.finetune.unet_lr == 0 and job.finetune.text_encoder_lr == 0:
+            if not any(_rates(job, host.family()).values()):
                 raise ConfigError(
                     "rates.none", field="finetune.unet_lr", text_encoder_lr=Field("finetune.text_encoder_lr")
                 )
@@ -81,14 +82,14 @@ class CheckpointKind(Kind):
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return CheckpointRecipe(job, model, outputs.beside.get(DIFFERENCE))
 
-    def rates_told(self, job: JobConfig, recipe: Recipe) -> dict[str, object]:
-        return rates_by_part(self, job, recipe)
+    def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
+        return rates_by_part(_rates(job, family), recipe)
 
     def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
         return {part: table.weights[part].all for part in _learning_parts(job, table.family)}
 
-    def trains_text_encoder(self, job: JobConfig) -> bool:
-        return job.finetune.text_encoder_lr > 0
+    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
+        return any(part != "unet" for part in _learning_parts(job, family))
 
     def replaces(self, job: JobConfig, family: Family) -> frozenset[str]:
         return frozenset(_learning_parts(job, family))
@@ -98,8 +99,8 @@ class CheckpointKind(Kind):
 
     def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
         tuning, found = job.finetune, []
-        if tuning.text_encoder_lr and tuning.unet_lr:
-            found.append(Sentence("lower.to_zero", option=Field("finetune.text_encoder_lr")))
+        if tuning.unet_lr:
+            found += [Sentence("lower.to_zero", option=Field(path)) for path in TEXT_RATES if option_of(job, path) > 0]
         if tuning.ema:
             found.append(Sentence("lower.leave_out", option=Field("finetune.ema")))
         if lighter(job.optimizer, device):
@@ -109,8 +110,9 @@ class CheckpointKind(Kind):
     def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
         if job.finetune.ema:
             yield [{"finetune.ema": False}]
-        if job.finetune.text_encoder_lr and job.finetune.unet_lr:
-            yield [{"finetune.text_encoder_lr": 0.0}]
+        rates = {path: 0.0 for path in TEXT_RATES if option_of(job, path) > 0}
+        if rates and job.finetune.unet_lr:
+            yield [rates]
 
     def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
         yield [{"network.kind": "lora"}]
@@ -130,7 +132,8 @@ def _learning_parts(job: JobConfig, family: Family) -> list[Part]:
 
 
 def _rates(job: JobConfig, family: Family) -> dict[Part, float]:
-    return family.rates(job.finetune.unet_lr, job.finetune.text_encoder_lr)
+    own = job.finetune
+    return family.rates(own.unet_lr, own.text_encoder_lr, own.text_encoder_2_lr)
 
 
 class CheckpointRecipe(Recipe):
@@ -143,7 +146,7 @@ class CheckpointRecipe(Recipe):
         self._model, self._job, self._difference = model, job, difference_path
         self._rates = _rates(job, model.family)
         self._owned = [own for own in model.own_parameters() if self._rates.get(own.part, 0) > 0]
-        self.trains_text_encoder = tuning.text_encoder_lr > 0
+        self.trains_text_encoder = any(rate for part, rate in self._rates.items() if part != "unet")
         start = _read_start(job)
         self.replaces = tuple({own.part: None for own in self._owned})
         self._rest = _apart(model, sorted({own.place.name for own in self._owned}))

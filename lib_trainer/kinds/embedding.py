@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_trainer.config import JobConfig
+from lib_trainer.families.family import Family
 from lib_trainer.kinds.base import CONTINUE, Kind, Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.kinds.words import Words, check_words, numbers_of_words
@@ -58,13 +59,13 @@ class EmbeddingKind(Kind):
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return EmbeddingRecipe(job, self.words(job), model)
 
-    def rates_told(self, job: JobConfig, recipe: Recipe) -> dict[str, object]:
+    def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
         return {"ss_learning_rate": float(job.embedding.learning_rate)}
 
     def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
         return {"words": numbers_of_words(job, self.words(job), table.text_width)}
 
-    def trains_text_encoder(self, job: JobConfig) -> bool:
+    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
         return True
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lib_trainer.config import JobConfig
+from lib_trainer.families.family import Family
 from lib_trainer.kinds.adapters import DropoutSeeds
 from lib_trainer.kinds.base import CONTINUE, Kind, Outputs
 from lib_trainer.kinds.recipe import Recipe
@@ -52,7 +53,7 @@ class HypernetworkKind(Kind):
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return HypernetworkRecipe(job, model)
 
-    def rates_told(self, job: JobConfig, recipe: Recipe) -> dict[str, object]:
+    def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
         return {"ss_learning_rate": float(job.hypernetwork.learning_rate)}
 
     def learned(self, job: JobConfig, table: Table) -> dict[str, int]:

@@ -48,7 +48,7 @@ class PivotalKind(AdapterKind):
     def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
         return super().learned(job, table) | {"words": numbers_of_words(job, self.words(job), table.text_width)}
 
-    def trains_text_encoder(self, job: JobConfig) -> bool:
+    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
         return True
 
 

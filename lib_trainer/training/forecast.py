@@ -97,7 +97,7 @@ def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 
     work = _work(job, table, dtype)
     learned = FULL * sum(learned_numbers(job, table).values())
     total = work.fixed + work.learned * learned + work.cell * cells
-    if kind.trains_text_encoder(job):
+    if kind.trains_text_encoder(job, table.family):
         total += work.text * training.batch_size * chunks
     total += kind.activations(job, table, work, dtype, cells)
     return int(max(total, work.least * learned, kind.least_activations(job, learned)))
@@ -148,6 +148,7 @@ def _weights(job: JobConfig, table: Table, place: Place, phase: str) -> dict[str
     kind = kind_of(job)
     total, replaced = 0, kind.replaces(job, table.family)
     texts = {encoder.part for encoder in table.family.encoders}
+    encoded = kind.trains_text_encoder(job, table.family) or kind.captions_vary(job)
     for part, weights in table.weights.items():
         host = weights.all * place.held[part].itemsize
         products, others = _in_run(job, weights, place, part)
@@ -158,7 +159,7 @@ def _weights(job: JobConfig, table: Table, place: Place, phase: str) -> dict[str
             total += host + (products + others if converts else 0)
         elif phase != "training":
             total += _as_held(job, weights, place, part) if converts else host
-        elif part == "unet" or (part in texts and (kind.trains_text_encoder(job) or kind.captions_vary(job))):
+        elif part == "unet" or (part in texts and encoded):
             total += 0 if part in replaced else _as_held(job, weights, place, part)
     return {"weights": total}
 

@@ -61,7 +61,7 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_training_comment": f"WebUI trainer {__version__}",
         "ss_base_model_version": model.family.versions(facts.schedule.prediction)[0],
         "ss_v2": model.family.v2,
-        "ss_clip_skip": training.clip_skip,
+        "ss_clip_skip": training.clip_skip if model.family.clip_skip else None,
         "ss_max_token_length": training.max_tokens,
         "ss_seed": training.seed,
         "ss_mixed_precision": PRECISIONS.get(facts.precision, facts.precision),
@@ -79,7 +79,8 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_epoch": epoch,
     }
     values |= told(optimizer, facts.total_steps)
-    values |= _objective(facts) | _sizes_and_variations(job) | kind.rates_told(job, facts.recipe)
+    values |= _objective(facts) | _sizes_and_variations(job)
+    values |= kind.rates_told(job, facts.recipe, model.family)
     values |= _base_model(model) | _pictures(facts) | _model_spec(facts)
     metadata = {key: str(value) for key, value in values.items()}
     metadata |= kind.metadata(job, facts.recipe)
@@ -151,8 +152,9 @@ def _model_spec(facts: RunFacts) -> dict[str, object]:
         "date": datetime.datetime.fromtimestamp(int(facts.started)).isoformat(),
         "resolution": f"{job.dataset.width}x{job.dataset.height}",
         "prediction_type": facts.schedule.prediction,
-        "encoder_layer": job.training.clip_skip,
     }
+    if facts.model.family.clip_skip:
+        values["encoder_layer"] = job.training.clip_skip
     if job.dataset.trigger_word.strip():
         values["trigger_phrase"] = job.dataset.trigger_word.strip()
     return {f"modelspec.{name}": value for name, value in values.items()}
