@@ -528,7 +528,7 @@ def in_words(job: JobConfig) -> str:
         told.append(f"rank {job.network.rank}")
     if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not kind_of(job).trains_text_encoder(job, DEFAULT):
         told.append("without text encoder")
-    if job.network.kind == "checkpoint" and job.finetune.ema:
+    if job.network.kind == "checkpoint" and job.optimizer.ema:
         told.append("EMA")
     if job.training.gradient_checkpointing:
         told.append("checkpointing")

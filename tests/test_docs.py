@@ -43,6 +43,18 @@ def test_the_registries_are_what_the_options_offer() -> None:
     assert tuple(SCHEDULES) == field_specs()["optimizer.schedule"].choices
 
 
+def test_every_optimizer_and_schedule_is_explained() -> None:
+    text = text_of("docs/learning.md")
+    assert [name for name in (*OPTIMIZERS, BY_PATH, *SCHEDULES) if f"`{name}`" not in text] == []
+    rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| `")]
+    for names, needs, states in rows:
+        for name, state in zip(re.findall(r"`(\w+)`", names), re.findall(r"\d+", states) * 2):
+            entry = OPTIMIZERS.get(name)
+            if entry is not None:
+                assert round(entry.state) == int(state), name
+                assert entry.package is None or entry.package.name in needs, name
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_the_two_commands_are_in_the_readme_and_ci_runs_the_second(name: str) -> None:
     commands = [block.strip() for block in blocks(text_of(name))]

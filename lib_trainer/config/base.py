@@ -13,6 +13,9 @@ KINDS: tuple[str, ...] = get_args(Kind)
 ADAPTERS: tuple[str, ...] = ("lora", "locon", "loha", "lokr", "pivotal", "difference")
 """Kinds that end as a file for `<lora:name:1>`."""
 
+AVERAGING: tuple[str, ...] = ("AdamWScheduleFree", "ProdigyPlusScheduleFree")
+"""Optimizers that average what they learn: they need no schedule, and nobody may move what they average."""
+
 KIND = "network.kind"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from lib_trainer.config.base import kinds
-from lib_trainer.options.declare import Group, Section, one_of, option
+from lib_trainer.config.base import AVERAGING, kinds
+from lib_trainer.options.declare import Group, Section, given, none_of, option
 
 
 class EmbeddingConfig(Section, frozen=True):
@@ -51,6 +51,7 @@ class EmbeddingConfig(Section, frozen=True):
             low=0,
             high=1,
             advanced=True,
+            when=none_of("optimizer.name", *AVERAGING),
         ),
     ] = 0.01
     format: Annotated[
@@ -136,24 +137,18 @@ class FinetuneConfig(Section, frozen=True):
             advanced=True,
         ),
     ] = -1.0
-    ema: Annotated[
-        bool,
-        option(
-            "EMA",
-            "Save a running average of the weights, which is steadier than the last step; needs a copy more.",
-        ),
-    ] = False
-    ema_decay: Annotated[
+    text_encoder_share: Annotated[
         float,
         option(
-            "EMA decay",
-            "Share of the average that stays in each step.",
-            low=0,
-            high=0.99999,
+            "Text encoder is tuned for",
+            "The share of the run after which the text encoder stays as it is.",
+            low=0.01,
+            high=1,
+            step=0.05,
             advanced=True,
-            when=one_of("finetune.ema", True),
+            when=given("finetune.text_encoder_lr"),
         ),
-    ] = 0.9995
+    ] = 1.0
     difference_rank: Annotated[
         int,
         option(

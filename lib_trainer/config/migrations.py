@@ -5,8 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 
+def first_step(data: dict[str, Any]) -> dict[str, Any]:
+    """From version 1 to 2."""
+    return any_average(any_warmup(data))
+
+
+def any_average(data: dict[str, Any]) -> dict[str, Any]:
+    """In version 1 whole checkpoints alone had an average, among their own options."""
+    table = data.get("finetune")
+    if not isinstance(table, dict):
+        return data
+    tuning, learning = dict(table), data.get("optimizer", {})
+    moved = {name: tuning.pop(name) for name in ("ema", "ema_decay") if name in tuning}
+    kind = data.get("network", {}).get("kind") if isinstance(data.get("network"), dict) else None
+    if kind not in (None, "checkpoint"):
+        moved = {}  # it was not read
+    return {**data, "finetune": tuning, "optimizer": {**learning, **moved} if isinstance(learning, dict) else learning}
+
+
 def any_warmup(data: dict[str, Any]) -> dict[str, Any]:
-    """From version 1, where one schedule alone had a warm-up, in steps; now each may have one."""
+    """In version 1 one schedule alone had a warm-up, in steps; now each may have one."""
     table = data.get("optimizer")
     if not isinstance(table, dict):
         return data

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from lib_trainer.config.base import ADAPTERS, Kind, kinds
-from lib_trainer.options.declare import ANYBODY, Group, Section, option
+from lib_trainer.config.base import ADAPTERS, AVERAGING, Kind, kinds
+from lib_trainer.options.declare import ANYBODY, Group, Section, none_of, one_of, option
 
 NAMES = {
     "lora": "LoRA",
@@ -141,6 +141,19 @@ class NetworkConfig(Section, frozen=True):
             high=0.95,
             step=0.05,
             advanced=True,
+        ),
+    ] = 0.0
+    max_norm: Annotated[
+        float,
+        option(
+            "Largest norm of a module",
+            "What a module adds to its layer is scaled down to this norm after each step: 1 keeps a LoRA from burning "
+            "in and lets it go with others. 0: no bound.",
+            low=0,
+            high=1000,
+            step=0.5,
+            advanced=True,
+            when=(one_of("network.dora", False), none_of("optimizer.name", *AVERAGING)),
         ),
     ] = 0.0
     continue_from: Annotated[

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from lib_trainer.config.base import ADAPTERS, kinds
-from lib_trainer.options.declare import Group, Section, none_of, one_of, option
+from lib_trainer.config.base import ADAPTERS, AVERAGING, kinds
+from lib_trainer.options.declare import Group, Section, given, none_of, one_of, option
 
 ADAPTERS_ALONE = kinds(*ADAPTERS)
-AVERAGING = ("AdamWScheduleFree", "ProdigyPlusScheduleFree")
-"""Optimizers that need no schedule: they average instead."""
+PAIRS = kinds("lora", "locon", "pivotal", "difference")
+"""Kinds whose adapters are products of two matrices."""
 SCHEDULED = Group((none_of("optimizer.name", *AVERAGING),))
 
 
@@ -92,6 +92,33 @@ class OptimizerConfig(Section, frozen=True):
             group=ADAPTERS_ALONE,
         ),
     ] = -1.0
+    text_encoder_share: Annotated[
+        float,
+        option(
+            "Text encoder learns for",
+            "The share of the run after which the text encoder stays as it is; later steps are faster. About half, "
+            "where prompts lose what they knew.",
+            low=0.01,
+            high=1,
+            step=0.05,
+            advanced=True,
+            group=ADAPTERS_ALONE,
+            when=given("optimizer.text_encoder_lr"),
+        ),
+    ] = 1.0
+    lora_plus: Annotated[
+        float,
+        option(
+            "LoRA+ ratio",
+            "How many times faster the second matrix of each adapter learns than the first. The paper's 16 lets a LoRA "
+            "learn sooner at a low rate; 1 is plain LoRA.",
+            low=1,
+            high=64,
+            step=1,
+            advanced=True,
+            group=PAIRS,
+        ),
+    ] = 1.0
     schedule: Annotated[
         Literal[
             "constant",
@@ -197,3 +224,25 @@ class OptimizerConfig(Section, frozen=True):
             advanced=True,
         ),
     ] = 1.0
+    ema: Annotated[
+        bool,
+        option(
+            "EMA",
+            "Save and preview a running average of what is learned, which is steadier than the last step: for long "
+            "runs at a high rate. Needs a copy more of what learns.",
+            group=SCHEDULED,
+            advanced=True,
+        ),
+    ] = False
+    ema_decay: Annotated[
+        float,
+        option(
+            "EMA decay",
+            "Share of the average that stays in each step: 0.99 remembers about a hundred steps.",
+            low=0,
+            high=0.99999,
+            group=SCHEDULED,
+            when=one_of("optimizer.ema", True),
+            advanced=True,
+        ),
+    ] = 0.9995

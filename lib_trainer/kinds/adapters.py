@@ -14,14 +14,14 @@ import msgspec
 import torch
 from torch import nn
 
-from lib_trainer.config import JobConfig
+from lib_trainer.config import JobConfig, field_specs
 from lib_trainer.families.detect import lora_of
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.names import is_resnet
 from lib_trainer.kinds.adapter_memory import Plan, hidden_numbers, learned_numbers
 from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs, option_of
 from lib_trainer.kinds.recipe import Recipe
-from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts
+from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts, LoraAdapter
 from lib_trainer.networks.blocks import learns, parse_blocks
 from lib_trainer.networks.formats.lora_file import BUNDLED, LoraFile, read_lora, write_lora
 from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
@@ -159,7 +159,8 @@ class AdapterKind(Kind):
         )
 
     def metadata(self, job: JobConfig, recipe: Recipe) -> dict[str, str]:
-        return {"ss_network_module": recipe.network_module, "ss_network_args": json.dumps(self._arguments(job))}
+        told = {"ss_network_module": recipe.network_module, "ss_network_args": json.dumps(self._arguments(job))}
+        return told | ({"ss_scale_weight_norms": str(largest_norm(job))} if largest_norm(job) else {})
 
     def _arguments(self, job: JobConfig) -> dict[str, str]:
         """What LyCORIS calls the options that the tensors do not tell.
@@ -177,6 +178,8 @@ class AdapterKind(Kind):
                 values[name] = getattr(network, name)
         if blocks.preset != "all" or blocks.rates.strip():
             values |= {"blocks_preset": blocks.preset, "blocks_rates": blocks.rates}
+        if lora_plus(job) != 1:
+            values["loraplus_lr_ratio"] = lora_plus(job)
         if self.has_words:
             values["embedding_lr"] = job.embedding.learning_rate
         if network.continue_from:
@@ -284,6 +287,9 @@ class AdapterRecipe(Recipe):
     def before_step(self, step: int, *, base: bool) -> None:
         self._seeds.set(step)
 
+    def bound(self) -> None:
+        self.network.bound(largest_norm(self._job))
+
     def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
         write_lora(files[0], self.networks.tensors(self._dtype), facts, overwrite=overwrite)
 
@@ -329,18 +335,34 @@ def rate_groups(job: JobConfig, network: LoraNetwork, family: Family) -> list[di
     """A group for each part, and for each factor that its blocks have. Called once: the network is made flat."""
     factors = parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
     rates = adapter_rates(job, family)
-    whole = known(job.optimizer).whole
+    ratio = lora_plus(job)
+    whole = known(job.optimizer).whole and ratio == 1
     sorted_out: dict[tuple[Part, float], list[Adapter]] = {}
     for adapter in network:
         sorted_out.setdefault((adapter.part, factors.get(adapter.block, 1.0)), []).append(adapter)
-    return [
-        {
-            "params": network.flatten(own, whole=whole),
-            "lr": rates[part] * factor,
-            "name": part if factor == 1 else f"{part} ×{factor:g}",
-        }
-        for (part, factor), own in sorted(sorted_out.items(), key=lambda item: (item[0][0] != "unet", *item[0]))
-    ]
+    groups: list[dict[str, Any]] = []
+    for (part, factor), own in sorted(sorted_out.items(), key=lambda item: (item[0][0] != "unet", *item[0])):
+        learned = network.flatten(own, whole=whole)
+        shared = {"until": 1.0 if part == "unet" else job.optimizer.text_encoder_share}
+        named = part if factor == 1 else f"{part} ×{factor:g}"
+        second = {id(adapter.up) for adapter in own if isinstance(adapter, LoraAdapter)} if ratio != 1 else set()
+        first = [parameter for parameter in learned if id(parameter) not in second]
+        groups.append({"params": first, "lr": rates[part] * factor, "name": named, **shared})
+        if second:
+            faster = [parameter for parameter in learned if id(parameter) in second]
+            groups.append({"params": faster, "lr": rates[part] * factor * ratio, "name": f"{named} B", **shared})
+    return groups
+
+
+def lora_plus(job: JobConfig) -> float:
+    """How many times faster second matrices learn (Hayou et al. 2024, arXiv:2402.12354), where there are two."""
+    return job.optimizer.lora_plus if job.network.kind in field_specs()["optimizer.lora_plus"].kinds else 1.0
+
+
+def largest_norm(job: JobConfig) -> float:
+    """To which each module's change is bounded; 0 for no bound. What an optimizer averages is not moved."""
+    bounded = not job.network.dora and not known(job.optimizer).averages
+    return job.network.max_norm if bounded else 0.0
 
 
 def make_networks(kind: AdapterKind, job: JobConfig, model: LoadedModel) -> Networks:

@@ -20,6 +20,7 @@ from lib_trainer.ports import Host, LoadedModel
 from lib_trainer.refusals import Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.names import numbered
+from lib_trainer.training.optimizers import wants_average
 
 CONTINUE = "network.continue_from"
 WORDS_RATE = "embedding.learning_rate"
@@ -217,7 +218,7 @@ class Kind:
 
     def has_average(self, job: JobConfig) -> bool:
         """Whether a running average of what learns is kept."""
-        return False
+        return wants_average(job.optimizer)
 
     def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
         """What else costs memory. The list follows the word "lower"."""

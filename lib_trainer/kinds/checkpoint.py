@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +94,19 @@ class CheckpointKind(Kind):
     def replaces(self, job: JobConfig, family: Family) -> frozenset[str]:
         return frozenset(_learning_parts(job, family))
 
-    def has_average(self, job: JobConfig) -> bool:
-        return job.finetune.ema
-
     def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
         tuning, found = job.finetune, []
         if tuning.unet_lr:
             found += [Sentence("lower.to_zero", option=Field(path)) for path in TEXT_RATES if option_of(job, path) > 0]
-        if tuning.ema:
-            found.append(Sentence("lower.leave_out", option=Field("finetune.ema")))
+        if self.has_average(job):
+            found.append(Sentence("lower.leave_out", option=Field("optimizer.ema")))
         if lighter(job.optimizer, device):
             found.append(Sentence("lower.smaller_optimizer", option=Field("optimizer.name")))
         return [*found, Sentence("lower.lora")]
 
     def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
-        if job.finetune.ema:
-            yield [{"finetune.ema": False}]
+        if self.has_average(job):
+            yield [{"optimizer.ema": False}]
         rates = {path: 0.0 for path in TEXT_RATES if option_of(job, path) > 0}
         if rates and job.finetune.unet_lr:
             yield [rates]
@@ -142,7 +139,6 @@ class CheckpointRecipe(Recipe):
     network_module = "checkpoint"
 
     def __init__(self, job: JobConfig, model: LoadedModel, difference_path: Path | None = None) -> None:
-        tuning = job.finetune
         self._model, self._job, self._difference = model, job, difference_path
         self._rates = _rates(job, model.family)
         self._owned = [own for own in model.own_parameters() if self._rates.get(own.part, 0) > 0]
@@ -155,10 +151,6 @@ class CheckpointRecipe(Recipe):
         self._marks, self._prediction = marks(schedule), schedule.prediction
         self._waiting: dict[str, torch.Tensor] = {}
         self._lost = False
-        self._average: dict[str, torch.Tensor] | None = None
-        if tuning.ema:
-            self._average = {key: parameter.detach().clone() for key, parameter in self.learned.items()}
-        self._steps = 0
 
     def groups(self) -> list[dict[str, Any]]:
         return [
@@ -166,6 +158,7 @@ class CheckpointRecipe(Recipe):
                 "params": [self.learned[own.key] for own in self._owned if own.part == part],
                 "lr": rate,
                 "name": part,
+                **({} if part == "unet" else {"until": self._job.finetune.text_encoder_share}),
             }
             for part, rate in self._rates.items()
             if rate > 0
@@ -194,7 +187,7 @@ class CheckpointRecipe(Recipe):
 
     @contextlib.contextmanager
     def previewed(self) -> Iterator[None]:
-        """In the host's own precision, and what would be saved: the average where there is one."""
+        """In the host's own precision."""
         result = self._result()
         slots = [Slot(own, self._waiting) for own in self._owned]
         try:
@@ -204,28 +197,8 @@ class CheckpointRecipe(Recipe):
         finally:
             give_back(slots, clear=False)
 
-    def after_step(self) -> None:
-        """EMA with a warm-up: early weights are forgotten soon (the decay of step n is at most (1+n)/(10+n))."""
-        self._steps += 1
-        if self._average is not None:
-            decay = min(self._job.finetune.ema_decay, (1 + self._steps) / (10 + self._steps))
-            with torch.no_grad():
-                for key, average in self._average.items():
-                    average.lerp_(self.learned[key].detach(), 1 - decay)
-
     def _result(self) -> dict[str, torch.Tensor]:
-        if self._average is not None:
-            return self._average
         return {key: parameter.detach() for key, parameter in self.learned.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "steps": self._steps, "average": list((self._average or {}).values())}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._steps = state["steps"]
-        for average, value in zip((self._average or {}).values(), state["average"], strict=True):
-            average.copy_(value)
 
     def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
         if self._lost:

@@ -18,7 +18,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.dataset.folder import list_folder
 from lib_trainer.dataset.pictures import PictureError, read_size
 from lib_trainer.dataset.scan import Sample, Scan
-from lib_trainer.kinds.adapters import AdapterKind, DropoutSeeds, dropouts_of, make_networks, rate_groups
+from lib_trainer.kinds.adapters import AdapterKind, DropoutSeeds, dropouts_of, largest_norm, make_networks, rate_groups
 from lib_trainer.kinds.base import Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.formats.lora_file import write_lora
@@ -88,6 +88,7 @@ class DifferenceRecipe(Recipe):
     """While the pictures before are shown the first network learns, and then the second."""
 
     def __init__(self, kind: DifferenceKind, job: JobConfig, model: LoadedModel) -> None:
+        self._job = job
         self._dtype, self.network_module = DTYPES[job.output.precision], kind.module_name(job)
         fresh = msgspec.structs.replace(job.network, continue_from="")
         self.base = make_networks(kind, msgspec.structs.replace(job, network=fresh), model).trained
@@ -109,6 +110,9 @@ class DifferenceRecipe(Recipe):
         self._seeds.set(step)
         self.base.learn(base)
         self.network.learn(not base)
+
+    def bound(self) -> None:
+        self.network.bound(largest_norm(self._job))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

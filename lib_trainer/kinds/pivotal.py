@@ -89,6 +89,9 @@ class PivotalRecipe(Recipe):
     def before_step(self, step: int, *, base: bool) -> None:
         self.adapters.before_step(step, base=base)
 
+    def bound(self) -> None:
+        self.adapters.bound()
+
     def after_step(self) -> None:
         self.words.after_step()
 

@@ -26,7 +26,8 @@ class Recipe(Protocol):
     network_module: str
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizer, each with `params`, `lr` and `name` (the part)."""
+        """Parameter groups for the optimizer, each with `params`, `lr` and `name` (the part); with `until`
+        those that learn for a share of the run alone."""
 
     def modules(self) -> dict[str, int]:
         """How many modules of each part are trained."""
@@ -40,6 +41,10 @@ class Recipe(Protocol):
 
     def before_step(self, step: int, *, base: bool) -> None:
         """Called by the loop as a step (from 1 on) begins; `base`: its pictures are those before a difference."""
+        return
+
+    def bound(self) -> None:
+        """Called right after every step of the optimizer, also after one that has changed nothing."""
         return
 
     def after_step(self) -> None:

@@ -13,6 +13,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family, Part
 from lib_trainer.ports import Host, LoadedModel, Rows, TokenTable
 from lib_trainer.refusals import ConfigError, Field, ModelError, Problems
+from lib_trainer.training.optimizers import known
 
 BRACKETS = "()[]\\"
 """Signs of the WebUI's prompts (modules/prompt_parser.py)."""
@@ -76,7 +77,7 @@ class Words:
 
     def __init__(self, job: JobConfig, names: Sequence[str], model: LoadedModel, found: Mapping[str, Rows]) -> None:
         """`found` are rows from the file to continue from; other words start from their text, or at random."""
-        self._table, self._decay = model.tokens(), job.embedding.norm_decay
+        self._table, self._decay = model.tokens(), 0.0 if known(job.optimizer).averages else job.embedding.norm_decay
         self._norm, self._rate = self._table.usual_norm(), job.embedding.learning_rate
         generator = torch.Generator().manual_seed(job.training.seed + 3)
         self.rows: dict[str, dict[Part, nn.Parameter]] = {}

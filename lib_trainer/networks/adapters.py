@@ -194,6 +194,18 @@ class Adapter(nn.Module):
         kept = torch.rand(shape, device=ranked.device) >= self.dropouts.ranks
         return kept.to(ranked.dtype) / (1 - self.dropouts.ranks)
 
+    def norm(self) -> torch.Tensor:
+        """Of `delta`, a scalar on the device."""
+        norm: torch.Tensor = self.delta().float().norm()
+        return norm
+
+    def bound(self, norm: float) -> None:
+        """Scale `delta` down to `norm` (Frobenius) where it is larger: all factors alike, as sd-scripts'
+        `scale_weight_norms` does it. The device is not waited for."""
+        factor = (norm / self.norm().clamp_min(1e-12)).clamp_max(1.0) ** (1 / len(self.names))
+        for name in self.names:
+            getattr(self, name).mul_(factor)
+
     def file_tensors(self) -> dict[str, torch.Tensor]:
         """Names behind the key, and parameters."""
         found = {suffix: getattr(self, name) for name, suffix in self.layout.items()}
@@ -259,6 +271,11 @@ class LoraAdapter(Adapter):
             return F.conv2d(hidden, self.up.to(hidden.dtype) * self.scale)
         hidden = self.dropped(F.linear(x, self.down.to(x.dtype)), channels=-1)
         return F.linear(hidden, self.up.to(hidden.dtype) * self.scale)
+
+    def norm(self) -> torch.Tensor:
+        """By the products of rank size: ‖BA‖² = tr(BᵀB · AAᵀ)."""
+        up, down = self.up.flatten(1).float(), self.down.flatten(1).float()
+        return ((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt() * abs(self.scale)
 
     def delta(self) -> torch.Tensor:
         product = self.up.flatten(1) @ self.down.flatten(1)

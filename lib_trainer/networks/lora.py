@@ -117,6 +117,13 @@ class LoraNetwork(nn.Module):
             if not adapter.is_flat:
                 adapter.requires_grad_(on)
 
+    def bound(self, norm: float) -> None:
+        """Scale what each module adds to its layer down to this Frobenius norm, where it is larger; 0 leaves all."""
+        if norm:
+            with torch.no_grad():
+                for adapter in self:
+                    adapter.bound(norm)
+
     def parts(self) -> dict[Part, int]:
         """How many modules of each part are adapted."""
         counts: dict[Part, int] = {}

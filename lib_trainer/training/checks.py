@@ -49,6 +49,8 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
     with problems.at():
         check_rates(job, kind)
     with problems.at():
+        check_shares(job, kind)
+    with problems.at():
         _check_sampler(job, host)
     problems.raise_if_any()
 
@@ -119,8 +121,22 @@ def check_rates(job: JobConfig, kind: Kind) -> None:
     other = next((path for path, rate in given.items() if rate != given[first]), None)
     if other is not None:
         raise ConfigError("rates.not_one", field=other, other=Field(first), optimizer=name)
+    if "optimizer.lora_plus" in kind.options and job.optimizer.lora_plus != 1:
+        raise ConfigError("rates.not_by_factor", field="optimizer.lora_plus", optimizer=name)
     if "blocks.rates" in kind.options and job.blocks.rates.strip():
         raise ConfigError("rates.not_by_block", field="blocks.rates", optimizer=name)
+
+
+def check_shares(job: JobConfig, kind: Kind) -> None:
+    """Raise `ConfigError` where the text encoder alone learns, and not to the end."""
+    unet, text, share = (
+        ("finetune.unet_lr", "finetune.text_encoder_lr", "finetune.text_encoder_share")
+        if kind.writes_model
+        else ("optimizer.unet_lr", "optimizer.text_encoder_lr", "optimizer.text_encoder_share")
+    )
+    alone = share in kind.options and not option_of(job, unet) and option_of(job, text) and not kind.has_words
+    if alone and option_of(job, share) < 1:
+        raise ConfigError("rates.nothing_left", field=share, unet=Field(unet))
 
 
 def with_a_name(job: JobConfig) -> JobConfig:

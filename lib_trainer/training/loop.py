@@ -85,12 +85,14 @@ def train(
             current = rates.set(step - 1)
             drawn = next(steps)
             state.recipe.before_step(step, base=drawn.base)
+            _retire(optimizer, (step - 1) / options.total_steps)
             loss = _gradients(model, captions, drawn, state, options.dtype)
             results.tell()
             if stopping():
                 break
             numbers, learned = _step(optimizer, trained, loss, scaler, options.max_gradient_norm)
             results.put(step, drawn.epoch, current, numbers, model.device, learned=learned)
+            state.recipe.bound()
             if not (model.device.type == "cuda" or options.late):
                 results.tell()
         except BaseException as error:
@@ -100,6 +102,14 @@ def train(
             results.tell()
             raise
     results.tell()
+
+
+def _retire(optimizer: Optimizer, done: float) -> None:
+    """A group of parameters whose share of the run (`until`) is over gets no gradients any more."""
+    for group in optimizer.param_groups:
+        if done >= group.get("until", 1.0):
+            for parameter in group["params"]:
+                parameter.requires_grad_(False)
 
 
 def _gradients(
@@ -196,6 +206,8 @@ class _Results:
         state.step, state.epoch, state.noise_after, state.objective_after = done.step, done.epoch, noise, objective
         if done.applied:
             state.recipe.after_step()
+            if state.average is not None:
+                state.average.after_step()
         self._after_step(done)
         self._since = time.perf_counter()
 

@@ -130,6 +130,11 @@ def called(config: OptimizerConfig) -> str:
     return config.class_path.strip() if config.name == BY_PATH else config.name
 
 
+def wants_average(config: OptimizerConfig) -> bool:
+    """Whether a job keeps a running average beside what learns; an optimizer that averages does so itself."""
+    return config.ema and not known(config).averages
+
+
 def described(config: OptimizerConfig) -> str:
     """An optimizer with its arguments, as files tell them."""
     given = " ".join(config.arguments.split())

@@ -19,13 +19,14 @@ from lib_trainer.memory import forget_peak, release
 from lib_trainer.ports import Host, Lease, LoadedModel, TrainingState
 from lib_trainer.refusals import DatasetError, SaveError, Sentence, TrainerError
 from lib_trainer.training import failures
+from lib_trainer.training.average import Average
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.card import write_card
 from lib_trainer.training.failures import Point, all_finite, explained
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.metadata import RunFacts, run_metadata
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import averaged, make_optimizer, to_average
+from lib_trainer.training.optimizers import make_optimizer, wants_average
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pace import Pace
 from lib_trainer.training.pictures import PictureSource
@@ -198,9 +199,9 @@ class Run:
         facts = RunFacts(plan, model, schedule, encoded, total, order.batches_per_epoch(), precision, recipe)
         optimizer = make_optimizer(recipe.groups(), job.optimizer)
         noise = torch.Generator().manual_seed(job.training.seed + 1)
-        state = TrainState(
-            recipe, optimizer, loss_scaler(model.device, dtype), noise, Objective(schedule, job.noise, job.loss)
-        )
+        average = Average(parameters(recipe), job.optimizer.ema_decay) if wants_average(job.optimizer) else None
+        objective = Objective(schedule, job.noise, job.loss)
+        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, objective, average)
         rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
         options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
         return Prepared(facts, source, captions, state, rates, options)
@@ -232,12 +233,12 @@ class Run:
         """Beside the weights it is the largest thing that a run has, and once the weights are what is to be saved,
         nothing needs it."""
         if self.prepared is not None:
-            optimizer = self.prepared.state.optimizer
+            state = self.prepared.state
             try:
-                to_average(optimizer)
+                state.settle()
             except RuntimeError as error:  # the device's: what the last step has left can be kept all the same
                 logger.warning("No average was taken\n%s", release(error, self.place.model.device))
-            optimizer.state.clear()
+            state.optimizer.state.clear()
 
     def stopping(self) -> bool:
         """A host may take its Interrupt back (the WebUI does so with its next task): once seen, it holds."""
@@ -331,7 +332,7 @@ class Run:
         every, save_every = job.preview.every, job.output.save_every
         due = bool(job.preview.prompt and every and (done.step % every == 0 or last))
         if (due or control.take_sample()) and not self.stopping():
-            with averaged(prepared.state.optimizer):
+            with prepared.state.as_saved():
                 self._preview(session)
         if not last and (control.take_save() or (save_every and done.step % save_every == 0)):
             self._save_between(prepared)
@@ -339,7 +340,7 @@ class Run:
     def _save_between(self, prepared: Prepared) -> None:
         """A full disk or memory must not cost what is still to be learned: the run goes on, and its end saves again."""
         try:
-            with averaged(prepared.state.optimizer):
+            with prepared.state.as_saved():
                 self._save(prepared, self.plan.outputs.of_step(self.step), final=False)
         except Exception as error:
             if not (isinstance(error, SaveError) or failures.short_of_memory(error)):

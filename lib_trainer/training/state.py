@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch.optim import Optimizer
 
 from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.training.average import Average
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import restore
+from lib_trainer.training.optimizers import averaged, restore, to_average
 
 
 @dataclass
@@ -19,7 +21,8 @@ class TrainState:
     """The loop takes it and gives it back, after each step it tells of, as that step left it.
 
     `objective` says what the UNet is asked for. `noise` draws what is added to the pictures; `scaler` is loss scaling's
-    (torch's GradScaler). Dropouts and the order of the pictures hang on the step's number alone.
+    (torch's GradScaler); `average` is a running one of what learns. Dropouts and the order of the pictures hang on the
+    step's number alone.
     """
 
     recipe: Recipe
@@ -27,6 +30,7 @@ class TrainState:
     scaler: Any
     noise: torch.Generator
     objective: Objective
+    average: Average | None = None
     step: int = 0
     epoch: int = 0
     noise_after: torch.Tensor = field(init=False)
@@ -48,6 +52,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "recipe": self.recipe.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -59,3 +64,18 @@ class TrainState:
         restore(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.recipe.load_state_dict(state["recipe"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    @contextlib.contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """While this holds, what learns is what is saved and drawn: an average, where the optimizer or the job wants
+        one. Afterwards it is bit for bit what it was."""
+        with averaged(self.optimizer), contextlib.nullcontext() if self.average is None else self.average.shown():
+            yield
+
+    def settle(self) -> None:
+        """After the last step: what learned becomes what is saved. Allocates next to nothing."""
+        to_average(self.optimizer)
+        if self.average is not None:
+            self.average.settle()

@@ -276,6 +276,16 @@ def test_a_warm_up_of_version_1(old: dict[str, Any], new: dict[str, Any]) -> Non
     assert {name: getattr(job.optimizer, name) for name in new} == new and job.version == files.CURRENT_VERSION
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("checkpoint", (True, 0.75)), ("lora", (False, 0.9995)), (None, (True, 0.75))]
+)
+def test_an_average_of_version_1(kind: str | None, expected: tuple[bool, float]) -> None:
+    """Whole checkpoints alone read it; a preset that names no kind may be one for them."""
+    old: dict[str, Any] = {"version": 1, "finetune": {"ema": True, "ema_decay": 0.75, "unet_lr": 0.5}}
+    job = files.from_mapping(old | ({"network": {"kind": kind}} if kind else {}))
+    assert (job.optimizer.ema, job.optimizer.ema_decay) == expected and job.finetune.unet_lr == 0.5
+
+
 def test_every_older_version_has_a_migration() -> None:
     assert sorted(files.MIGRATIONS) == list(range(1, files.CURRENT_VERSION))
 

@@ -269,3 +269,36 @@ def test_a_locon_has_the_published_keys_and_shapes() -> None:
         mine[f"{adapter.key}.alpha"] = []
         mine |= {f"{adapter.key}.{name}": list(tensor.shape) for name, tensor in adapter.file_tensors().items()}
     assert mine == published
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_bound_on_the_norm_scales_what_is_above_it_and_nothing_else(spec: str, layer: str) -> None:
+    """sd-scripts' scale_weight_norms: ΔW · min(1, bound / ‖ΔW‖), every factor by the same root of it."""
+    adapter = filled(make_adapter(target(LAYERS[layer]()), SPECS[spec]))
+    before = adapter.delta().detach().clone()
+    torch.testing.assert_close(adapter.norm().detach(), before.norm())
+    with torch.no_grad():
+        adapter.bound(float(before.norm()) * 1.01)
+        assert torch.equal(adapter.delta(), before)
+        starts = {name: getattr(adapter, name).clone() for name in adapter.names}
+        adapter.bound(float(before.norm()) / 4)
+        torch.testing.assert_close(adapter.delta(), before / 4)
+        root = 0.25 ** (1 / len(starts))
+        for name, start in starts.items():
+            torch.testing.assert_close(getattr(adapter, name), start * root)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_bound_holds_for_adapters_that_lie_in_one_buffer(whole: bool) -> None:
+    targets = [target(nn.Linear(12, 20), f"lora_unet_{index}") for index in range(2)]
+    network = LoraNetwork([filled(make_adapter(one, SPECS["lora"]), seed) for seed, one in enumerate(targets)])
+    network.flatten(list(network), whole=whole)
+    starts = [adapter.delta().detach().clone() for adapter in network]
+    network.bound(0.0)
+    assert all(torch.equal(adapter.delta(), start) for adapter, start in zip(network, starts))
+    network.bound(0.125)
+    for adapter, start in zip(network, starts):
+        torch.testing.assert_close(adapter.delta().detach(), start * (0.125 / start.norm()))
+        (copied, *_) = adapter.current(torch.float32)
+        torch.testing.assert_close(copied.detach().reshape(adapter.down.shape), adapter.down.detach())

@@ -49,6 +49,8 @@ BASES: dict[str, dict[str, Any]] = {
     "lokr": CALM | {"network.kind": "lokr", "network.rank": 1},
     "v": CALM | {"model.prediction": "v"},
     "warm-up": CALM | {"training.max_steps": 4, "optimizer.schedule": "constant"},
+    "strong": CALM | {"optimizer.unet_lr": 1.0, "network.rank": 3},
+    "tuned text": CALM | {"network.kind": "checkpoint", "finetune.text_encoder_lr": RATE},
     "cosine": CALM | {"optimizer.schedule": "cosine"},
     "restarts": CALM | {"training.max_steps": 4, "optimizer.schedule": "cosine_with_restarts"},
     "polynomial": CALM | {"training.max_steps": 4, "optimizer.schedule": "polynomial"},
@@ -74,7 +76,7 @@ BASES: dict[str, dict[str, Any]] = {
     "hypernetwork": CALM | {"network.kind": "hypernetwork"},
     "checkpoint": CALM | {"network.kind": "checkpoint"},
     "quick checkpoint": CALM | {"network.kind": "checkpoint", "finetune.unet_lr": 1e-2},
-    "average": CALM | {"network.kind": "checkpoint", "finetune.unet_lr": 1e-2, "finetune.ema": True},
+    "average": CALM | {"network.kind": "checkpoint", "finetune.unet_lr": 1e-2, "optimizer.ema": True},
     "difference": CALM
     | {
         "network.kind": "difference",
@@ -223,6 +225,22 @@ def rate_of(name: str) -> Callable[[Seen], float]:
     return lambda seen: next((one.rate for one in seen.steps[0] if one.name == name), 0.0)
 
 
+def text_steps(seen: Seen) -> int:
+    """Steps in which the text encoder learns."""
+    own = [[one for one in groups if one.name == "te1"] for groups in seen.steps]
+    return sum(any(one is not None for group in groups for one in group.gradients) for groups in own)
+
+
+def largest_norm(seen: Seen) -> float:
+    """Of what a module of the LoRA adds to its layer."""
+    tensors, found = result(seen), []
+    for name in [name for name in tensors if name.endswith("lora_up.weight")]:
+        key = name.partition(".")[0]
+        up, down = tensors[name].float().flatten(1), tensors[f"{key}.lora_down.weight"].float().flatten(1)
+        found.append(float((up @ down).norm() * tensors[f"{key}.alpha"].float() / len(down)))
+    return max(found)
+
+
 def factors(seen: Seen) -> list[float]:
     """The schedule: each step's rate as a share of the bases'."""
     return [round(next(iter(step.values())) / RATE, 6) for step in seen.rates()]
@@ -359,8 +377,8 @@ JOBS: list[Row] = [
     Row("finetune.text_encoder_lr", 0.125, rate_of("te1"), 0.125, "checkpoint", SAMPLE),
     Row("finetune.difference_rank", 2, lambda seen: downs(seen) if names_in("lora")(seen) else set(), {2},
         "quick checkpoint"),
-    Row("finetune.ema", True, unet_weight, DIFFERS, "quick checkpoint"),
-    Row("finetune.ema_decay", 0.0, unet_weight, DIFFERS, "average"),
+    Row("optimizer.ema", True, unet_weight, DIFFERS, "quick checkpoint"),
+    Row("optimizer.ema_decay", 0.0, unet_weight, DIFFERS, "average"),
     # pairs
     Row("difference.before", "ROOT/earlier.png", lambda seen: torch.cat(seen.pixels), DIFFERS, "difference"),
     Row("difference.base_steps", 2, before_steps, 2, "difference"),
@@ -411,6 +429,11 @@ JOBS: list[Row] = [
     Row("optimizer.schedule", "cosine", factors, [1.0, 0.5]),
     Row("optimizer.schedule", "linear", factors, [1.0, 0.75, 0.5, 0.25], "warm-up"),
     Row("optimizer.warmup", 2.0, factors, [0.5, 1.0, 1.0, 1.0], "warm-up"),
+    Row("optimizer.text_encoder_share", 0.5, text_steps, 1),
+    Row("finetune.text_encoder_share", 0.5, text_steps, 1, "tuned text"),
+    Row("optimizer.lora_plus", 16.0, rate_of("unet B"), 16 * RATE, run="plus"),
+    Row("network.max_norm", 0.01, largest_norm, Judge(
+        "no module above it", lambda now, before: now <= 0.0101 < before), "strong"),
     Row("optimizer.cycles", 2, factors, [1.0, 0.5, 1.0, 0.5], "restarts"),
     Row("optimizer.power", 2.0, factors, [1.0, 0.5625, 0.25, 0.0625], "polynomial"),
     Row("optimizer.decay_share", 0.5, factors, [1.0, 1.0, 1.0, 0.5], "decay"),

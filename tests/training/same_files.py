@@ -65,7 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
     "embedding": EMBEDDING | {"embedding__names": "zrk-a, zrk-b", "embedding__vectors": 3, "output__save_every": 2},
     "embedding pt": EMBEDDING | {"embedding__format": "pt", "output__name": "zrk-c"},
     "hypernetwork": {"network__kind": "hypernetwork", "hypernetwork__learning_rate": 0.01},
-    "checkpoint": TUNING | {"finetune__difference_rank": 2, "finetune__ema": True},
+    "checkpoint": TUNING | {"finetune__difference_rank": 2, "optimizer__ema": True},
     "checkpoint, text encoder": TUNING | {"finetune__text_encoder_lr": 1e-3, "output__precision": "fp16"},
     "class pictures": {"prior__class_prompt": "disc", "prior__class_pictures": 2, "prior__weight": 0.5},
 }

@@ -46,7 +46,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "hypernetwork b2": {"network__kind": "hypernetwork", "training__batch_size": 2},
     "checkpoint b2": {"network__kind": "checkpoint", "training__batch_size": 2},
     "checkpoint b1 ema, text encoder": {
-        "network__kind": "checkpoint", "finetune__ema": True, "finetune__text_encoder_lr": 1e-6,
+        "network__kind": "checkpoint", "optimizer__ema": True, "finetune__text_encoder_lr": 1e-6,
     },
     "checkpoint b3 checkpointing": {"network__kind": "checkpoint", "training__batch_size": 3, **ON},
 }  # fmt: skip

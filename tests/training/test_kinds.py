@@ -269,7 +269,7 @@ def test_the_checkpoint_draws_what_the_preview_showed(watched: Watched, pictures
     preview = {"preview__prompt": "a zork", "preview__every": 3, "preview__steps": 2, "preview__seed": 3}
     for ema in (False, True):
         run = fresh(watched)
-        view = run.run(pictures, **changes, **preview, finetune__ema=ema, output__name=f"ema{ema}")
+        view = run.run(pictures, **changes, **preview, optimizer__ema=ema, output__name=f"ema{ema}")
         assert view.state == "finished", view.error
         assert view.output is not None
         (clip,) = (watched.host.checkpoint.parent / "clip").iterdir()

@@ -37,7 +37,7 @@ def _job(pictures: Path, **changes: Any) -> JobConfig:
         (8, {"training__batch_size": 8}),
         (6, {"network__kind": "loha", "dataset__width": 1024, "dataset__height": 1024}),
         (4, {"training__batch_size": 2, "dataset__width": 768, "dataset__height": 768, "preview__prompt": "a"}),
-        (16, {"network__kind": "checkpoint", "finetune__ema": True, "finetune__text_encoder_lr": 1e-6}),
+        (16, {"network__kind": "checkpoint", "optimizer__ema": True, "finetune__text_encoder_lr": 1e-6}),
         (8, {"network__kind": "checkpoint"}),
         (3, {"network__kind": "lora", "training__batch_size": 16, "dataset__width": 1024, "dataset__height": 1024}),
     ],
@@ -64,7 +64,7 @@ def test_more_of_anything_needs_more(pictures: Path) -> None:
         return forecast(_job(pictures, network__kind="checkpoint", **changes), SD1, CARD).needed / GIB
 
     base, unet, text = need(), SD1.weights["unet"].all / GIB, SD1.weights["te1"].all / GIB
-    assert need(finetune__ema=True) - base == pytest.approx(4 * unet, rel=1e-3)
+    assert need(optimizer__ema=True) - base == pytest.approx(4 * unet, rel=1e-3)
     assert need(optimizer__name="AdamW8bit") - base == pytest.approx(-(8 - 2.06) * unet, rel=1e-3)
     assert 12 * text < need(finetune__text_encoder_lr=1e-6) - base < 24 * text
     assert need(training__batch_size=4) - need(training__batch_size=2) == pytest.approx(2 * 1.1, rel=0.15)

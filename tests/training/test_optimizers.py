@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lib_trainer.config import OptimizerConfig
-from lib_trainer.config.optimizer import AVERAGING
+from lib_trainer.config.base import AVERAGING
 from lib_trainer.refusals import ConfigError
 from lib_trainer.training.arguments import parse_arguments
 from lib_trainer.training.optimizers import (

@@ -52,9 +52,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "pivotal": {"network__kind": "pivotal", "embedding__names": "zrk-a"},
     "hypernetwork": {"network__kind": "hypernetwork"},
     "checkpoint": {"network__kind": "checkpoint"},
-    "checkpoint, preview": {"network__kind": "checkpoint", "finetune__ema": True, **PREVIEW},
+    "checkpoint, preview": {"network__kind": "checkpoint", "optimizer__ema": True, **PREVIEW},
     "checkpoint, saving": {"network__kind": "checkpoint", **SAVE},
-    "checkpoint, text": {"network__kind": "checkpoint", "finetune__text_encoder_lr": 1e-6, "finetune__ema": True},
+    "checkpoint, text": {"network__kind": "checkpoint", "finetune__text_encoder_lr": 1e-6, "optimizer__ema": True},
     "difference": {"network__kind": "difference", "training__max_steps": 4, "difference__base_steps": 2},
 }
 
@@ -113,7 +113,7 @@ CASES = [
         "checkpoint, saving", "step 2", "Step 2 was not saved", None, lasting=False, more={"output__precision": "fp16"}
     ),
     Case("checkpoint, text", "step 1", "finetune.text_encoder_lr to 0", 1, number=30),
-    Case("checkpoint, text", "optimizer 2", "leave out finetune.ema", 2, number=1),
+    Case("checkpoint, text", "optimizer 2", "leave out optimizer.ema", 2, number=1),
     Case("difference", "start", RANK, 0, number=50),
     Case("difference", "step 2", "at step 3", 2, number=60),
     Case("lora, preview", "after preview", "preview.width", None, number=3, lasting=False, half=True),

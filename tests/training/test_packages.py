@@ -91,6 +91,10 @@ def test_the_command_line_installs_and_refuses(
             "blocks.rates: Prodigy finds one rate for all blocks",
         ),
         (
+            {"optimizer.unet_lr": 1.0, "optimizer.text_encoder_lr": 1.0, "optimizer.lora_plus": 16.0},
+            "optimizer.lora_plus: Prodigy finds one rate for all matrices",
+        ),
+        (
             {"optimizer.unet_lr": 1.0, "optimizer.text_encoder_lr": 1.0, "network.kind": "pivotal"},
             "embedding.learning_rate is not what optimizer.unet_lr is",
         ),

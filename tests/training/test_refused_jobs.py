@@ -100,6 +100,10 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "training.weights = 'fp8' is for weights that are not trained",
     ),
     ({"optimizer__name": "AdamW8bit"}, "optimizer.name = 'AdamW8bit' needs an NVIDIA card"),
+    (
+        {"optimizer__unet_lr": 0, "optimizer__text_encoder_share": 0.5},
+        "optimizer.text_encoder_share ends the learning of the text encoder, and nothing else learns",
+    ),
     ({"optimizer__arguments": "momentum=1"}, "optimizer.arguments: AdamW has no argument 'momentum'"),
     (
         {"optimizer__name": "by path", "optimizer__class_path": "torch.nope"},

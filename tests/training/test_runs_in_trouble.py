@@ -131,8 +131,8 @@ def test_a_step_that_loss_scaling_skips_moves_no_average(
     watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaler finds an overflow in step 2 of 3: what a recipe does after a step is done twice."""
-    from lib_trainer.kinds.checkpoint import CheckpointRecipe
     from lib_trainer.training import run
+    from lib_trainer.training.average import Average
 
     class Scaler:
         steps = 0
@@ -156,8 +156,8 @@ def test_a_step_that_loss_scaling_skips_moves_no_average(
 
     told: list[int] = []
     monkeypatch.setattr(run, "loss_scaler", lambda device, dtype: Scaler())
-    monkeypatch.setattr(CheckpointRecipe, "after_step", lambda self: told.append(1))
-    view = watched.run(pictures, network__kind="checkpoint")
+    monkeypatch.setattr(Average, "after_step", lambda self: told.append(1))
+    view = watched.run(pictures, optimizer__ema=True)
     assert view.state == "finished" and len(told) == 2
     assert [event.applied for event in watched.of(ev.StepDone)] == [True, False, True]
 

@@ -51,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
         for name, entry in OPTIMIZERS.items()
         if not entry.card and name != "AdamW"
     },
-    "checkpoint": {"network__kind": "checkpoint", "finetune__unet_lr": 1e-3, "finetune__ema": True},
+    "checkpoint": {"network__kind": "checkpoint", "finetune__unet_lr": 1e-3, "optimizer__ema": True},
 }
 
 

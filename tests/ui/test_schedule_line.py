@@ -45,6 +45,7 @@ def test_the_steps_are_those_that_the_folder_comes_to(tmp_path: Path) -> None:
     assert "35 steps" in line.html(values | {"training.batch_size": 2})
     assert "20 steps" in line.html(values | {"training.batch_size": 2, "training.gradient_accumulation": 2})
     assert "30 steps" in line.html(values | {"training.max_steps": 30})
+    assert "140 steps" in line.html(values | {"prior.class_prompt": "a disc"})
     draw_pictures(tmp_path / "set", count=4)
     assert "80 steps" in line.html(values), "a folder that has changed is counted anew"
 

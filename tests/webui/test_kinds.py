@@ -113,7 +113,7 @@ def test_a_whole_checkpoint_is_in_the_menu_and_draws_as_in_the_standalone_host(
     changes = {
         "network__kind": "checkpoint", "finetune__unet_lr": 3e-3, "finetune__text_encoder_lr": 1e-3,
         "finetune__difference_rank": 16, "preview__prompt": "red circle <lora:probe:1>", "preview__every": 2,
-        "training__max_steps": 4, "finetune__ema": True,
+        "training__max_steps": 4, "optimizer__ema": True,
     }  # fmt: skip
     ended = webui.probe("run", values=values(**changes, output__name="tuned"))
     assert ended["state"] == "finished", ended

@@ -10,7 +10,9 @@ from typing import Any
 
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.dataset.folder import concept_of, list_folder
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.refusals import TrainerError
+from lib_trainer.training.prior import wants_class_pictures
 from lib_trainer.training.schedules import factor, schedule_name, warmup_steps
 
 _log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class ScheduleLine:
         if self._counted is None or self._counted[0] != key:
             self._counted = key, _shown_in(folder, job.dataset.repeats)
         training, shown = job.training, self._counted[1]
+        if wants_class_pictures(job, kind_of(job)):
+            shown *= 2  # an epoch shows as many of the class as of the others
         batches = -(-shown // training.batch_size)
         return training.epochs * -(-batches // training.gradient_accumulation)
 

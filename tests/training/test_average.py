@@ -1,0 +1,84 @@
+"""EMA: what it is, and that looking at it moves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lib_trainer.ports import PreviewRequest
+from lib_trainer.training import loop
+from lib_trainer.training.average import Average
+from lib_trainer.work import events as ev
+from tests.training.watched import Watched
+
+
+def test_it_follows_what_learns_and_forgets_the_first_steps_soon() -> None:
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0]))
+    average, expected = Average([parameter], 0.5), parameter.detach().clone()
+    for step in range(1, 9):
+        with torch.no_grad():
+            parameter.add_(step)
+        average.after_step()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    torch.testing.assert_close(average.values[0], expected)
+    assert (1 + step) / (10 + step) >= 0.5, "the decay that was asked for has been reached"
+    learned = parameter.detach().clone()
+    with pytest.raises(RuntimeError), average.shown():
+        torch.testing.assert_close(parameter.detach(), expected)
+        raise RuntimeError
+    assert torch.equal(parameter, learned)
+    again = Average([nn.Parameter(torch.zeros(2))], 0.5)
+    again.load_state_dict(average.state_dict())
+    assert torch.equal(again.values[0], average.values[0])
+    average.settle()
+    torch.testing.assert_close(parameter.detach(), expected)
+
+
+@pytest.mark.parametrize("kind", ["lora", "embedding"])
+def test_what_a_run_saves_is_the_average_of_its_steps(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Also when it was drawn in between, and every file in between."""
+    changes = {
+        "network__kind": kind, "optimizer__unet_lr": 0.05, "embedding__learning_rate": 0.05, "training__max_steps": 4,
+        "optimizer__ema": True, "optimizer__ema_decay": 0.25, "embedding__norm_decay": 0.0, "output__name": "zrk-a",
+    }  # fmt: skip
+    looking = {"preview__prompt": "a thing", "preview__every": 1, "output__save_every": 3}
+    places: list[torch.Tensor] = []
+    drawn: list[torch.Tensor] = []
+    learning: list[torch.Tensor] = []
+    step, preview = loop._step, type(watched.host).preview
+
+    def noted(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter], *rest: object) -> object:
+        learning[:] = trained
+        done = step(optimizer, trained, *rest)  # type: ignore[arg-type]
+        places.append(torch.cat([one.detach().flatten() for one in trained]))
+        return done
+
+    def looked(host: object, request: PreviewRequest) -> object:
+        drawn.append(torch.cat([one.detach().flatten() for one in learning]))
+        return preview(host, request)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_step", noted)
+    monkeypatch.setattr(type(watched.host), "preview", looked)
+    assert watched.run(pictures, **changes, **looking).state == "finished"
+    assert len(watched.of(ev.PreviewMade)) == len(places) == 4
+    assert not any(torch.equal(place, average) for place, average in zip(places, drawn))
+    expected = drawn[0]
+    for number, place in enumerate(places[1:], 2):
+        decay = min(0.25, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * place
+        torch.testing.assert_close(drawn[number - 1], expected)
+    watched_files = {path.name: path for path in watched.host.root.rglob("zrk-a*") if path.suffix == ".safetensors"}
+    assert set(watched_files) == {"zrk-a.safetensors", "zrk-a-step00000003.safetensors"}
+    for name, shown in (("zrk-a", drawn[3]), ("zrk-a-step00000003", drawn[2])):
+        tensors = {
+            key: one for key, one in load_file(watched_files[f"{name}.safetensors"]).items() if "alpha" not in key
+        }
+        found = torch.cat([one.float().flatten() for one in tensors.values()])
+        torch.testing.assert_close(found.sort().values, shown.sort().values, rtol=0, atol=0)
