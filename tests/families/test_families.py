@@ -179,7 +179,8 @@ def test_what_the_facts_say() -> None:
     assert SD2.encoders[0].width == SD2.unet.context
     assert (SD2.encoders[0].skipped, SD2.encoders[0].final_norm) == (1, True)
     assert SD1.encoders[0].skipped == 0
-    assert SDXL.rates(1.0, 0.5) == {"unet": 1.0, "te1": 0.5, "te2": 0.5}
+    assert SDXL.rates(1.0, 0.5, -1) == {"unet": 1.0, "te1": 0.5, "te2": 0.5}
+    assert SDXL.rates(1.0, 0.5, 0.0) == {"unet": 1.0, "te1": 0.5, "te2": 0.0}
     assert SD1.rates(1.0, 0.5) == {"unet": 1.0, "te1": 0.5}
 
 
