@@ -127,9 +127,8 @@ def _by_name(unet: Unet, encoders: tuple[Encoder, ...]) -> dict[str, Layer]:
             found[name] = layer
             if name.startswith("lora_"):
                 found[f"oft_{name.removeprefix('lora_')}"] = layer
-        if layer.part == "te1":
-            tail = layer.published[1].replace(".", "_")
-            found |= {f"lora_te_{tail}": layer, f"lora_te1_{tail}": layer}
+        if layer.part == "te1" and len(encoders) == 1:
+            found[f"lora_te1_{layer.published[1].replace('.', '_')}"] = layer
     return found
 
 
