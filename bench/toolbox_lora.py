@@ -54,7 +54,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     found = {f"{DEFAULT.unet.prefix}{name}": one for name, one in ldm_unet(held(unet), DEFAULT.unet).items()}
     found |= {f"{VAE_PREFIX}{name}": one for name, one in ldm_vae(held(vae)).items()}
     found |= {f"{DEFAULT.encoders[0].prefix}{name}": one for name, one in held(text).items()}
-    return {name: one.shape for name, one in found.items()}
+    return {name: one.shape for name, one in found.items() if not name.endswith("position_ids")}
 
 
 def write_files(folder: Path) -> tuple[Path, Path]:

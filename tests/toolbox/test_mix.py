@@ -249,7 +249,7 @@ def test_the_command_line_runs_the_tools(model: Tensors, tmp_path: Path, capsys:
 
 
 def test_stopped_it_leaves_nothing(model: Tensors, tmp_path: Path) -> None:
-    from lib_trainer.toolbox.progress import Progress, Stopped
+    from lib_trainer.toolbox.progress import Progress, StopAsked
     from lib_trainer.toolbox.tools import TOOLS
     from lib_trainer.work.control import Control
 
@@ -259,6 +259,6 @@ def test_stopped_it_leaves_nothing(model: Tensors, tmp_path: Path) -> None:
         tool, control = TOOLS[name], Control()
         work = tool.prepare(tool.made({"lora": str(file), "output": str(tmp_path / "b"), **values})).work
         control.stop()
-        with pytest.raises(Stopped):
+        with pytest.raises(StopAsked):
             work(Progress(control))
     assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]
