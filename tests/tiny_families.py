@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.support import CLIP, UNET, VAE, LdmVae
+from lib_trainer.families.family import Family
+from lib_trainer.families.prediction import Prediction
+from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.host.text.texts import Texts
+from lib_trainer.ports import NoiseSchedule
+from tests.encoders import open_clip_encoder
+from tests.support import CLIP, UNET, VAE, LdmVae, scaled_linear
 
 TE1, TE2 = 32, 48
 POOLED = 40
@@ -43,17 +50,17 @@ V2_UNET: dict[str, Any] = UNET | {
 }
 OPEN_CLIP: dict[str, Any] = {
     "hidden_size": TE2,
-    "intermediate_size": 96,
+    "intermediate_size": 192,
     "projection_dim": POOLED,
     "num_hidden_layers": 4,
-    "num_attention_heads": 3,
+    "num_attention_heads": 4,
     "hidden_act": "gelu",
     "bos_token_id": 49406,
     "eos_token_id": 49407,
 }
 ARCH = {
     "embed_dim": POOLED,
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": TE2, "heads": 3, "layers": 4},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": TE2, "heads": 4, "layers": 4},
 }
 
 
@@ -65,6 +72,16 @@ class TinyXl:
     unet: nn.Module
     vae: LdmVae
     texts: tuple[nn.Module, ...]
+
+
+def in_ldm(tiny: TinyXl, family: Family, prediction: Prediction = "epsilon") -> LdmModel:
+    """The same weights as the WebUI has them: ldm's or sgm's modules, and open_clip's text encoder."""
+    last = tiny.texts[-1]
+    own = open_clip_encoder(last, projected=POOLED if family.sizes else 0)
+    texts = Texts([*tiny.texts[:-1], own], load_tokenizer(), family)
+    schedule = NoiseSchedule(scaled_linear(), prediction)
+    scale = family.latent_scale
+    return LdmModel(tiny.unet, tiny.vae, texts, schedule, scale, "tiny", tiny.path, family=family)
 
 
 def sgm_unet() -> Any:

@@ -26,6 +26,7 @@ from lib_trainer.kinds.slots import Slot, give_back, parameter_of, whole_weight
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, read_shapes, write_checkpoint
 from lib_trainer.networks.formats.description import beside, write_description
 from lib_trainer.networks.formats.lora_file import write_lora
+from lib_trainer.networks.fused import SlicedLinear
 from lib_trainer.networks.low_rank import lora_of_differences
 from lib_trainer.ports import Host, LoadedModel, OwnParameter
 from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, Sentence
@@ -218,17 +219,17 @@ class CheckpointRecipe(Recipe):
         if self._difference is None:
             return
         result, device = self._result(), self._model.device
-        owned = {id(own.owner): own for own in self._owned if own.name == "weight"}
-        targets = [target for target in self._model.adaptable_modules() if id(target.module) in owned]
+        owned = {(id(own.owner), own.name): own for own in self._owned}
+        kept = {target.key: _kept_in(target.module) for target in self._model.adaptable_modules()}
+        targets = {key: (owned[place], rows) for key, (place, rows) in kept.items() if place in owned}
 
         def changed() -> Iterator[tuple[str, torch.Tensor]]:
             progress = phase(Sentence("phase.difference"))
-            for done, target in enumerate(targets):
+            for done, (key, (own, rows)) in enumerate(targets.items()):
                 if stopping():
                     return
                 progress(done, len(targets))
-                own = owned[id(target.module)]
-                yield target.key, result[own.key].to(device) - whole_weight(own).to(device).float()
+                yield key, result[own.key][rows].to(device) - whole_weight(own)[rows].to(device).float()
             progress(len(targets), len(targets))
 
         tensors = lora_of_differences(changed(), self._job.finetune.difference_rank, torch.float16)
@@ -236,6 +237,12 @@ class CheckpointRecipe(Recipe):
             logger.info("The LoRA of the difference is left out: Stop was pressed while it was made")
         elif tensors:
             write_lora(self._difference, tensors, {**facts, "ss_network_module": "networks.lora"}, overwrite=False)
+
+
+def _kept_in(layer: nn.Module) -> tuple[tuple[int, str], slice]:
+    """The module, by its id, and the name of the parameter that holds a layer's weight, and its rows there."""
+    owner, name, rows = layer.kept_in if isinstance(layer, SlicedLinear) else (layer, "weight", slice(None))
+    return (id(owner), name), rows
 
 
 def _apart(model: LoadedModel, without: list[str]) -> dict[str, torch.Tensor]:

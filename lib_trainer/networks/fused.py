@@ -39,6 +39,14 @@ class SlicedLinear(nn.Linear):
     def bias(self) -> torch.Tensor | None:  # type: ignore[override]
         return self._view("bias")
 
+    @property
+    def kept_in(self) -> tuple[nn.Module, str, slice]:
+        """The module and the name of the parameter that holds the weight, and its rows there."""
+        attention, place = self.__dict__["fused"].attention, self.__dict__["place"]
+        if place == len(PARTS) - 1:
+            return attention.out_proj, "weight", slice(None)
+        return attention, "in_proj_weight", slice(place * self.out_features, (place + 1) * self.out_features)
+
     def _view(self, name: str) -> torch.Tensor | None:
         attention, place = self.__dict__["fused"].attention, self.__dict__["place"]
         if place == len(PARTS) - 1:
@@ -48,7 +56,10 @@ class SlicedLinear(nn.Linear):
         return None if whole is None else whole[place * self.out_features : (place + 1) * self.out_features]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.linear(input, self.weight, self.bias)
+        weight, bias = self.weight, self.bias
+        if weight.itemsize == 1:  # a host stores some layers in 8 bits, and widens them where it calls them
+            weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
+        return F.linear(input, weight, bias)
 
 
 class FusedAttention:

@@ -78,6 +78,9 @@ class WebuiModel(LdmModel):
             family=family,
         )
         self.sd_model = sd_model
+        for encoder in self.text.encoders:
+            for attention in getattr(encoder, "attentions", ()):
+                attention.refresh = bring_in_prompt_networks
 
     @contextlib.contextmanager
     def _set_aside(self, state: TrainingState) -> Iterator[None]:
@@ -176,6 +179,13 @@ def take_out_prompt_networks(sd_model: Any) -> list[nn.Module]:
         for module in known:
             networks.network_apply_weights(module)  # type: ignore[union-attr]
     return known
+
+
+def bring_in_prompt_networks(module: nn.Module) -> None:
+    """What the Lora extension's own forward of an attention does first: the LoRAs of the prompt into the weights."""
+    networks = sys.modules.get("networks")
+    if hasattr(networks, "network_apply_weights") and getattr(module, "network_layer_name", None) is not None:
+        networks.network_apply_weights(module)  # type: ignore[union-attr]
 
 
 BACKUPS = ("network_weights_backup", "network_bias_backup")

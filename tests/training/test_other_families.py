@@ -1,0 +1,265 @@
+"""Training SDXL and SD 2.x: both layouts learn alike, as diffusers computes it, and every kind gives the host back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from lib_trainer.config import from_values
+from lib_trainer.families.known import FAMILIES
+from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.standalone.model import DiffusersModel
+from lib_trainer.networks.lora import LoraNetwork
+from lib_trainer.ports import HeldPart, PictureSize, TrainingState
+from lib_trainer.training import precision
+from lib_trainer.training.captions import LiveCaptions
+from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.training.objective import Objective
+from lib_trainer.training.precision import autocast
+from lib_trainer.work.monitor import RunView
+from tests.support import ModelHost, differences, job_values, relative, snapshot
+from tests.tiny_families import TinyXl, build_sd2, build_sdxl, in_ldm
+
+CPU = torch.device("cpu")
+SIZES = [PictureSize((768, 1024), (0, 64), (512, 704)), PictureSize((512, 512), (3, 0), (640, 448))]
+Gradients = dict[str, torch.Tensor]
+CAPTIONS = ["a disc", "a longer caption of a disc"]
+
+
+@dataclass
+class Pair:
+    """One set of weights on both hosts."""
+
+    tiny: TinyXl
+    ldm: LdmModel
+    diffusers: DiffusersModel
+
+    def of(self, layout: str) -> Any:
+        return getattr(self, layout)
+
+
+@pytest.fixture(scope="module", params=["SDXL", "SD 2.x"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")
+    family = next(one for one in FAMILIES if one.word == request.param)
+    folder = tmp_path_factory.mktemp("pair")
+    tiny = build_sdxl(folder) if family.sizes else build_sd2(folder, parameterization="v")
+    return Pair(tiny, in_ldm(tiny, family, "v" if family.v2 else "epsilon"), DiffusersModel.load(tiny.path, CPU))
+
+
+@pytest.fixture
+def untouched(pair: Pair) -> Iterator[None]:
+    """Both models are what they were, bit for bit."""
+    roots = [root for model in (pair.ldm, pair.diffusers) for root in model.roots().values()]
+    before = snapshot(*roots)
+    yield
+    assert differences(before, snapshot(*roots)) == []
+
+
+def gradients(
+    model: Any, *, checkpointing: bool = False, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """By part, of one step with adapters on every layer that have learned something already."""
+    generator = torch.Generator().manual_seed(1)
+    network = LoraNetwork.create(model.adaptable_modules(), 4, 4, generator)
+    with torch.no_grad():
+        for adapter in network:
+            adapter.up.normal_(0, 0.02, generator=generator)
+    objective = Objective(model.schedule)
+    noised = objective.noised(torch.randn(2, 4, 16, 16, generator=generator), generator)
+    captions = LiveCaptions(model, 1, 75)
+    with model.training(TrainingState(dtype, checkpointing, True)), network.applied():
+        with autocast(CPU, dtype):
+            out = model.predict(noised.latents, noised.timesteps, captions(CAPTIONS, SIZES))
+        objective.loss(out, noised).backward()
+    found: dict[str, list[torch.Tensor]] = {}
+    last = {one.described.part: f"layer_{len(one.blocks()) - 1}" for one in model.text.encoders}
+    for adapter in network:
+        for parameter in adapter.parameters():
+            if parameter.grad is None:  # the UNet reads the layer before, and of some nobody the last one
+                assert adapter.part != "unet" and adapter.block == last[adapter.part]
+            else:
+                found.setdefault(adapter.part, []).append(parameter.grad.flatten())
+    assert found.keys() == set(model.family.parts)
+    joined = {part: torch.cat(own) for part, own in found.items()}
+    assert all(bool(own.any()) for own in joined.values())
+    return joined
+
+
+def apart(one: Gradients, other: Gradients) -> float:
+    return max(relative(one[part], other[part]) for part in other)
+
+
+def test_both_layouts_have_the_same_gradients(pair: Pair, untouched: None) -> None:
+    mine, theirs = gradients(pair.ldm), gradients(pair.diffusers)
+    assert apart(mine, theirs) < 1e-4
+    assert [one.key for one in pair.ldm.adaptable_modules()] == [one.key for one in pair.diffusers.adaptable_modules()]
+
+
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+def test_what_must_not_change_the_gradients(pair: Pair, untouched: None, layout: str) -> None:
+    model = pair.of(layout)
+    plain = gradients(model)
+    assert apart(gradients(model, checkpointing=True), plain) < 1e-5
+    half = gradients(model, dtype=torch.bfloat16)
+    assert apart(half, plain) < 0.15
+    assert apart(gradients(model, dtype=torch.bfloat16, checkpointing=True), half) < 1e-5
+
+
+def test_layers_of_deep_transformers_are_recomputed_one_by_one(pair: Pair) -> None:
+    from lib_trainer.host.holding import recomputed_blocks
+
+    depth = 2 if pair.ldm.family.sizes else 1
+    for model, resnet in ((pair.ldm, "ResBlock"), (pair.diffusers, "ResnetBlock2D")):
+        names = {type(block).__name__ for block in recomputed_blocks(model.unet, resnet)}
+        deep = {"SpatialTransformer", "Transformer2DModel"} if depth == 1 else {"BasicTransformerBlock"}
+        assert resnet in names and len(names) == 2 and names & deep
+
+
+@torch.no_grad()
+def test_contexts_are_the_same(pair: Pair) -> None:
+    for clip_skip in (1, 2):
+        mine, theirs = (model.encode_text([*CAPTIONS, ""], clip_skip, 3) for model in (pair.ldm, pair.diffusers))
+        assert relative(mine.context, theirs.context) < 1e-5
+        assert (mine.pooled is None) == (theirs.pooled is None) == (not pair.ldm.family.sizes)
+        if mine.pooled is not None and theirs.pooled is not None:
+            assert relative(mine.pooled, theirs.pooled) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+def test_the_loss_is_diffusers(pair: Pair, layout: str) -> None:
+    """train_text_to_image_sdxl.py's computation, and for v that of train_text_to_image.py, on fixed noise and steps.
+
+    diffusers' own scheduler noises and makes v; the encoders are called as its pipelines call them.
+    """
+    from diffusers import DDPMScheduler
+
+    model, family = pair.of(layout), pair.ldm.family
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, 4, 16, 16, generator=generator)
+    objective = Objective(model.schedule)
+    noised = objective.noised(latents, torch.Generator().manual_seed(4))
+    mine = model.predict(noised.latents, noised.timesteps, LiveCaptions(model, 1, 75)(CAPTIONS, SIZES))
+
+    again = torch.Generator().manual_seed(4)
+    noise = torch.randn(latents.shape, generator=again)
+    timesteps = torch.randint(1000, (2,), generator=again)
+    v = family.v2
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        prediction_type="v_prediction" if v else "epsilon",
+    )  # fmt: skip
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
+    theirs = _predicted_by_diffusers(pair, noisy, timesteps)
+    assert relative(noised.latents, noisy) < 1e-5 and relative(noised.target, target) < 1e-5
+    assert relative(mine, theirs) < 1e-4
+    loss, wanted = objective.loss(mine, noised), F.mse_loss(theirs, target)
+    assert float((loss - wanted).abs() / wanted) < 1e-4
+
+
+def _predicted_by_diffusers(pair: Pair, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    own, family = pair.diffusers, pair.diffusers.family
+    from lib_trainer.host.standalone.tokenizer import load_tokenizer
+
+    found = load_tokenizer()(CAPTIONS, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    zeros = torch.where((found == 49407).cumsum(1) > 1, 0, found)  # open_clip pads with 0
+    extra = {}
+    if family.sizes:
+        first, second = (one.module for one in own.text.encoders)
+        one = first(found, output_hidden_states=True)
+        two = second(zeros, output_hidden_states=True)
+        context = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
+        ids = torch.tensor([[*size.original, *size.crop, *size.target] for size in SIZES])
+        extra = {"added_cond_kwargs": {"text_embeds": two.text_embeds, "time_ids": ids}}
+    else:
+        text: Any = own.text.encoders[0].module
+        states = text(zeros, output_hidden_states=True).hidden_states
+        context = text.text_model.final_layer_norm(states[-2])
+    out: torch.Tensor = own.unet(noisy, timesteps, context, **extra).sample
+    return out
+
+
+JOBS: dict[str, dict[str, Any]] = {
+    "lora": {"preview.prompt": "zorb", "preview.every": 1},
+    "locon without text encoders": {"network.kind": "locon", "optimizer.text_encoder_lr": 0.0},
+    "pivotal": {"network.kind": "pivotal", "embedding.names": "zrk-a"},
+    "checkpoint": {"network.kind": "checkpoint", "finetune.text_encoder_lr": 1e-4, "finetune.difference_rank": 2},
+}
+HALF = pytest.mark.skipif(not precision._cpu_multiplies_fp16(), reason="this torch has no fp16 on the CPU")
+
+
+class SingleFileHost(ModelHost):
+    def parts(self) -> dict[str, HeldPart]:
+        return {part: HeldPart.of(root, CPU) for part, root in self.loaded.roots().items()}  # type: ignore[attr-defined]
+
+
+def run(model: Any, root: Path, pictures: Path, changes: dict[str, Any]) -> RunView:
+    runner = TrainingDesk(SingleFileHost(model, root))
+    values = job_values(pictures) | {"training.max_steps": 2, "output.name": "zrk"}
+    runner.start(from_values(values | changes))
+    view = runner.wait(300)
+    assert view is not None
+    return view
+
+
+@HALF
+@pytest.mark.parametrize("job", JOBS)
+def test_on_a_host_in_half_precision(pair: Pair, pictures: Path, tmp_path: Path, job: str) -> None:
+    """As the WebUI holds it; afterwards every parameter has its bytes and dtype, and nothing else has changed."""
+    model = copy.copy(pair.ldm)
+    half = copy.deepcopy(pair.tiny)
+    model = in_ldm(half, pair.ldm.family, pair.ldm.schedule.prediction)
+    for root in model.roots().values():
+        root.half()
+    before = snapshot(*model.roots().values())
+    view = run(model, tmp_path, pictures, JOBS[job] | {"training.precision": "bf16"})
+    assert (view.state, view.error, view.step) == ("finished", "", 2)
+    assert differences(before, snapshot(*model.roots().values())) == []
+
+
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+def test_a_whole_checkpoint_is_written_back(
+    pair: Pair, untouched: None, pictures: Path, tmp_path: Path, layout: str
+) -> None:
+    """Every tensor of the file it came from, each of what is trained moved, fused attentions and all."""
+    view = run(pair.of(layout), tmp_path, pictures, JOBS["checkpoint"] | {"finetune.unet_lr": 1e-4})
+    assert view.state == "finished" and view.output is not None
+    saved, held = load_file(view.output), load_file(pair.tiny.path)
+    # what the loaded modules do not have is not written: SD 2.x's projection is read by nobody
+    assert saved.keys() >= {
+        name for name in held if not name.endswith(("position_ids", "logit_scale", "text_projection"))
+    }
+    assert all(saved[name].shape == tensor.shape for name, tensor in held.items() if name in saved)
+    moved = {name for name, tensor in held.items() if name in saved and not torch.equal(saved[name], tensor)}
+    roots = ("model.diffusion_model.", *(encoder.root for encoder in pair.ldm.family.encoders))
+    assert all(any(name.startswith(root) for name in moved) for root in roots)
+    assert any(name.endswith("attn.in_proj_weight") for name in moved)
+    assert not any(name.startswith("first_stage_model.") for name in moved)
+    again = DiffusersModel.load(Path(view.output), CPU)
+    assert again.family is pair.ldm.family
+    difference = load_file(tmp_path / "lora" / "zrk.safetensors")
+    keys = {name.partition(".")[0] for name in difference}
+    assert any(key.startswith(pair.ldm.family.encoders[-1].key) and "q_proj" in key for key in keys)
+
+
+def test_both_layouts_fine_tune_to_the_same_checkpoint(
+    pair: Pair, untouched: None, pictures: Path, tmp_path: Path
+) -> None:
+    files = []
+    for layout in ("ldm", "diffusers"):
+        changes = JOBS["checkpoint"] | {"finetune.unet_lr": 1e-4, "finetune.difference_rank": 0}
+        files.append(load_file(run(pair.of(layout), tmp_path / layout, pictures, changes).output or ""))
+    held = load_file(pair.tiny.path)
+    names = sorted(name for name in files[0].keys() & files[1].keys() if files[0][name].ndim > 1)
+    moves = [torch.cat([(file[name] - held[name]).flatten() for name in names]) for file in files]
+    assert relative(moves[0], moves[1]) < 0.05
