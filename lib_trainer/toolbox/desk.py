@@ -30,10 +30,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Work that was checked and may start. `lines`: what it will do, which is all that a dry run shows."""
+    """Work that was checked and may start. `lines`: what it will do, which is all that a dry run shows.
+
+    `quiet`: they are not told while it runs, as its end repeats them.
+    """
 
     lines: tuple[Sentence, ...]
     work: Callable[[Progress], Done]
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def _busy() -> TrainerError:
 
 def _run(prepared: Prepared, control: Control, emit: Listener) -> None:
     progress = Progress(control, emit)
-    for line in prepared.lines:
+    for line in () if prepared.quiet else prepared.lines:
         progress.say(line)
     try:
         done = prepared.work(progress)

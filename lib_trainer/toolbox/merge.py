@@ -22,6 +22,7 @@ from lib_trainer.networks.formats.checkpoint_file import is_weight
 from lib_trainer.networks.formats.mapped import Stored
 from lib_trainer.options.toml import read_toml
 from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Sentence, few
+from lib_trainer.toolbox.clean_names import EMA, POSITIONS
 from lib_trainer.toolbox.desk import Done, Prepared, made
 from lib_trainer.toolbox.facts import check_alike
 from lib_trainer.toolbox.merge_settings import STEP_FIELDS, MergeSettings
@@ -33,8 +34,6 @@ from lib_trainer.toolbox.source import Source, open_source
 from lib_trainer.toolbox.streaming import Layout, Tally, bytes_needed, check_space, write_stream
 from lib_trainer.toolbox.vae import vae_tensors
 
-EMA = "model_ema."
-POSITIONS = "position_ids"
 EARLIER = "#"
 """`#1` as a model of a chain is the result of its first step."""
 MODELS = ("a", "b", "c")
@@ -362,7 +361,7 @@ def _write(plan: Plan, progress: Progress) -> Done:
     beside = plan.sources[0].path.with_suffix(".yaml")
     if beside.is_file() and not path.with_suffix(".yaml").exists():
         shutil.copyfile(beside, path.with_suffix(".yaml"))
-    return Done(Sentence("merge.done", path=path), path, (*plan.notes, *_rounded(tally)))
+    return Done(Sentence("merge.done", path=path), path, (*plan.notes, *rounded(tally)))
 
 
 def _surveyed(step: Step, number: int, plan: Plan, progress: Progress) -> Spread:
@@ -377,7 +376,8 @@ def _surveyed(step: Step, number: int, plan: Plan, progress: Progress) -> Spread
     return spread_of(found)
 
 
-def _rounded(tally: Tally) -> tuple[Sentence, ...]:
+def rounded(tally: Tally) -> tuple[Sentence, ...]:
+    """What is said of numbers that were beyond the range."""
     if not tally.clamped:
         return ()
     return (Sentence("toolbox.clamped", count=Count(tally.clamped), names=few(tally.names)),)

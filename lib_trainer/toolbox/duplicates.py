@@ -1,0 +1,150 @@
+"""Parts that several files hold, and files of which another one holds everything."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib_trainer.files import TRASH
+from lib_trainer.refusals import ConfigError, Count, ModelError, Sentence
+from lib_trainer.toolbox.desk import Done, Prepared
+from lib_trainer.toolbox.facts import facts_of
+from lib_trainer.toolbox.identity import SHOWN, components, glance, identity
+from lib_trainer.toolbox.inspect_settings import DuplicatesSettings
+from lib_trainer.toolbox.output import discard
+from lib_trainer.toolbox.progress import Progress
+from lib_trainer.toolbox.source import Source, open_source
+
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+FOLDER = "model_index.json"
+"""What makes a folder a model."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file and its parts. `size` in bytes."""
+
+    path: Path
+    size: int
+    parts: dict[str, str]
+    source: Source
+
+
+@dataclass(frozen=True)
+class Report:
+    """`shared`: (part, hash, the files that hold it); `same`: files that hold the same parts, the largest first."""
+
+    shared: tuple[tuple[str, str, tuple[Path, ...]], ...]
+    same: tuple[tuple[Found, ...], ...]
+    unread: tuple[Path, ...]
+
+    @property
+    def free(self) -> int:
+        """Bytes that all but one of each group take."""
+        return sum(one.size for group in self.same for one in group[1:])
+
+
+def prepare(settings: DuplicatesSettings) -> Prepared:
+    """Raises `ConfigError` for a folder that is none."""
+    if not settings.folders:
+        raise ConfigError("duplicates.no_folder", field="folders")
+    folders = [Path(folder.strip().strip('"')).expanduser().absolute() for folder in settings.folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError("duplicates.not_a_folder", field="folders", path=folder)
+    files = sorted({path for folder in folders for path in models_in(folder)})
+    trash = [Path(path).expanduser().absolute() for path in settings.trash]
+    lines = (Sentence("duplicates.files", count=Count(len(files)), folders=folders),)
+    return Prepared(lines, lambda progress: _work(files, trash, progress), quiet=True)
+
+
+def models_in(folder: Path) -> Iterable[Path]:
+    """Model files below a folder; a diffusers folder counts as one."""
+    for place, below, names in os.walk(folder):
+        if FOLDER in names:
+            below.clear()
+            yield Path(place)
+            continue
+        below[:] = sorted(name for name in below if name != TRASH)
+        yield from (Path(place) / name for name in names if name.lower().endswith(ENDINGS))
+
+
+def compared(files: Sequence[Path], progress: Progress) -> Report:
+    """Compare what files hold. Only parts that look alike at a glance are read as a whole."""
+    progress.begin(Sentence("phase.looking_through"), len(files), "files")
+    held, unread = [], []
+    for path in files:
+        try:
+            source = open_source(path)
+            parts = components(source, facts_of(source))
+            if parts:
+                glances = {part: glance(tensors) for part, tensors in parts.items()}
+                held.append(Found(path, _size(path), glances, source))
+        except ModelError:
+            unread.append(path)
+        progress.advance(1)
+    alike = _counted(one.parts.values() for one in held)
+    hashed = [_hashed(one, {glance for glance, count in alike.items() if count > 1}, progress) for one in held]
+    holders: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    groups: dict[frozenset[str], list[Found]] = defaultdict(list)
+    for one in hashed:
+        groups[frozenset(one.parts.values())].append(one)
+        for part, digest in one.parts.items():
+            holders[digest].append((part, one.path))
+    shared = [
+        (places[0][0], digest, tuple(path for _, path in places)) for digest, places in holders.items() if places[1:]
+    ]
+    same = [tuple(sorted(group, key=lambda one: (-one.size, one.path))) for group in groups.values() if group[1:]]
+    return Report(tuple(sorted(shared)), tuple(same), tuple(unread))
+
+
+def _hashed(one: Found, alike: set[str], progress: Progress) -> Found:
+    tensors = components(one.source, facts_of(one.source))
+    read = [part for part, seen in one.parts.items() if seen in alike]
+    total = sum(stored.nbytes for part in read for stored in tensors[part].values())
+    progress.begin(Sentence("phase.reading_file", name=one.path.name), total, "bytes")
+    parts = {part: identity(tensors[part], progress.advance) if part in read else one.parts[part] for part in one.parts}
+    return Found(one.path, one.size, parts, one.source)
+
+
+def _counted(lists: Iterable[Iterable[str]]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for one in lists:
+        for digest in set(one):
+            counts[digest] += 1
+    return counts
+
+
+def _size(path: Path) -> int:
+    files = (one for one in path.rglob("*") if one.is_file()) if path.is_dir() else (path,)
+    return sum(one.stat().st_size for one in files)
+
+
+def _work(files: Sequence[Path], trash: Sequence[Path], progress: Progress) -> Done:
+    report = compared(files, progress)
+    notes = [
+        Sentence("duplicates.part", part=part, hash=digest[:SHOWN], paths=paths)
+        for part, digest, paths in report.shared
+    ]
+    for first, *others in report.same:
+        freed = Count(sum(one.size for one in others) >> 20)
+        notes.append(Sentence("duplicates.same", kept=first.path, paths=[one.path for one in others], size=freed))
+    notes += [Sentence("duplicates.unread", path=path) for path in report.unread]
+    notes += [Sentence("duplicates.moved", path=path, place=place) for path, place in _moved(report, trash)]
+    told = Sentence("duplicates.done", count=Count(len(files)), size=Count(report.free >> 20))
+    return Done(told, None, tuple(notes))
+
+
+def _moved(report: Report, trash: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Move files to the trash. Raises `ConfigError`, and moves none, where one is no duplicate or all would go."""
+    wanted = set(trash)
+    for path in trash:
+        group = next((group for group in report.same if path in [one.path for one in group]), None)
+        if group is None:
+            raise ConfigError("duplicates.only_one", field="trash", path=path)
+        if all(one.path in wanted for one in group):
+            raise ConfigError("duplicates.none_left", field="trash", path=path)
+    return [(path, discard(path)) for path in dict.fromkeys(trash)]

@@ -1,0 +1,165 @@
+"""Looking into files: hashes that no container changes, what is told, duplicates and their way to the trash."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_trainer.cli.main import main
+from lib_trainer.families.family import Family
+from lib_trainer.refusals import ConfigError, ModelError
+from lib_trainer.toolbox.duplicates import prepare as prepare_duplicates
+from lib_trainer.toolbox.facts import facts_of
+from lib_trainer.toolbox.identity import components, glance, identity
+from lib_trainer.toolbox.inspect import prepare as prepare_inspect
+from lib_trainer.toolbox.inspect_settings import DuplicatesSettings, InspectSettings
+from lib_trainer.toolbox.progress import Progress
+from lib_trainer.toolbox.source import open_source
+from tests.toolbox.models import SD1, SD2, SDXL, Tensors, checkpoint, save, save_folder, some
+
+
+def hashes(path: Path) -> dict[str, str]:
+    source = open_source(path)
+    parts = components(source, facts_of(source))
+    found = {part: identity(tensors) for part, tensors in parts.items()}
+    assert len({glance(tensors) for tensors in parts.values()}) == len(set(found.values()))
+    return found
+
+
+@pytest.mark.parametrize("family", [SD1, SD2, SDXL], ids=lambda one: one.word)
+def test_a_hash_is_the_same_in_every_container(family: Family, tmp_path: Path) -> None:
+    made = checkpoint(family)
+    half = {name: one.half() if one.is_floating_point() else one for name, one in made.items()}
+    wanted = hashes(save(tmp_path / "a.safetensors", made))
+    assert wanted.keys() == {*family.parts, "vae"} and len(set(wanted.values())) == len(wanted)
+    assert hashes(save(tmp_path / "b.safetensors", half)) == wanted
+    torch.save({"state_dict": made, "global_step": 1}, tmp_path / "c.ckpt")
+    assert hashes(tmp_path / "c.ckpt") == wanted
+    folder = save_folder(tmp_path / "d", family)
+    assert hashes(folder) == wanted
+    assert hashes(save_folder(tmp_path / "e", family, dtype=torch.float16)) == wanted
+    assert hashes(folder / "vae" / "diffusion_pytorch_model.safetensors") == {"vae": wanted["vae"]}
+    assert hashes(folder / "unet" / "diffusion_pytorch_model.safetensors") == {"unet": wanted["unet"]}
+    vae = {name.partition(".")[2]: one for name, one in half.items() if name.startswith("first_stage_model.")}
+    torch.save(vae, tmp_path / "f.vae.pt")
+    assert hashes(tmp_path / "f.vae.pt") == {"vae": wanted["vae"]}
+
+
+def test_a_hash_changes_with_any_number(tmp_path: Path) -> None:
+    made = some(SD1)
+    wanted = hashes(save(tmp_path / "a.safetensors", made))
+    name = "first_stage_model.decoder.conv_in.weight"
+    made[name] = made[name].clone()
+    made[name].view(-1)[-1] += 0.01
+    found = hashes(save(tmp_path / "b.safetensors", made))
+    assert {part for part in wanted if wanted[part] != found[part]} == {"vae"}
+
+
+def test_layers_that_nothing_reads_do_not_matter(tmp_path: Path) -> None:
+    """diffusers' folders of SD 2.x lack the last layer of the text encoder, and the projection behind it."""
+    made = some(SD2)
+    wanted = hashes(save(tmp_path / "a.safetensors", made))
+    prefix = SD2.encoders[0].prefix
+    more = {f"{prefix}transformer.resblocks.23.ln_1.weight": torch.ones(2), f"{prefix}text_projection": torch.ones(2)}
+    more[f"{prefix}logit_scale"] = torch.tensor(1.0)
+    assert hashes(save(tmp_path / "b.safetensors", made | more)) == wanted
+    more = {f"{prefix}transformer.resblocks.22.ln_1.weight": torch.ones(2)}
+    assert hashes(save(tmp_path / "c.safetensors", made | more)) != wanted
+
+
+def look(path: Path, *, whole: bool = True) -> str:
+    done = prepare_inspect(InspectSettings(file=str(path), whole=whole)).work(Progress())
+    return "\n".join(str(line) for line in (done.told, *done.notes))
+
+
+def test_what_is_told_of_a_checkpoint(tmp_path: Path) -> None:
+    made = some(SD1) | {"model_ema.decay": torch.ones(1), "betas": torch.ones(2), "odd.thing": torch.ones(2)}
+    path = save(tmp_path / "a.safetensors", made, **{"modelspec.title": "Zorb"})
+    told = look(path)
+    for said in ("checkpoint for SD 1.x", "It predicts epsilon.", "4 input channels", "modelspec.title: Zorb",
+                 "running average (EMA, 1 tensors)", "1 tensors are not needed: betas", "not known here: odd.thing",
+                 "unet: ", "te1: ", "vae: ", "Every number is one."):  # fmt: skip
+        assert said in told
+    assert hashes(path)["vae"][:10] in told and "hash" not in look(path, whole=False)
+
+
+def test_what_is_broken_is_named(tmp_path: Path) -> None:
+    made = some(SD1)
+    name, positions = "first_stage_model.decoder.conv_in.weight", next(n for n in made if n.endswith("position_ids"))
+    made |= {name: torch.full((4,), float("nan")), positions: (torch.arange(77) * 0.999).half()[None]}
+    told = look(save(tmp_path / "a.safetensors", made))
+    assert f"1 tensors hold numbers that are none (NaN or infinite): {name}" in told
+    assert f"Positions of tokens are damaged in {positions}" in told and "Every number" not in told
+
+
+def test_what_is_told_of_a_lora(tmp_path: Path) -> None:
+    key = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    tensors: Tensors = {f"{key}.lora_down.weight": torch.ones(4, 8), f"{key}.lora_up.weight": torch.ones(8, 4),
+                        f"{key}.dora_scale": torch.ones(8, 1)}  # fmt: skip
+    tags = json.dumps({"1_a": {"zorb": 3, "blue": 1}, "2_b": {"zorb": 2}})
+    path = save(tmp_path / "a.safetensors", tensors, ss_sd_model_name="base", ss_tag_frequency=tags,
+                ssmd_cover_images="[]")  # fmt: skip
+    told = look(path)
+    for said in ("LoRA for SD 1.x", "Ranks: 4 (1 layers)", "DoRA", "ss_sd_model_name: base", "zorb (5), blue (1)",
+                 "brings a picture"):  # fmt: skip
+        assert said in told
+    assert "holds anything" in look(save(tmp_path / "b.safetensors", {"anything": torch.ones(1)}))
+    path = save(tmp_path / "c.safetensors", tensors, ss_tag_frequency="{broken")
+    assert "LoRA" in look(path)
+
+
+def duplicates(folder: Path, *trash: Path) -> str:
+    settings = DuplicatesSettings(folders=(str(folder),), trash=tuple(map(str, trash)))
+    done = prepare_duplicates(settings).work(Progress())
+    return "\n".join(str(line) for line in (done.told, *done.notes))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """a and its half are the same, b has another UNet; the VAE lies beside, too."""
+    made = some(SD1)
+    save(tmp_path / "a.safetensors", made)
+    (tmp_path / "below").mkdir()
+    half = {name: one.half() if one.is_floating_point() else one for name, one in made.items()}
+    save(tmp_path / "below" / "half.safetensors", half)
+    save(tmp_path / "b.safetensors", made | {n: one + 1 for n, one in made.items() if n.startswith("model.")})
+    save(tmp_path / "v.vae.safetensors", {n.partition(".")[2]: one for n, one in made.items() if "first_stage" in n})
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    return tmp_path
+
+
+def test_duplicates_are_listed_with_what_they_take(models: Path) -> None:
+    told = duplicates(models)
+    files = {name: str(models / name) for name in ("a.safetensors", "b.safetensors", "v.vae.safetensors")}
+    half = str(models / "below" / "half.safetensors")
+    [vae] = [line for line in told.splitlines() if line.startswith("The same vae")]
+    assert all(path in vae for path in (*files.values(), half))
+    [unet] = [line for line in told.splitlines() if line.startswith("The same unet")]
+    assert files["a.safetensors"] in unet and half in unet and files["b.safetensors"] not in unet
+    assert f"{files['a.safetensors']} holds the same as {half}" in told
+    assert "torn.safetensors could not be read" in told and "5 files compared" in told
+
+
+def test_only_duplicates_go_to_the_trash(models: Path) -> None:
+    half, whole, other = models / "below" / "half.safetensors", models / "a.safetensors", models / "b.safetensors"
+    with pytest.raises(ConfigError, match="is no duplicate"):
+        duplicates(models, half, other)
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        duplicates(models, half, whole)
+    assert half.exists() and whole.exists()
+    assert "is in the trash now" in duplicates(models, half)
+    assert not half.exists() and len(list((models / "below" / ".trainer-trash").rglob("*.old"))) == 1
+    with pytest.raises(ConfigError, match="is no folder"):
+        duplicates(models / "nowhere")
+
+
+def test_from_the_command_line(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "inspect", str(models / "b.safetensors"), "--no-numbers"]) == 0
+    assert "checkpoint for SD 1.x" in capsys.readouterr().out
+    assert main(["model", "duplicates", str(models)]) == 0 and "holds the same as" in capsys.readouterr().out
+    assert main(["model", "inspect", str(models / "torn.safetensors")]) == 2
+    with pytest.raises(ModelError):
+        look(models / "torn.safetensors")
