@@ -28,7 +28,7 @@ from lib_trainer.config import (
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
 
-from .export import export_webui
+from .export import COMMITTED, export_webui
 from .world import write_concept, write_known
 
 TRIGGER, SHAPE, COLOURS = "zorb", "heart", ("red", "blue")
@@ -120,10 +120,10 @@ def new_folder(parent: Path) -> Path:
             return folder
 
 
-def run(folder: Path, steps: int, say: Callable[[str], None] = print) -> int:
-    """The whole demo. Returns the exit code of the training command."""
+def run(folder: Path, steps: int, family: str = "sd1", say: Callable[[str], None] = print) -> int:
+    """The whole demo on that family's miniature. Returns the exit code of the training command."""
     started = time.monotonic()
-    checkpoint = export_webui(folder / "model")
+    checkpoint = export_webui(folder / "model", family)
     write_concept(folder / "pictures", shape=SHAPE, trigger=TRIGGER, colours=COLOURS, size=(SIDE, SIDE))
     write_known(folder / "pictures")
     job = concept_job(Path("pictures"), steps=steps)  # relative paths are meant from the job file's folder
@@ -149,8 +149,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python dev.py demo", description=__doc__)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps (default: {STEPS})")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="parent of the new folder (default: demo)")
+    parser.add_argument("--family", choices=COMMITTED, default="sd1", help="of the checkpoint (default: sd1)")
     options = parser.parse_args()
-    return run(new_folder(options.dir.absolute()), options.steps)
+    return run(new_folder(options.dir.absolute()), options.steps, options.family)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -131,7 +132,7 @@ def _family_pipeline(recipe: Recipe, checkpoint: Path) -> Pipeline:
     unet.load_state_dict(convert.convert_ldm_unet_checkpoint(dict(state), dict(recipe.unet)))
     vae.load_state_dict(convert.convert_ldm_vae_checkpoint(dict(state), VAE_CONFIG))
     texts = [_text(encoder, state) for encoder in recipe.encoders]
-    tokenizers = [load_tokenizer() for _ in texts]
+    tokenizers = [copy.deepcopy(load_tokenizer()) for _ in texts]  # the one loaded is shared
     for tokenizer, encoder in zip(tokenizers, recipe.encoders):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(encoder.pad)
     common = {"unet": unet.eval(), "vae": vae.eval(), "text_encoder": texts[0], "tokenizer": tokenizers[0]}

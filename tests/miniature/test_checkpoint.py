@@ -33,7 +33,8 @@ def _part(checkpoint: State, prefix: str) -> State:
 
 def test_committed_files_stay_small() -> None:
     merges = Path(__file__).parents[2] / "lib_trainer" / "host" / "standalone" / "clip_merges.txt.gz"
-    files = [path for path in DATA.rglob("*") if path.is_file()] + [merges]
+    other = ("mini-sdxl.safetensors",)  # has a budget of its own
+    files = [path for path in DATA.rglob("*") if path.is_file() and path.name not in other] + [merges]
     assert sum(path.stat().st_size for path in files) <= BUDGET
     assert (DATA / "wd-mini" / "model.onnx").stat().st_size <= 600_000
 
