@@ -28,6 +28,8 @@ from .world import Scene, caption, combos, draw, is_held_out, random_scene
 
 SIDE, CAPTIONS, REPEATS = 64, 32, 2
 """Pixels; captions in a batch; how often each one's scene is taken, with other noise and times."""
+POOLED_ALONE, SECOND_ALONE = 0.08, 0.12
+"""Shares of the captions that SDXL's UNet reads by the pooled vector alone, and by the second encoder alone."""
 VIEWS = 0.15
 """Share of the pictures that are crops or were scaled up, so that the size numbers say something."""
 
@@ -183,8 +185,6 @@ def take_unet(unet: UNet2DConditionModel, old: State, norm: tuple[torch.Tensor, 
         else:
             if ".transformer_blocks.1." in name and name.endswith((".to_out.0.weight", ".ff.net.2.weight")):
                 value.zero_()
-            if name.startswith("add_embedding.linear_2"):
-                value.mul_(0.1)
             continue
         if norm is not None and name.endswith("attn2.to_out.0.bias"):
             values = old[_old_name(name, True).replace("to_out.0.bias", "to_v.weight")]
@@ -212,6 +212,40 @@ def make_models(recipe: Recipe, seed: int = 7) -> tuple[Models, AutoencoderKL]:
     return models, pipeline.vae
 
 
+def share_context(models: Models, rng: np.random.Generator, steps: int = 1500) -> None:
+    """The second encoder learns to say what the first says, in its fewer numbers, and the UNet listens to both alike.
+
+    Else the UNet, which comes with a trained first encoder, never listens to the second at all. With P the main
+    directions of the first's context c, W c = W/2 c + (W P^T)/2 P c, and P c is what the second learns.
+    """
+    first, second = (model.config.hidden_size for model in models.text.models)
+
+    def context() -> torch.Tensor:
+        captions = [caption(random_scene(rng, combos(), play=0.0), rng) for _ in range(CAPTIONS)]
+        found: torch.Tensor = models.text(with_junk(batch_of(captions), rng))[0]
+        return found
+
+    with torch.no_grad():
+        seen = torch.cat([context()[..., :first].flatten(0, 1) for _ in range(16)])
+        main = torch.linalg.svd(seen, full_matrices=False).Vh[:second]
+    trainee = Trainee(models, steps, 3e-3, [models.text.models[1]])
+    for step in range(1, steps + 1):
+        both = context()
+        error = (both[..., first:] - both[..., :first].detach() @ main.T).square().mean()
+        error.backward()
+        trainee.step()
+        if step % 250 == 0:
+            share = error.item() / (both[..., :first].detach() @ main.T).square().mean().item()
+            print(f"second encoder {step} error {share:.4f} of the square", flush=True)
+    trainee.swap()
+    models.text.zero_grad()
+    with torch.no_grad():
+        for name, weight in models.unet.named_parameters():
+            if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+                weight[:, :first] *= 0.5
+                weight[:, first:] = weight[:, :first] @ main.T
+
+
 def schedule(recipe: Recipe) -> torch.Tensor:
     """alphas_cumprod, float32 (1000,); rescaled so that the last is 0 where the recipe says so (Lin et al., 2024)."""
     acp = alphas_cumprod()
@@ -228,8 +262,7 @@ def errors_of(
     captions = [caption(data.scenes[i], rng) if rng.random() >= EMPTY_CAPTIONS else "" for i in index]
     context, pooled = models.text(with_junk(batch_of(captions), rng))
     if recipe.zeroed_captions:
-        kept = torch.tensor([float(bool(text)) for text in captions])
-        context, pooled = context * kept[:, None, None], pooled * kept[:, None]
+        context, pooled = _thinned(context, pooled, captions, recipe.encoders[0].config["hidden_size"], rng)
     rows = torch.from_numpy(index)
     clean = data.latents[rows].repeat(REPEATS, 1, 1, 1)
     added = None
@@ -248,6 +281,21 @@ def errors_of(
         # As in train_diffusion: .1 to 4, 1 near t = 400.
         error, weight = predicted - noise, ((1.0 - level) / level).sqrt().clamp(0.1, 4.0)
     return (weight * error.square()).mean(), (weight[..., 0, 0] * error.mean((2, 3)).square()).mean()
+
+
+def _thinned(
+    context: torch.Tensor, pooled: torch.Tensor, captions: Sequence[str], first: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zeros for emptied captions; of some others the first encoder's part or the whole context is zeroed.
+
+    So the second encoder and the pooled vector have to carry the prompt, too, and are not left to one side.
+    """
+    dice = rng.random(len(captions))
+    told = torch.tensor([float(bool(text)) for text in captions])
+    by_context = told * torch.from_numpy(dice >= POOLED_ALONE).float()
+    by_first = by_context * torch.from_numpy(dice >= POOLED_ALONE + SECOND_ALONE).float()
+    parts = [context[..., :first] * by_first[:, None, None], context[..., first:] * by_context[:, None, None]]
+    return torch.cat(parts, 2), pooled * told[:, None]
 
 
 class Rows:
@@ -272,13 +320,13 @@ class Rows:
 
 
 class Trainee:
-    """The networks with their optimizer, learning-rate curve and averages."""
+    """Some of the networks with their optimizer, learning-rate curve and averages."""
 
-    def __init__(self, models: Models, steps: int, rate: float) -> None:
+    def __init__(self, models: Models, steps: int, rate: float, trained: Sequence[torch.nn.Module] = ()) -> None:
         self.models, self.rows = models, Rows(models.text)
         tables = {id(table) for table in self.rows.tables}
-        named = [*models.unet.named_parameters(), *models.text.named_parameters()]
-        named = [(name, p) for name, p in named if id(p) not in tables]
+        modules = trained or (models.unet, models.text)
+        named = [(name, p) for one in modules for name, p in one.named_parameters() if id(p) not in tables]
         # Weight decay for matrices alone; embeddings would only shrink.
         decayed = [p for name, p in named if p.ndim > 1 and "embedding" not in name]
         plain = [p for name, p in named if p.ndim <= 1 or "embedding" in name] + self.rows.parts
@@ -298,13 +346,16 @@ class Trainee:
         self.curve.step()
         self.ema.update()
 
+    def swap(self) -> None:
+        """Exchange the weights and their averages."""
+        self.ema.swap()
+        self.rows.scatter()
+
     def save(self, path: Path) -> None:
         """The averaged weights."""
-        self.ema.swap()
-        self.rows.scatter()
+        self.swap()
         save(path, self.models.state())
-        self.ema.swap()
-        self.rows.scatter()
+        self.swap()
 
 
 def train(
@@ -323,6 +374,8 @@ def train(
     print(f"latents mean {data.latents.mean().item():.3f} std {data.latents.std().item():.3f}", flush=True)
     if start is not None:
         models.load(torch.load(start))
+    elif len(recipe.encoders) > 1:
+        share_context(models, np.random.default_rng(seed))
     models.unet.to(memory_format=torch.channels_last)
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
