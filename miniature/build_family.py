@@ -19,7 +19,7 @@ from .ldm_layout import write
 from .recipes import RECIPES, Recipe
 from .train_family import State, train
 
-STEPS = {"sdxl": 3000, "sdxl-v": 1000, "sd2-v": 1000}
+STEPS = {"sdxl": 3000, "sdxl-v": 700, "sd2-v": 1000}
 RATES = {"sdxl": 1.5e-3, "sdxl-v": 1e-3, "sd2-v": 1e-3}
 
 
