@@ -30,6 +30,8 @@ SIDE, CAPTIONS, REPEATS = 64, 32, 2
 """Pixels; captions in a batch; how often each one's scene is taken, with other noise and times."""
 POOLED_ALONE, SECOND_ALONE = 0.08, 0.12
 """Shares of the captions that SDXL's UNet reads by the pooled vector alone, and by the second encoder alone."""
+VECTOR = "add_embedding.linear_1."
+"""The layer that reads the pooled vector and the sizes."""
 VIEWS = 0.15
 """Share of the pictures that are crops or were scaled up, so that the size numbers say something."""
 
@@ -327,11 +329,18 @@ class Trainee:
         tables = {id(table) for table in self.rows.tables}
         modules = trained or (models.unet, models.text)
         named = [(name, p) for one in modules for name, p in one.named_parameters() if id(p) not in tables]
+        # 1,536 of its inputs hardly change, and a step of all their weights at once would silence it for good.
+        slow = [p for name, p in named if name.startswith(VECTOR)]
+        named = [(name, p) for name, p in named if not name.startswith(VECTOR)]
         # Weight decay for matrices alone; embeddings would only shrink.
         decayed = [p for name, p in named if p.ndim > 1 and "embedding" not in name]
         plain = [p for name, p in named if p.ndim <= 1 or "embedding" in name] + self.rows.parts
-        self.params = decayed + plain
-        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+        self.params = decayed + plain + slow
+        groups = [
+            {"params": decayed, "weight_decay": 0.01},
+            {"params": plain, "weight_decay": 0.0},
+            {"params": slow, "weight_decay": 0.0, "lr": 0.02 * rate},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
         self.curve = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: cosine(step, steps))
         self.ema = Ema(self.params, 0.998)
