@@ -19,6 +19,7 @@ from lib_trainer.memory import forget_peak, release
 from lib_trainer.ports import Host, Lease, LoadedModel, TrainingState
 from lib_trainer.refusals import DatasetError, SaveError, Sentence, TrainerError
 from lib_trainer.training import failures
+from lib_trainer.training.ahead import ahead
 from lib_trainer.training.average import Average
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.card import write_card
@@ -308,11 +309,12 @@ class Run:
         trained = sum(parameter.numel() for parameter in parameters(recipe))
         self.place.emit(ev.Started(prepared.options.total_steps, trained, recipe.modules()))
         own_devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(own_devices):  # a recipe's dropouts seed torch's own generator
+        own_random = torch.random.fork_rng(own_devices)  # a recipe's dropouts seed torch's own generator
+        with own_random, ahead(prepared.source.steps(prepared.state.step + 1)) as steps:
             train(
                 model,
                 prepared.captions,
-                prepared.source.steps(prepared.state.step + 1),
+                steps,
                 prepared.state,
                 prepared.rates,
                 prepared.options,

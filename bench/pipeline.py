@@ -1,0 +1,153 @@
+"""What pictures cost: a step with the real loader against one whose tensors are ready, and a second run's start.
+
+    python -m bench.pipeline --pictures 1000 --rounds 10
+
+A thousand pictures of ten shapes, with buckets, several captions each of which one is drawn at each step, mirrored ones
+among them, and moments kept on disk. Real and ready steps alternate in rounds of a few steps on the same model, and the
+ratio is taken round by round, so that a machine that slows down slows both. A start is the time from the job to its
+first step, on a host that has its model; the second one finds all moments on the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lib_trainer.config import JobConfig, from_values
+from lib_trainer.dataset.latents import DiskStore, encode_pictures
+from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.ports import TrainingState
+from lib_trainer.training.ahead import ahead
+from lib_trainer.training.captions import LiveCaptions
+from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.training.loop import LoopOptions, StepBatches, train
+from lib_trainer.training.objective import Objective
+from lib_trainer.training.optimizers import LearningRates, adamw
+from lib_trainer.training.order import Order, Shown
+from lib_trainer.training.pictures import PictureSource
+from lib_trainer.training.plan import Plan, prepare
+from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.session import Session
+from lib_trainer.training.sizes import variations_of
+from lib_trainer.training.state import TrainState
+from lib_trainer.work import events as ev
+
+ROOT = Path(__file__).parents[1]
+SHAPES = [(512 + 64 * number, 1152 - 64 * number) for number in range(10)]
+"""(width, height) in pixels: ten buckets at any size of training that is fine enough."""
+
+
+def draw(folder: Path, count: int) -> None:
+    """Pictures that take as long to decode as photographs do."""
+    random = np.random.default_rng(1)
+    for index in range(count):
+        width, height = SHAPES[index % len(SHAPES)]
+        rough = random.integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8)
+        Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC).save(
+            folder / f"{index}.jpg", quality=92
+        )
+        lines = [f"a picture of kind {index % len(SHAPES)}, number {index}, line {line}" for line in range(3)]
+        (folder / f"{index}.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def job_of(folder: Path, side: int, batch: int) -> JobConfig:
+    values: dict[str, Any] = {
+        "dataset.folder": str(folder), "dataset.trigger_word": "zork", "dataset.repeats": 1,
+        "dataset.width": side, "dataset.height": side, "dataset.cache": "disk", "dataset.caption_lines": "random",
+        "buckets.enabled": True, "buckets.low": 64, "augment.mirror": True, "training.batch_size": batch,
+        "training.max_steps": 1, "training.precision": "fp32", "output.name": "bench", "output.existing": "number",
+    }  # fmt: skip
+    return from_values(values)
+
+
+def start_seconds(host: StandaloneHost, job: JobConfig) -> float:
+    """From the job to its first step."""
+    desk, begun, started = TrainingDesk(host), time.perf_counter(), list[float]()
+
+    def note(event: ev.Event) -> None:
+        if isinstance(event, ev.Started):
+            started.append(time.perf_counter() - begun)
+
+    desk.start(job, note)
+    view = desk.wait()
+    assert view is not None and view.state == "finished", view
+    return started[0]
+
+
+def source_of(plan: Plan, model: Any, store: DiskStore) -> PictureSource:
+    encoded = encode_pictures(
+        plan.scan.samples, plan.sizes, model.encode_images, model.vae_fingerprint(), store,
+        lambda done, total: None, lambda: False, variations_of(plan.job),
+    )  # fmt: skip
+    shown = zip(encoded.samples, encoded.targets, strict=True)
+    order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
+    return PictureSource(order, encoded, plan.captions, model.latent_scale)
+
+
+def ratios(plan: Plan, model: Any, source: PictureSource, rounds: int, steps: int) -> Iterator[tuple[float, float]]:
+    """Seconds of a round's steps, from the real loader and from ready tensors, which are those of the same steps."""
+    recipe = plan.kind.recipe(plan.job, model, plan.outputs)
+    optimizer = adamw(recipe.groups(), plan.job.optimizer)
+    noise = torch.Generator().manual_seed(1)
+    state = TrainState(recipe, optimizer, loss_scaler(model.device, torch.float32), noise, Objective(model.schedule))
+    rates = LearningRates(optimizer, plan.job.optimizer, 1, 0)
+    held = TrainingState(torch.float32, False, True, frozenset(recipe.replaces))
+    total = rounds * steps + steps
+
+    def timed(given: Iterator[StepBatches]) -> float:
+        begun, state.step = time.perf_counter(), 0
+        options = LoopOptions(steps, torch.float32, 1.0)
+        train(model, LiveCaptions(model, 1, 75), given, state, rates, options, lambda done: None, lambda: False)
+        return time.perf_counter() - begun
+
+    ready = list(itertools.islice(source.steps(), total))
+    with Session(model, recipe, held) as session, torch.random.fork_rng([]), ahead(source.steps()) as real:
+        session.train(text_encoder=True)
+        timed(iter(ready[:steps])), [next(real) for _ in range(steps)]
+        for number in range(1, rounds + 1):
+            own = ready[number * steps : (number + 1) * steps]
+            if number % 2:
+                loaded, at_hand = timed(real), timed(iter(own))
+            else:
+                at_hand, loaded = timed(iter(own)), timed(real)
+            yield loaded, at_hand
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=10, help="in a round")
+    parser.add_argument("--side", type=int, default=256, help="of the training size, in pixels")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "miniature" / "data" / "mini-sd1.safetensors")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "pictures"
+        folder.mkdir()
+        draw(folder, options.pictures)
+        host = StandaloneHost(options.checkpoint, Path(root), torch.device("cpu"))
+        job, model = job_of(folder, options.side, options.batch), host.model()
+        first, second = (start_seconds(host, job) for _ in range(2))
+        print(f"start: {first:.2f} s, with a warm cache {second:.2f} s: {second / first:.1%}")
+        plan = prepare(job, host)
+        source = source_of(plan, model, DiskStore(host.cache_folder()))
+        buckets = len(set(source.encoded.targets))
+        found = list(ratios(plan, model, source, options.rounds, options.steps))
+        ratio = statistics.median(real / ready for real, ready in found)
+        step = statistics.median(ready for _, ready in found) / options.steps
+        print(f"step of {options.batch} from {buckets} buckets: {step * 1000:.0f} ms ready, real loader {ratio:.3f}x")
+
+
+if __name__ == "__main__":
+    main()
