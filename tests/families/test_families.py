@@ -181,7 +181,7 @@ def test_what_the_facts_say() -> None:
     assert SD1.encoders[0].skipped == 0
     assert SDXL.rates(1.0, 0.5, -1) == {"unet": 1.0, "te1": 0.5, "te2": 0.5}
     assert SDXL.rates(1.0, 0.5, 0.0) == {"unet": 1.0, "te1": 0.5, "te2": 0.0}
-    assert SD1.rates(1.0, 0.5) == {"unet": 1.0, "te1": 0.5}
+    assert SD1.rates(1.0, 0.5, -1) == {"unet": 1.0, "te1": 0.5}
 
 
 def test_all_are_trained() -> None:

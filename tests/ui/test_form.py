@@ -215,14 +215,9 @@ def test_fields_are_shown_where_other_options_give_them_a_meaning(path: str, whe
 def test_a_box_with_nothing_in_it_is_hidden() -> None:
     form, blocks = make()
     for on in (True, False):
-        rate = 1e-6 if on else 0.0
-        values = {"network.kind": "checkpoint", "finetune.text_encoder_lr": rate}
-        visible = shown(form, blocks, "finetune.text_encoder_lr", values)
-        assert visible == {
-            "trainer_finetune_text_encoder_share": on,
-            "trainer_more_finetune": on,
-            "trainer_section_finetune": True,
-        }
+        visible = shown(form, blocks, "buckets.enabled", {"buckets.enabled": on})
+        assert visible["trainer_more_buckets"] is on
+        assert visible["trainer_buckets_step"] is on  # it stands in the box
 
 
 def test_a_job_that_is_loaded_shows_what_it_reads() -> None:
