@@ -188,7 +188,7 @@ def build_sd2(folder: Path, **params: Any) -> TinyXl:
         torch.manual_seed(12)
         unet, vae, text = UNetModel(**V2_UNET), LdmVae(), text_model(OPEN_CLIP, pooled=False)
         drawn(unet, vae)
-    state = in_open_clip(text.state_dict()) | {"text_projection": torch.randn(TE2, POOLED)}
+    state = in_open_clip(text.state_dict()) | {"text_projection": torch.randn(TE2, TE2)}
     path = write_file(folder / "v2.safetensors", unet, vae, {"cond_stage_model.model.": state}, sd2_config(**params))
     return TinyXl(path, unet.eval(), vae.eval(), (text,))
 
