@@ -32,8 +32,7 @@ def prepare(settings: CleanSettings) -> Prepared:
     source = open_source(Path(settings.file.strip().strip('"')))
     need_tensors(source)
     target = settle(settings.output, settings.existing, [source.path])
-    is_model = facts_of(source).kind in ("checkpoint", "UNet")
-    tensors, notes = _chosen(source, settings) if is_model else (dict(source.tensors), [])
+    tensors, notes = _chosen(source, settings) if facts_of(source).is_model else (dict(source.tensors), [])
     layout: Layout = {
         name: (
             one.shape,

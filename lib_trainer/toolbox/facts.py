@@ -71,6 +71,11 @@ class Facts:
     dora: bool = False
 
     @property
+    def is_model(self) -> bool:
+        """Whether it is a model, or its UNet, by the names of a checkpoint."""
+        return self.family is not None and "unet" in self.components
+
+    @property
     def word(self) -> str:
         return self.family.word if self.family else ""
 

@@ -106,7 +106,7 @@ def _oddities(source: Source, facts: Facts) -> Iterator[Sentence]:
     averages = sum(name.startswith(EMA) for name in source.tensors)
     if averages:
         yield Sentence("look.average", count=Count(averages))
-    if facts.kind != "checkpoint":
+    if not facts.is_model:
         return
     junk = [name for name in source.tensors if is_junk(name)]
     if junk:

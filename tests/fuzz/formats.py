@@ -308,10 +308,13 @@ def _safetensors_inside(rng: random.Random, data: bytes) -> bytes:
 
 def _read_weights(path: Path) -> None:
     from lib_trainer.networks.formats import checkpoint_file, embedding_file, hypernetwork_file, lora_file
+    from lib_trainer.toolbox.facts import facts_of
+    from lib_trainer.toolbox.source import open_source
 
     readers: list[Callable[[Path], Any]] = [
         embedding_file.read_embedding, hypernetwork_file.read_hypernetwork, lora_file.read_lora,
         checkpoint_file.read_state_dict, checkpoint_file.read_checkpoint, checkpoint_file.read_shapes,
+        lambda path: facts_of(open_source(path)),
     ]  # fmt: skip
     with contextlib.suppress(TrainerError):
         checkpoint_file.count_parameters(path)  # an estimate: what is no checkpoint has none
