@@ -32,11 +32,12 @@ from lib_trainer.training.captions import LiveCaptions
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.loop import LoopOptions, StepBatches, train
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import LearningRates, adamw
+from lib_trainer.training.optimizers import make_optimizer
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.plan import Plan, prepare
 from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
 from lib_trainer.training.sizes import variations_of
 from lib_trainer.training.state import TrainState
@@ -97,7 +98,7 @@ def source_of(plan: Plan, model: Any, store: DiskStore) -> PictureSource:
 def ratios(plan: Plan, model: Any, source: PictureSource, rounds: int, steps: int) -> Iterator[tuple[float, float]]:
     """Seconds of a round's steps, from the real loader and from ready tensors, which are those of the same steps."""
     recipe = plan.kind.recipe(plan.job, model, plan.outputs)
-    optimizer = adamw(recipe.groups(), plan.job.optimizer)
+    optimizer = make_optimizer(recipe.groups(), plan.job.optimizer)
     noise = torch.Generator().manual_seed(1)
     state = TrainState(recipe, optimizer, loss_scaler(model.device, torch.float32), noise, Objective(model.schedule))
     rates = LearningRates(optimizer, plan.job.optimizer, 1, 0)

@@ -52,8 +52,9 @@ from lib_trainer.ports import Conditioning, NoiseSchedule, PictureSize, Training
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import LearningRates, adamw
+from lib_trainer.training.optimizers import make_optimizer
 from lib_trainer.training.precision import DTYPES, autocast, loss_scaler
+from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
 
 CAPTION = "a red circle, white background"
@@ -158,7 +159,7 @@ def our_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
         }
         for part in network.parts()
     ]
-    optimizer = adamw(groups, config)
+    optimizer = make_optimizer(groups, config)
     live, size = LiveCaptions(model, 1, 75), PictureSize((own.side, own.side), (0, 0), (own.side, own.side))
     captions: CaptionSource = live
     state = TrainingState(own.dtype, checkpointing=False, text_encoder=own.text_encoder)
@@ -166,7 +167,7 @@ def our_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
     if not own.text_encoder:
         captions = cached = CachedCaptions(live)
         with autocast(own.device, own.dtype):
-            cached.fill([(CAPTION, size)], lambda done, total: None, lambda: False)
+            cached.fill([CAPTION], lambda done, total: None, lambda: False)
     held.train(text_encoder=own.text_encoder)
     stack.enter_context(network.applied())
     rates, options = LearningRates(optimizer, config, 1000), LoopOptions(1, own.dtype, 1.0)
