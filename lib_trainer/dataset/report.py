@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lib_trainer.captions.document import Caption
@@ -11,14 +12,15 @@ from lib_trainer.captions.findings import TagFinding, all_findings
 from lib_trainer.captions.foreign import has_foreign_commas, has_settings
 from lib_trainer.captions.knowledge import Knowledge
 from lib_trainer.captions.tokens import LIMITS, TokenCounter
+from lib_trainer.dataset.buckets import Buckets, Size, kept_share
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import PictureFacts, duplicates, near_duplicates
 from lib_trainer.dataset.folder import counted_endings
 from lib_trainer.dataset.library import Library
 from lib_trainer.refusals import Field, Sentence, few
 
-BUCKET_STEP, BUCKET_LOW, BUCKET_HIGH = 64, 256, 1024
-"""sd-scripts' default buckets, in pixels."""
+BUCKET_STEP, BUCKET_LOW, BUCKET_HIGH = 64, 256, 2048
+"""A job's own defaults, in pixels."""
 OUTLIER = 2.0
 """A side this many times the other is cropped hard by any training size near a square."""
 BALANCE = 3.0
@@ -53,14 +55,23 @@ class Concept:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """How many pictures there are in an aspect bucket, and which share of their pixels is cropped away in the mean."""
+
+    pictures: int
+    cropped: float
+
+
+@dataclass(frozen=True)
 class Report:
-    """`checked` of `total` pictures were decoded. `sizes` and `buckets`: {(width, height): pictures}."""
+    """`checked` of `total` pictures were decoded. `sizes`: {(width, height): pictures}. `buckets`: what
+    each bucket (width, height) would hold."""
 
     total: int
     checked: int
     findings: tuple[Finding, ...]
     sizes: Mapping[tuple[int, int], int]
-    buckets: Mapping[tuple[int, int], int]
+    buckets: Mapping[Size, Bucket]
     tokens: tuple[int, ...]
     tags: tuple[int, ...]
     concepts: tuple[Concept, ...]
@@ -74,22 +85,14 @@ class Report:
         return result
 
 
-def bucket_of(size: tuple[int, int], area: int) -> tuple[int, int]:
-    """The bucket (width, height) that a picture is trained in: sides in steps of 64, at most `area` pixels, the aspect
-    nearest to the picture's (sd-scripts' make_bucket_resolutions and its choice by aspect)."""
-    best = (BUCKET_LOW, BUCKET_LOW)
-    wanted = size[0] / size[1]
-    for width in range(BUCKET_LOW, BUCKET_HIGH + 1, BUCKET_STEP):
-        height = min(BUCKET_HIGH, area // width // BUCKET_STEP * BUCKET_STEP)
-        if height < BUCKET_LOW:
-            continue
-        for bucket in ((width, height), (height, width)):
-            if abs(bucket[0] / bucket[1] - wanted) < abs(best[0] / best[1] - wanted):
-                best = bucket
-    square = int(area**0.5) // BUCKET_STEP * BUCKET_STEP
-    if abs(1 - wanted) < abs(best[0] / best[1] - wanted):
-        best = (square, square)
-    return (square, square) if best[0] == best[1] else best
+def _buckets(sizes: Iterable[Size], width: int, height: int) -> dict[Size, Bucket]:
+    """Where pictures of these sizes are trained with aspect buckets, as far as the check knows their settings."""
+    made = Buckets(((width, height),), BUCKET_STEP, min(BUCKET_LOW, width, height), max(BUCKET_HIGH, width, height))
+    cropped: dict[Size, list[float]] = {}
+    for size in sizes:
+        (bucket,) = made.sizes_for(size)
+        cropped.setdefault(bucket, []).append(1.0 - kept_share(size, bucket))
+    return {size: Bucket(len(shares), statistics.fmean(shares)) for size, shares in cropped.items()}
 
 
 def make_report(
@@ -117,7 +120,7 @@ def make_report(
         checked=len(facts),
         findings=tuple(finding for finding in findings if finding is not None),
         sizes=Counter(sizes.values()),
-        buckets=Counter(bucket_of(size, width * height) for size in sizes.values()),
+        buckets=_buckets(sizes.values(), width, height),
         tokens=tuple(tokens.values()),
         tags=tuple(len(caption.tags) for caption in captions.values()),
         concepts=tuple(_concepts(editor)),

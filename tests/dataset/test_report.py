@@ -16,7 +16,7 @@ from lib_trainer.dataset import facts as facts_module
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import FactsCache, duplicates, near_duplicates
 from lib_trainer.dataset.library import open_library
-from lib_trainer.dataset.report import Report, bucket_of, make_report
+from lib_trainer.dataset.report import Report, make_report
 from lib_trainer.dataset.scan import scan_folder
 from miniature.world import combos, draw, random_scene
 
@@ -137,18 +137,14 @@ def test_different_scenes_are_no_duplicates(tmp_path: Path) -> None:
         assert len(shapes) == 1, group
 
 
-def test_buckets_as_sd_scripts_makes_them() -> None:
-    """Its rule: 512², and for every side in steps of 64 the longest other side within the area; the nearest aspect."""
-    area, sides = 512 * 512, range(256, 1025, 64)
-    allowed = {(512, 512)}
-    for side in sides:
-        other = max(one for one in sides if one * side <= area)
-        allowed |= {(side, other), (other, side)}
-    for size in ((512, 512), (3000, 2000), (2000, 3000), (640, 480), (1, 4), (1000, 999), (10000, 100)):
-        wanted = min(abs(w / h - size[0] / size[1]) for w, h in allowed)
-        chosen = bucket_of(size, area)
-        assert chosen in allowed
-        assert abs(chosen[0] / chosen[1] - size[0] / size[1]) == pytest.approx(wanted)
+def test_the_buckets_are_those_of_a_run(tmp_path: Path) -> None:
+    for number, size in enumerate(((3000, 2000), (2400, 1600), (512, 512), (200, 400))):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a", encoding="utf-8")
+    buckets = reported(tmp_path).buckets
+    assert {size: one.pictures for size, one in buckets.items()} == {(640, 384): 2, (512, 512): 1, (320, 704): 1}
+    assert buckets[512, 512].cropped == 0
+    assert buckets[640, 384].cropped == pytest.approx(1 - 1.5 / (640 / 384))
 
 
 def test_tokens_are_counted_by_words() -> None:

@@ -59,7 +59,10 @@ def charts_html(report: Report) -> str:
     ]
     charts = [
         bars("Sizes", shown),
-        bars("Buckets at the training size", [(f"{w} × {h}", count) for (w, h), count in buckets]),
+        bars(
+            "Aspect buckets at the training size, and what is cropped away",
+            [(f"{w} × {h}, {one.cropped:.0%}", one.pictures) for (w, h), one in buckets],
+        ),
         bars("Caption length in tokens", _ranges(report.tokens, 25, LIMITS[-1])),
         bars("Tags in a caption", _ranges(report.tags, 10, 80)),
         bars("Shown in an epoch", weights),
