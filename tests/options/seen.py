@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -134,9 +135,17 @@ class SeenHost(StandaloneHost):
 
 
 class Lab:
-    """Runs of the tiny model, each made once and kept."""
+    """Runs of the tiny model, each made once and kept; bases in `apart` are runs of another one."""
 
-    def __init__(self, model: Any, checkpoint: Path, root: Path, bases: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        checkpoint: Path,
+        root: Path,
+        bases: Mapping[str, Mapping[str, Any]],
+        apart: Mapping[str, tuple[Any, Path]] = MappingProxyType({}),
+    ) -> None:
+        self._apart = apart
         self.model, self.checkpoint, self.root, self._bases = model, checkpoint, root, bases
         self._known: dict[str, Seen] = {}
         for name, colour in (("pictures", "red"), ("others", "blue")):
@@ -161,7 +170,7 @@ class Lab:
         key = f"{base} {sorted(changes.items())}"
         if key not in self._known:
             values = {path: self._filled(value) for path, value in {**self._bases[own], **changes}.items()}
-            self._known[key] = self._started(job_values(self.root / "pictures") | values, own == "taken")
+            self._known[key] = self._started(job_values(self.root / "pictures") | values, own)
         return self._known[key]
 
     def _filled(self, value: Any) -> Any:
@@ -172,11 +181,12 @@ class Lab:
             return str(made.of(ev.Finished)[0].path)
         return value.replace("ROOT", str(self.root))
 
-    def _started(self, values: dict[str, Any], taken: bool) -> Seen:
+    def _started(self, values: dict[str, Any], base: str) -> Seen:
+        model, checkpoint = self._apart.get(base, (self.model, self.checkpoint))
         seen = Seen(self.root / f"run-{len(self._known)}-{len(list(self.root.iterdir()))}")
-        host = SeenHost(self.checkpoint, seen.root, self.model, seen)
+        host = SeenHost(checkpoint, seen.root, model, seen)
         host.lora_folder().mkdir(parents=True)
-        if taken:
+        if base == "taken":
             (host.lora_folder() / "learned.safetensors").write_bytes(b"mine")
         runner = TrainingDesk(host)
         with _noted_steps(seen):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from lib_trainer.config import field_specs
 from tests.options.job_table import BASES, JOBS, WITHOUT_EFFECT, Judge, Row
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def lab(diffusers_model: Any, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The model must come out of all the runs as it went in."""
+    from lib_trainer.host.standalone.model import DiffusersModel
     from tests.options.seen import Lab
     from tests.support import differences, roots_of, snapshot
+    from tests.tiny_families import build_sdxl
 
     before = snapshot(*roots_of(diffusers_model))
-    yield Lab(diffusers_model, tiny.path, tmp_path_factory.mktemp("lab"), BASES)
+    path = build_sdxl(tmp_path_factory.mktemp("xl")).path
+    other = DiffusersModel.load(path, torch.device("cpu")), path
+    apart = dict.fromkeys(("two encoders", "two tuned"), other)
+    yield Lab(diffusers_model, tiny.path, tmp_path_factory.mktemp("lab"), BASES, apart)
     assert differences(before, snapshot(*roots_of(diffusers_model))) == []
 
 
