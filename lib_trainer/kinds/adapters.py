@@ -336,6 +336,7 @@ def rate_groups(job: JobConfig, network: LoraNetwork, family: Family) -> list[di
     factors = parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
     rates = adapter_rates(job, family)
     ratio = lora_plus(job)
+    share = job.optimizer.text_encoder_share if job.optimizer.text_encoder_lr else 1.0
     whole = known(job.optimizer).whole and ratio == 1
     sorted_out: dict[tuple[Part, float], list[Adapter]] = {}
     for adapter in network:
@@ -343,7 +344,7 @@ def rate_groups(job: JobConfig, network: LoraNetwork, family: Family) -> list[di
     groups: list[dict[str, Any]] = []
     for (part, factor), own in sorted(sorted_out.items(), key=lambda item: (item[0][0] != "unet", *item[0])):
         learned = network.flatten(own, whole=whole)
-        shared = {"until": 1.0 if part == "unet" else job.optimizer.text_encoder_share}
+        shared = {"until": 1.0 if part == "unet" else share}
         named = part if factor == 1 else f"{part} ×{factor:g}"
         second = {id(adapter.up) for adapter in own if isinstance(adapter, LoraAdapter)} if ratio != 1 else set()
         first = [parameter for parameter in learned if id(parameter) not in second]

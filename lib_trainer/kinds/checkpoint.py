@@ -154,12 +154,14 @@ class CheckpointRecipe(Recipe):
         self._lost = False
 
     def groups(self) -> list[dict[str, Any]]:
+        tuning = self._job.finetune
+        share = tuning.text_encoder_share if tuning.text_encoder_lr else 1.0
         return [
             {
                 "params": [self.learned[own.key] for own in self._owned if own.part == part],
                 "lr": rate,
                 "name": part,
-                **({} if part == "unet" else {"until": self._job.finetune.text_encoder_share}),
+                "until": 1.0 if part == "unet" else share,
             }
             for part, rate in self._rates.items()
             if rate > 0

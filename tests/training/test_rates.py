@@ -65,3 +65,13 @@ def test_files_tell_of_it_in_sd_scripts_names(diffusers_model: Any) -> None:
     assert "loraplus" not in told[0]["ss_network_args"] and "ss_scale_weight_norms" not in told[0]
     assert json.loads(told[1]["ss_network_args"])["loraplus_lr_ratio"] == "16.0"
     assert told[1]["ss_scale_weight_norms"] == "1.0" and "ss_scale_weight_norms" not in told[2]
+
+
+@pytest.mark.parametrize(("rate", "until"), [(1e-4, {"unet": 1.0, "te1": 0.5}), (0.0, {"unet": 1.0})])
+def test_the_text_encoders_share_is_read_where_the_form_shows_it(
+    diffusers_model: Any, rate: float, until: dict[str, float]
+) -> None:
+    for kind, section in (("lora", "optimizer"), ("checkpoint", "finetune")):
+        changes = {"network.kind": kind, f"{section}.text_encoder_lr": rate, f"{section}.text_encoder_share": 0.5}
+        recipe = recipe_of(diffusers_model, **changes)
+        assert {group["name"]: group["until"] for group in recipe.groups()} == until
