@@ -107,7 +107,7 @@ def outlook(job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = N
     """
     parts = host.parts() if parts is None else parts
     table = table_for({part: held.numbers for part, held in parts.items()})
-    if table is None:
+    if table is None or table.of != host.family().memory:
         return None
     device = host.device()
     place = Place(
@@ -123,6 +123,11 @@ def outlook(job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = N
         return found
     remedies = remedies_for(job, table, place, int(SHARE * room))
     return Outlook(found.forecast, device.type, room, ram_room, tuple(remedies))
+
+
+def unknown(host: Host, parts: Mapping[str, HeldPart]) -> Sentence | None:
+    """For beside a Start button, where there is a model of a family that no table is about."""
+    return Sentence("memory.unknown", family=host.family().word) if parts and not host.family().memory else None
 
 
 def remedies_for(job: JobConfig, table: Table, place: Place, room: int) -> list[Remedy]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lib_trainer.config import JobConfig, to_values
+from lib_trainer.families.known import FAMILIES
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import desk as training_desk
 from lib_trainer.training import memory_need
@@ -64,6 +65,14 @@ def test_the_line_follows_the_form(
     host.description = "another"
     line.html(values)
     assert host.asked == 2
+
+
+def test_of_a_family_without_a_table_nothing_is_foreseen(
+    runner: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xl = next(family for family in FAMILIES if family.sizes)
+    monkeypatch.setattr(host, "family", lambda: xl)
+    assert "How much memory a job takes is not foreseen for SDXL yet." in MemoryLine(runner).html(values)
 
 
 def test_what_does_not_fit_is_said_in_the_line_with_the_remedy(

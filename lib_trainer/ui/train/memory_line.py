@@ -11,7 +11,7 @@ from lib_trainer.config import from_values
 from lib_trainer.ports import HeldPart
 from lib_trainer.refusals import TrainerError
 from lib_trainer.training.desk import TrainingDesk
-from lib_trainer.training.memory_need import outlook
+from lib_trainer.training.memory_need import outlook, unknown
 from lib_trainer.ui.kit.notices import told
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ class MemoryLine:
             _log.exception("The forecast of memory met an unexpected error")
             return ""
         if found is None:
-            return ""
+            said = unknown(self._runner.host, self._parts())
+            return f'<div class="trainer-memory" role="status">{escape(told(said))}</div>' if said else ""
         warning = found.warning()
         kind = "short" if warning else "fits"
         more = f'<div class="trainer-memory-told">{escape(told(warning))}</div>' if warning else ""
