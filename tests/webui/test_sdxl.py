@@ -1,0 +1,98 @@
+"""Training on SDXL in the real WebUI: every kind, called by its normal syntax, and the host as it was before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.webui.server import Picture, Values, Webui, take_pristine
+from tests.webui.test_agreement import MEAN_TOLERANCE
+from tests.webui.test_kinds import FAST, ours
+
+CHECKPOINT = "mini-sdxl.safetensors"
+KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "lora": ({}, "lora", "red circle <lora:{}:1>"),
+    "second encoder": (
+        {"optimizer__unet_lr": 0.0, "optimizer__text_encoder_lr": 0.0, "optimizer__text_encoder_2_lr": 0.1},
+        "lora",
+        "red circle <lora:{}:1>",
+    ),
+    "locon": ({"network__kind": "locon"}, "lora", "red circle <lora:{}:1>"),
+    "dora": ({"network__dora": True}, "lora", "red circle <lora:{}:1>"),
+    "lokr": ({"network__kind": "lokr", "network__factor": 4}, "lora", "red circle <lora:{}:0.7>"),
+    "pivotal": ({"network__kind": "pivotal", "embedding__learning_rate": 0.1}, "lora", "red {0} circle <lora:{0}:1>"),
+    "embedding": ({"network__kind": "embedding", "embedding__learning_rate": 0.3}, "embeddings", "{} circle"),
+}
+
+
+@pytest.fixture(scope="module")
+def before(sdxl: Webui) -> Picture:
+    """What the host draws before anything was trained, and a snapshot of it."""
+    picture = sdxl.txt2img()
+    assert np.array_equal(sdxl.txt2img(), picture), "the WebUI itself draws differently each time"
+    take_pristine(sdxl)
+    return picture
+
+
+def unchanged(server: Webui, before: Picture) -> None:
+    different = server.probe("compare_snapshot", label="pristine")
+    assert [one for one in different if not one.startswith("embeddings: ")] == []
+    assert np.array_equal(server.txt2img(), before)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_works_at_once_and_the_host_is_unharmed(
+    sdxl: Webui, before: Picture, values: Values, tmp_path: Path, name: str
+) -> None:
+    changes, folder, prompt = KINDS[name]
+    title = f"zrk-xl-{name.replace(' ', '-')}"
+    watched = {"preview__prompt": f"red {title} circle", "preview__every": 3}
+    ended = sdxl.probe("run", values=values(**FAST | watched | changes, output__name=title))
+    assert ended["state"] == "finished", ended
+    assert len(set(ended["previews"])) == 2, "a preview shows what has been learned so far"
+    assert ended["reads"] == []
+    unchanged(sdxl, before)
+    target = tmp_path / folder / Path(ended["output"]).name
+    target.parent.mkdir()
+    shutil.copyfile(ended["output"], target)
+    called = prompt.format(title)
+    theirs, mine = sdxl.txt2img(called, steps=20).astype(int), ours(sdxl, tmp_path, called, CHECKPOINT)
+    plain = sdxl.txt2img(steps=20).astype(int)
+    difference, change = np.abs(mine - theirs).mean(), np.abs(theirs - plain).mean()
+    print(f"{called}: hosts differ by {difference:.2f} of 255, the file changes {change:.1f}")
+    assert change > 3 * MEAN_TOLERANCE, "the file changes nothing"
+    assert difference < MEAN_TOLERANCE
+    sdxl.probe("remove_files", paths=[ended["output"]])
+    unchanged(sdxl, before)
+
+
+def test_a_whole_checkpoint_is_in_the_menu_and_draws_as_in_the_standalone_host(
+    sdxl: Webui, before: Picture, values: Values, tmp_path: Path
+) -> None:
+    changes = {
+        "network__kind": "checkpoint", "finetune__unet_lr": 3e-3, "finetune__text_encoder_lr": 1e-3,
+        "training__max_steps": 4, "preview__prompt": "red circle", "preview__every": 2,
+    }  # fmt: skip
+    ended = sdxl.probe("run", values=values(**changes, output__name="tuned-xl"))
+    assert ended["state"] == "finished", ended
+    unchanged(sdxl, before)
+    plain = sdxl.txt2img(steps=20).astype(int)
+    sdxl.load("tuned-xl.safetensors")
+    try:
+        tuned = sdxl.txt2img(steps=20).astype(int)
+    finally:
+        sdxl.load(CHECKPOINT)
+    mine = ours(sdxl, tmp_path, "red circle", "tuned-xl.safetensors")
+    assert np.abs(tuned - plain).mean() > 3 * MEAN_TOLERANCE
+    assert np.abs(tuned - mine).mean() < MEAN_TOLERANCE
+    assert np.array_equal(sdxl.txt2img(), before)
+    take_pristine(sdxl)  # the WebUI has read the first checkpoint anew, and its object is a new one
+
+
+def test_a_hypernetwork_is_refused_by_name(sdxl: Webui, before: Picture, values: Values) -> None:
+    assert "SDXL" in sdxl.probe("run", values=values(network__kind="hypernetwork"))["refused"]
+    unchanged(sdxl, before)
