@@ -146,6 +146,7 @@ class Family:
     zero_empty       an empty caption is zeros, and not the encoding of nothing
     sizes            the UNet is told of the picture's sizes
     hypernetworks    whether hosts know hypernetworks for it
+    smallest         pixels along the side of the smallest square that models of it draw well; 0: not known
     memory           the table that its memory is foreseen from; empty: there is none
     config           ldm's description, for a file without a .yaml; None: there is none
     """
@@ -169,6 +170,7 @@ class Family:
     zero_empty: bool = False
     sizes: bool = False
     hypernetworks: bool = True
+    smallest: int = 0
     memory: str = ""
     config: Mapping[str, Any] | None = None
 

@@ -86,6 +86,7 @@ SDXL = Family(
     zero_empty=True,
     sizes=True,
     hypernetworks=False,
+    smallest=768,
     config=CONFIG,
 )
 """2816 numbers: the pooled vector's 1280, and six sizes as 256 sines each."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import Sizer
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
+from lib_trainer.families.family import Family
 from lib_trainer.kinds.base import Kind, Outputs
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Host, PreviewRequest
-from lib_trainer.refusals import Problems, Sentence
+from lib_trainer.refusals import Field, Problems, Sentence
 from lib_trainer.training.checks import NAMES, check_job, with_a_name
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.training.mirrored import mirror_warning
@@ -21,7 +22,7 @@ from lib_trainer.training.prediction import check_prediction, drawn_wrongly
 from lib_trainer.training.prior import wants_class_pictures
 from lib_trainer.training.results import Settled, outputs_of, settle
 from lib_trainer.training.schedules import check_warmup
-from lib_trainer.training.sizes import sizer_of
+from lib_trainer.training.sizes import sizer_of, small_warning
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     problems.raise_if_any()
     assert captions is not None and outputs is not None
     warning, line = (memory.warning(), memory.note()) if (memory := outlook(job, host)) else (None, None)
-    told = [warning, mirror_warning(job, scan)]
+    told = [warning, small_warning(job, host.family()), mirror_warning(job, scan), _unheeded_skip(job, host.family())]
     warnings, notes = (tuple(filter(None, own)) for own in (told, [settled.note, line]))
     sizes = sizer_of(job)
     steps = _foreseen(job, kind, sizes, [*scan.samples, *before])
@@ -123,6 +124,13 @@ def prepare(job: JobConfig, host: Host) -> Plan:
         job, kind, scan, captions, outputs, sizes, steps, tuple(before), warnings, settled.replaced, notes,
         () if caution is None else (caution,),
     )  # fmt: skip
+
+
+def _unheeded_skip(job: JobConfig, family: Family) -> Sentence | None:
+    """Of a family whose text is read from one layer whatever clip skip says."""
+    if job.training.clip_skip == 1 or family.clip_skip:
+        return None
+    return Sentence("training.skip_unheeded", option=Field("training.clip_skip"), family=family.word)
 
 
 def _foreseen(job: JobConfig, kind: Kind, sizes: Sizer, samples: list[Sample]) -> int:

@@ -9,7 +9,7 @@ from lib_trainer.dataset.batches import FixedSize, Sizer
 from lib_trainer.dataset.buckets import Buckets, Size
 from lib_trainer.dataset.variations import Variations
 from lib_trainer.families.family import Family
-from lib_trainer.refusals import ConfigError, Problems
+from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
 
 FURTHER = "buckets.resolutions"
 
@@ -32,6 +32,17 @@ def resolutions_of(job: JobConfig) -> tuple[Size, ...]:
 def largest_size(job: JobConfig) -> Size:
     """The resolution with the most pixels, which no bucket exceeds. Raises `ConfigError` as `resolutions_of` does."""
     return max(resolutions_of(job), key=lambda size: size[0] * size[1])
+
+
+def small_warning(job: JobConfig, family: Family) -> Sentence | None:
+    """A sentence where pictures are trained at fewer pixels than models of the family draw well."""
+    width, height = largest_size(job)
+    if width * height >= family.smallest**2:
+        return None
+    size = (Field("dataset.width"), Field("dataset.height"))
+    return Sentence(
+        "pictures.small", width=width, height=height, options=size, family=family.word, smallest=family.smallest
+    )
 
 
 def sizer_of(job: JobConfig) -> Sizer:

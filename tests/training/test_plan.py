@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer.families.known import DEFAULT
+from lib_trainer.families.family import Family
+from lib_trainer.families.known import DEFAULT, SDXL
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.kinds import captions
 from lib_trainer.ports import HeldPart
@@ -35,9 +36,9 @@ FILES: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
-def modelless(tmp_path: Path) -> Any:
+def modelless(tmp_path: Path, family: Family = DEFAULT) -> Any:
     host = ModelHost(None, tmp_path)  # type: ignore[arg-type]
-    host.family = lambda: DEFAULT  # type: ignore[method-assign]
+    host.family = lambda: family  # type: ignore[method-assign]
     host.parts = lambda: {"unet": HeldPart(1, torch.float32)}  # type: ignore[method-assign]
     predicts = Predicts("epsilon", False, Sentence("prediction.by_yaml"))
     host.predicts = lambda: predicts  # type: ignore[method-assign]
@@ -54,6 +55,23 @@ def test_what_a_run_writes_is_known_before(
     assert steps == [f"{path.stem}-step00000007{path.suffix}" for path in plan.outputs.results]
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.steps = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "told"),
+    [
+        (SDXL, {}, ["64 × 64 pixels are few for SDXL"]),
+        (SDXL, {"dataset__width": 640, "dataset__height": 960}, []),
+        (SDXL, {"dataset__width": 1024, "dataset__height": 1024, "training__clip_skip": 2}, ["has no effect on SDXL"]),
+        (DEFAULT, {"training__clip_skip": 2}, []),
+    ],
+)
+def test_what_the_family_makes_of_the_job_is_told(
+    tmp_path: Path, pictures: Path, family: Family, changes: dict[str, Any], told: list[str]
+) -> None:
+    warnings = [str(one) for one in prepare(make_job(pictures, **changes), modelless(tmp_path, family)).warnings]
+    assert len(warnings) == len(told)
+    assert all(part in whole for part, whole in zip(told, warnings, strict=True))
 
 
 def test_a_plan_reads_each_thing_once_and_names_it(

@@ -32,6 +32,8 @@ KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
 @pytest.fixture(scope="module")
 def before(sdxl: Webui) -> Picture:
     """What the host draws before anything was trained, and a snapshot of it."""
+    sdxl.load("other.safetensors")
+    sdxl.load(CHECKPOINT)
     picture = sdxl.txt2img()
     assert np.array_equal(sdxl.txt2img(), picture), "the WebUI itself draws differently each time"
     take_pristine(sdxl)
@@ -54,7 +56,7 @@ def test_each_kind_works_at_once_and_the_host_is_unharmed(
     ended = sdxl.probe("run", values=values(**FAST | watched | changes, output__name=title))
     assert ended["state"] == "finished", ended
     assert len(set(ended["previews"])) == 2, "a preview shows what has been learned so far"
-    assert ended["reads"] == []
+    assert not set(ended["reads"]) - {"open", "safe_open"}, "the header alone, for what the model predicts"
     unchanged(sdxl, before)
     target = tmp_path / folder / Path(ended["output"]).name
     target.parent.mkdir()
