@@ -16,6 +16,7 @@ from lib_trainer.families.known import FAMILIES
 from lib_trainer.families.open_clip import InFile, joined
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.checkpoint import load_checkpoint
+from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
@@ -219,6 +220,8 @@ def test_a_diffusers_folder_of_sdxl(xl: TinyXl, tmp_path: Path) -> None:
         tmp_path / "scheduler"
     )
     (tmp_path / "model_index.json").write_text("{}")
+    host = StandaloneHost(tmp_path, tmp_path / "results", CPU)
+    assert host.family() is SDXL, "a job is checked before the folder is loaded"
     model = DiffusersModel.load(tmp_path, CPU)
     assert model.family is SDXL and model.latent_scale == SDXL.latent_scale
     other = DiffusersModel.load(xl.path, CPU)

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lib_trainer.families.detect import folder_model, model_of
-from lib_trainer.families.family import VAE_PREFIX, Encoder, Family, Part
+from lib_trainer.families.family import VAE_PREFIX, Encoder, Family, Part, Stranger
 from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.families.prediction import Predicts
@@ -142,7 +142,7 @@ def _scaled_linear(start: float, end: float, steps: int) -> torch.Tensor:
 def _load_folder(folder: Path) -> Components:
     if not (folder / "model_index.json").is_file():
         raise ModelError("folder_model.not_one", path=folder)
-    family = _folder_family(folder)
+    family = checked(model_of_folder(folder), folder)
     try:
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
@@ -165,13 +165,11 @@ def _folder_encoder(folder: Path, number: int, encoder: Encoder) -> nn.Module:
     return module
 
 
-def _folder_family(folder: Path) -> Family:
-    """By the UNet's own description. Raises `ModelError` where it cannot be trained."""
+def model_of_folder(folder: Path) -> Family | Stranger:
+    """What a diffusers folder is of, by the UNet's own description; loads nothing."""
     try:
         described = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # reading the UNet says the rest
         described = {}
-    found = folder_model(
-        described, several=all((folder / name).is_dir() for name in ("text_encoder", "text_encoder_2"))
-    )
-    return checked(found, folder)
+    several = all((folder / name).is_dir() for name in ("text_encoder", "text_encoder_2"))
+    return folder_model(described, several=several)

@@ -19,6 +19,7 @@ from lib_trainer.families.family import Family, Stranger
 from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import by_stem, found
+from lib_trainer.host.standalone.checkpoint import model_of_folder
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
@@ -69,10 +70,13 @@ class StandaloneHost:
         return predicted_by(self.checkpoint, self.family())
 
     def _found(self) -> Family | Stranger:
-        """Of a file that is not loaded yet its header tells; a pickle, which has none, tells when it is loaded."""
+        """Of what is not loaded yet a folder's description or a file's header tells; a pickle, which has none, tells
+        when it is loaded."""
         if self._model is not None:
             return self._model.family
         path = found(self.checkpoint) if self.checkpoint else None
+        if path is not None and path.is_dir():
+            return model_of_folder(path)
         if path is None or not path.is_file() or is_pickle(path):
             return DEFAULT
         return _model_of_file(path, path.stat().st_mtime_ns)
