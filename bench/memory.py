@@ -500,7 +500,7 @@ CHECKED: tuple[dict[str, Any], ...] = (
     {"network__kind": "hypernetwork", "side": 768},
     {"network__kind": "checkpoint"},
     {"network__kind": "checkpoint", "training__batch_size": 4, "optimizer__name": "AdamW8bit"},
-    {"network__kind": "checkpoint", "side": 768, "training__gradient_checkpointing": True, "finetune__ema": True},
+    {"network__kind": "checkpoint", "side": 768, "training__gradient_checkpointing": True, "optimizer__ema": True},
     {"network__kind": "checkpoint", "training__precision": "fp32", "finetune__text_encoder_lr": 1e-6},
 )
 """Jobs beside those that the tables are made from."""

@@ -121,7 +121,7 @@ def _checkpoint(number_of_family: int, seed: int, dtype: torch.dtype) -> Tensors
 
 SOME = (
     r"model\.diffusion_model\.(time_embed\.0|label_emb\.0\.0|input_blocks\.0\.0|input_blocks\.1\.0\.in_layers\.0|"
-    r"input_blocks\.1\.1\.transformer_blocks\.0\.attn1|middle_block\.0\.in_layers|out\.0|"
+    r"input_blocks\.1\.1\.transformer_blocks\.0\.attn1|middle_block\.0\.in_layers|middle_block\.1\.norm|out\.0|"
     r"output_blocks\.(0|8|11)\.0\.in_layers)\.|first_stage_model\.(encoder|decoder)\.conv_in|"
     r".*(layers\.0\.mlp|resblocks\.0\.mlp|position_ids|token_embedding)"
 )

@@ -25,13 +25,13 @@ READ = {
 def given(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every caption that a run encodes."""
     captions: list[str] = []
-    real = LiveCaptions.__call__
+    real = LiveCaptions.texts
 
-    def spy(self: LiveCaptions, texts: Any, sizes: Any) -> Any:
+    def spy(self: LiveCaptions, texts: Any) -> Any:
         captions.extend(texts)
-        return real(self, texts, sizes)
+        return real(self, texts)
 
-    monkeypatch.setattr(LiveCaptions, "__call__", spy)
+    monkeypatch.setattr(LiveCaptions, "texts", spy)
     return captions
 
 

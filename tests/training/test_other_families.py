@@ -260,6 +260,8 @@ def test_both_layouts_fine_tune_to_the_same_checkpoint(
         changes = JOBS["checkpoint"] | {"finetune.unet_lr": 1e-4, "finetune.difference_rank": 0}
         files.append(load_file(run(pair.of(layout), tmp_path / layout, pictures, changes).output or ""))
     held = load_file(pair.tiny.path)
-    names = sorted(name for name in files[0].keys() & files[1].keys() if files[0][name].ndim > 1)
+    both = files[0].keys() & files[1].keys()
+    idle = () if pair.ldm.family.sizes else ("text_projection",)  # SD 2.x reads none: the fixture's modules have others
+    names = sorted(name for name in both if files[0][name].ndim > 1 and not name.endswith(idle))
     moves = [torch.cat([(file[name] - held[name]).flatten() for name in names]) for file in files]
     assert relative(moves[0], moves[1]) < 0.05

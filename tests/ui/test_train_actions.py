@@ -422,7 +422,8 @@ def test_the_package_of_an_optimizer_is_installed_by_a_button(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(packages, "_pip", lambda arguments: asked.append(arguments[1]))
-    monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: None if "pytorch_" in name else name)
+    find = optimizers.importlib.util.find_spec
+    monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: None if "pytorch_" in name else find(name))
     chosen = {**values, "optimizer.name": "Lion"}
     assert not actions.installer(values)["visible"]
     assert actions.installer(chosen) == gr.update(visible=True, value="Install pytorch-optimizer")
