@@ -134,9 +134,8 @@ def watched(page: Page) -> None:
     page.sees(".trainer-state-running", re.compile(r"\d+ / 2,000"))
     page.sees(".trainer-facts", re.compile(r"Time left\s*\d+:\d\d"))
     page.sees(".trainer-facts", re.compile(r"Speed\s*[\d.]+ (steps/s|s/step)"))
-    expect(page.raw.locator(".trainer-chart:not(.trainer-schedule) polyline.trainer-smoothed")).to_have_count(
-        1, timeout=SLOW
-    )
+    lines = page.raw.locator(".trainer-chart:not(.trainer-schedule) polyline.trainer-smoothed")
+    expect(lines).to_have_count(1, timeout=SLOW)
     expect(page.raw.locator("#trainer_gallery img").first).to_be_visible(timeout=SLOW)
     expect(page.raw.locator("#trainer_native .progressDiv")).to_be_visible(timeout=SLOW)
     page.shot("2-running")
