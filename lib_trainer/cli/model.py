@@ -18,7 +18,7 @@ from lib_trainer.refusals import printable
 from lib_trainer.toolbox.tools import TOOLS
 
 if TYPE_CHECKING:
-    from lib_trainer.toolbox.desk import Tool
+    from lib_trainer.toolbox.desk import Tool, ToolDesk
 
 DONE, FAILED = 0, 1
 DESCRIPTION = """Tools for model files: one tensor at a time, in memory that does not grow with the file. Ctrl-C ends
@@ -61,7 +61,7 @@ def _run(tool: Tool, options: argparse.Namespace) -> int:
         for line in desk.look(tool, settings):
             print(line)
         return DONE
-    with ProgressBar() as bar, _stopping(desk.stop):
+    with ProgressBar() as bar, _stopping(desk):
         desk.start(tool, settings, bar)
         while desk.running:
             desk.wait(0.2)
@@ -75,16 +75,19 @@ def _run(tool: Tool, options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C (or a terminate signal) stops the job, the second one ends the process."""
+def _stopping(desk: ToolDesk) -> Iterator[None]:
+    """The first Ctrl-C (or a terminate signal) stops the job, the second one ends the process.
+
+    While files are still being checked there is nothing to stop, and the first one ends it.
+    """
     asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if asked or not desk.running:
             raise KeyboardInterrupt
         asked = True
-        stop()
+        desk.stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -55,7 +55,7 @@ def prepare(settings: DuplicatesSettings) -> Prepared:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError("duplicates.not_a_folder", field="folders", path=folder)
-    files = sorted({path for folder in folders for path in models_in(folder)})
+    files = distinct(sorted({path for folder in folders for path in models_in(folder)}))
     trash = [Path(path).expanduser().absolute() for path in settings.trash]
     lines = (Sentence("duplicates.files", count=Count(len(files)), folders=folders),)
     return Prepared(lines, lambda progress: _work(files, trash, progress), quiet=True)
@@ -70,6 +70,24 @@ def models_in(folder: Path) -> Iterable[Path]:
             continue
         below[:] = sorted(name for name in below if name != TRASH)
         yield from (Path(place) / name for name in names if name.lower().endswith(ENDINGS))
+
+
+def distinct(paths: Sequence[Path]) -> list[Path]:
+    """Each file once, under its own name before that of a link: a link takes no room, and leads nowhere without it."""
+    seen: set[tuple[int, int]] = set()
+    found = []
+    for path in sorted(paths, key=lambda one: (one.is_symlink(), one)):
+        try:
+            told = path.stat()
+        except OSError:  # a link that leads nowhere: it is read, and named as what cannot be
+            found.append(path)
+            continue
+        same = told.st_dev, told.st_ino
+        if same not in seen:
+            found.append(path)
+        if told.st_ino:  # 0 where a file system has no such numbers
+            seen.add(same)
+    return sorted(found)
 
 
 def compared(files: Sequence[Path], progress: Progress) -> Report:

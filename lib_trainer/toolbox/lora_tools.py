@@ -198,7 +198,7 @@ def _inject(
     tally = Tally()
     path = write_stream(target, layout, lambda name: inject.made(planned, name), metadata, progress, tally=tally)
     beside = model.path.with_suffix(".yaml")
-    if beside.is_file():
+    if beside.is_file() and not path.with_suffix(".yaml").exists():
         shutil.copyfile(beside, path.with_suffix(".yaml"))
     return Done(Sentence("adapter_file.injected", path=path, count=len(planned.changes)), path, tuple(clamped(tally)))
 

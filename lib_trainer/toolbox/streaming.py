@@ -85,7 +85,8 @@ def write_stream(
     check_space(target, layout)
     order = sorted(layout, key=lambda one: (-bytes_of(layout[one][1]), one))
     counted = tally if tally is not None else Tally()
-    with new_file(target.path, overwrite=target.replace) as file:
+    # never written through a link: what it leads to is another's file, and only the link would go to the trash
+    with new_file(target.path, overwrite=False) as file:
         length = _write_header(file, layout, order, metadata, room if closing else 0)
         for one in order:
             _write_tensor(file, one, layout[one], make(one), counted if checked else None, progress)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
 import struct
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,6 +174,16 @@ def test_what_is_replaced_stays_where_the_new_file_fails(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"] and there.read_bytes() == b"mine"
 
 
+def test_a_link_that_is_replaced_takes_nothing_of_what_it_leads_to(tmp_path: Path) -> None:
+    real, link = tmp_path / "elsewhere" / "a.safetensors", tmp_path / "a.safetensors"
+    real.parent.mkdir()
+    real.write_bytes(b"mine")
+    link.symlink_to(real)
+    assert write(settle(str(link), "replace", [])) == link
+    assert real.read_bytes() == b"mine" and load_file(link).keys() == TENSORS.keys() and not link.is_symlink()
+    assert [path.is_symlink() for path in (tmp_path / ".trainer-trash").rglob("*.old")] == [True]
+
+
 def test_precision_is_of_floating_point_numbers() -> None:
     assert stored_as(torch.float32, "fp16") is torch.float16 and stored_as(torch.int64, "fp16") is torch.int64
     assert stored_as(torch.bfloat16, "keep") is torch.bfloat16
@@ -244,6 +257,19 @@ def test_the_command_line_is_made_of_the_table(
     assert load_file(given / "b.safetensors")["b"].tolist() == [[2.0, 2.0]] * 2
     assert main(command) == 2 and "exists already" in capsys.readouterr().err
     assert main([*command, "--times", "10"]) == 2 and "--times = 10.0 is not allowed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to itself")
+def test_an_interrupt_while_files_are_checked_ends_the_command(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no job yet that could be stopped, and the one to come must not run on."""
+
+    def interrupted(settings: Settings) -> Prepared:
+        os.kill(os.getpid(), signal.SIGINT)
+        return prepared(settings)
+
+    monkeypatch.setitem(tools.TOOLS, "scale", dataclasses.replace(TOOL, prepare=interrupted))
+    assert main(["model", "scale", str(given / "a.safetensors"), "--output", str(given / "b")]) == 130
+    assert [path.name for path in given.iterdir()] == ["a.safetensors"]
 
 
 def test_the_process_has_one_desk() -> None:

@@ -99,7 +99,11 @@ def test_the_result_is_rounded_once_and_says_what_it_is(tmp_path: Path) -> None:
     assert result[name].dtype is torch.float16
     wanted = (model[name].double() + 100 * step).half()
     assert torch.equal(result[name], wanted) and not torch.equal(wanted, model[name])
-    assert "v_pred" in result and done.path.with_suffix(".yaml").read_text() == "model: {}"
+    beside = done.path.with_suffix(".yaml")
+    assert "v_pred" in result and beside.read_text() == "model: {}"
+    beside.write_text("mine")
+    run("inject", model=str(base), loras=(str(files[0]),), output=str(tmp_path / "out"), existing="replace")
+    assert beside.read_text() == "mine"
     import json
 
     from safetensors import safe_open

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,20 @@ def test_only_duplicates_go_to_the_trash(models: Path) -> None:
     assert not half.exists() and len(list((models / "below" / ".trainer-trash").rglob("*.old"))) == 1
     with pytest.raises(ConfigError, match="is no folder"):
         duplicates(models / "nowhere")
+
+
+def test_a_link_is_no_duplicate_of_what_it_leads_to(models: Path) -> None:
+    """It takes no room, and would lead nowhere."""
+    other = models / "b.safetensors"
+    (models / "a-link.safetensors").symlink_to(other)
+    os.link(other, models / "c-too.safetensors")
+    (models / "torn-link.safetensors").symlink_to(models / "gone.safetensors")
+    told = duplicates(models)
+    assert "6 files compared" in told and "a-link" not in told and "c-too" not in told
+    assert "torn-link.safetensors could not be read" in told
+    with pytest.raises(ConfigError, match="is no duplicate"):
+        duplicates(models, other)
+    assert other.exists()
 
 
 def test_from_the_command_line(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
