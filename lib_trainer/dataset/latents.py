@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 
 from lib_trainer.dataset.batches import Sizer
 from lib_trainer.dataset.folder import Skipped
@@ -156,9 +157,10 @@ def encode_pictures(
                 found = []
             for one in found:
                 for item in one:
-                    if item.pixels is not None:
-                        store.put(item.key, _encode_one(item.pixels, encode, sample.path))
-                        item.pixels = None
+                    if item.fitted is not None:
+                        pixels = to_pixels(item.fitted).unsqueeze(0)
+                        store.put(item.key, _encode_one(pixels, encode, sample.path))
+                        item.fitted = None
                 kept.append((sample, one))
             progress(done, len(samples))
     finally:
@@ -189,12 +191,13 @@ def sample_latents(moments: torch.Tensor, scale: float, generator: torch.Generat
 
 @dataclass
 class _Prepared:
-    """`pixels` (1, 3, H, W) is None where the store has the moments already."""
+    """`fitted` is None where the store has the moments already. What waits is a picture, whose numbers are bytes: of
+    one with many variations they are all there at once."""
 
     key: str
     size: PictureSize
     target: tuple[int, int]
-    pixels: torch.Tensor | None
+    fitted: Image.Image | None
 
 
 Variants = list[list["_Prepared"]]
@@ -224,7 +227,7 @@ def _prepare(
                     continue
                 picture = picture or load_picture(sample.path, data)
                 fitted, size = fit(picture, width, height, variation)
-                own.append(_Prepared(key, size, (width, height), to_pixels(fitted).unsqueeze(0)))
+                own.append(_Prepared(key, size, (width, height), fitted))
         return found
     except PictureError as error:
         return Skipped(sample.path, error.reason)

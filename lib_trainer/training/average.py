@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+PIECE = 1 << 20
+"""Numbers that change places at a time."""
+
 
 class Average:
     """Average weights of a run: θ̄ ← d·θ̄ + (1 − d)·θ after each step that learned (Polyak & Juditsky 1992).
@@ -30,19 +33,27 @@ class Average:
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """While this holds, the parameters are the average, and afterwards bit for bit what they were: both change
-        places, one tensor at a time."""
-        self._swap()
+        places, piece by piece. The little room that this takes is made before anything is moved, and kept: a device
+        that is full must not leave a mixture of both."""
+        room = self._room()
+        self._swap(room)
         try:
             yield
         finally:
-            self._swap()
+            self._swap(room)
+
+    def _room(self) -> torch.Tensor:
+        sizes = [piece.numel() for average in self.values for piece in _pieces(average)]
+        return self.values[0].new_empty(max(sizes)) if sizes else torch.empty(0)
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def _swap(self, room: torch.Tensor) -> None:
         for average, parameter in zip(self.values, self._learned, strict=True):
-            learned = parameter.detach().clone()
-            parameter.copy_(average)
-            average.copy_(learned)
+            for mean, learned in zip(_pieces(average), _pieces(parameter.detach()), strict=True):
+                kept = room[: learned.numel()].view(learned.shape)
+                kept.copy_(learned)
+                learned.copy_(mean)
+                mean.copy_(kept)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -57,3 +68,9 @@ class Average:
         self._steps = state["steps"]
         for average, value in zip(self.values, state["values"], strict=True):
             average.copy_(value)
+
+
+def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Views of a tensor's rows, however it lies in memory, of about `PIECE` numbers."""
+    whole = tensor if tensor.ndim else tensor.view(1)
+    return whole.split(max(1, PIECE * len(whole) // max(1, whole.numel())))

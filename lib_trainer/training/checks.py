@@ -22,6 +22,8 @@ from lib_trainer.training.sizes import check_sizes
 
 NAMES = ("output.name", "embedding.names")
 """Options that name what a run writes."""
+SECOND_RATES = ("optimizer.text_encoder_2_lr", "finetune.text_encoder_2_lr")
+"""Of a family with two text encoders; below 0 the first one's."""
 LEAST_FACTOR = 0.01
 """On a rate that an optimizer finds itself: whoever sets less has set a rate."""
 
@@ -47,7 +49,7 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
     with problems.at():
         check_optimizer(job.optimizer, host.device())
     with problems.at():
-        check_rates(job, kind)
+        check_rates(job, kind, family)
     with problems.at():
         check_shares(job, kind)
     with problems.at():
@@ -107,10 +109,11 @@ def check_weights(job: JobConfig, kind: Kind) -> None:
         raise ConfigError("weights.no_fp8", field="training.weights", reason=reason)
 
 
-def check_rates(job: JobConfig, kind: Kind) -> None:
+def check_rates(job: JobConfig, kind: Kind, family: Family) -> None:
     """Raise `ConfigError` where an optimizer that finds the rate itself is given rates that are no factors on it."""
     entry, name = known(job.optimizer), called(job.optimizer)
-    given = {path: float(option_of(job, path)) for path in kind.all_rates if option_of(job, path) > 0}
+    second = [path for path in SECOND_RATES if path in kind.options and len(family.encoders) > 1]
+    given = {path: float(option_of(job, path)) for path in (*kind.all_rates, *second) if option_of(job, path) > 0}
     if not entry.finds_rate or not given:
         return
     first = next(iter(given))

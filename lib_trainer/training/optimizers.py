@@ -289,6 +289,9 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
     kept = [parameter.detach().to("cpu", copy=True) for parameter in learning]
     try:
         optimizer.eval()  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for parameter in learning:
+                parameter.mul_(1)  # packages change `.data`, which copies that are kept of parameters do not notice
         yield
     finally:
         optimizer.train()  # type: ignore[attr-defined]

@@ -159,6 +159,26 @@ def test_every_variation_is_encoded_and_found_again(folder: Path, store: LatentS
     assert encode(samples_in(folder), vae, store, variations=Variations(mirror=True)).keys[0][0] == plain.keys[0][0]
 
 
+def test_what_waits_for_the_vae_is_pictures_and_no_tensors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a picture with many variations all wait at once, and fp32 pixels take four times as much."""
+    made: list[int] = []
+
+    def counted(image: Image.Image) -> torch.Tensor:
+        made.append(1)
+        return to_pixels(image)
+
+    monkeypatch.setattr(latents, "to_pixels", counted)
+    vae = CountingVae()
+    ahead: list[int] = []
+
+    def encoding(pixels: torch.Tensor) -> torch.Tensor:
+        ahead.append(len(made) - len(vae.calls))
+        return vae(pixels)
+
+    encode(samples_in(folder), encoding, variations=Variations(mirror=True, crop=True, count=5))
+    assert len(ahead) == 120 and set(ahead) == {1}
+
+
 def test_an_edit_after_the_scan_is_seen(folder: Path) -> None:
     samples = samples_in(folder)
     Image.new("RGB", (500, 100), "red").save(folder / "0.png")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_trainer.ports import PreviewRequest
+from lib_trainer.training import average as averages
 from lib_trainer.training import loop
 from lib_trainer.training.average import Average
 from lib_trainer.work import events as ev
@@ -37,6 +41,46 @@ def test_it_follows_what_learns_and_forgets_the_first_steps_soon() -> None:
     assert torch.equal(again.values[0], average.values[0])
     average.settle()
     torch.testing.assert_close(parameter.detach(), expected)
+
+
+class Full(TorchDispatchMode):
+    """A device that has room for `left` more tensors."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in str(func) for word in ("clone", "empty", "_to_copy", "zeros")):
+            if not self.left:
+                raise RuntimeError("out of memory")
+            self.left -= 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("left", range(6))
+def test_a_full_device_leaves_no_mixture_of_what_learns_and_its_average(
+    left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever tensor finds no room, on the way there or back; odd shapes and layouts, in pieces."""
+    monkeypatch.setattr(averages, "PIECE", 5)
+    learned = [
+        nn.Parameter(torch.randn(())),
+        nn.Parameter(torch.randn(7, 2)),
+        nn.Parameter(torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)),
+        nn.Parameter(torch.randn(0, 3)),
+    ]
+    average = Average(learned, 0.5)
+    before = [one.detach().clone() for one in learned]
+    for value in average.values:
+        value.add_(1)
+    means = [value.clone() for value in average.values]
+    shown = False
+    with contextlib.suppress(RuntimeError), Full(left), average.shown():
+        shown = all(torch.equal(one.detach(), mean) for one, mean in zip(learned, means, strict=True))
+    assert shown or not left, "the one piece of room is enough"
+    assert all(torch.equal(one.detach(), old) for one, old in zip(learned, before, strict=True))
+    assert all(torch.equal(value, mean) for value, mean in zip(average.values, means, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["lora", "embedding"])

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lib_trainer.config import OptimizerConfig
 from lib_trainer.config.base import AVERAGING
+from lib_trainer.networks.flat import Flat
 from lib_trainer.refusals import ConfigError
 from lib_trainer.training.arguments import parse_arguments
 from lib_trainer.training.optimizers import (
@@ -227,6 +228,24 @@ def test_what_is_saved_is_the_average_and_learning_goes_on_as_if_nobody_had_look
     assert torch.equal(run.values, watched.values)
     to_average(run.optimizer)
     assert torch.equal(run.values, looked_at)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_copies_that_are_kept_of_parameters_follow_to_the_average(name: str) -> None:
+    """Of what learns no more and was computed with in a step: nothing but a parameter's version tells of a change."""
+    flat = Flat([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))], whole=True)
+    config = OptimizerConfig(name=name)  # type: ignore[arg-type]
+    optimizer = make_optimizer([{"params": flat.leaves, "lr": 1.0, "name": "te1"}], config)
+    for _ in range(4):
+        for leaf in flat.leaves:
+            leaf.grad = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1))
+        optimizer.step()
+    flat.learn(False)
+    learning = torch.cat([one.flatten() for one in flat.working(torch.float32)])
+    with averaged(optimizer):
+        shown = torch.cat([one.flatten() for one in flat.working(torch.float32)])
+        assert torch.equal(shown, flat.leaves[0].detach()) and not torch.equal(shown, learning)
+    assert torch.equal(torch.cat([one.flatten() for one in flat.working(torch.float32)]), learning)
 
 
 def test_the_average_is_the_mean_of_where_it_has_been() -> None:

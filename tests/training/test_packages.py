@@ -10,6 +10,7 @@ import torch
 
 from lib_trainer.cli import main as cli
 from lib_trainer.config import JobConfig, from_values
+from lib_trainer.families.known import FAMILIES
 from lib_trainer.install_plan import PYTORCH_OPTIMIZER, Machine, constraints
 from lib_trainer.installed import installed_packages
 from lib_trainer.kinds.registry import kind_of
@@ -107,8 +108,18 @@ def test_the_command_line_installs_and_refuses(
 def test_rates_that_are_no_factors_on_a_found_one(changes: dict[str, object], told: str) -> None:
     job: JobConfig = from_values({"optimizer.name": "Prodigy", **changes})
     if not told:
-        check_rates(job, kind_of(job))
+        check_rates(job, kind_of(job), FAMILIES[0])
         return
     with pytest.raises(ConfigError) as refused:
-        check_rates(job, kind_of(job))
+        check_rates(job, kind_of(job), FAMILIES[0])
     assert told in str(refused.value)
+
+
+def test_a_second_text_encoder_has_the_one_rate_too() -> None:
+    """Where the family has one: others pay no heed to its option."""
+    ones = {"optimizer.unet_lr": 1.0, "optimizer.text_encoder_lr": 1.0}
+    job = from_values({"optimizer.name": "Prodigy", **ones, "optimizer.text_encoder_2_lr": 0.1})
+    sd1, _, sdxl = FAMILIES
+    check_rates(job, kind_of(job), sd1)
+    with pytest.raises(ConfigError, match=r"optimizer\.text_encoder_2_lr is not what optimizer\.unet_lr is"):
+        check_rates(job, kind_of(job), sdxl)
