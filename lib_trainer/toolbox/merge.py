@@ -85,7 +85,8 @@ class Step:
 
 
 def shape_in(one: Source | Step, name: str) -> tuple[int, ...]:
-    return one.tensors[name].shape if isinstance(one, Source) else shape_in(one.inputs[0], name)
+    """Of a tensor that `has` holds for: a step that hands an input's on may have others that lack it."""
+    return one.tensors[name].shape if isinstance(one, Source) else shape_in(one.same(name) or one.inputs[0], name)
 
 
 def has(one: Source | Step, name: str) -> bool:

@@ -33,7 +33,10 @@ def settle(output: str, existing: str, inputs: Iterable[Path], ending: str = ".s
     """Raises `ConfigError` where no file is named, one of the inputs would be overwritten, or the name is taken."""
     if not output.strip():
         raise ConfigError("toolbox.no_output", field="output")
-    path = Path(output.strip().strip('"')).expanduser().absolute()
+    told = output.strip().strip('"')
+    path = Path(told).expanduser().absolute()
+    if told.endswith(("/", os.sep)):  # the file would get the folder's name, and lie beside it
+        raise ConfigError("toolbox.output_is_folder", field="output", path=path)
     if path.suffix.lower() != ending:
         path = path.with_name(path.name + ending)
     if path.is_dir():

@@ -164,6 +164,8 @@ def test_where_the_result_goes(tmp_path: Path) -> None:
         settle(str(there), "replace", [there])
     with pytest.raises(ConfigError, match="No file is named"):
         settle(" ", "refuse", [])
+    with pytest.raises(ConfigError, match="is a folder"):
+        settle(f"{tmp_path}/models/", "refuse", [])
 
 
 def test_what_is_replaced_stays_where_the_new_file_fails(tmp_path: Path) -> None:

@@ -309,6 +309,24 @@ def test_a_chain_is_its_steps_without_files_between(mode: str, three: Path) -> N
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_tensor_that_a_step_hands_on_may_lack_in_its_first_model(three: Path) -> None:
+    own = "cond_stage_model.transformer.text_model.encoder.layers.0.extra.weight"
+    for number, name in ((1, "b"), (2, "c")):
+        save(three / f"{name}.safetensors", some(SD1, number) | {own: torch.full((2, 3), float(number))})
+    (three / "chain.toml").write_text("""
+        [[step]]
+        a = "a.safetensors"
+        b = "b.safetensors"
+        parts = "te=1"
+        [[step]]
+        a = "#1"
+        b = "c.safetensors"
+        weight = 0.25
+    """)
+    found = merge(three, "", chain=str(three / "chain.toml"))
+    assert torch.equal(found[own], torch.full((2, 3), 1.25))
+
+
 def test_a_smoothed_step_within_a_chain_is_computed_as_a_whole(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modes_module, "AT_ONCE", 16)
     text = CHAIN.replace("add_difference", "smooth_add").replace("MODE", "slerp")
