@@ -73,4 +73,5 @@ class Average:
 def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     """Views of a tensor's rows, however it lies in memory, of about `PIECE` numbers."""
     whole = tensor if tensor.ndim else tensor.view(1)
-    return whole.split(max(1, PIECE * len(whole) // max(1, whole.numel())))
+    pieces: Sequence[torch.Tensor] = whole.split(max(1, PIECE * len(whole) // max(1, whole.numel())))
+    return pieces
