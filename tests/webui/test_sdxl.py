@@ -98,3 +98,26 @@ def test_a_whole_checkpoint_is_in_the_menu_and_draws_as_in_the_standalone_host(
 def test_a_hypernetwork_is_refused_by_name(sdxl: Webui, before: Picture, values: Values) -> None:
     assert "SDXL" in sdxl.probe("run", values=values(network__kind="hypernetwork"))["refused"]
     unchanged(sdxl, before)
+
+
+def test_previews_read_the_layer_that_is_trained_on(sdxl: Webui, before: Picture, values: Values) -> None:
+    """Whatever the WebUI's setting makes of clip skip for SDXL: training reads one layer."""
+    still = {"optimizer__unet_lr": 1e-12, "optimizer__text_encoder_lr": 0.0, "training__max_steps": 1}
+    shown = {"preview__prompt": "red circle", "preview__every": 1}
+
+    def previews(title: str, **others: Any) -> list[str]:
+        ended = sdxl.probe("run", values=values(**still | shown, output__name=title), **others)
+        assert ended["state"] == "finished", ended
+        found: list[str] = ended["previews"]
+        return found
+
+    plain = previews("zrk-xl-plain")
+    sdxl.post("/sdapi/v1/options", {"sdxl_clip_l_skip": True})
+    try:
+        heeded = previews("zrk-xl-heeded")
+        assert sdxl.get("/sdapi/v1/options")["sdxl_clip_l_skip"] is True, "the user's setting stays"
+        unguarded = previews("zrk-xl-unguarded", without=["lib_trainer.host.webui.host:_option"])
+    finally:
+        sdxl.post("/sdapi/v1/options", {"sdxl_clip_l_skip": False})
+    assert heeded == plain and len(plain) == 1
+    assert unguarded != plain, "the setting changes nothing: this test shows nothing"

@@ -131,6 +131,7 @@ class WebuiHost:
                 stack.enter_context(attribute(shared.cmd_opts, "no_prompt_history", True))
             stack.enter_context(attribute(sd_models, "reload_model_weights", _keep_the_model))
             stack.enter_context(_option("CLIP_stop_at_last_layers", request.clip_skip))
+            stack.enter_context(_option("sdxl_clip_l_skip", False))  # SDXL is trained on one layer, whatever the skip
             stack.enter_context(_noised_as_asked(request))
             stack.enter_context(self._low_vram.as_the_host_draws())
             # What the prompt's LoRAs put into the weights must come out of the same ones: a run may hold others there
