@@ -54,6 +54,31 @@ def call(webui: Webui, number: int, data: list[Any], origin: str) -> list[dict[s
         return found
 
 
+def leave(webui: Webui, number: int) -> None:
+    """A page that calls a function and is closed before the answer."""
+    address = urlsplit(webui.address)
+    with socket.create_connection((str(address.hostname), address.port or 80), timeout=20) as raw:
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = [
+            "GET /queue/join HTTP/1.1", f"Host: {address.netloc}", "Connection: Upgrade", "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}", f"Origin: {webui.address}", "", "",
+        ]  # fmt: skip
+        raw.sendall("\r\n".join(lines).encode())
+        stream = raw.makefile("rb")
+        while stream.readline().strip():
+            pass
+        assert json.loads(_read(stream) or "{}")["msg"] == "send_hash"
+        _write(raw, json.dumps({"session_hash": "gone", "fn_index": number}).encode())
+
+
+def test_a_page_that_is_closed_does_not_hold_up_reload_ui(webui: Webui) -> None:
+    """gradio would wait for ever to tell it its answer, and the restart for gradio."""
+    for _ in range(3):
+        leave(webui, function(webui, "trainer_start"))
+    webui.reload()
+    assert "LoRA & more" in webui.probe("tabs")
+
+
 def _read(stream: Any) -> str | None:
     """The next text of a WebSocket (RFC 6455); None when it has been closed."""
     head = stream.read(2)

@@ -15,6 +15,7 @@ from typing import Any
 
 from modules import shared
 
+from lib_trainer.host.departed import until_gone
 from lib_trainer.origins import foreign_page, header
 
 PACKAGE = "lib_trainer"
@@ -30,7 +31,7 @@ def own_functions(blocks: Any) -> frozenset[int]:
 
 
 class WebsocketDoor:
-    """ASGI middleware: a foreign page's call of one of our functions ends its WebSocket.
+    """ASGI middleware: a foreign page's call of one of our functions ends its WebSocket, and so does a closed page.
 
     `allowed(origin)` says which other origins the WebUI was told to answer (--cors-allow-origins).
     """
@@ -39,8 +40,11 @@ class WebsocketDoor:
         self.app, self.own, self.allowed = app, own_functions(blocks), allowed
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "websocket" or not self.is_foreign(scope["headers"]):
+        if scope["type"] != "websocket":
             await self.app(scope, receive, send)
+            return
+        if not self.is_foreign(scope["headers"]):
+            await until_gone(self.app, scope, receive, send)
             return
 
         async def guarded() -> Any:
@@ -50,7 +54,7 @@ class WebsocketDoor:
                 return {"type": "websocket.disconnect", "code": 1008}
             return message
 
-        await self.app(scope, guarded, send)
+        await until_gone(self.app, scope, guarded, send)
 
     def is_foreign(self, headers: Any) -> bool:
         origins = header(headers, "origin")
