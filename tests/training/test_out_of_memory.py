@@ -107,7 +107,6 @@ CASES = [
     Case("checkpoint", "optimizer 1", "before the first step", 0, number=7),
     Case("checkpoint", "backward 2", "at step 2", 1, number=50),
     Case("checkpoint", "leaving", "", None),
-    Case("checkpoint, preview", "step 1", "preview.width", None, lasting=False),
     Case("checkpoint, preview", "preview", "preview.width", None, lasting=False, more={"preview__every": 2}),
     Case(
         "checkpoint, saving", "step 2", "Step 2 was not saved", None, lasting=False, more={"output__precision": "fp16"}
