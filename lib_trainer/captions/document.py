@@ -116,18 +116,18 @@ class Caption:
         """The bytes of the file."""
         return (codecs.BOM_UTF8 if self.bom else b"") + self.text.encode("utf-8")
 
-    def trained(self, lines: Lines = "all") -> tuple[str, ...]:
+    def trained(self, lines: Lines = "all", marks: bool = False) -> tuple[str, ...]:
         """What training reads, each text on one line: several texts only where `lines` is 'random', and at least one.
 
         Of text that the WebUI has saved beside a picture the prompt counts alone. A line break becomes a comma, or a
         space after punctuation: in caption files, a line of its own is a tag of its own. The keep-token separator
-        becomes a comma: tags are not shuffled here, and it is not trained as text.
+        becomes a comma, as it is not trained as text, except with `marks`, for what shuffles tags.
         """
         found = [" ".join(line.split()) for line in re.split(r"\r\n|\r|\n", prompt_of(self.text))]
-        texts = [text for line in found if (text := _without_keep_mark(line))] or [""]
+        texts = [line if marks else text for line in found if (text := _without_keep_mark(line))] or [""]
         if lines == "random":
             return tuple(dict.fromkeys(texts))
-        return (texts[0],) if lines == "first" else (_joined(found),)
+        return (texts[0],) if lines == "first" else (_joined(found, marks),)
 
     @property
     def keys(self) -> list[str]:
@@ -256,13 +256,13 @@ def prompt_of(text: str) -> str:
     return text[: found.start()].rstrip("\r\n")
 
 
-def _joined(lines: Iterable[str]) -> str:
+def _joined(lines: Iterable[str], marks: bool) -> str:
     result = ""
     for line in lines:
         if line and result:
             result += " " if result[-1] in ",.;:!?" else ", "
         result += line
-    return _without_keep_mark(result)
+    return result if marks else _without_keep_mark(result)
 
 
 def _without_keep_mark(text: str) -> str:

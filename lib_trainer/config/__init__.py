@@ -1,5 +1,6 @@
 """The job: one frozen struct per concept, declared once; form, job file, command line and docs are derived from it."""
 
+from lib_trainer.config.captions import CaptionsConfig
 from lib_trainer.config.fields import FieldSpec, field_specs
 from lib_trainer.config.files import (
     differing,
@@ -29,6 +30,7 @@ __all__ = [
     "AugmentConfig",
     "BlocksConfig",
     "BucketsConfig",
+    "CaptionsConfig",
     "DatasetConfig",
     "DifferenceConfig",
     "EmbeddingConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from lib_trainer.config.base import kinds
+from lib_trainer.config.captions import CaptionsConfig
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
 from lib_trainer.config.objective import LossConfig, NoiseConfig
@@ -342,6 +343,7 @@ class JobConfig(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     difference: DifferenceConfig = DifferenceConfig()
     dataset: DatasetConfig = DatasetConfig()
+    captions: CaptionsConfig = CaptionsConfig()
     buckets: BucketsConfig = BucketsConfig()
     augment: AugmentConfig = AugmentConfig()
     prior: PriorConfig = PriorConfig()

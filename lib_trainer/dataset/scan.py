@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lib_trainer.captions.document import Lines, read_document
+from lib_trainer.captions.document import KEEP, Lines, read_document
 from lib_trainer.captions.foreign import foreign_notes
 from lib_trainer.captions.tags import either_spelling
 from lib_trainer.dataset.folder import (
@@ -86,11 +86,12 @@ class Scan:
         return result
 
 
-def scan_folder(folder: Path, *, trigger_word: str, repeats: int, lines: Lines = "all") -> Scan:
+def scan_folder(folder: Path, *, trigger_word: str, repeats: int, lines: Lines = "all", marks: bool = False) -> Scan:
     """Read a folder's pictures (headers only) and captions.
 
     Pictures lie in the folder itself (`repeats` each) or in subfolders called `N_concept` (N each); no deeper. Captions
-    are .txt files of the same name, in UTF-8; `lines` says what is made of several lines. `trigger_word` goes in front
+    are .txt files of the same name, in UTF-8; `lines` says what is made of several lines, and with `marks` the `|||` in
+    them stays (`Caption.trained`). `trigger_word` goes in front
     of every caption that lacks it and is the caption where there is none; without it, pictures of an `N_concept` folder
     fall back on the concept.
 
@@ -98,7 +99,7 @@ def scan_folder(folder: Path, *, trigger_word: str, repeats: int, lines: Lines =
     cannot be read, and where neither a caption nor a trigger word nor a concept says what to learn.
     """
     root = checked_folder(folder)
-    reader = _Reader(" ".join(trigger_word.split()), lines, PassedBy(root))
+    reader = _Reader(" ".join(trigger_word.split()), lines, marks, PassedBy(root))
     top = list_folder(root)
     reader.add(top, repeats, "")
     for name in top.folders:
@@ -138,6 +139,7 @@ def with_trigger(caption: str, trigger_word: str) -> str:
 class _Reader:
     trigger_word: str
     lines: Lines
+    marks: bool
     passed_by: PassedBy
     samples: list[Sample] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -158,7 +160,8 @@ class _Reader:
             texts = self._read(listing, name)
             captions = [with_trigger(text, self.trigger_word) or concept for text in texts]
             stand_in = "" if self.trigger_word else concept
-            written = tuple(text.replace(NAME, self.trigger_word or NAME) or stand_in for text in texts)
+            plain = (text.replace(KEEP, ",") for text in texts)
+            written = tuple(text.replace(NAME, self.trigger_word or NAME) or stand_in for text in plain)
             others = tuple(captions[1:])
             self.samples.append(
                 Sample(path, captions[0], repeats, concept, header.size, others=others, written=written)
@@ -172,7 +175,7 @@ class _Reader:
             return ("",)
         caption = read_document(listing.folder / name)
         self.texts[(listing.folder / name).relative_to(self.passed_by.root).as_posix()] = caption.text
-        return caption.trained(self.lines)
+        return caption.trained(self.lines, self.marks)
 
     def mention_unread(self, listings: Iterable[Listing]) -> None:
         for listing in listings:

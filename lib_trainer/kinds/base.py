@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 import torch
 
-from lib_trainer.config import JobConfig, field_specs
-from lib_trainer.dataset.scan import Sample, Scan
+from lib_trainer.captions.tags import TagPatterns
+from lib_trainer.captions.variation import Variation
+from lib_trainer.config import CaptionsConfig, JobConfig, field_specs
+from lib_trainer.dataset.scan import NAME, Sample, Scan
 from lib_trainer.families.family import Family
 from lib_trainer.kinds.captions import CaptionMaker, template_maker
 from lib_trainer.kinds.recipe import Recipe
@@ -163,11 +165,39 @@ class Kind:
         words, called = self.words(job), job.dataset.trigger_word.strip() or job.output.name
         if self.has_templates and job.dataset.template:
             return template_maker(job.dataset.template, words, job.output.name, host)
-        return CaptionMaker((), tuple(words), called)
+        return CaptionMaker((), tuple(words), called, self.variation(job))
+
+    def variation(self, job: JobConfig) -> Variation:
+        """What is done to captions at each step. Raises `ConfigError` for an expression that is none."""
+        own, name = self._captions(job), " ".join(self.words(job)) or job.dataset.trigger_word.strip()
+        given = [*self.words(job), *job.dataset.trigger_word.split(",")]
+        words = tuple(dict.fromkeys(" ".join(word.split()) for word in given if word.strip()))
+        return Variation(
+            own.shuffle,
+            own.keep_tokens,
+            own.tag_dropout,
+            TagPatterns.parse(own.never_drop, "captions.never_drop"),
+            TagPatterns.parse(own.only_drop, "captions.only_drop"),
+            own.warmup,
+            own.dropout,
+            own.dropout_epochs,
+            own.wildcards,
+            own.prefix.replace(NAME, name or job.output.name).strip(),
+            own.suffix.replace(NAME, name or job.output.name).strip(),
+            words,
+        )
 
     def captions_vary(self, job: JobConfig) -> bool:
         """Whether captions are drawn anew in each step, so that the text encoder is needed throughout."""
-        return self.has_templates and bool(job.dataset.template)
+        own = self._captions(job)
+        return (self.has_templates and bool(job.dataset.template)) or Variation(
+            own.shuffle, tag_dropout=own.tag_dropout, wildcards=own.wildcards
+        ).endless
+
+    def _captions(self, job: JobConfig) -> CaptionsConfig:
+        """What it reads of the options of captions."""
+        unread = [one for one in CaptionsConfig.__struct_fields__ if f"captions.{one}" not in self.options]
+        return msgspec.structs.replace(job.captions, **{one: getattr(CaptionsConfig(), one) for one in unread})
 
     def before(self, job: JobConfig, scan: Scan) -> list[Sample]:
         """Pictures that are learned before the others. Raises `DatasetError` or `ConfigError`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from lib_trainer.captions.variation import AS_IS, Moment, Variation
 from lib_trainer.dataset.scan import NAME, with_trigger
 from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError
@@ -20,12 +21,14 @@ FILEWORDS = "[filewords]"
 class CaptionMaker:
     """What a picture is said to show in one step. `lines` are a template's; else `names` go in front.
 
-    `called` is what `[name]` means where there are no names, in captions too.
+    `called` is what `[name]` means where there are no names, in captions too. `variation` is what is done to a caption
+    at each step.
     """
 
     lines: tuple[str, ...]
     names: tuple[str, ...]
     called: str = ""
+    variation: Variation = AS_IS
 
     def __call__(self, caption: str, generator: torch.Generator) -> str:
         name, whole = " ".join(self.names) or self.called, caption
@@ -38,9 +41,18 @@ class CaptionMaker:
         text = line.replace(FILEWORDS, own if NAME in line else whole)
         return text.replace(NAME, name).strip(" ,")
 
+    def told(self, caption: str, generator: torch.Generator, moment: Moment) -> str:
+        """What a picture is said to show at one step."""
+        return self.variation(self(caption, generator), moment)
+
+    def forms(self, caption: str) -> list[str]:
+        """Everything that a picture with this caption may be said to show, where that does not vary."""
+        return self.variation.forms(self(caption, torch.Generator()))
+
     @property
     def varies(self) -> bool:
-        return bool(self.lines)
+        """Whether captions have too many forms to encode all of them beforehand."""
+        return bool(self.lines) or self.variation.endless
 
 
 def template_maker(template: str, names: Sequence[str], called: str, host: Host) -> CaptionMaker:

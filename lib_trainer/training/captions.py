@@ -1,7 +1,8 @@
-"""Captions on their way into the UNet: encoded at every step while the text encoder learns, once otherwise."""
+"""Captions on their way into the UNet: encoded at every step while the text encoder learns, else where they are new."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,16 +12,23 @@ from lib_trainer.families.family import Family
 from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
 
 TOKENS_PER_CHUNK = 75
+MOST_BYTES = 256 << 20
+"""Of what is kept of captions that vary: some 2,000 of SD 1.x, some 800 of SDXL in half precision."""
 
 
 class CaptionSource(Protocol):
-    """Conditioning for a batch of (caption, size)."""
+    """Conditioning for a batch of (caption, size). `encodes`: the text encoders are needed at each step."""
+
+    @property
+    def encodes(self) -> bool: ...
 
     def __call__(self, captions: Sequence[str], sizes: Sequence[PictureSize]) -> Conditioning: ...
 
 
 class LiveCaptions:
     """Encodes at every call, with gradients."""
+
+    encodes = True
 
     def __init__(self, model: LoadedModel, clip_skip: int, max_tokens: int) -> None:
         self._model, self._clip_skip, self._chunks = model, clip_skip, max_tokens // TOKENS_PER_CHUNK
@@ -38,11 +46,16 @@ class LiveCaptions:
 
 
 class CachedCaptions:
-    """Every distinct caption is encoded once and kept on the CPU; a batch is padded as live ones are."""
+    """Every distinct caption is encoded once, by itself, and kept on the CPU; a batch is padded as live ones are.
 
-    def __init__(self, live: LiveCaptions) -> None:
-        self._live = live
-        self._known: dict[str, Conditioning] = {}
+    With `encodes` it is asked for captions that nobody has foretold: it encodes them without gradients when they come,
+    and keeps the newest in `most` bytes. What it answers never hangs on what it still knows.
+    """
+
+    def __init__(self, live: LiveCaptions, *, encodes: bool = False, most: int = MOST_BYTES) -> None:
+        self._live, self.encodes, self._most = live, encodes, most
+        self._known: OrderedDict[str, Conditioning] = OrderedDict()
+        self._bytes = 0
 
     def fill(self, captions: Sequence[str], progress: Callable[[int, int], None], stopping: Callable[[], bool]) -> None:
         """Encode what a run will ask for. `progress` gets (done, total)."""
@@ -57,19 +70,36 @@ class CachedCaptions:
         progress(len(distinct), len(distinct))
 
     def __call__(self, captions: Sequence[str], sizes: Sequence[PictureSize]) -> Conditioning:
-        found, empty = [self._known[caption] for caption in captions], self._known[""].context
+        found = [self._found(caption) for caption in captions]
         length = max(one.context.shape[1] for one in found)
-        contexts = []
-        for one in found:
-            missing = (length - one.context.shape[1]) // empty.shape[1]
-            contexts.append(torch.cat([one.context] + [empty] * missing, dim=1))
+        contexts = [one.context for one in found]
+        if any(one.shape[1] < length for one in contexts):
+            empty = self._found("").context
+            lacking = [(length - one.shape[1]) // empty.shape[1] for one in contexts]
+            contexts = [torch.cat([one] + [empty] * count, 1) for one, count in zip(contexts, lacking, strict=True)]
         pooled = [one.pooled for one in found if one.pooled is not None]
         told = Conditioning(torch.cat(contexts), torch.cat(pooled) if pooled else None)
         return completed(told, captions, sizes, self._live.family)
 
+    def _found(self, caption: str) -> Conditioning:
+        if not self.encodes:
+            return self._known[caption]
+        if caption in self._known:
+            self._known.move_to_end(caption)
+            return self._known[caption]
+        told = self._known[caption] = self._on_cpu(caption)
+        self._bytes += _bytes_of(told)
+        while self._bytes > self._most and len(self._known) > 1:
+            self._bytes -= _bytes_of(self._known.popitem(last=False)[1])
+        return told
+
     def _on_cpu(self, caption: str) -> Conditioning:
         with torch.no_grad():
             return self._live.texts([caption]).to(torch.device("cpu"))
+
+
+def _bytes_of(told: Conditioning) -> int:
+    return sum(one.numel() * one.element_size() for one in (told.context, told.pooled) if one is not None)
 
 
 def completed(

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import torch
 
-from lib_trainer.config import JobConfig
+from lib_trainer.captions.tags import TagPatterns
+from lib_trainer.config import CaptionsConfig, JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.files import plain
 from lib_trainer.kinds.base import Kind, option_of
@@ -38,6 +39,8 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
     for field in ("width", "height"):
         with problems.at():
             _check_preview_size(job, field, family)
+    with problems.at():
+        check_captions(job, kind)
     with problems.at():
         check_prior(job, kind)
     with problems.at():
@@ -85,6 +88,37 @@ def check_noise(job: JobConfig) -> None:
             end=Field("noise.max_timestep"),
             last=noise.max_timestep,
         )
+
+
+def check_captions(job: JobConfig, kind: Kind) -> None:
+    """Raise `ConfigError` where a template leaves no caption to vary, or a run would have none."""
+    changed = [
+        f"captions.{name}"
+        for name in CaptionsConfig.__struct_fields__
+        if getattr(job.captions, name) != getattr(CaptionsConfig(), name) and f"captions.{name}" in kind.options
+    ]
+    if changed and kind.has_templates and job.dataset.template:
+        raise ConfigError("captions.with_template", field=changed[0], template=Field("dataset.template"))
+    for path, all_of_it in (
+        ("captions.dropout", job.captions.dropout >= 1),
+        ("captions.dropout_epochs", job.captions.dropout_epochs == 1),
+    ):
+        if path in changed and all_of_it:
+            raise ConfigError("captions.nothing_left", field=path)
+    if job.captions.tag_dropout:
+        lists = [
+            TagPatterns.parse(getattr(job.captions, one), f"captions.{one}") for one in ("never_drop", "only_drop")
+        ]
+        if both := sorted(lists[0].keys & lists[1].keys):
+            raise ConfigError(
+                "captions.in_both", field="captions.only_drop", other=Field("captions.never_drop"), tag=both[0]
+            )
+
+
+def check_tag_warmup(job: JobConfig, steps: int) -> None:
+    """Raise `ConfigError` where no step of a run tells all tags."""
+    if job.captions.warmup >= steps:
+        raise ConfigError("captions.warmup", field="captions.warmup", warmup=job.captions.warmup, steps=steps)
 
 
 def check_names(job: JobConfig, kind: Kind) -> None:

@@ -79,7 +79,7 @@ def run_metadata(facts: RunFacts, *, step: int, epoch: int, cover: Image.Image |
         "ss_epoch": epoch,
     }
     values |= told(optimizer, facts.total_steps)
-    values |= _objective(facts) | _sizes_and_variations(job)
+    values |= _objective(facts) | _sizes_and_variations(job) | _captions(plan)
     values |= kind.rates_told(job, facts.recipe, model.family)
     values |= _base_model(model) | _pictures(facts) | _model_spec(facts)
     metadata = {key: str(value) for key, value in values.items()}
@@ -172,6 +172,19 @@ def _sizes_and_variations(job: JobConfig) -> dict[str, object]:
         }
     flags = {"ss_flip_aug": own.mirror, "ss_color_aug": own.colour > 0, "ss_random_crop": own.crop}
     return found | {name: True for name, on in flags.items() if on}
+
+
+def _captions(plan: Plan) -> dict[str, object]:
+    """Of what is on, what sd-scripts would do alike: it has no lists of tags, and counts the words at the front."""
+    own, words = plan.captions.variation, len(plan.captions.variation.words)
+    told: dict[str, tuple[object, bool]] = {
+        "ss_shuffle_caption": (True, own.shuffle),
+        "ss_keep_tokens": (words + own.keep, own.reads_tags and words + own.keep > 0),
+        "ss_caption_dropout_rate": (own.dropout, own.dropout > 0),
+        "ss_caption_dropout_every_n_epochs": (own.dropout_epochs, own.dropout_epochs > 0),
+        "ss_caption_tag_dropout_rate": (own.tag_dropout, own.tag_dropout > 0 and not own.spared and not own.alone),
+    }
+    return {name: value for name, (value, holds) in told.items() if holds}
 
 
 def _bucket_info(encoded: Encoded) -> dict[str, object]:

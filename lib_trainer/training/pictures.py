@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from lib_trainer.captions.variation import Moment
 from lib_trainer.dataset.latents import Encoded, sample_latents
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.training.loop import Batch, StepBatches
-from lib_trainer.training.order import Order
+from lib_trainer.training.order import Order, Place
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,28 @@ class PictureSource:
 
     def steps(self, first: int = 1) -> Iterator[StepBatches]:
         """From the step `first` on, without end."""
-        passed: list[list[list[int]]] = []
+        passed: list[Place] = []
         for place, generator in self.order.places():
             if place.epoch_begins:
                 passed.clear()
             if place.step < first:
-                passed.append(place.batches)
+                passed.append(place)
                 continue
             for earlier in passed:  # of its epoch: they draw from the same generator
                 self._drawn(earlier, generator)
             passed.clear()
-            yield StepBatches(place.epoch, self._drawn(place.batches, generator), place.base)
+            yield StepBatches(place.epoch, self._drawn(place, generator), place.base)
 
-    def _drawn(self, batches: list[list[int]], generator: torch.Generator) -> list[Batch]:
-        shares = [self.order.share(batches, place) for place in range(len(batches))]
-        return [self._batch(indices, share, generator) for indices, share in zip(batches, shares, strict=True)]
+    def _drawn(self, place: Place, generator: torch.Generator) -> list[Batch]:
+        seed, numbers = self.order.job.training.seed, itertools.count()
+        moments = (Moment(seed, place.step, place.epoch, number) for number in numbers)
+        found = []
+        for number, indices in enumerate(place.batches):
+            own = list(itertools.islice(moments, len(indices)))
+            found.append(self._batch(indices, own, self.order.share(place.batches, number), generator))
+        return found
 
-    def _batch(self, indices: list[int], share: float, generator: torch.Generator) -> Batch:
+    def _batch(self, indices: list[int], told: list[Moment], share: float, generator: torch.Generator) -> Batch:
         chosen = [self._variation(index, generator) for index in indices]
         moments = torch.stack([self.encoded.moments(index, one) for index, one in zip(indices, chosen, strict=True)])
         samples = [self.encoded.samples[index] for index in indices]
@@ -49,7 +56,7 @@ class PictureSource:
         prior = self.order.job.prior.weight
         factors = [share * (prior if sample.role == "class" else 1.0) for sample in samples]
         weights = torch.tensor(factors) if share != 1 or any(one.role == "class" for one in samples) else None
-        captions = [self.caption_of(index, generator) for index in indices]
+        captions = [self.caption_of(index, generator, one) for index, one in zip(indices, told, strict=True)]
         sizes = [self.encoded.sizes[index][one] for index, one in zip(indices, chosen, strict=True)]
         return Batch(latents, captions, sizes, weights)
 
@@ -57,14 +64,16 @@ class PictureSource:
         count = len(self.encoded.sizes[index])
         return int(torch.randint(count, (1,), generator=generator)) if count > 1 else 0
 
-    def caption_of(self, index: int, generator: torch.Generator) -> str:
+    def caption_of(self, index: int, generator: torch.Generator, moment: Moment) -> str:
         """Class pictures keep their caption: they must not learn the new word. Of several captions one is drawn."""
         sample = self.encoded.samples[index]
         texts = sample.captions
         text = texts[int(torch.randint(len(texts), (1,), generator=generator))] if len(texts) > 1 else texts[0]
-        return text if sample.role == "class" else self.captions(text, generator)
+        return text if sample.role == "class" else self.captions.told(text, generator, moment)
 
     def captions_of(self, index: int) -> list[str]:
         """Every caption that a picture may be shown with, where the maker of captions does not vary."""
-        sample, unused = self.encoded.samples[index], torch.Generator()
-        return [text if sample.role == "class" else self.captions(text, unused) for text in sample.captions]
+        sample = self.encoded.samples[index]
+        if sample.role == "class":
+            return list(sample.captions)
+        return [form for text in sample.captions for form in self.captions.forms(text)]

@@ -14,7 +14,7 @@ from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Host, PreviewRequest
 from lib_trainer.refusals import Field, Problems, Sentence
-from lib_trainer.training.checks import NAMES, check_job, with_a_name
+from lib_trainer.training.checks import NAMES, check_job, check_tag_warmup, with_a_name
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.training.mirrored import mirror_warning
 from lib_trainer.training.order import Order, Shown
@@ -108,7 +108,8 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     with problems.at("dataset.folder"):
         trigger = data.trigger_word or " ".join(kind.words(job))  # a new word is caption enough where there is none
         folder = Path(data.folder).expanduser()
-        scan = scan_folder(folder, trigger_word=trigger, repeats=data.repeats, lines=data.caption_lines)
+        marks = captions is not None and captions.variation.reads_tags
+        scan = scan_folder(folder, trigger_word=trigger, repeats=data.repeats, lines=data.caption_lines, marks=marks)
     before: list[Sample] = []
     with problems.at("difference.before"):
         before = [] if problems.found else kind.before(job, scan)
@@ -120,6 +121,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     sizes = sizer_of(job)
     steps = _foreseen(job, kind, sizes, [*scan.samples, *before])
     check_warmup(job, steps, kind.base_steps(job, steps))
+    check_tag_warmup(job, steps)
     return Plan(
         job, kind, scan, captions, outputs, sizes, steps, tuple(before), warnings, settled.replaced, notes,
         () if caution is None else (caution,),

@@ -193,7 +193,7 @@ class Run:
         if self.stopping():
             return None
         progress.point = "setup"
-        session.train(text_encoder=isinstance(captions, LiveCaptions))
+        session.train(text_encoder=captions.encodes)
         job, total = plan.job, order.total_steps()
         precision = str(dtype).removeprefix("torch.")
         schedule = schedule_of(model.schedule, job)
@@ -294,9 +294,11 @@ class Run:
     def _captions(self, source: PictureSource, recipe: Recipe, dtype: torch.dtype) -> CaptionSource:
         training, model = self.plan.job.training, self.place.model
         live = LiveCaptions(model, training.clip_skip, training.max_tokens)
-        if recipe.trains_text_encoder or source.captions.varies:
+        if recipe.trains_text_encoder:
             return live
-        cached = CachedCaptions(live)
+        cached = CachedCaptions(live, encodes=source.captions.varies)
+        if cached.encodes:
+            return cached
         count = len(source.encoded.samples)
         captions = [caption for index in range(count) for caption in source.captions_of(index)]
         with autocast(model.device, dtype):

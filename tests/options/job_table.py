@@ -66,6 +66,11 @@ BASES: dict[str, dict[str, Any]] = {
     "min-SNR": CALM | {"loss.weighting": "min_snr"},
     "debiased v": CALM | {"loss.weighting": "debiased", "model.prediction": "v"},
     "four levels": CALM | {"training.max_steps": 8, "noise.min_timestep": 450, "noise.max_timestep": 550},
+    "tags": CALM | {"training.max_steps": 8},
+    "shuffled": CALM | {"training.max_steps": 8, "captions.shuffle": True},
+    "thinned": CALM | {"training.max_steps": 8, "captions.tag_dropout": 0.9},
+    "choices": CALM | {"captions.prefix": "{two|2}"},
+    "two epochs": CALM | {"training.max_steps": 0, "training.epochs": 2},
     "epochs": CALM | {"training.max_steps": 0, "training.epochs": 1},
     "no buckets": SHAPES,
     "shapes": SHAPES | {"buckets.enabled": True},
@@ -294,6 +299,11 @@ def pixel_sizes(seen: Seen) -> set[tuple[int, int]]:
     return {(one.shape[3], one.shape[2]) for one in seen.pixels}
 
 
+def told(seen: Seen) -> list[str]:
+    """The captions of the steps of a run whose batches are of one picture."""
+    return [caption for captions, _, _ in seen.texts for caption in captions]
+
+
 def class_step(seen: Seen) -> int:
     """The step that shows a class picture (from 1 on); the text encoder is called once for each step."""
     in_steps = [captions for captions, _, _ in seen.texts][-len(seen.steps) :]
@@ -392,6 +402,23 @@ JOBS: list[Row] = [
     Row("dataset.template", "ROOT/template.txt", lambda seen: seen.captions, {"learned seen from afar"},
         "hypernetwork"),
     Row("dataset.caption_lines", "first", lambda seen: any("thing" in one for one in seen.captions), False, run=SAMPLE),
+    Row("captions.shuffle", True, lambda seen: any(one.startswith("zork, round") for one in seen.captions), True,
+        "tags"),
+    Row("captions.keep_tokens", 1, lambda seen: all(one.startswith("zork, red") for one in seen.captions), True,
+        "shuffled"),
+    Row("captions.tag_dropout", 0.5, lambda seen: any("red" not in one for one in seen.captions), True, "tags"),
+    Row("captions.never_drop", "red disc *", lambda seen: all("red" in one for one in seen.captions), True, "thinned"),
+    Row("captions.only_drop", "/round/", lambda seen: all("red" in one for one in seen.captions), True, "thinned"),
+    Row("captions.warmup", 4, lambda seen: "round" not in told(seen)[0], True, "tags"),
+    Row("captions.dropout", 0.5, lambda seen: "" in seen.captions, True, "tags"),
+    Row("captions.dropout_epochs", 2, lambda seen: [not one for one in told(seen)], [False] * 3 + [True] * 3,
+        "two epochs"),
+    Row("captions.wildcards", True, lambda seen: all(one[:2] in ("tw", "2 ") for one in seen.captions), True,
+        "choices"),
+    Row("captions.prefix", "seen:", lambda seen: all(one.startswith("seen: zork, ") for one in seen.captions), True,
+        run="around"),
+    Row("captions.suffix", ", seen", lambda seen: all(one.endswith(", seen") for one in seen.captions), True,
+        run="around"),
     Row("dataset.width", 128, lambda seen: seen.latents[0].shape[3], 16, run=SAMPLE),
     Row("dataset.height", 192, lambda seen: seen.latents[0].shape[2], 24, run=SAMPLE),
     Row("dataset.repeats", 2, lambda seen: seen.total, 6, "epochs"),

@@ -109,6 +109,33 @@ def test_sizes_are_told_where_the_family_asks() -> None:
     assert model.asked == ["", "b", "b", "b"]
 
 
+def test_captions_that_vary_are_encoded_when_they_are_new_and_kept_within_bounds() -> None:
+    model: Any = Told(SDXL)
+    one = 4 * (77 * 2 + 3)
+    cached = CachedCaptions(LiveCaptions(model, 1, 75), encodes=True, most=2 * one)
+    for captions in (["a", "bb"], ["bb", "a"], ["a"], ["ccc", "a"], ["bb"], ["a", "dddd", "ccc", "bb"], [""]):
+        told = cached(captions, [SIZE] * len(captions))
+        assert told.context[:, 0, 0].tolist() == [len(caption) + 1 if caption else 0 for caption in captions]
+        assert len(cached._known) <= 2
+    assert model.asked == ["a", "bb", "ccc", "bb", "dddd", "ccc", "bb", ""]
+
+
+def test_what_is_kept_changes_no_bit_and_learns_nothing(diffusers_model: DiffusersModel) -> None:
+    """A run that goes on from a state has another cache than the one that it goes on from."""
+    live = LiveCaptions(diffusers_model, 1, 225)
+    asked = ([SHORT, LONG, ""], [LONGER, SHORT], [LONG], [SHORT, LONG, ""])
+    warm = CachedCaptions(live, encodes=True)
+    for captions in asked:
+        told, fresh = (
+            one(captions, [SIZE] * len(captions)).context for one in (warm, CachedCaptions(live, encodes=True))
+        )
+        assert not told.requires_grad
+        assert torch.equal(told, fresh)
+        with torch.no_grad():
+            expected = live(captions, [SIZE] * len(captions)).context
+        torch.testing.assert_close(told, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_stop_while_filling() -> None:
     model: Any = Told(SD1)
     cached_of(model).fill(["a", "b"], lambda done, total: None, lambda: len(model.asked) > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lib_trainer.captions.variation import Variation
 from lib_trainer.config import from_values
 from lib_trainer.dataset.scan import Sample
 from lib_trainer.kinds.captions import CaptionMaker
@@ -166,6 +168,29 @@ def test_a_step_hangs_on_its_number_alone(role: str) -> None:
         assert [plain(step) for step in itertools.islice(pictures.steps(first), 31 - first)] == whole[first - 1 :]
     two, one = pictures.steps(), pictures.steps(12)
     assert [plain(next(two)), plain(next(one)), plain(next(two))] == [whole[0], whole[11], whole[1]]
+
+
+def test_varied_captions_hang_on_the_step_alone_and_class_pictures_keep_theirs() -> None:
+    """Whatever step is asked for first. What else is drawn is what it is without them."""
+    values = {"training.gradient_accumulation": 2, "training.batch_size": 2, "training.max_steps": 20}
+    as_is = source(5, 3, **values)
+    variation = Variation(True, tag_dropout=0.3, dropout_epochs=3)
+    pictures = replace(as_is, captions=CaptionMaker((), ("a", "b", "c, d, e"), "", variation))
+    whole, plainly = ([*itertools.islice(one.steps(), 20)] for one in (pictures, as_is))
+    told = [[caption for batch in step.batches for caption in batch.captions] for step in whole]
+    for first in (2, 9, 20):
+        assert [plain(step) for step in itertools.islice(pictures.steps(first), 21 - first)] == [
+            plain(step) for step in whole[first - 1 :]
+        ]
+    learned = [caption for step in told for caption in step if not caption.startswith("other")]
+    assert len({*learned}) > len(learned) / 2
+    assert {step.epoch for step, own in zip(whole, told, strict=True) if "" in own} == {3}
+    for step, same in zip(whole, plainly, strict=True):
+        for batch, other in zip(step.batches, same.batches, strict=True):
+            assert torch.equal(batch.latents, other.latents)
+            assert [c for c in batch.captions if c.startswith("other")] == [
+                c for c in other.captions if c.startswith("other")
+            ]
 
 
 def test_weights_are_factors_on_each_pictures_own_loss() -> None:
