@@ -19,7 +19,7 @@ from lib_trainer.families.family import Family
 from lib_trainer.kinds.captions import CaptionMaker, template_maker
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import Host, LoadedModel
-from lib_trainer.refusals import Problems, Sentence
+from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.names import numbered
 from lib_trainer.training.optimizers import wants_average
@@ -168,16 +168,25 @@ class Kind:
         return CaptionMaker((), tuple(words), called, self.variation(job))
 
     def variation(self, job: JobConfig) -> Variation:
-        """What is done to captions at each step. Raises `ConfigError` for an expression that is none."""
+        """What is done to captions at each step.
+
+        Raises `ConfigError` for an expression that is none, and for a tag that both lists name.
+        """
         own, name = self._captions(job), " ".join(self.words(job)) or job.dataset.trigger_word.strip()
         given = [*self.words(job), *job.dataset.trigger_word.split(",")]
         words = tuple(dict.fromkeys(" ".join(word.split()) for word in given if word.strip()))
+        spared = _listed(own.never_drop, "captions.never_drop")
+        alone = _listed(own.only_drop, "captions.only_drop")
+        if own.tag_dropout and (both := sorted(spared.keys & alone.keys)):
+            raise ConfigError(
+                "captions.in_both", field="captions.only_drop", other=Field("captions.never_drop"), tag=both[0]
+            )
         return Variation(
             own.shuffle,
             own.keep_tokens,
             own.tag_dropout,
-            TagPatterns.parse(own.never_drop, "captions.never_drop"),
-            TagPatterns.parse(own.only_drop, "captions.only_drop"),
+            spared,
+            alone,
             own.warmup,
             own.dropout,
             own.dropout_epochs,
@@ -261,6 +270,14 @@ class Kind:
     def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
         """Changes that need less memory and make the result another one."""
         yield from ()
+
+
+def _listed(text: str, path: str) -> TagPatterns:
+    try:
+        return TagPatterns.parse(text, path)
+    except ConfigError as error:
+        error.field = path
+        raise
 
 
 def option_of(job: JobConfig, path: str) -> Any:

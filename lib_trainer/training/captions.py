@@ -12,8 +12,8 @@ from lib_trainer.families.family import Family
 from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
 
 TOKENS_PER_CHUNK = 75
-MOST_BYTES = 256 << 20
-"""Of what is kept of captions that vary: some 2,000 of SD 1.x, some 800 of SDXL in half precision."""
+MOST_BYTES = 64 << 20
+"""Of what is kept of captions that vary: some 500 of SD 1.x, some 200 of SDXL in half precision."""
 
 
 class CaptionSource(Protocol):
@@ -49,7 +49,8 @@ class CachedCaptions:
     """Every distinct caption is encoded once, by itself, and kept on the CPU; a batch is padded as live ones are.
 
     With `encodes` it is asked for captions that nobody has foretold: it encodes them without gradients when they come,
-    and keeps the newest in `most` bytes. What it answers never hangs on what it still knows.
+    and keeps the newest in `most` bytes of the device, as fetching them would have each step wait for the one before.
+    What it answers never hangs on what it still knows.
     """
 
     def __init__(self, live: LiveCaptions, *, encodes: bool = False, most: int = MOST_BYTES) -> None:
@@ -87,15 +88,18 @@ class CachedCaptions:
         if caption in self._known:
             self._known.move_to_end(caption)
             return self._known[caption]
-        told = self._known[caption] = self._on_cpu(caption)
+        told = self._known[caption] = self._encoded(caption)
         self._bytes += _bytes_of(told)
         while self._bytes > self._most and len(self._known) > 1:
             self._bytes -= _bytes_of(self._known.popitem(last=False)[1])
         return told
 
     def _on_cpu(self, caption: str) -> Conditioning:
+        return self._encoded(caption).to(torch.device("cpu"))
+
+    def _encoded(self, caption: str) -> Conditioning:
         with torch.no_grad():
-            return self._live.texts([caption]).to(torch.device("cpu"))
+            return self._live.texts([caption])
 
 
 def _bytes_of(told: Conditioning) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import torch
 
-from lib_trainer.captions.tags import TagPatterns
 from lib_trainer.config import CaptionsConfig, JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.files import plain
@@ -105,14 +104,6 @@ def check_captions(job: JobConfig, kind: Kind) -> None:
     ):
         if path in changed and all_of_it:
             raise ConfigError("captions.nothing_left", field=path)
-    if job.captions.tag_dropout:
-        lists = [
-            TagPatterns.parse(getattr(job.captions, one), f"captions.{one}") for one in ("never_drop", "only_drop")
-        ]
-        if both := sorted(lists[0].keys & lists[1].keys):
-            raise ConfigError(
-                "captions.in_both", field="captions.only_drop", other=Field("captions.never_drop"), tag=both[0]
-            )
 
 
 def check_tag_warmup(job: JobConfig, steps: int) -> None:
