@@ -29,7 +29,8 @@ class CaptionsConfig(Section, frozen=True):
         option(
             "Keep the first tags",
             "So many tags at the front stay where they are and are never left out; the trigger word and new words stay "
-            "without being counted, and a caption with ||| keeps what is before it (and behind a second one) instead.",
+            "without being counted. Captions with the keep-token separator (three bars) keep what is before it, and "
+            "behind a second one, instead.",
             low=0,
             high=100,
             unit="tags",
