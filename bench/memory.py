@@ -1,8 +1,9 @@
 """What a step of each kind of training keeps, measured on tensors without contents: the tables of the forecast.
 
     python -m bench.memory table sd1       make lib_trainer/training/memory_tables/sd1.json anew (minutes)
-    python -m bench.memory table tiny      the same for the tests' miniature of SD1
-    python -m bench.memory check           forecast beside a measured step, SD1's real size
+    python -m bench.memory table sdxl      the same for SDXL
+    python -m bench.memory table tiny      the same for the tests' miniature of SD1, and `tiny_xl` for SDXL's
+    python -m bench.memory check sd1       forecast beside a measured step at the real size, or `sdxl`
 
 A step is the real one: the recipe, the session and the model's own modules, forward and backward, on torch's meta
 device, which computes shapes and no numbers, under the device's rules of autocast. An allocation hook follows every
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -34,12 +36,16 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.allocations import Allocations
 from bench.count_step import CudaAutocast
+from bench.labelled import labelled_unet
 from lib_trainer.config import JobConfig, from_values
-from lib_trainer.families.family import Part
+from lib_trainer.families.family import Family, Part
 from lib_trainer.families.known import DEFAULT
+from lib_trainer.families.sdxl import SDXL
 from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.quantised import is_quantised
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
+from lib_trainer.host.vector import SINES
 from lib_trainer.host.weights import Bus
 from lib_trainer.kinds.base import Outputs
 from lib_trainer.kinds.registry import kind_of
@@ -53,11 +59,13 @@ from lib_trainer.training.session import Session
 
 GIB = 2**30
 CELL = DEFAULT.cell
-WEIGHTS = ("unet", "te1", "vae")
 ADAPTER_KINDS = ("lora", "locon", "loha", "lokr")
-SHAPES = ("sd1", "tiny")
+KINDS = ("lora", "loha", "lokr", "lora+dora", "locon", "embedding", "hypernetwork", "checkpoint")
+XL_KINDS = ("lora",)
+"""Those whose steps were measured on SDXL. Of the others the page says that nothing is foreseen."""
+SHAPES = ("sd1", "sdxl", "tiny", "tiny_xl")
 NORMS = (torch.nn.functional.group_norm, torch.nn.functional.layer_norm, torch.group_norm, torch.layer_norm)
-TINY = Path(__file__).parents[1] / "tests" / "training" / "memory_tiny.json"
+TINY = Path(__file__).parents[1] / "tests" / "training"
 UNET: dict[str, Any] = {
     "image_size": 32,
     "in_channels": 4,
@@ -81,6 +89,16 @@ CLIP: dict[str, Any] = {
     "num_attention_heads": 12,
     "hidden_act": "quick_gelu",
 }
+PUBLISHED: Any = SDXL.config
+XL_UNET = UNET | {"num_heads": -1} | PUBLISHED["model"]["params"]["unet_config"]["params"]
+BIG_G: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "projection_dim": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+}
 VAE: dict[str, Any] = {
     "double_z": True,
     "z_channels": 4,
@@ -97,22 +115,46 @@ VAE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Configurations of the three parts, the table's file, and the side of the pictures that it is measured at."""
+    """Configurations of the parts, the table's file, the side of the pictures that it is measured at, and the kinds."""
 
     unet: dict[str, Any]
-    clip: dict[str, Any]
+    texts: tuple[dict[str, Any], ...]
     vae: dict[str, Any]
     file: Path
     side: int
+    family: Family = DEFAULT
     on_cpu: bool = False
+    kinds: tuple[str, ...] = KINDS
+    full: tuple[str, ...] = ("lora", "checkpoint")
+    """Kinds that are measured in fp32 too."""
+
+    def told(self, batch: int, tokens: int) -> Conditioning:
+        """What the UNet reads beside latents and timesteps."""
+        context = torch.empty(batch, tokens, self.unet["context_dim"])
+        return self.sized(Conditioning(context, torch.empty(batch, self._pooled) if self.family.sizes else None))
+
+    def sized(self, told: Conditioning) -> Conditioning:
+        """With the sizes of pictures, where the family's UNet reads them."""
+        sizes = torch.empty(len(told.context), 6) if self.family.sizes else None
+        return dataclasses.replace(told, sizes=sizes)
+
+    @property
+    def _pooled(self) -> int:
+        return int(self.unet["adm_in_channels"]) - 6 * SINES
 
 
 def shape_of(name: str) -> Shape:
     if name == "sd1":
-        return Shape(UNET, CLIP, VAE, TABLES / "sd1.json", 512)
-    from tests import support
+        return Shape(UNET, (CLIP,), VAE, TABLES / "sd1.json", 512)
+    if name == "sdxl":
+        return Shape(XL_UNET, (CLIP, BIG_G), VAE, TABLES / "sdxl.json", 1024, SDXL, kinds=XL_KINDS, full=())
+    from tests import support, tiny_families
 
-    return Shape(support.UNET, support.CLIP, support.VAE, TINY, 128, on_cpu=True)
+    tiny, xl = TINY / "memory_tiny.json", TINY / "memory_tiny_xl.json"
+    if name == "tiny":
+        return Shape(support.UNET, (support.CLIP,), support.VAE, tiny, 128, on_cpu=True)
+    texts = (support.CLIP, tiny_families.OPEN_CLIP)
+    return Shape(tiny_families.XL_UNET, texts, support.VAE, xl, 128, SDXL, True, XL_KINDS, ())
 
 
 class _Bus(Bus):
@@ -154,15 +196,21 @@ def _fused_attention(block: Any) -> Any:
 
 
 def build(shape: Shape, make: type[LdmModel] = LdmModel) -> LdmModel:
-    """The three parts on the device that is entered, in fp32."""
+    """The parts on the device that is entered, in fp32."""
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    family = shape.family
     with contextlib.redirect_stdout(None):
-        unet, vae = UNetModel(**shape.unet).eval(), _Vae(shape.vae).eval()
-    text = CLIPTextModel(CLIPTextConfig(**shape.clip)).eval()
+        unet = labelled_unet(shape.unet) if family.sizes else UNetModel(**shape.unet)
+        vae = _Vae(shape.vae).eval()
+    texts = [
+        (CLIPTextModelWithProjection if described.pooled else CLIPTextModel)(CLIPTextConfig(**config)).eval()
+        for described, config in zip(family.encoders, shape.texts, strict=True)
+    ]
     schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000), "epsilon")
-    return make(unet, vae, _Text([text], load_tokenizer()), schedule, 0.18215)
+    text = _Text(texts, load_tokenizer(), family)
+    return make(unet.eval(), vae, text, schedule, family.latent_scale, family=family)
 
 
 def job_of(side: int, **changes: Any) -> JobConfig:
@@ -247,7 +295,7 @@ def without_contents(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[Allocat
     again = mock.patch("lib_trainer.host.holding.checkpoint", mode.checkpoint)
     stay = mock.patch("lib_trainer.kinds.slots.moves", lambda device: False)
     with known, off, there, again, stay, mode.emulated(), Allocations() as live, torch.device("meta"):
-        roots = (model.unet, model.vae, model.text.encoders[0].module)
+        roots = model.roots().values()
         live.watch(tensor for root in roots for tensor in (*root.parameters(), *root.buffers()))
         yield live, model, mode
 
@@ -267,19 +315,21 @@ def measure_step(shape: Shape, job: JobConfig, chunks: int = 1) -> Measured:
     with without_contents(shape, dtype) as (live, model, mode):
         recipe = kind_of(job).recipe(job, model, Outputs((Path(),)))
         recomputed, replaced = job.training.gradient_checkpointing, frozenset(recipe.replaces)
-        state = TrainingState(dtype, recomputed, recipe.trains_text_encoder, replaced)
+        eight_bits = job.training.weights == "fp8"
+        state = TrainingState(dtype, recomputed, recipe.trains_text_encoder, replaced, eight_bits=eight_bits)
         with Session(model, recipe, state) as session:
             session.train(text_encoder=recipe.trains_text_encoder)
             learns = [parameter for group in recipe.groups() for parameter in group["params"]]
             own = {id(parameter) for parameter in learns}
-            roots = [model.unet, *([model.text.encoders[0].module] if recipe.trains_text_encoder else [])]
+            roots = [model.unet, *(model.text.parts().values() if recipe.trains_text_encoder else [])]
             held = [one for root in roots for one in root.parameters() if id(one) not in own]
+            saved = _saved_by_eight_bits(model.unet) if eight_bits else 0
             if not recipe.trains_text_encoder:
-                told = Conditioning(torch.empty(batch, 77 * chunks, shape.clip["hidden_size"]))
+                told = shape.told(batch, 77 * chunks)
             before = live.now
             live.forget_peak()
             if recipe.trains_text_encoder:
-                told = model.encode_text([_caption(chunks)] * batch, job.training.clip_skip, chunks)
+                told = shape.sized(model.encode_text([_caption(chunks)] * batch, job.training.clip_skip, chunks))
             latents = torch.empty(batch, 4, height, width)
             timesteps = torch.zeros(batch, dtype=torch.int64)
             prediction = model.predict(latents, timesteps, told)
@@ -288,7 +338,13 @@ def measure_step(shape: Shape, job: JobConfig, chunks: int = 1) -> Measured:
             del prediction, told
             torch.autograd.backward(loss)  # Tensor.backward would leave the mode
             del loss
-            return Measured(_bytes(held), _bytes(learns), live.peak - before)
+            return Measured(_bytes(held) - saved, _bytes(learns), live.peak - before)
+
+
+def _saved_by_eight_bits(unet: nn.Module) -> int:
+    """Bytes of the parameters that a step has away, less those of the codes and fp32 scales that it reads instead."""
+    weights: list[Any] = [module.weight for module in unet.modules() if is_quantised(module)]
+    return _bytes(weights) - sum(weight.numel() + FULL * len(weight) for weight in weights)
 
 
 def _bytes(tensors: Sequence[torch.Tensor]) -> int:
@@ -311,8 +367,7 @@ def measure_quiet(shape: Shape, side: int, what: str) -> int:
             model.vae.decoder(model.vae.post_quant_conv(torch.empty(1, 4, cells, cells)))
         else:
             with model.training(TrainingState(torch.float32, False, False)):
-                told = Conditioning(torch.empty(2, 77, shape.clip["hidden_size"]))
-                model.predict(torch.empty(2, 4, cells, cells), torch.zeros(2, dtype=torch.int64), told)
+                model.predict(torch.empty(2, 4, cells, cells), torch.zeros(2, dtype=torch.int64), shape.told(2, 77))
         return live.peak - before
 
 
@@ -321,8 +376,8 @@ Point = tuple[JobConfig, int]
 
 def works(shape: Shape) -> Iterator[tuple[str, list[Point]]]:
     """Each kind of step by its key, and the jobs and chunks of captions that are measured for it."""
-    full = ("lora",) if shape.on_cpu else ("lora", "checkpoint")
-    for precision, kinds in (("bf16", KINDS), ("fp32", full)):
+    full = tuple(kind for kind in shape.full if kind == "lora" or not shape.on_cpu)
+    for precision, kinds in (("bf16", shape.kinds), ("fp32", full)):
         for recomputed in (False,) if shape.on_cpu and precision == "fp32" else (False, True):
             common = {"training__precision": precision, "training__gradient_checkpointing": recomputed}
             for kind in kinds:
@@ -339,7 +394,6 @@ SMALL = 8
 """As many times the pictures are needed before a small model's recomputed steps take more than gradients do."""
 LARGE = ("loha", "checkpoint")
 """Kinds whose gradients alone may be the most that a step of small pictures takes."""
-KINDS = ("lora", "loha", "lokr", "lora+dora", "locon", "embedding", "hypernetwork", "checkpoint")
 
 
 def _points(kind: str, side: int, common: dict[str, Any], more: int = 1) -> list[Point]:
@@ -387,23 +441,27 @@ def fitted(table: Table, points: list[Point], sizes: list[int]) -> Work:
     return Work(learned=share, cell=cell, text=text, least=least)
 
 
-def completed(table: Table) -> None:
+def completed(table: Table, kinds: tuple[str, ...]) -> None:
     """Steps that were not measured, from those that are alike."""
     steps, new = table.steps, msgspec.structs.replace
     for kind in ("loha", "lokr", "lora+dora", "locon"):  # their text encoder is as LoRA's
-        steps[f"{kind} half kept"] = new(steps[f"{kind} half kept"], text=steps["lora half kept"].text)
-    for kind in KINDS:
+        if kind in kinds:
+            steps[f"{kind} half kept"] = new(steps[f"{kind} half kept"], text=steps["lora half kept"].text)
+    for kind in kinds:
         kept, other = steps[f"{kind} half kept"], steps[f"{kind} half recomputed"]
         if kind != "embedding":
             ratio = other.cell / kept.cell
             steps[f"{kind} half recomputed"] = new(other, text=kept.text * ratio, wide=kept.wide * ratio)
     for memory in ("kept", "recomputed"):
-        one, two, plain = (steps[f"{kind} half {memory}"] for kind in ("locon", "lora+dora", "lora"))
-        steps[f"locon+dora half {memory}"] = new(one, cell=one.cell + two.cell - plain.cell, text=two.text)
+        plain, all_kinds = steps[f"lora half {memory}"], kinds
+        if {"locon", "lora+dora"} <= set(kinds):
+            one, two = (steps[f"{kind} half {memory}"] for kind in ("locon", "lora+dora"))
+            steps[f"locon+dora half {memory}"] = new(one, cell=one.cell + two.cell - plain.cell, text=two.text)
+            all_kinds = (*kinds, "locon+dora")
         if f"lora full {memory}" not in steps:
             continue
         ratio = steps[f"lora full {memory}"].cell / plain.cell
-        for kind in (*KINDS, "locon+dora"):
+        for kind in all_kinds:
             half = steps[f"{kind} half {memory}"]
             scaled = {name: getattr(half, name) * ratio for name in ("fixed", "cell", "text", "wide")}
             full = steps.get(f"{kind} full {memory}", new(half, **scaled))
@@ -426,9 +484,8 @@ def layers_of(shape: Shape) -> tuple[list[Layer], dict[str, Weights], list[int]]
 
         hooks = [target.module.register_forward_hook(look) for target in targets if target.part == "unet"]
         with model.training(TrainingState(torch.float32, False, False)):
-            told = Conditioning(torch.empty(1, 77 * 64, shape.clip["hidden_size"]))
             side = shape.side // CELL
-            model.predict(torch.empty(1, 4, side, side), torch.zeros(1, dtype=torch.int64), told)
+            model.predict(torch.empty(1, 4, side, side), torch.zeros(1, dtype=torch.int64), shape.told(1, 77 * 64))
         for hook in hooks:
             hook.remove()
         counted: Counter[Layer] = Counter()
@@ -443,8 +500,7 @@ def layers_of(shape: Shape) -> tuple[list[Layer], dict[str, Weights], list[int]]
             )
             counted[layer] += 1
         layers = [msgspec.structs.replace(layer, count=count) for layer, count in counted.items()]
-        roots = {"unet": model.unet, "te1": model.text.encoders[0].module, "vae": model.vae}
-        weights = {part: _weights(root) for part, root in roots.items()}
+        weights = {part: _weights(root) for part, root in model.roots().items()}
         return layers, weights, attention_sizes(targets)
 
 
@@ -461,7 +517,8 @@ def _weights(root: nn.Module) -> Weights:
 def make_table(name: str, processes: int) -> Table:
     shape = shape_of(name)
     layers, weights, sizes = layers_of(shape)
-    table = Table(layers, weights, sizes, shape.clip["hidden_size"], {}, {})
+    family = shape.family
+    table = Table(layers, weights, sizes, sum(one["hidden_size"] for one in shape.texts), {}, {}, family.memory)
     for what in ("encode", "decode", "sample"):
         per = (shape.side // CELL) ** 2
         low, high = (measure_quiet(shape, side, what) for side in (shape.side, 2 * shape.side))
@@ -474,7 +531,7 @@ def make_table(name: str, processes: int) -> Table:
             sizes = [next(found) for _ in own]
             table.steps[key] = fitted(table, own, sizes)
             print(f"{key}: {', '.join(f'{size / 2**20:.1f}' for size in sizes)} MiB → {table.steps[key]}", flush=True)
-    completed(table)
+    completed(table, shape.kinds)
     return table
 
 
@@ -485,6 +542,7 @@ def _measured(point: tuple[str, JobConfig, int]) -> int:
     return measure_step(shape_of(name), job, chunks).step
 
 
+CACHED = {"optimizer__text_encoder_lr": 0.0}
 CHECKED: tuple[dict[str, Any], ...] = (
     {"network__kind": "lora"},
     {"network__kind": "lora", "training__batch_size": 4},
@@ -504,30 +562,44 @@ CHECKED: tuple[dict[str, Any], ...] = (
     {"network__kind": "checkpoint", "training__precision": "fp32", "finetune__text_encoder_lr": 1e-6},
 )
 """Jobs beside those that the tables are made from."""
+CHECKED_XL: tuple[dict[str, Any], ...] = (
+    {"training__gradient_checkpointing": True, **CACHED},
+    {"training__gradient_checkpointing": True, "training__weights": "fp8", **CACHED},
+    {"training__gradient_checkpointing": True, "training__batch_size": 4},
+    {"training__weights": "fp8", "side": 768},
+    {"training__batch_size": 2, "optimizer__name": "AdamW8bit", **CACHED},
+    {"training__gradient_checkpointing": True, "optimizer__text_encoder_2_lr": 0.0, "side": 768},
+    {"network__rank": 128, "training__batch_size": 2},
+)
+"""The same for SDXL. The first two are what the project's issue on SDXL names: at most 8 and 6 GiB."""
 
 
-def checked(changes: dict[str, Any]) -> tuple[str, int, int]:
+def checked(changes: dict[str, Any], name: str = "sd1") -> tuple[str, int, int]:
     """A job in words, and the forecast and the measured bytes of its training on a card whose host holds fp16.
 
     What is measured is the step; the optimizer's state and an average are arithmetic on both sides.
     """
-    shape, own = shape_of("sd1"), {"optimizer__text_encoder_lr": 1e-5} | changes
-    job = job_of(own.pop("side", 512), **own)
-    place = Place(torch.device("cuda", 0), DTYPES[job.training.precision], dict.fromkeys(WEIGHTS, torch.float16))
-    foreseen = forecast(job, tables()["sd1"], place)
+    shape, table, own = shape_of(name), tables()[name], {"optimizer__text_encoder_lr": 1e-5} | changes
+    job = job_of(own.pop("side", shape.side), **own)
+    place = Place(torch.device("cuda", 0), DTYPES[job.training.precision], dict.fromkeys(table.weights, torch.float16))
+    foreseen = forecast(job, table, place)
     training = next(need for need in foreseen.phases if need.phase == "training")
     found = measure_step(shape, job)
     beside = training.items["optimizer"] + training.items["EMA"]
-    return in_words(job), training.total, sum(found) + beside
+    return in_words(job, shape.family), training.total, sum(found) + beside
 
 
-def in_words(job: JobConfig) -> str:
+def in_words(job: JobConfig, family: Family) -> str:
     told = [job.network.kind + (" + DoRA" if job.network.dora else ""), f"{job.dataset.width}²"]
     told += [f"batch {job.training.batch_size}", job.training.precision]
     if job.network.rank != 32:
         told.append(f"rank {job.network.rank}")
-    if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not kind_of(job).trains_text_encoder(job, DEFAULT):
-        told.append("without text encoder")
+    if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not kind_of(job).trains_text_encoder(job, family):
+        told.append("without text encoder" + "s" * (len(family.encoders) > 1))
+    elif len(family.encoders) > 1 and job.optimizer.text_encoder_2_lr == 0:
+        told.append("first text encoder alone")
+    if job.training.weights == "fp8":
+        told.append("fp8 weights")
     if job.network.kind == "checkpoint" and job.optimizer.ema:
         told.append("EMA")
     if job.training.gradient_checkpointing:
@@ -535,11 +607,11 @@ def in_words(job: JobConfig) -> str:
     return ", ".join(told + ([job.optimizer.name] if job.optimizer.name != "AdamW" else []))
 
 
-def check() -> None:
-    """Print the table of docs/memory.md."""
+def check(name: str) -> None:
+    """Print a table of docs/memory.md."""
     print("| job | forecast, GiB | measured, GiB | ratio |\n|---|---|---|---|")
-    for changes in CHECKED:
-        words, foreseen, found = checked(changes)
+    for changes in CHECKED_XL if shape_of(name).family.sizes else CHECKED:
+        words, foreseen, found = checked(changes, name)
         print(f"| {words} | {foreseen / GIB:.2f} | {found / GIB:.2f} | {foreseen / found:.3f} |", flush=True)
 
 
@@ -551,7 +623,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "check":
-        check()
+        check(options.shape)
     if options.command == "table":
         table = make_table(options.shape, options.processes)
         path = shape_of(options.shape).file

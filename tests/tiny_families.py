@@ -1,8 +1,7 @@
 """Tiny models of SDXL's and SD 2's topology: random weights in real modules, and the same as a single file.
 
 sgm, whose classes SDXL is loaded into, is in no package index. Where its sources are at hand (the environment variable
-SGM_DIR, or WEBUI_DIR's repositories/generative-models) its own UNet is taken. `labelled_unet` stands in for it
-elsewhere: ldm's class, which sgm's was made from, with the vector added to the time embedding as sgm adds it.
+SGM_DIR, or WEBUI_DIR's repositories/generative-models) its own UNet is taken, and elsewhere `bench/labelled.py`'s.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.labelled import labelled_unet
 from lib_trainer.families.family import Family
 from lib_trainer.families.prediction import Prediction
 from lib_trainer.host.ldm.model import LdmModel
@@ -99,32 +99,6 @@ def sgm_unet() -> Any:
         return importlib.import_module("sgm.modules.diffusionmodules.openaimodel").UNetModel
 
 
-def labelled_unet() -> nn.Module:
-    from ldm.modules.diffusionmodules.openaimodel import UNetModel
-    from ldm.modules.diffusionmodules.util import timestep_embedding
-
-    class LabelledUNet(UNetModel):  # type: ignore[misc]
-        def forward(self, x: Any, timesteps: Any = None, context: Any = None, y: Any = None) -> Any:
-            embedded = self.time_embed(timestep_embedding(timesteps, self.model_channels)) + self.label_emb(y)
-            context = [context] * XL_UNET["transformer_depth"]  # sgm's transformers take one context for all layers
-            kept, h = [], x
-            for block in self.input_blocks:
-                h = block(h, embedded, context)
-                kept.append(h)
-            h = self.middle_block(h, embedded, context)
-            for block in self.output_blocks:
-                h = block(torch.cat([h, kept.pop()], dim=1), embedded, context)
-            return self.out(h)
-
-    shape = XL_UNET | {"context_dim": [XL_UNET["context_dim"]] * XL_UNET["transformer_depth"]}
-    others = ("num_classes", "adm_in_channels")
-    unet = LabelledUNet(**{name: value for name, value in shape.items() if name not in others})
-    width = 4 * XL_UNET["model_channels"]
-    layers = nn.Linear(XL_UNET["adm_in_channels"], width), nn.SiLU(), nn.Linear(width, width)
-    unet.label_emb = nn.Sequential(nn.Sequential(*layers))
-    return unet
-
-
 def drawn(*modules: nn.Module) -> None:
     """Random weights where a class begins with zeros."""
     with torch.no_grad():
@@ -172,7 +146,7 @@ def build_sdxl(folder: Path, unet_class: Any = None) -> TinyXl:
     with torch.random.fork_rng(), contextlib.redirect_stdout(None):
         torch.manual_seed(11)
         shape = {name: value for name, value in XL_UNET.items() if name != "image_size"}
-        unet, vae = labelled_unet() if unet_class is None else unet_class(**shape), LdmVae()
+        unet, vae = labelled_unet(XL_UNET) if unet_class is None else unet_class(**shape), LdmVae()
         texts = (text_model(CLIP, pooled=False), text_model(OPEN_CLIP, pooled=True))
         drawn(unet, vae)
     prefixes = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")

@@ -87,6 +87,7 @@ SDXL = Family(
     sizes=True,
     hypernetworks=False,
     smallest=768,
+    memory="sdxl",
     config=CONFIG,
 )
 """2816 numbers: the pooled vector's 1280, and six sizes as 256 sines each."""

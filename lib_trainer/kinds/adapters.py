@@ -225,8 +225,9 @@ class AdapterKind(Kind):
         return found + [Sentence("lower.to_zero", option=Field(path)) for path in rates]
 
     def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
-        if self._text_encoder_is_free and job.optimizer.text_encoder_lr and job.optimizer.unet_lr:
-            yield [{path: 0.0 for path in (TEXT_RATE, SECOND_RATE) if option_of(job, path) > 0}]
+        rates = {path: 0.0 for path in (TEXT_RATE, SECOND_RATE) if option_of(job, path) > 0}
+        if rates and self._text_encoder_is_free and job.optimizer.unet_lr:
+            yield [rates]
 
     def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
         rank = job.network.rank

@@ -74,7 +74,10 @@ class Forecast:
 
 
 def forecast(job: JobConfig, table: Table, place: Place) -> Forecast:
-    """The peaks of a run. Raises `ConfigError` or `ModelError` where the job's blocks or structure are not sound."""
+    """The peaks of a run, where it is `foreseen`.
+
+    Raises `ConfigError` or `ModelError` where the job's blocks or structure are not sound.
+    """
     phases = tuple(_device_phases(job, table, place))
     return Forecast(phases, Need("all of it", _waiting(job, table, place)), place.apart)
 
@@ -95,6 +98,8 @@ def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 
     training, kind = job.training, kind_of(job)
     cells = training.batch_size * _cells(*largest_size(job), table)
     work = _work(job, table, dtype)
+    if work is None:
+        raise ValueError(f"the table of {table.of} is not about {work_key(job, dtype)}")
     learned = FULL * sum(learned_numbers(job, table).values())
     total = work.fixed + work.learned * learned + work.cell * cells
     if kind.trains_text_encoder(job, table.family):
@@ -108,13 +113,21 @@ def _cells(width: int, height: int, table: Table) -> int:
     return (width // table.family.cell) * (height // table.family.cell)
 
 
-def _work(job: JobConfig, table: Table, dtype: torch.dtype) -> Work:
+def foreseen(job: JobConfig, table: Table, dtype: torch.dtype) -> bool:
+    """Whether the table is about steps of such a job."""
+    return _work(job, table, dtype) is not None
+
+
+def _work(job: JobConfig, table: Table, dtype: torch.dtype) -> Work | None:
     key = work_key(job, dtype)
     if key in table.steps:
         return table.steps[key]
     plain = key.replace("+dora", "")  # what DoRA adds is measured for LoRA's layers
     kind, _, rest = plain.partition(" ")
-    one, other, own = (table.steps[name] for name in (f"locon+dora {rest}", f"locon {rest}", f"{kind} {rest}"))
+    names = (f"locon+dora {rest}", f"locon {rest}", f"{kind} {rest}")
+    if plain == key or not all(name in table.steps for name in names):
+        return None
+    one, other, own = (table.steps[name] for name in names)
     return msgspec.structs.replace(own, cell=own.cell + one.cell - other.cell, text=own.text + one.text - other.text)
 
 

@@ -17,7 +17,7 @@ from lib_trainer.kinds.registry import kind_of
 from lib_trainer.memory import SHARE, free_bytes, host_free_bytes
 from lib_trainer.ports import HeldPart, Host
 from lib_trainer.refusals import Decimals, Field, Sentence, both
-from lib_trainer.training.forecast import Forecast, Need, Place, forecast
+from lib_trainer.training.forecast import Forecast, Need, Place, forecast, foreseen
 from lib_trainer.training.memory_table import Table, table_for
 from lib_trainer.training.optimizers import lighter
 from lib_trainer.training.precision import resolve_precision
@@ -101,7 +101,7 @@ class Outlook:
 
 
 def outlook(job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = None) -> Outlook | None:
-    """What a job will need here; None for a model that no table is about. Loads nothing and takes no lock.
+    """What a job will need here; None for a model or a step that no table is about. Loads nothing and takes no lock.
 
     `parts` are the host's, where they are known already. Raises a `TrainerError` for a job that is not sound.
     """
@@ -110,9 +110,12 @@ def outlook(job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = N
     if table is None or table.of != host.family().memory:
         return None
     device = host.device()
+    dtype = resolve_precision(job.training.precision, device)
+    if not foreseen(job, table, dtype):
+        return None
     place = Place(
         device,
-        resolve_precision(job.training.precision, device),
+        dtype,
         {part: parts[part].dtype if part in parts else torch.float32 for part in table.weights},
     )
     resident = sum(held.on_device for held in parts.values())
@@ -125,9 +128,15 @@ def outlook(job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = N
     return Outlook(found.forecast, device.type, room, ram_room, tuple(remedies))
 
 
-def unknown(host: Host, parts: Mapping[str, HeldPart]) -> Sentence | None:
-    """For beside a Start button, where there is a model of a family that no table is about."""
-    return Sentence("memory.unknown", family=host.family().word) if parts and not host.family().memory else None
+def unknown(job: JobConfig, host: Host, parts: Mapping[str, HeldPart]) -> Sentence | None:
+    """For beside a Start button: a model of a family that no table is about, or a step that its table is not about."""
+    family = host.family()
+    if not parts or not family.memory:
+        return Sentence("memory.unknown", family=family.word) if parts else None
+    table, device = table_for({part: held.numbers for part, held in parts.items()}), host.device()
+    if table is None or foreseen(job, table, resolve_precision(job.training.precision, device)):
+        return None
+    return Sentence("memory.unknown_step", family=family.word)
 
 
 def remedies_for(job: JobConfig, table: Table, place: Place, room: int) -> list[Remedy]:

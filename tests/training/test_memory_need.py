@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from lib_trainer.config import JobConfig, from_values, to_values
+from lib_trainer.families.family import Family
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import memory_need
 from lib_trainer.training import memory_table as forecasts
 from lib_trainer.training.desk import TrainingDesk
-from lib_trainer.training.forecast import Place, forecast
+from lib_trainer.training.forecast import Place, forecast, foreseen, learned_numbers
 from lib_trainer.training.memory_need import GIB, outlook, remedies_for
 from lib_trainer.training.memory_table import read_table, table_for
+from lib_trainer.training.precision import DTYPES
 from lib_trainer.work import events as ev
 from tests.support import ModelHost, make_job
 from tests.training.watched import Watched
@@ -78,7 +80,66 @@ def test_a_model_is_known_by_its_size() -> None:
     assert table_for({}) is None
 
 
+XL = read_table(forecasts.TABLES / "sdxl.json")
+XL_CARD = Place(torch.device("cuda", 0), torch.bfloat16, dict.fromkeys(XL.weights, torch.float16))
+
+
+def _xl(pictures: Path, **changes: Any) -> JobConfig:
+    small = {"training__batch_size": 1, "training__gradient_checkpointing": True, "optimizer__text_encoder_lr": 0.0}
+    return _job(pictures, **{"dataset__width": 1024, "dataset__height": 1024, **small, **changes})
+
+
+def _training(job: JobConfig) -> int:
+    return next(need.total for need in forecast(job, XL, XL_CARD).phases if need.phase == "training")
+
+
+def test_a_lora_of_sdxl_trains_in_8_gib_and_in_6_with_weights_in_8_bits(pictures: Path) -> None:
+    """1024², batch 1, bf16, checkpointing, rank 32, texts cached."""
+    assert 4.7 * GIB < _training(_xl(pictures)) <= 8 * GIB
+    assert 2.3 * GIB < _training(_xl(pictures, training__weights="fp8")) <= 6 * GIB
+
+
+def test_both_encoders_of_sdxl_are_counted(pictures: Path) -> None:
+    assert list(XL.weights) == ["unet", "te1", "te2", "vae"] and XL.text_width == XL.family.width
+    one = learned_numbers(_xl(pictures, optimizer__text_encoder_lr=1e-5, optimizer__text_encoder_2_lr=0.0), XL)
+    both = learned_numbers(_xl(pictures, optimizer__text_encoder_lr=1e-5), XL)
+    assert one.keys() == {"unet", "te1"} and both.keys() == {"unet", "te1", "te2"}
+    rank, layers, width = 32, 32, 1280
+    assert both["te2"] == layers * rank * (4 * 2 * width + 2 * 5 * width)
+    more = _training(_xl(pictures, optimizer__text_encoder_lr=1e-5)) - _training(_xl(pictures))
+    assert more > 2 * (XL.weights["te1"].products + XL.weights["te2"].products), "both are on the card then"
+
+
+@pytest.mark.parametrize(
+    ("room", "changes"),
+    [
+        (8, {"training__gradient_checkpointing": False}),
+        (5, {}),
+        (7, {"optimizer__text_encoder_lr": 1e-5}),
+        (6, {"optimizer__text_encoder_lr": 0.0, "optimizer__text_encoder_2_lr": 1e-5}),
+    ],
+)
+def test_the_change_that_is_named_makes_a_job_on_sdxl_fit(pictures: Path, room: int, changes: dict[str, Any]) -> None:
+    job = _xl(pictures, **changes)
+    assert forecast(job, XL, XL_CARD).needed > room * GIB
+    remedies = remedies_for(job, XL, XL_CARD, room * GIB)
+    assert remedies and all(remedy.total <= room * GIB for remedy in remedies)
+
+
+def test_what_the_table_of_sdxl_is_not_about_is_unknown(pictures: Path, tmp_path: Path) -> None:
+    parts = {part: HeldPart(weights.all, torch.float16) for part, weights in XL.weights.items()}
+    assert table_for({part: held.numbers for part, held in parts.items()}) is forecasts.tables()["sdxl"]
+    for changes in ({"network__kind": "hypernetwork"}, {"training__precision": "fp32"}):
+        job = _xl(pictures, **changes)
+        assert not foreseen(job, XL, DTYPES[job.training.precision])
+        with pytest.raises(ValueError, match="not about"):
+            forecast(job, XL, Place(CARD.device, DTYPES[job.training.precision], XL_CARD.held))
+
+
 class _Host(ModelHost):
+    def family(self) -> Family:
+        return SD1.family
+
     def parts(self) -> dict[str, HeldPart]:
         return PARTS
 

@@ -25,10 +25,11 @@ GIB = 2**30
 
 class _Host(FakeHost):
     asked = 0
+    table = "sd1"
 
     def parts(self) -> dict[str, HeldPart]:
         self.asked += 1
-        return {part: HeldPart(weights.all, torch.float16) for part, weights in tables()["sd1"].weights.items()}
+        return {part: HeldPart(weights.all, torch.float16) for part, weights in tables()[self.table].weights.items()}
 
 
 @pytest.fixture
@@ -70,9 +71,28 @@ def test_the_line_follows_the_form(
 def test_of_a_family_without_a_table_nothing_is_foreseen(
     runner: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    other = next(family for family in FAMILIES if not family.memory)
+    monkeypatch.setattr(host, "family", lambda: other)
+    told = f"How much memory a job takes is not foreseen for {other.word} yet."
+    assert told in MemoryLine(runner).html(values)
+
+
+def test_of_sdxl_the_line_says_what_its_table_is_about_and_no_more(
+    runner: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     xl = next(family for family in FAMILIES if family.sizes)
     monkeypatch.setattr(host, "family", lambda: xl)
-    assert "How much memory a job takes is not foreseen for SDXL yet." in MemoryLine(runner).html(values)
+    monkeypatch.setattr(host, "table", "sdxl")
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 24 * GIB)
+    values |= {"dataset.width": 1024, "dataset.height": 1024}
+    line = MemoryLine(runner)
+    told = line.html(values)
+    assert "trainer-memory-short" in told and "(then " in told
+    few = {"training.batch_size": 1, "training.gradient_checkpointing": True, "optimizer.text_encoder_lr": 0.0}
+    assert "trainer-memory-fits" in line.html({**values, **few})
+    for unmeasured in ({"network.kind": "hypernetwork"}, {"training.precision": "fp32"}):
+        told = line.html({**values, **few, **unmeasured})
+        assert "of this kind in this precision takes is not foreseen for SDXL yet." in told, unmeasured
 
 
 def test_what_does_not_fit_is_said_in_the_line_with_the_remedy(

@@ -29,14 +29,15 @@ class MemoryLine:
         if self._runner.running:
             return ""
         try:
-            found = outlook(from_values(values), self._runner.host, self._parts())
+            job = from_values(values)
+            found = outlook(job, self._runner.host, self._parts())
         except TrainerError:
             return ""
         except Exception:  # the line is a convenience, and what was typed is worth more
             _log.exception("The forecast of memory met an unexpected error")
             return ""
         if found is None:
-            said = unknown(self._runner.host, self._parts())
+            said = unknown(job, self._runner.host, self._parts())
             return f'<div class="trainer-memory" role="status">{escape(told(said))}</div>' if said else ""
         warning = found.warning()
         kind = "short" if warning else "fits"
