@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,9 @@ def test_the_steps_that_are_foreseen_are_done(watched: Watched, pictures: Path, 
     assert len(watched.of(ev.StepDone)) == foreseen > 3
 
 
-def test_a_file_says_how_its_pictures_were_made(watched: Watched, pictures: Path) -> None:
+def test_a_file_says_how_its_pictures_were_made(watched: Watched, pictures: Path, tmp_path: Path) -> None:
     """And what is off is not mentioned, so that files are what they were before these options."""
+    pictures = shutil.copytree(pictures, tmp_path / "set")
     draw_pictures(pictures, 1, size=(200, 64))
     named = ("ss_enable_bucket", "ss_bucket_no_upscale", "ss_max_bucket_reso", "ss_flip_aug", "ss_random_crop")
     watched.run(pictures, training__max_steps=1)
@@ -142,6 +144,7 @@ def test_a_file_says_how_its_pictures_were_made(watched: Watched, pictures: Path
 def test_mirroring_is_warned_of_where_captions_name_a_side(
     tmp_path: Path, pictures: Path, caption: str, told: str
 ) -> None:
+    pictures = shutil.copytree(pictures, tmp_path / "set")
     (pictures / "0.txt").write_text(caption, encoding="utf-8")
     for mirror in (True, False):
         warnings = prepare(make_job(pictures, augment__mirror=mirror), modelless(tmp_path)).warnings

@@ -123,8 +123,8 @@ def test_cached_captions_learn_what_live_ones_learn(
     from lib_trainer.training import run
 
     class Live:
-        def __init__(self, live: Any) -> None:
-            self.live = live
+        def __init__(self, live: Any, *, encodes: bool) -> None:
+            self.live, self.encodes = live, encodes
 
         def fill(self, *args: Any) -> None: ...
 

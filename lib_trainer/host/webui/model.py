@@ -142,7 +142,9 @@ def tokenizer_of(sd_model: Any) -> Any:
 def _embedders(sd_model: Any) -> list[Any]:
     """SDXL has several in its conditioner. The WebUI puts a module of its own around those that read text."""
     conditioner: Any = getattr(sd_model, "conditioner", None)
-    held: list[Any] = [getattr(sd_model, "cond_stage_model", None)] if conditioner is None else [*conditioner.embedders.children()]
+    held: list[Any] = (
+        [getattr(sd_model, "cond_stage_model", None)] if conditioner is None else [*conditioner.embedders.children()]
+    )
     return [one.wrapped for one in held if hasattr(one, "wrapped")]
 
 
