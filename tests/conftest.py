@@ -59,6 +59,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+SHARED: dict[str, tuple[Any, list[object]]] = {}
+"""Models of the session, each with what it is made of."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_models_stay(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A file whose tests put something else into a shared model fails itself, and not whoever comes next."""
+    yield
+    for name, (model, before) in SHARED.items():
+        assert _made_of(model) == before, f"{request.node.name} left something else in {name}"
+
+
+def _made_of(model: Any) -> list[object]:
+    roots = (model.unet, model.vae, *(encoder.module for encoder in model.text.encoders))
+    return [(id(tensor), tensor.dtype) for root in roots for tensor in root.parameters()]
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Random weights of SD1's topology, as ldm modules and as a checkpoint file."""
@@ -79,6 +96,7 @@ def ldm_model(tiny: Tiny) -> LdmModel:
     text = Texts([tiny.text], load_tokenizer())
     model = LdmModel(tiny.unet, tiny.vae, text, tiny_schedule(), SCALE, "tiny", tiny.path)
     leave_traces(model)
+    SHARED["ldm_model"] = model, _made_of(model)
     return model
 
 
@@ -92,6 +110,7 @@ def diffusers_model(tiny: Tiny) -> DiffusersModel:
 
     model = DiffusersModel.load(tiny.path, torch.device("cpu"))
     leave_traces(model)
+    SHARED["diffusers_model"] = model, _made_of(model)
     return model
 
 

@@ -199,6 +199,7 @@ def test_an_fp16_model_trains_and_comes_back(kind: str, state: TrainingState, re
     if hasattr(model.unet, "dtype") and "dtype" in vars(model.unet):
         model.unet.dtype = torch.float16
     model.text = copy.copy(model.text)
+    model.text.encoders = [copy.copy(encoder) for encoder in model.text.encoders]
     model.text.encoders[0].module = _without_forwards(copy.deepcopy(model.text.encoders[0].module).half())
     _without_forwards(model.unet)
     before = snapshot(model.unet, model.text.encoders[0].module)
