@@ -328,13 +328,16 @@ def test_the_page_polls_while_it_is_looked_at_and_rarely_while_nothing_runs(page
 
     page.raw.locator(".tab-nav button", has_text="Generate").click()
     expect(page.raw.locator("#generate_prompt")).to_be_visible()
-    before = polls()
+    before = -1
+    while before != polls():  # what was asked while the tab was still seen
+        before = polls()
+        page.raw.wait_for_timeout(1500)
     page.raw.wait_for_timeout(6000)
     assert polls() == before, "a page that is not seen asks for nothing"
     with page.raw.expect_request(re.compile("/(run|api)/predict$")):
         page.raw.locator(".tab-nav button", has_text="Train").click()
-    page.raw.wait_for_timeout(2000)
-    assert polls() == before + 1
+    page.raw.wait_for_timeout(6000)
+    assert polls() - before <= 4, "two are due; a busy machine has one repeated; a page that works asks seven times"
 
 
 def test_what_is_polled_does_not_flicker(page: Page) -> None:
