@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, Literal, ParamSpec
 
 import msgspec
 from msgspec import Meta
+
+Given = ParamSpec("Given")
 
 Place = Literal["", "path", "path or name"]
 """What a text names: nothing on the disk, a file or folder, or one of these or a name that the host knows."""
@@ -66,51 +68,10 @@ ANYBODY = Group()
 
 @dataclass(frozen=True)
 class Declared:
-    """What a field's annotation holds beside label, help and bounds; see `option`."""
-
-    unit: str = ""
-    step: float | None = None
-    advanced: bool = False
-    names: tuple[tuple[str, str], ...] = ()
-    place: Place = ""
-    width: Width = ""
-    slider: bool = False
-    bare: bool = False
-    headless: bool = False
-    offers: str = ""
-    file_name: bool = False
-    flag: str = ""
-    repeats: bool = False
-    when: tuple[When, ...] = ()
-    group: Group | None = None
-
-
-def option(
-    label: str,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    unit: str = "",
-    step: float | None = None,
-    advanced: bool = False,
-    names: Mapping[Any, str] | None = None,
-    place: Place = "",
-    width: Width = "",
-    slider: bool = False,
-    bare: bool = False,
-    headless: bool = False,
-    offers: str = "",
-    file_name: bool = False,
-    flag: str = "",
-    repeats: bool = False,
-    when: When | tuple[When, ...] = (),
-    group: Group | None = None,
-) -> Meta:
-    """The annotation of a field.
+    """All that is said of an option beside its type and default.
 
     Args:
-        low, high: Bounds of a number; both are allowed.
+        low, high: Bounds of a number; both are allowed. None where there is no bound.
         step: What one press of an arrow adds, or a slider's step.
         advanced: Folded away on a page.
         names: Of choices, as a page shows them.
@@ -124,26 +85,43 @@ def option(
         when: Conditions beside the group's.
         group: What it shares with others; the section's own where it is missing.
     """
-    conditions = (when,) if isinstance(when, When) else when
-    named = tuple((str(choice), shown) for choice, shown in (names or {}).items())
-    declared = Declared(
-        unit,
-        step,
-        advanced,
-        named,
-        place,
-        width,
-        slider,
-        bare,
-        headless,
-        offers,
-        file_name,
-        flag,
-        repeats,
-        conditions,
-        group,
-    )
-    return Meta(title=label, description=help, extra={"option": declared}, ge=low, le=high)
+
+    label: str
+    help: str
+    _: KW_ONLY
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    step: float | None = None
+    advanced: bool = False
+    names: Mapping[Any, str] = field(default_factory=dict, hash=False)
+    place: Place = ""
+    width: Width = ""
+    slider: bool = False
+    bare: bool = False
+    headless: bool = False
+    offers: str = ""
+    file_name: bool = False
+    flag: str = ""
+    repeats: bool = False
+    when: When | tuple[When, ...] = ()
+    group: Group | None = None
+
+    @property
+    def conditions(self) -> tuple[When, ...]:
+        return (self.when,) if isinstance(self.when, When) else self.when
+
+
+def _annotated_by(declared: Callable[Given, Declared]) -> Callable[Given, Meta]:
+    def option(*args: Given.args, **options: Given.kwargs) -> Meta:
+        """The annotation of a field: what `Declared` takes."""
+        own = declared(*args, **options)
+        return Meta(title=own.label, description=own.help, extra={"option": own}, ge=own.low, le=own.high)
+
+    return option
+
+
+option = _annotated_by(Declared)
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

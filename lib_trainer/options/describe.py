@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from lib_trainer.options.declare import Declared, Group, Place, When, Width
+from lib_trainer.options.declare import Declared, Group, When
 from lib_trainer.refusals import Sentence
 
 Kind = Literal["int", "float", "bool", "str", "choice", "list"]
@@ -23,36 +23,17 @@ ALLOWED = {
 TYPES: dict[Any, Kind] = {int: "int", float: "float", bool: "bool", str: "str"}
 
 
-@dataclass(frozen=True)
-class FieldSpec:
-    """One option. `path` is `section.field`, or the field alone where there are no sections; `low` and `high` are
-    inclusive and None where there is no bound. `kind` "list" is several texts.
-
-    It is read, and shown, where all of `when` hold. The rest is what `declare.option` says of it.
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec(Declared):
+    """One option: what is declared of it, and what its place says. `path` is `section.field`, or the field alone where
+    there are no sections; `kind` "list" is several texts. It is read, and shown, where all of `when` hold.
     """
 
     path: str
     section: str
-    label: str
-    help: str
     kind: Kind
     default: Any
-    low: float | None = None
-    high: float | None = None
     choices: tuple[Any, ...] = ()
-    unit: str = ""
-    step: float | None = None
-    advanced: bool = False
-    names: tuple[tuple[str, str], ...] = ()
-    place: Place = ""
-    width: Width = ""
-    slider: bool = False
-    bare: bool = False
-    headless: bool = False
-    offers: str = ""
-    file_name: bool = False
-    flag: str = ""
-    repeats: bool = False
     when: tuple[When, ...] = ()
     kinds: tuple[str, ...] = ()
     """Of training that read an option of a job."""
@@ -74,7 +55,7 @@ class FieldSpec:
 
     def shown_as(self, choice: Any) -> str:
         """A choice as a page shows it."""
-        return dict(self.names).get(str(choice), str(choice))
+        return {str(one): shown for one, shown in self.names.items()}.get(str(choice), str(choice))
 
     def shown_in(self, values: Mapping[str, Any]) -> bool:
         """Whether it is read where the others are `values`; what these do not say is met."""
@@ -128,20 +109,6 @@ def _spec(path: str, section: type[Any], base: Any, meta: msgspec.Meta, default:
     own: Declared = (meta.extra or {})["option"]
     choices = typing.get_args(base) if typing.get_origin(base) is Literal else ()
     kind: Kind = "choice" if choices else "list" if typing.get_origin(base) is tuple else TYPES[base]
-    shared = own.group or group
-    return FieldSpec(
-        path=path,
-        section=section.__doc__ or path.rpartition(".")[0],
-        label=meta.title or path,
-        help=meta.description or "",
-        kind=kind,
-        default=default,
-        low=meta.ge,
-        high=meta.le,
-        choices=choices,
-        when=(*shared.when, *own.when),
-        **{name: getattr(own, name) for name in OWN},
-    )
-
-
-OWN = tuple(one.name for one in fields(Declared) if one.name not in ("when", "group"))
+    when = (*(own.group or group).when, *own.conditions)
+    place = {"path": path, "section": section.__doc__ or path.rpartition(".")[0]}
+    return FieldSpec(**vars(own) | place | {"kind": kind, "default": default, "choices": choices, "when": when})
