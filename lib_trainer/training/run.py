@@ -1,92 +1,36 @@
-"""A run from a checked job to its file: lease, model, data, loop, previews, saving, and what is kept when it fails."""
+"""A run from a plan to its file: lease, model, loop, previews, saving, and what is kept when it fails."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
-from lib_trainer.dataset.scan import Sample, listed
 from lib_trainer.kinds.base import Outputs
 from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.memory import forget_peak, release
-from lib_trainer.ports import Host, Lease, LoadedModel, TrainingState
-from lib_trainer.refusals import DatasetError, SaveError, Sentence, TrainerError
+from lib_trainer.ports import Host, Lease, TrainingState
+from lib_trainer.refusals import SaveError, Sentence, TrainerError
 from lib_trainer.training import failures
 from lib_trainer.training.ahead import ahead
-from lib_trainer.training.average import Average
-from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.card import write_card
 from lib_trainer.training.failures import Point, all_finite, explained
-from lib_trainer.training.loop import LoopOptions, train
-from lib_trainer.training.metadata import RunFacts, run_metadata
-from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import make_optimizer, wants_average
-from lib_trainer.training.order import Order, Shown
-from lib_trainer.training.pace import Pace
-from lib_trainer.training.pictures import PictureSource
+from lib_trainer.training.loop import train
+from lib_trainer.training.metadata import run_metadata
+from lib_trainer.training.place import Place, Progress
 from lib_trainer.training.plan import Plan
-from lib_trainer.training.precision import autocast, loss_scaler, resolve_precision
-from lib_trainer.training.prediction import schedule_of
-from lib_trainer.training.prior import class_samples
+from lib_trainer.training.precision import resolve_precision
+from lib_trainer.training.preparation import Preparation, Prepared
 from lib_trainer.training.results import check_replaced, discard, is_of_step
-from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
-from lib_trainer.training.sizes import variations_of
-from lib_trainer.training.state import TrainState
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run takes place, and who is told of it."""
-
-    host: Host
-    model: LoadedModel
-    lease: Lease
-    control: Control
-    emit: ev.Listener
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run whose steps may begin."""
-
-    facts: RunFacts
-    source: PictureSource
-    captions: CaptionSource
-    state: TrainState
-    rates: LearningRates
-    options: LoopOptions
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.state.recipe
-
-
-@dataclass
-class Progress:
-    """What changes during a run, beside its training state.
-
-    `saved` is the step of the newest file, with its path. `replaced` files are still to go to the trash. `trace` is
-    that of the error that ended the steps, as text: a log that kept the traceback would keep all tensors.
-    """
-
-    replaced: list[Path]
-    point: Point = "setup"
-    saved: tuple[int, Path] | None = None
-    cover: Image.Image | None = None
-    trace: str = ""
-    pace: Pace = field(default_factory=Pace)
 
 
 def run_plan(plan: Plan, host: Host, control: Control, emit: ev.Listener) -> None:
@@ -154,8 +98,9 @@ class Run:
         """Prepare, train, save. Whatever is raised, the model is its host's again."""
         plan, job, model = self.plan, self.plan.job, self.place.model
         check_replaced(plan.replaced, model)
+        preparation = Preparation(plan, self.place, self.progress)
         self.progress.point = "class pictures"
-        samples = [*plan.scan.samples, *plan.before, *self._class_pictures()]
+        samples = [*plan.scan.samples, *plan.before, *preparation.class_pictures()]
         self.progress.point = "setup"
         recipe = plan.kind.recipe(job, model, plan.outputs)
         state = TrainingState(
@@ -166,55 +111,16 @@ class Run:
             eight_bits=job.training.weights == "fp8",
         )
         with Session(model, recipe, state) as session, self._freed(recipe):
-            prepared = self._prepare(samples, recipe, session, state.dtype)
+            prepared = preparation.prepared(samples, recipe, session, state.dtype)
             if prepared is not None:
                 self.prepared = prepared
                 self._train(prepared, session)
         if self.prepared is None or self.step == 0:
             return ev.Finished(0, None, stopped=True)
         self._save(self.prepared, plan.outputs, final=True)
-        self._tell_host(plan.outputs.result)
+        self.place.take_up(plan.outputs.result)
         self._finish(self.prepared)
         return ev.Finished(self.step, plan.outputs.result, stopped=self.step < self.prepared.facts.total_steps)
-
-    def _prepare(
-        self, samples: Sequence[Sample], recipe: Recipe, session: Session, dtype: torch.dtype
-    ) -> Prepared | None:
-        """Encode what the steps need; None if the run was stopped meanwhile."""
-        plan, model, progress = self.plan, self.place.model, self.progress
-        progress.point = "encoding"
-        encoded = self._encode_pictures(samples)
-        self._check_readable(samples, encoded)
-        shown = zip(encoded.samples, encoded.targets, strict=True)
-        order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
-        source = PictureSource(order, encoded, plan.captions, model.latent_scale)
-        progress.point = "captions"
-        captions = self._captions(source, recipe, dtype)
-        if self.stopping():
-            return None
-        progress.point = "setup"
-        session.train(text_encoder=captions.encodes)
-        job, total = plan.job, order.total_steps()
-        precision = str(dtype).removeprefix("torch.")
-        schedule = schedule_of(model.schedule, job)
-        facts = RunFacts(plan, model, schedule, encoded, total, order.batches_per_epoch(), precision, recipe)
-        optimizer = make_optimizer(recipe.groups(), job.optimizer)
-        noise = torch.Generator().manual_seed(job.training.seed + 1)
-        average = Average(parameters(recipe), job.optimizer.ema_decay) if wants_average(job.optimizer) else None
-        objective = Objective(schedule, job.noise, job.loss)
-        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, objective, average)
-        rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
-        options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
-        return Prepared(facts, source, captions, state, rates, options)
-
-    def _check_readable(self, samples: Sequence[Sample], encoded: Encoded) -> None:
-        """Of what a step needs, something must be there: an epoch without pictures would never end."""
-        left = {one.role for one in encoded.samples}
-        for role in ("learn", "before"):
-            wanted = [one for one in samples if one.role == role]
-            if wanted and role not in left and not encoded.stopped:
-                pictures = listed([one for one in encoded.skipped if any(one.path == each.path for each in wanted)])
-                raise DatasetError("pictures.none_readable", count=len(wanted), pictures=pictures)
 
     @contextlib.contextmanager
     def _freed(self, recipe: Recipe) -> Iterator[None]:
@@ -241,70 +147,6 @@ class Run:
                 logger.warning("No average was taken\n%s", release(error, self.place.model.device))
             state.optimizer.state.clear()
 
-    def stopping(self) -> bool:
-        """A host may take its Interrupt back (the WebUI does so with its next task): once seen, it holds."""
-        if (reason := self.place.lease.interrupted) and not self.place.control.stopping:
-            self.place.control.stop()
-            self._say(reason)
-        return self.place.control.stopping
-
-    def _class_pictures(self) -> list[Sample]:
-        if not self.plan.class_pictures:
-            return []
-        phase, place = self._phase(Sentence("phase.class_pictures")), self.place
-        return class_samples(self.plan.job, place.host, place.model, phase, self.stopping, self._warn)
-
-    def _say(self, text: str | Sentence) -> None:
-        self.place.emit(ev.Message(text))
-
-    def _warn(self, text: str | Sentence) -> None:
-        self.place.emit(ev.Message(text, "warning"))
-
-    def _tell_host(self, path: Path) -> None:
-        """A list that cannot be read anew is a warning: the file is there."""
-        try:
-            self.place.host.added(path)
-        except Exception as error:
-            logger.warning("The host could not take up %s\n%s", path, release(error, self.place.model.device))
-            self._warn(Sentence("run.list_not_read", name=path.name, reason=error))
-
-    def _encode_pictures(self, samples: Sequence[Sample]) -> Encoded:
-        data, model = self.plan.job.dataset, self.place.model
-        fingerprint = model.vae_fingerprint()
-        if data.cache == "disk" and not fingerprint:
-            self._say(Sentence("run.changed_vae"))
-        kept = data.cache == "disk" and fingerprint
-        store: LatentStore = DiskStore(self.place.host.cache_folder()) if kept else MemoryStore()
-        encoded = encode_pictures(
-            samples,
-            self.plan.sizes,
-            model.encode_images,
-            fingerprint,
-            store,
-            self._phase(Sentence("phase.latents")),
-            self.stopping,
-            variations_of(self.plan.job),
-        )
-        if model.vae_overflows:
-            self._say(Sentence("run.vae_overflows", name=model.name))
-        for skipped in encoded.skipped:
-            self._warn(Sentence("run.skipped", path=skipped.path, reason=skipped.reason))
-        return encoded
-
-    def _captions(self, source: PictureSource, recipe: Recipe, dtype: torch.dtype) -> CaptionSource:
-        training, model = self.plan.job.training, self.place.model
-        live = LiveCaptions(model, training.clip_skip, training.max_tokens)
-        if recipe.trains_text_encoder:
-            return live
-        cached = CachedCaptions(live, encodes=source.captions.varies)
-        if cached.encodes:
-            return cached
-        count = len(source.encoded.samples)
-        captions = [caption for index in range(count) for caption in source.captions_of(index)]
-        with autocast(model.device, dtype):
-            cached.fill(captions, self._phase(Sentence("phase.captions")), self.stopping)
-        return cached
-
     def _train(self, prepared: Prepared, session: Session) -> None:
         model, recipe = self.place.model, prepared.recipe
         forget_peak(model.device)
@@ -321,7 +163,7 @@ class Run:
                 prepared.rates,
                 prepared.options,
                 lambda done: self._after_step(done, prepared, session),
-                self.stopping,
+                self.place.stopping,
             )
 
     def _after_step(self, done: ev.StepDone, prepared: Prepared, session: Session) -> None:
@@ -330,12 +172,12 @@ class Run:
         self.place.emit(done)
         if told := self.progress.pace.told(done.seconds, device):
             lower = failures.what_to_lower(job, self.plan.kind, "step", device)
-            self._warn(Sentence("run.crawls", what=told, lower=lower))
+            self.place.warn(Sentence("run.crawls", what=told, lower=lower))
         self.place.lease.progress(done.step, done.total_steps, f"loss {done.loss:.4f}")
         last = done.step == done.total_steps
         every, save_every = job.preview.every, job.output.save_every
         due = bool(job.preview.prompt and every and (done.step % every == 0 or last))
-        if (due or control.take_sample()) and not self.stopping():
+        if (due or control.take_sample()) and not self.place.stopping():
             with prepared.state.as_saved():
                 self._preview(session)
         if not last and (control.take_save() or (save_every and done.step % save_every == 0)):
@@ -351,7 +193,7 @@ class Run:
                 raise
             failure = self._explained(error, "saving")
             logger.warning("%s\n%s", failure, release(error, self.place.model.device))
-            self._warn(Sentence("run.not_saved", step=self.step, reason=failure))
+            self.place.warn(Sentence("run.not_saved", step=self.step, reason=failure))
         self.progress.point = "step"
 
     def _explained(self, error: Exception, point: Point) -> TrainerError:
@@ -376,7 +218,7 @@ class Run:
             session.resume()
         forget_peak(self.place.model.device)  # what a run is said to need is what its steps need
         if failed:
-            self._warn(failed)
+            self.place.warn(failed)
         if image is not None:
             self.progress.cover = image
             self.place.emit(ev.PreviewMade(self.step, image, request.prompt))
@@ -415,11 +257,13 @@ class Run:
         """What a kind leaves beside its file. The file is there, so a failure is a warning; a further Stop skips it."""
         self.progress.point, before = "finishing", self.place.control.stops
         try:
-            prepared.recipe.finish(self._metadata(prepared), self._phase, lambda: self.place.control.stops > before)
+            prepared.recipe.finish(
+                self._metadata(prepared), self.place.phase, lambda: self.place.control.stops > before
+            )
         except Exception as error:
             failure = self._explained(error, self.progress.point)
             logger.warning("%s\n%s", failure, release(error, self.place.model.device))
-            self._warn(Sentence("run.no_difference", reason=failure))
+            self.place.warn(Sentence("run.no_difference", reason=failure))
 
     def keep(self) -> Path | None:
         """After a failure: the file with the newest good weights, written now if there is none of this step.
@@ -437,12 +281,5 @@ class Run:
             except Exception as error:
                 logger.warning("Step %d could not be kept\n%s", self.step, release(error, self.place.model.device))
         if written is not None:
-            self._tell_host(written)
+            self.place.take_up(written)
         return written
-
-    def _phase(self, name: Sentence) -> Callable[[int, int], None]:
-        def progress(done: int, total: int) -> None:
-            self.place.emit(ev.Phase(name, done, total))
-            self.place.lease.progress(0, 0, f"{name} {done}/{total}")
-
-        return progress

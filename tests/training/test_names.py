@@ -265,7 +265,7 @@ def test_a_run_that_dies_early_replaces_nothing(
     def broken(*arguments: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("lib_trainer.training.run.encode_pictures", broken)
+    monkeypatch.setattr("lib_trainer.training.preparation.encode_pictures", broken)
     view = watched.run(pictures, output__existing="replace")
     assert view.state == "failed" and path.read_bytes() == b"precious" and watched.files == ["learned.safetensors"]
 

@@ -122,7 +122,7 @@ def test_out_of_memory_in_the_backward_pass_and_in_the_optimizer(
         def step(self, closure: Any = None) -> None:
             raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr("lib_trainer.training.run.make_optimizer", lambda groups, config: Greedy(groups))
+    monkeypatch.setattr("lib_trainer.training.preparation.make_optimizer", lambda groups, config: Greedy(groups))
     view = watched.run(pictures)
     assert view.state == "failed" and "ran out of memory" in view.error and watched.files == []
 
@@ -131,7 +131,7 @@ def test_a_step_that_loss_scaling_skips_moves_no_average(
     watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaler finds an overflow in step 2 of 3: what a recipe does after a step is done twice."""
-    from lib_trainer.training import run
+    from lib_trainer.training import preparation
     from lib_trainer.training.average import Average
 
     class Scaler:
@@ -155,7 +155,7 @@ def test_a_step_that_loss_scaling_skips_moves_no_average(
         def update(self) -> None: ...
 
     told: list[int] = []
-    monkeypatch.setattr(run, "loss_scaler", lambda device, dtype: Scaler())
+    monkeypatch.setattr(preparation, "loss_scaler", lambda device, dtype: Scaler())
     monkeypatch.setattr(Average, "after_step", lambda self: told.append(1))
     view = watched.run(pictures, optimizer__ema=True)
     assert view.state == "finished" and len(told) == 2

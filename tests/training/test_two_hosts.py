@@ -120,7 +120,7 @@ def test_cached_captions_learn_what_live_ones_learn(
     cached = train(
         diffusers_model, pictures, tmp_path / "1", optimizer__text_encoder_lr=0, training__batch_size=3, **LARGE
     )
-    from lib_trainer.training import run
+    from lib_trainer.training import preparation
 
     class Live:
         def __init__(self, live: Any, *, encodes: bool) -> None:
@@ -132,7 +132,7 @@ def test_cached_captions_learn_what_live_ones_learn(
             with torch.no_grad():
                 return self.live(*args)
 
-    monkeypatch.setattr(run, "CachedCaptions", Live)
+    monkeypatch.setattr(preparation, "CachedCaptions", Live)
     live = train(
         diffusers_model, pictures, tmp_path / "2", optimizer__text_encoder_lr=0, training__batch_size=3, **LARGE
     )

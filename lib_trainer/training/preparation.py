@@ -1,0 +1,138 @@
+"""From the pictures of a plan to a run whose steps may begin: what is encoded, and what learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
+from lib_trainer.dataset.scan import Sample, listed
+from lib_trainer.kinds.recipe import Recipe, parameters
+from lib_trainer.refusals import DatasetError, Sentence
+from lib_trainer.training.average import Average
+from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
+from lib_trainer.training.loop import LoopOptions
+from lib_trainer.training.metadata import RunFacts
+from lib_trainer.training.objective import Objective
+from lib_trainer.training.optimizers import make_optimizer, wants_average
+from lib_trainer.training.order import Order, Shown
+from lib_trainer.training.pictures import PictureSource
+from lib_trainer.training.place import Place, Progress
+from lib_trainer.training.plan import Plan
+from lib_trainer.training.precision import autocast, loss_scaler
+from lib_trainer.training.prediction import schedule_of
+from lib_trainer.training.prior import class_samples
+from lib_trainer.training.schedules import LearningRates
+from lib_trainer.training.session import Session
+from lib_trainer.training.sizes import variations_of
+from lib_trainer.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose steps may begin."""
+
+    facts: RunFacts
+    source: PictureSource
+    captions: CaptionSource
+    state: TrainState
+    rates: LearningRates
+    options: LoopOptions
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.state.recipe
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What stands between a plan and its first step."""
+
+    plan: Plan
+    place: Place
+    progress: Progress
+
+    def prepared(
+        self, samples: Sequence[Sample], recipe: Recipe, session: Session, dtype: torch.dtype
+    ) -> Prepared | None:
+        """Encode what the steps need; None if the run was stopped meanwhile."""
+        plan, model, progress = self.plan, self.place.model, self.progress
+        progress.point = "encoding"
+        encoded = self._encode_pictures(samples)
+        self._check_readable(samples, encoded)
+        shown = zip(encoded.samples, encoded.targets, strict=True)
+        order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
+        source = PictureSource(order, encoded, plan.captions, model.latent_scale)
+        progress.point = "captions"
+        captions = self._captions(source, recipe, dtype)
+        if self.place.stopping():
+            return None
+        progress.point = "setup"
+        session.train(text_encoder=captions.encodes)
+        job, total = plan.job, order.total_steps()
+        precision = str(dtype).removeprefix("torch.")
+        schedule = schedule_of(model.schedule, job)
+        facts = RunFacts(plan, model, schedule, encoded, total, order.batches_per_epoch(), precision, recipe)
+        optimizer = make_optimizer(recipe.groups(), job.optimizer)
+        noise = torch.Generator().manual_seed(job.training.seed + 1)
+        average = Average(parameters(recipe), job.optimizer.ema_decay) if wants_average(job.optimizer) else None
+        objective = Objective(schedule, job.noise, job.loss)
+        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, objective, average)
+        rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
+        options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
+        return Prepared(facts, source, captions, state, rates, options)
+
+    def _check_readable(self, samples: Sequence[Sample], encoded: Encoded) -> None:
+        """Of what a step needs, something must be there: an epoch without pictures would never end."""
+        left = {one.role for one in encoded.samples}
+        for role in ("learn", "before"):
+            wanted = [one for one in samples if one.role == role]
+            if wanted and role not in left and not encoded.stopped:
+                pictures = listed([one for one in encoded.skipped if any(one.path == each.path for each in wanted)])
+                raise DatasetError("pictures.none_readable", count=len(wanted), pictures=pictures)
+
+    def class_pictures(self) -> list[Sample]:
+        if not self.plan.class_pictures:
+            return []
+        place = self.place
+        phase = place.phase(Sentence("phase.class_pictures"))
+        return class_samples(self.plan.job, place.host, place.model, phase, place.stopping, place.warn)
+
+    def _encode_pictures(self, samples: Sequence[Sample]) -> Encoded:
+        data, model = self.plan.job.dataset, self.place.model
+        fingerprint = model.vae_fingerprint()
+        if data.cache == "disk" and not fingerprint:
+            self.place.say(Sentence("run.changed_vae"))
+        kept = data.cache == "disk" and fingerprint
+        store: LatentStore = DiskStore(self.place.host.cache_folder()) if kept else MemoryStore()
+        encoded = encode_pictures(
+            samples,
+            self.plan.sizes,
+            model.encode_images,
+            fingerprint,
+            store,
+            self.place.phase(Sentence("phase.latents")),
+            self.place.stopping,
+            variations_of(self.plan.job),
+        )
+        if model.vae_overflows:
+            self.place.say(Sentence("run.vae_overflows", name=model.name))
+        for skipped in encoded.skipped:
+            self.place.warn(Sentence("run.skipped", path=skipped.path, reason=skipped.reason))
+        return encoded
+
+    def _captions(self, source: PictureSource, recipe: Recipe, dtype: torch.dtype) -> CaptionSource:
+        training, model = self.plan.job.training, self.place.model
+        live = LiveCaptions(model, training.clip_skip, training.max_tokens)
+        if recipe.trains_text_encoder:
+            return live
+        cached = CachedCaptions(live, encodes=source.captions.varies)
+        if cached.encodes:
+            return cached
+        count = len(source.encoded.samples)
+        captions = [caption for index in range(count) for caption in source.captions_of(index)]
+        with autocast(model.device, dtype):
+            cached.fill(captions, self.place.phase(Sentence("phase.captions")), self.place.stopping)
+        return cached
