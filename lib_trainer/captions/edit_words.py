@@ -55,18 +55,14 @@ class AddTags(Plain):
         return caption.insert(index, new)
 
 
-@dataclass(frozen=True)
-class RemoveTags(Plain):
-    """Remove tags"""
+class OfTags(Plain):
+    """An edit of the tags that its `tags` match."""
 
-    tags: Annotated[str, option("Tags", "Separated by commas; wildcards (* hair) and /expressions/ too.")] = ""
+    tags: str
 
     def check(self) -> None:
         if not self._patterns:
             raise ConfigError("edit.no_tags", field=Field("tags", "Tags"))
-
-    def label(self) -> str:
-        return f"Remove {self.tags.strip()}"
 
     @cached_property
     def _patterns(self) -> TagPatterns:
@@ -75,33 +71,34 @@ class RemoveTags(Plain):
     @cached_property
     def _memory(self) -> Memory:
         return Memory(self._patterns.matches)
+
+
+@dataclass(frozen=True)
+class RemoveTags(OfTags):
+    """Remove tags"""
+
+    tags: Annotated[str, option("Tags", "Separated by commas; wildcards (* hair) and /expressions/ too.")] = ""
+
+    def label(self) -> str:
+        return f"Remove {self.tags.strip()}"
 
     def apply(self, caption: Caption, facts: Facts) -> Caption:
         return caption.remove(self._memory)
 
 
 @dataclass(frozen=True)
-class ReplaceTags(Plain):
+class ReplaceTags(OfTags):
     """Replace tags"""
 
     tags: Annotated[str, option("Tags", "What is replaced: separated by commas; wildcards and /expressions/ too.")] = ""
     by: Annotated[str, option("By", "One or more tags. They are not repeated where they stand already.")] = ""
 
     def check(self) -> None:
-        if not self._patterns:
-            raise ConfigError("edit.no_tags", field=Field("tags", "Tags"))
+        super().check()
         single_tags(self.by, "By")
 
     def label(self) -> str:
         return f"Replace {self.tags.strip()} by {self.by.strip()}"
-
-    @cached_property
-    def _patterns(self) -> TagPatterns:
-        return TagPatterns.parse(self.tags, "Tags")
-
-    @cached_property
-    def _memory(self) -> Memory:
-        return Memory(self._patterns.matches)
 
     def apply(self, caption: Caption, facts: Facts) -> Caption:
         if not any(map(self._memory, caption.tags)):

@@ -6,14 +6,11 @@ Heavy packages are imported by the commands that use them, so that `--help` and 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lib_trainer import __version__
@@ -22,6 +19,7 @@ from lib_trainer.cli import captions as cli_captions
 from lib_trainer.cli import install as cli_install
 from lib_trainer.cli import model as cli_model
 from lib_trainer.cli import tag as cli_tag
+from lib_trainer.cli.interrupts import stopping_at_interrupt
 from lib_trainer.config import JobConfig, field_specs, from_values, load_values, typed_values
 from lib_trainer.options.document import options_markdown, options_text
 from lib_trainer.refusals import ConfigError, TrainerError, printable
@@ -198,7 +196,7 @@ def train(job: JobConfig, runner: TrainingDesk) -> int:
     from lib_trainer.cli.progress_bar import ProgressBar
     from lib_trainer.kinds.registry import prompt_for
 
-    with ProgressBar() as bar, _stopping_at_interrupt(runner):
+    with ProgressBar() as bar, stopping_at_interrupt(lambda: _stop(runner), lambda: runner.running):
         runner.start(job, bar)
         while runner.running:
             runner.wait(0.2)
@@ -220,31 +218,12 @@ def train(job: JobConfig, runner: TrainingDesk) -> int:
     return DONE
 
 
-@contextlib.contextmanager
-def _stopping_at_interrupt(runner: TrainingDesk) -> Iterator[None]:
-    """The first Ctrl-C (or a terminate signal) stops the run and keeps what it has; the second one ends the process.
-
-    While a job is still being checked there is nothing to keep, and the first one ends it.
-    """
-    asked = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked or not runner.running:
-            raise KeyboardInterrupt
-        asked = True
-        runner.stop()
-        print(
-            "\nStopping after this step; what was learned so far is kept. Press Ctrl-C again to give it up.",
-            file=sys.stderr,
-        )
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop(runner: TrainingDesk) -> None:
+    runner.stop()
+    print(
+        "\nStopping after this step; what was learned so far is kept. Press Ctrl-C again to give it up.",
+        file=sys.stderr,
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -6,19 +6,17 @@ python -m lib_trainer model merge A.safetensors B.safetensors --weight 0.5 --out
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from lib_trainer.cli.interrupts import stopping_at_interrupt
 from lib_trainer.options.arguments import add_arguments, given_values
 from lib_trainer.refusals import printable
 from lib_trainer.toolbox.tools import TOOLS
 
 if TYPE_CHECKING:
-    from lib_trainer.toolbox.desk import Tool, ToolDesk
+    from lib_trainer.toolbox.desk import Tool
 
 DONE, FAILED = 0, 1
 DESCRIPTION = """Tools for model files: one tensor at a time, in memory that does not grow with the file. Ctrl-C ends
@@ -61,7 +59,7 @@ def _run(tool: Tool, options: argparse.Namespace) -> int:
         for line in desk.look(tool, settings):
             print(line)
         return DONE
-    with ProgressBar() as bar, _stopping(desk):
+    with ProgressBar() as bar, stopping_at_interrupt(desk.stop, lambda: desk.running):
         desk.start(tool, settings, bar)
         while desk.running:
             desk.wait(0.2)
@@ -72,26 +70,3 @@ def _run(tool: Tool, options: argparse.Namespace) -> int:
         return FAILED
     print(view.told, *view.notes, sep="\n")
     return DONE
-
-
-@contextlib.contextmanager
-def _stopping(desk: ToolDesk) -> Iterator[None]:
-    """The first Ctrl-C (or a terminate signal) stops the job, the second one ends the process.
-
-    While files are still being checked there is nothing to stop, and the first one ends it.
-    """
-    asked = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked or not desk.running:
-            raise KeyboardInterrupt
-        asked = True
-        desk.stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

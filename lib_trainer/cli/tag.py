@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lib_trainer.cli.interrupts import stopping_at_interrupt
 from lib_trainer.options.arguments import add_arguments, given_values
 from lib_trainer.tagging.settings import TaggerSettings, tagger_specs
 
@@ -64,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
     settings = TaggerSettings(**given)
     style = settings.style_where(tagger_specs()["exclude"].argument)
     folder = list_pictures(options.folder, recursive=settings.recursive, template=style.template)
-    with _stopping_at_interrupt() as stop, _Bar() as bar:
+    stop = threading.Event()
+    with stopping_at_interrupt(stop.set), _Bar() as bar:
         taggers = _taggers(options, settings, stop, bar)
         if "general" not in given:
             settings = msgspec.structs.replace(settings, general=_preset([tagger.name for tagger in taggers]))
@@ -158,24 +159,6 @@ def _preset(names: Sequence[str]) -> float:
     from lib_trainer.tagging.models.registry import threshold_of
 
     return sum(threshold_of(name) for name in names) / len(names)
-
-
-@contextlib.contextmanager
-def _stopping_at_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or a terminate signal) stops and keeps what is done; the second one ends the process."""
-    stop = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def make_desk(root: Path) -> TaggerDesk:

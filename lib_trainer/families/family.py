@@ -13,6 +13,15 @@ VAE_PREFIX = "first_stage_model."
 """Of the VAE's tensors in a checkpoint file, in every family."""
 
 
+def published(latent_scale: float, **unet: Any) -> dict[str, Any]:
+    """A published architecture in ldm's terms. What the families have in common is here: noise, widths, and the VAE."""
+    widths = {"in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2}
+    halved = {"z_channels": 4, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
+    noise = {"linear_start": 0.00085, "linear_end": 0.0120, "timesteps": 1000, "scale_factor": latent_scale}
+    parts = {"unet_config": {"params": widths | unet}, "first_stage_config": {"params": {"ddconfig": halved}}}
+    return {"model": {"params": noise | parts}}
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A text encoder.

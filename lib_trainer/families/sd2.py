@@ -5,44 +5,17 @@ The 768-pixel models predict v, the 512-pixel ones the noise: their files do not
 
 from __future__ import annotations
 
-from lib_trainer.families.family import Encoder, Family, Unet
+from lib_trainer.families.family import Encoder, Family, Unet, published
 
-CONFIG = {
-    "model": {
-        "params": {
-            "linear_start": 0.00085,
-            "linear_end": 0.0120,
-            "timesteps": 1000,
-            "scale_factor": 0.18215,
-            "unet_config": {
-                "params": {
-                    "in_channels": 4,
-                    "out_channels": 4,
-                    "model_channels": 320,
-                    "attention_resolutions": [4, 2, 1],
-                    "num_res_blocks": 2,
-                    "channel_mult": [1, 2, 4, 4],
-                    "num_head_channels": 64,
-                    "use_linear_in_transformer": True,
-                    "transformer_depth": 1,
-                    "context_dim": 1024,
-                }
-            },
-            "first_stage_config": {
-                "params": {
-                    "ddconfig": {
-                        "z_channels": 4,
-                        "in_channels": 3,
-                        "out_ch": 3,
-                        "ch": 128,
-                        "ch_mult": [1, 2, 4, 4],
-                        "num_res_blocks": 2,
-                    }
-                }
-            },
-        }
-    }
-}
+CONFIG = published(
+    0.18215,
+    attention_resolutions=[4, 2, 1],
+    channel_mult=[1, 2, 4, 4],
+    num_head_channels=64,
+    use_linear_in_transformer=True,
+    transformer_depth=1,
+    context_dim=1024,
+)
 """The published architecture in ldm's terms."""
 
 SD2 = Family(

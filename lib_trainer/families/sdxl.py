@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from lib_trainer.families.family import Encoder, Family, Unet
+from lib_trainer.families.family import Encoder, Family, Unet, published
 
-CONFIG = {
-    "model": {
-        "params": {
-            "linear_start": 0.00085,
-            "linear_end": 0.0120,
-            "timesteps": 1000,
-            "scale_factor": 0.13025,
-            "unet_config": {
-                "params": {
-                    "adm_in_channels": 2816,
-                    "num_classes": "sequential",
-                    "in_channels": 4,
-                    "out_channels": 4,
-                    "model_channels": 320,
-                    "attention_resolutions": [4, 2],
-                    "num_res_blocks": 2,
-                    "channel_mult": [1, 2, 4],
-                    "num_head_channels": 64,
-                    "use_linear_in_transformer": True,
-                    "transformer_depth": [1, 2, 10],
-                    "context_dim": 2048,
-                }
-            },
-            "first_stage_config": {
-                "params": {
-                    "ddconfig": {
-                        "z_channels": 4,
-                        "in_channels": 3,
-                        "out_ch": 3,
-                        "ch": 128,
-                        "ch_mult": [1, 2, 4, 4],
-                        "num_res_blocks": 2,
-                    }
-                }
-            },
-        }
-    }
-}
+CONFIG = published(
+    0.13025,
+    adm_in_channels=2816,
+    num_classes="sequential",
+    attention_resolutions=[4, 2],
+    channel_mult=[1, 2, 4],
+    num_head_channels=64,
+    use_linear_in_transformer=True,
+    transformer_depth=[1, 2, 10],
+    context_dim=2048,
+)
 """The published architecture in ldm's terms. The first depth is read by nobody: there is no attention there."""
 
 SDXL = Family(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from lib_trainer.host.holding import encode_moments
+from lib_trainer.host.holding import encode_moments, fingerprint
 from lib_trainer.host.quantised import quantised_layers, quantised_parameters
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.host.weights import Bus, Held, Weights, held_parameters, waiting_parameters
-from lib_trainer.ports import TrainingState
+from lib_trainer.ports import AdaptableModule, Conditioning, TokenTable, TrainingState
 
 Context = contextlib.AbstractContextManager[None]
 
@@ -56,7 +56,7 @@ class HeldModel:
 
 
 class Holdable:
-    """What every host's model does to be held. A host adds the attributes and `_set_aside`."""
+    """What is alike in every host's model. A host adds the attributes, `_unet_modules` and `_set_aside`."""
 
     unet: Any
     vae: Any
@@ -90,6 +90,22 @@ class Holdable:
         with self.holding(state) as held:
             held.train(text_encoder=True)
             yield
+
+    def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
+        return self.text.encode(captions, clip_skip, max_chunks)
+
+    def vae_fingerprint(self) -> str:
+        return fingerprint(self.vae)
+
+    def adaptable_modules(self) -> Sequence[AdaptableModule]:
+        found = [*self._unet_modules(), *self.text.adaptable()]
+        return sorted(found, key=lambda target: target.key)
+
+    def _unet_modules(self) -> Iterator[AdaptableModule]:
+        raise NotImplementedError
+
+    def tokens(self) -> TokenTable:
+        return self.text
 
     def roots(self) -> dict[str, nn.Module]:
         """The model's parts, by their names."""

@@ -15,7 +15,7 @@ from lib_trainer.families.family import VAE_PREFIX, Family, Part, Unet
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.host.held import Holdable
-from lib_trainer.host.holding import checkpointed, fingerprint, frozen, recomputed_blocks
+from lib_trainer.host.holding import checkpointed, frozen, recomputed_blocks
 from lib_trainer.host.ldm.attention import efficient_attention, efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.text.texts import Texts
@@ -28,7 +28,6 @@ from lib_trainer.ports import (
     Group,
     NoiseSchedule,
     OwnParameter,
-    TokenTable,
     TrainingState,
 )
 from lib_trainer.refusals import ModelError
@@ -72,19 +71,9 @@ class LdmModel(Holdable):
         out: torch.Tensor = self.unet(latents, timesteps=timesteps, context=context, **labels)
         return out
 
-    def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
-        return self.text.encode(captions, clip_skip, max_chunks)
-
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Not by the VAE's `encode`: sgm's returns a sample, and ldm's the posterior."""
         return self._moments(lambda x: self.vae.quant_conv(self.vae.encoder(x)), pixels)
-
-    def vae_fingerprint(self) -> str:
-        return fingerprint(self.vae)
-
-    def adaptable_modules(self) -> Sequence[AdaptableModule]:
-        found = [*self._unet_modules(), *self.text.adaptable()]
-        return sorted(found, key=lambda target: target.key)
 
     def _unet_modules(self) -> Iterator[AdaptableModule]:
         names = _as_built(self.family.unet, self.unet)
@@ -100,9 +89,6 @@ class LdmModel(Holdable):
                     group: Group = "transformer" if kind == "SpatialTransformer" else "convolution"
                     key, block = names.name_in_files(published), names.block_of(published)
                     yield AdaptableModule(key, module, "unet", group, block)
-
-    def tokens(self) -> TokenTable:
-        return self.text
 
     def own_parameters(self) -> Sequence[OwnParameter]:
         prefixes = {"unet": self.family.unet.prefix} | {one.part: one.prefix for one in self.family.encoders}

@@ -17,7 +17,7 @@ from lib_trainer.families.family import Part, Unet
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.files import found
 from lib_trainer.host.held import Holdable
-from lib_trainer.host.holding import checkpointed, fingerprint, frozen, recomputed_blocks
+from lib_trainer.host.holding import checkpointed, frozen, recomputed_blocks
 from lib_trainer.host.ldm.attention import efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
@@ -28,7 +28,6 @@ from lib_trainer.ports import (
     Conditioning,
     Group,
     OwnParameter,
-    TokenTable,
     TrainingState,
 )
 from lib_trainer.refusals import ModelError
@@ -76,9 +75,6 @@ class DiffusersModel(Holdable):
         out: torch.Tensor = self.unet(latents, timesteps, context, **told, return_dict=False)[0]
         return out
 
-    def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
-        return self.text.encode(captions, clip_skip, max_chunks)
-
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._moments(lambda x: self.vae.encode(x).latent_dist.parameters, pixels)
 
@@ -90,13 +86,6 @@ class DiffusersModel(Holdable):
         with torch.no_grad(), banded(self.vae.decoder):
             decoded: torch.Tensor = self.vae.decode(latents / self.latent_scale, return_dict=False)[0]
         return decoded.float().clamp(-1, 1)
-
-    def vae_fingerprint(self) -> str:
-        return fingerprint(self.vae)
-
-    def adaptable_modules(self) -> Sequence[AdaptableModule]:
-        found = [*self._unet_modules(), *self.text.adaptable()]
-        return sorted(found, key=lambda target: target.key)
 
     def _unet_modules(self) -> Iterator[AdaptableModule]:
         names = _as_built(self.family.unet, self.unet.config)
@@ -110,9 +99,6 @@ class DiffusersModel(Holdable):
                     group: Group = "transformer" if kind == "Transformer2DModel" else "convolution"
                     key, block = names.name_in_files(published), names.block_of(published)
                     yield AdaptableModule(key, module, "unet", group, block)
-
-    def tokens(self) -> TokenTable:
-        return self.text
 
     def own_parameters(self) -> Sequence[OwnParameter]:
         parts: dict[Part, nn.Module] = {"unet": self.unet, **self.text.parts()}
