@@ -1,0 +1,265 @@
+"""Mutation testing: of programs that were changed in one place, how many do the tests notice?
+
+    pip install --target FOLDER mutmut==3.8.1
+    python -m bench.mutation --work /tmp/mutants --packages FOLDER --count 300 --seed 1
+
+mutmut (a package of its own, in no environment of this project) writes every mutant of what `PARTS` names into a copy
+of the repository below `--work`. The tests are run once there to see which of them reach which function. Then comes a
+sample: each part has its share of `--count`, drawn by `--seed`. For each mutant a process is forked that runs the tests
+which reach its function, the quickest first, until one fails. A mutant that no test reaches has survived.
+
+Everything is kept in `--work`: a second call goes on where the first was ended, `--minutes` ends one by itself, and
+`--again` tries once more what has survived, after tests were added (the copy's tests are brought up to date).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = {
+    "captions": ("lib_trainer/captions/*",),
+    "tagging": (
+        "lib_trainer/tagging/captions/*",
+        "lib_trainer/tagging/choices.py",
+        "lib_trainer/tagging/settings.py",
+        "lib_trainer/tagging/scores/table.py",
+        "lib_trainer/tagging/scores/ensemble.py",
+    ),
+    "networks": ("lib_trainer/networks/*",),
+    "training": ("lib_trainer/training/*",),
+}
+TESTS = ("captions", "networks", "tagging", "training", "config", "toolbox", "options")
+LEFT_OUT = (
+    "tests/training/test_out_of_memory.py",
+    "tests/training/test_forecast.py",
+    "tests/training/test_same_files.py",
+)
+"""Minutes each: what they hold is held by others, too."""
+COPIED = ("tests", "miniature", "requirements", "docs", "scripts", "javascript", "bench")
+MARKERS = "not slow and not browser and not webui and not gpu"
+PYTEST = ("-q", "--rootdir=.", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "--durations=0", "-m", MARKERS)
+HEAVY = ("torch", "numpy", "PIL.Image", "diffusers", "transformers", "gradio", "onnxruntime", "hypothesis", "pytest")
+"""Imported before the processes are forked, so that each need not."""
+LIMIT = 60
+"""Seconds of the processor that a mutant has beside ten times what its tests took without it."""
+
+
+def make(work: Path) -> None:
+    """The copy, and every mutant in it."""
+    copy = work / "copy"
+    if not (copy / "pyproject.toml").exists():
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in filter(None, listed.split("\0")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+        patterns = [pattern for part in PARTS.values() for pattern in part]
+        settings = {
+            "source_paths": ["lib_trainer"],
+            "only_mutate": patterns,
+            "also_copy": list(COPIED),
+            "track_dependencies": False,
+        }
+        told = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+        with (copy / "pyproject.toml").open("a", encoding="utf-8") as file:
+            file.write(f"\n[tool.mutmut]\n{told}")
+    if not (copy / "mutants" / "made").exists():
+        steps = "copy_src_dir, copy_also_copy_files, setup_source_paths, create_mutants"
+        code = f"from mutmut.__main__ import {steps}\ncopy_src_dir(); copy_also_copy_files(); setup_source_paths()\n"
+        (copy / "mutants").mkdir(exist_ok=True)
+        subprocess.run(
+            [sys.executable, "-c", f"{code}create_mutants(1)"], cwd=copy, check=True, stdout=subprocess.DEVNULL
+        )
+        for name in ("install.py", "preload.py", "style.css", "README.md", "README.zh-CN.md", "CHANGELOG.md", "dev.py"):
+            shutil.copy2(ROOT / name, copy / "mutants" / name)
+        (copy / "mutants" / "made").touch()
+
+
+def bring_tests(work: Path) -> None:
+    """The tests of today over those of the copy."""
+    shutil.copytree(ROOT / "tests", work / "copy" / "mutants" / "tests", dirs_exist_ok=True)
+
+
+class Reached:
+    """pytest's plugin that notes which tests reach which function, and how long each took."""
+
+    def __init__(self, hits: set[str]) -> None:
+        self.hits, self.tests, self.seconds, self.failed = hits, defaultdict[str, set[str]](set), {}, set[str]()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed:
+            self.failed.add(report.nodeid)
+        if report.when == "teardown":
+            for function in self.hits:
+                self.tests[function].add(report.nodeid)
+            self.hits.clear()
+
+
+def reach(folder: Path, known: Path) -> None:
+    """Run the tests of one folder without a mutant, in this process, and write what they reach."""
+    import pytest
+    from mutmut.mutation.trampoline import set_mutant_under_test
+    from mutmut.state import state
+
+    set_mutant_under_test("stats")
+    os.environ["MUTMUT_DEPENDENCY_DEPTH"] = "-1"
+    noted = Reached(state()._stats)
+    left_out = [word for name in LEFT_OUT for word in ("--deselect", name)]
+    pytest.main([*PYTEST, *left_out, str(folder)], plugins=[noted])
+    tests = {name: sorted(found - noted.failed) for name, found in noted.tests.items()}
+    written = {"tests": tests, "seconds": noted.seconds, "failed": sorted(noted.failed)}
+    known.write_text(json.dumps(written), encoding="utf-8")
+
+
+def mutants(copy: Path) -> dict[str, list[str]]:
+    """The names of all mutants by part."""
+    found: dict[str, list[str]] = {part: [] for part in PARTS}
+    for meta in sorted((copy / "mutants").rglob("*.meta")):
+        source = str(meta.relative_to(copy / "mutants")).removesuffix(".meta")
+        part = next((part for part, own in PARTS.items() if any(fnmatch.fnmatch(source, one) for one in own)), None)
+        if part is not None:
+            found[part] += sorted(json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"])
+    return found
+
+
+def sample(found: dict[str, list[str]], count: int, seed: int) -> list[tuple[str, str]]:
+    """(part, mutant): of each part its share, and of all parts together `count`, in an order of chance."""
+    chance, total = random.Random(seed), sum(map(len, found.values()))
+    drawn = []
+    for part, names in found.items():
+        drawn += [(part, one) for one in chance.sample(names, min(len(names), -(-count * len(names) // total)))]
+    chance.shuffle(drawn)
+    return drawn
+
+
+def tried(name: str, tests: list[str], seconds: float, log: Path) -> str:
+    """What became of a mutant: "killed", "killed (time)" or "survived"."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        with contextlib.suppress(BaseException):
+            os.environ["MUTANT_UNDER_TEST"] = name
+            for number in (1, 2):
+                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(LIMIT + 10 * seconds), int(LIMIT + 10 * seconds) + 5))
+            import pytest
+
+            code = int(pytest.main(["-x", *PYTEST, *tests]))
+        os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return "killed (time)"
+    return {0: "survived", 4: "error", 5: "error", 70: "error"}.get(os.WEXITSTATUS(status), "killed")
+
+
+def load(work: Path) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """Tests by function, and the seconds each takes."""
+    tests: dict[str, set[str]] = defaultdict(set)
+    seconds: dict[str, float] = {}
+    for known in sorted(work.glob("reach-*.json")):
+        one = json.loads(known.read_text(encoding="utf-8"))
+        seconds |= one["seconds"]
+        for function, names in one["tests"].items():
+            tests[function] |= set(names)
+    return {function: sorted(names, key=lambda one: seconds[one]) for function, names in tests.items()}, seconds
+
+
+def run(work: Path, options: argparse.Namespace) -> None:
+    from mutmut.utils.format_utils import mangled_name_from_mutant_name
+
+    copy, log = work / "copy", work / "results.jsonl"
+    results = read(log)
+    tests, seconds = load(work)
+    ends = time.monotonic() + 60 * options.minutes
+    os.chdir(copy / "mutants")
+    sys.path.insert(0, str(copy / "mutants"))
+    os.environ["PY_IGNORE_IMPORTMISMATCH"] = "1"
+    for module in HEAVY:
+        __import__(module)
+    for part, name in sample(mutants(copy), options.count, options.seed):
+        if name in results and not (options.again and results[name]["outcome"] != "killed"):
+            continue
+        if time.monotonic() > ends:
+            break
+        own = tests.get(mangled_name_from_mutant_name(name), [])
+        own = own[: options.tests] if options.tests else own
+        started = time.monotonic()
+        outcome = (
+            tried(name, own, sum(seconds[one] for one in own), work / "last.log") if own else "survived (not reached)"
+        )
+        took = round(time.monotonic() - started, 1)
+        with log.open("a", encoding="utf-8") as file:
+            told = {"part": part, "name": name, "outcome": outcome, "tests": len(own), "seconds": took}
+            file.write(json.dumps(told) + "\n")
+
+
+def read(log: Path) -> dict[str, dict[str, Any]]:
+    """The newest result of each mutant."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return {one["name"]: one for one in map(json.loads, lines)}
+
+
+def report(work: Path) -> None:
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+
+    results = read(work / "results.jsonl").values()
+    os.chdir(work / "copy")
+    print("| part | mutants | noticed | |\n|---|---|---|---|")
+    for part in (*PARTS, "all"):
+        own = [one for one in results if part in (one["part"], "all")]
+        good = sum(one["outcome"].startswith("killed") for one in own)
+        print(f"| {part} | {len(own)} | {good} | {100 * good / max(1, len(own)):.1f} % |")
+    for one in results:
+        if not one["outcome"].startswith("killed"):
+            print(f"\n### {one['name']}: {one['outcome']} ({one['tests']} tests)\n")
+            print(get_diff_for_mutant(one["name"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="a folder for the copy and the results")
+    parser.add_argument("--packages", type=Path, help="where mutmut is installed, if it is in no environment")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e6, help="end after so many")
+    parser.add_argument("--tests", type=int, default=0, help="at most so many tests a mutant, the quickest; 0: all")
+    parser.add_argument("--again", action="store_true", help="try once more what was not killed")
+    parser.add_argument("--report", action="store_true", help="say what was found, with the survivors' changes")
+    parser.add_argument("--reach", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    work = options.work.absolute()
+    if options.packages is not None:
+        sys.path.insert(0, str(options.packages.absolute()))
+        os.environ["PYTHONPATH"] = str(options.packages.absolute())
+    if options.report:
+        return report(work)
+    if options.reach is not None:
+        return reach(options.reach, work / f"reach-{options.reach.name}.json")
+    make(work)
+    inside = work / "copy" / "mutants"
+    for folder in TESTS:
+        if not (work / f"reach-{folder}.json").exists():
+            words = [sys.executable, "-m", "bench.mutation", "--work", str(work), "--reach", f"tests/{folder}"]
+            with (work / f"reach-{folder}.log").open("w") as log:
+                subprocess.run(words, cwd=inside, stdout=log, stderr=subprocess.STDOUT, check=True)
+    if options.again:
+        bring_tests(work)
+    return run(work, options)
+
+
+if __name__ == "__main__":
+    main()
