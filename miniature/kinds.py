@@ -83,9 +83,9 @@ def train(host: StandaloneHost, values: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(event, ev.Started):
             started.append(event)
 
-    runner = TrainingDesk(host)
-    runner.start(from_values(values), heard)
-    view = runner.wait()
+    desk = TrainingDesk(host)
+    desk.start(from_values(values), heard)
+    view = desk.wait()
     if view is None or view.state != "finished" or view.output is None:
         raise SystemExit(f"The run did not finish: {view.error if view else ''}")
     return {

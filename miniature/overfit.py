@@ -39,9 +39,9 @@ def learn(host: StandaloneHost, folder: Path, trigger: str, steps: int) -> None:
     write_concept(folder / trigger, shape=CONCEPTS[trigger], trigger=trigger, colours=("red",), count=PICTURES)
     job = concept_job(folder / trigger, name=trigger, steps=steps)
     job = msgspec.structs.replace(job, training=msgspec.structs.replace(job.training, batch_size=PICTURES))
-    runner = TrainingDesk(host)
-    runner.start(job)
-    view = runner.wait()
+    desk = TrainingDesk(host)
+    desk.start(job)
+    view = desk.wait()
     if view is None or view.state != "finished":
         raise RuntimeError(f"the run ended: {view}")
 

@@ -68,9 +68,9 @@ def run(folder: Path, steps: int, seeds: int, say: Callable[[str], None] = print
         say(
             f"{school}: deleted {', '.join(deleted) or 'nothing'}; first caption: {editor.caption(editor.keys[0]).text}"
         )
-        runner = TrainingDesk(host)
-        runner.start(concept_job(folder / "pictures", name=school, steps=steps))
-        view = runner.wait()
+        desk = TrainingDesk(host)
+        desk.start(concept_job(folder / "pictures", name=school, steps=steps))
+        view = desk.wait()
         if view is None or view.state != "finished":
             raise RuntimeError(f"the run ended: {view}")
         while any(not entry.undone for entry in editor.history.entries()):

@@ -9,14 +9,14 @@ from lib_trainer.training.desk import process_desk
 from lib_trainer.ui.train.page import PageOptions, build_train_page
 
 INSERT_JS = "(text) => { window.trainerBridge.insert('txt2img_prompt', text); switch_to_txt2img(); }"
-runner = process_desk(WebuiHost)
+desk = process_desk(WebuiHost)
 shown = []
 
 
 def build():
-    host = runner.host
+    host = desk.host
     folder = host.cache_folder().parent / "jobs"
-    build_train_page(runner, PageOptions(folder, INSERT_JS, host.samplers(), task_id=lambda: host.task_id))
+    build_train_page(desk, PageOptions(folder, INSERT_JS, host.samplers(), task_id=lambda: host.task_id))
 
 
 def in_train_tab(params):

@@ -34,8 +34,8 @@ Body = Callable[[Control, ev.Listener], None]
 JOB = from_values({"output.name": "cat", "dataset.folder": "/pictures"})
 
 
-def runner(body: Body, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainingDesk:
-    """A runner whose runs are `body`."""
+def desk(body: Body, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainingDesk:
+    """A desk whose runs are `body`."""
     monkeypatch.setattr(training_desk, "prepare", lambda job, host: SimpleNamespace(job=job, warnings=()))
 
     def run_plan(plan: Plan, host: Host, control: Control, emit: ev.Listener) -> None:
@@ -64,7 +64,7 @@ def test_a_run_that_finishes(
         emit(ev.Saved(2, Path("/lora/cat-step00000002.safetensors"), False))
         emit(ev.Finished(4, FakeHost(tmp_path).lora_folder() / "cat.safetensors", False))
 
-    assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.DONE
+    assert cli.train(JOB, desk(body, monkeypatch, tmp_path)) == cli.DONE
     out, err = capsys.readouterr()
     assert re.search(r"Finished after 4 steps in \d+ s: .*cat\.safetensors\n.*<lora:cat:1>", out)
     for text in (
@@ -90,7 +90,7 @@ def test_a_run_that_fails_says_what_is_kept(
         error.kept = kept
         raise error
 
-    assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.FAILED
+    assert cli.train(JOB, desk(body, monkeypatch, tmp_path)) == cli.FAILED
     err = capsys.readouterr().err
     assert "error: The disk is full: make room.\n" in err
     assert ("The last good weights are in" in err) == (kept is not None)
@@ -138,7 +138,7 @@ def test_the_first_interrupt_stops_and_keeps(
         wait_until(lambda: control.stopping)
         emit(ev.Finished(1, Path("/lora/cat.safetensors"), True))
 
-    assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.DONE
+    assert cli.train(JOB, desk(body, monkeypatch, tmp_path)) == cli.DONE
     out, err = capsys.readouterr()
     assert "Stopped after 1 steps" in out
     assert "Press Ctrl-C again to give it up" in err
@@ -156,7 +156,7 @@ def test_the_second_interrupt_gives_up(monkeypatch: pytest.MonkeyPatch, tmp_path
         over.wait(20)  # a step that does not end
 
     with pytest.raises(KeyboardInterrupt):
-        cli.train(JOB, runner(body, monkeypatch, tmp_path))
+        cli.train(JOB, desk(body, monkeypatch, tmp_path))
     over.set()
 
 
@@ -166,12 +166,12 @@ def test_stopped_before_the_first_step(
     def body(control: Control, emit: ev.Listener) -> None:
         emit(ev.Finished(0, None, True))
 
-    assert cli.train(JOB, runner(body, monkeypatch, tmp_path)) == cli.DONE
+    assert cli.train(JOB, desk(body, monkeypatch, tmp_path)) == cli.DONE
     assert "nothing was saved" in capsys.readouterr().out
 
 
 def test_a_refusal_at_the_start_reaches_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = runner(lambda control, emit: None, monkeypatch, tmp_path)
+    made = desk(lambda control, emit: None, monkeypatch, tmp_path)
 
     def refuse(job: JobConfig, host: Host) -> Plan:
         raise DatasetError("No pictures.")
@@ -290,7 +290,7 @@ def test_a_template_is_a_path_beside_the_job_file_or_a_name(tmp_path: Path) -> N
 
 def test_presets_and_single_options_are_put_over_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs_of: list[JobConfig] = []
-    monkeypatch.setattr(cli, "train", lambda job, runner: jobs_of.append(job) or cli.DONE)
+    monkeypatch.setattr(cli, "train", lambda job, desk: jobs_of.append(job) or cli.DONE)
     (tmp_path / "presets").mkdir()
     job, first, second = tmp_path / "job.toml", tmp_path / "presets" / "one.toml", tmp_path / "two.toml"
     job.write_text("network = {rank = 64, alpha = 8}\ndataset.folder = 'mine'\n", encoding="utf-8")

@@ -191,16 +191,16 @@ def _train(options: argparse.Namespace) -> int:
     return train(job, TrainingDesk(StandaloneHost(_absolute(checkpoint), options.root.absolute())))
 
 
-def train(job: JobConfig, runner: TrainingDesk) -> int:
+def train(job: JobConfig, desk: TrainingDesk) -> int:
     """Run a job with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for a bad job."""
     from lib_trainer.cli.progress_bar import ProgressBar
     from lib_trainer.kinds.registry import prompt_for
 
-    with ProgressBar() as bar, stopping_at_interrupt(lambda: _stop(runner), lambda: runner.running):
-        runner.start(job, bar)
-        while runner.running:
-            runner.wait(0.2)
-    view = runner.view()
+    with ProgressBar() as bar, stopping_at_interrupt(lambda: _stop(desk), lambda: desk.running):
+        desk.start(job, bar)
+        while desk.running:
+            desk.wait(0.2)
+    view = desk.view()
     assert view is not None  # a run was started
     if view.state == "failed":
         print(f"error: {printable(view.error)}", file=sys.stderr)
@@ -212,14 +212,14 @@ def train(job: JobConfig, runner: TrainingDesk) -> int:
     else:
         word = "Stopped" if view.state == "stopped" else "Finished"
         print(f"{word} after {view.step} steps in {view.elapsed_seconds:.0f} s: {printable(str(view.output))}")
-        call = prompt_for(runner.host, view.output)
+        call = prompt_for(desk.host, view.output)
         if call:
             print(f"Use it in a prompt as {call}")
     return DONE
 
 
-def _stop(runner: TrainingDesk) -> None:
-    runner.stop()
+def _stop(desk: TrainingDesk) -> None:
+    desk.stop()
     print(
         "\nStopping after this step; what was learned so far is kept. Press Ctrl-C again to give it up.",
         file=sys.stderr,
@@ -239,9 +239,9 @@ def _serve(options: argparse.Namespace) -> int:
     from lib_trainer.ui.standalone import build_app, serve
 
     host = StandaloneHost(checkpoint, options.root.absolute())
-    runner = process_desk(lambda: host)
-    desk = cli_tag.make_desk(options.root.absolute())
-    app = build_app(runner, host, size=options.size, desk=desk, count_tokens=cli_captions.clip_tokens)
+    desk = process_desk(lambda: host)
+    tagger = cli_tag.make_desk(options.root.absolute())
+    app = build_app(desk, host, size=options.size, tagger=tagger, count_tokens=cli_captions.clip_tokens)
     address = serve(app, options.host, options.port, options.open, block=False, password=options.password)
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     app.block_thread()

@@ -38,20 +38,20 @@ STICKY = ".gradio-container { overflow: clip !important; }"
 
 
 def build_app(
-    runner: TrainingDesk,
+    desk: TrainingDesk,
     generator: Generator,
     *,
     size: int = 512,
-    desk: TaggerDesk | None = None,
+    tagger: TaggerDesk | None = None,
     count_tokens: Callable[[str], int] | None = None,
 ) -> gr.Blocks:
     """The page. `size` is the width and height that the Generate tab starts with.
 
-    The Tagger tab is there where a `desk` is given, the Dataset tab where `count_tokens` gives the tokens of a word.
+    The Tagger tab is there where a `tagger` is given, the Dataset tab where `count_tokens` gives the tokens of a word.
     """
-    samplers = tuple(runner.host.samplers())
+    samplers = tuple(desk.host.samplers())
     options = PageOptions(
-        job_folder=runner.host.cache_folder() / "jobs",
+        job_folder=desk.host.cache_folder() / "jobs",
         insert_js=INSERT_JS,
         samplers=samplers,
         use_label="Use in Generate",
@@ -64,10 +64,10 @@ def build_app(
     ) as app:
         with gr.Tabs():
             with gr.Tab("Train", elem_id="trainer_tab_train"):
-                build_train_page(runner, options)
-            if desk is not None:
+                build_train_page(desk, options)
+            if tagger is not None:
                 with gr.Tab("Tagger", elem_id="trainer_tab_tagger"):
-                    build_tagger_page(desk, TaggerOptions(INSERT_JS, send_label="Send to Generate"))
+                    build_tagger_page(tagger, TaggerOptions(INSERT_JS, send_label="Send to Generate"))
             if count_tokens is not None:
                 with gr.Tab("Dataset", elem_id="trainer_tab_dataset"):
                     build_dataset_page(DatasetDesk(count_tokens, known_tags), train_tabs=["trainer_tab_train"])

@@ -32,7 +32,7 @@ def address(tmp_path: Path) -> Iterator[str]:
 
     shutil.copytree(MINI, tmp_path / "models" / "wd" / "wd-mini")
     desk = TaggerDesk(Places(lambda: [tmp_path / "models"], lambda: tmp_path / "models"))
-    app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), desk=desk)
+    app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), tagger=desk)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -188,14 +188,14 @@ class Lab:
         host.lora_folder().mkdir(parents=True)
         if base == "taken":
             (host.lora_folder() / "learned.safetensors").write_bytes(b"mine")
-        runner = TrainingDesk(host)
+        desk = TrainingDesk(host)
         with _noted_steps(seen):
             try:
-                runner.start(from_values(values), seen.events.append)
+                desk.start(from_values(values), seen.events.append)
             except TrainerError as error:
                 seen.refused = str(error)
-            view = runner.wait(PATIENCE)
-        assert not runner.running
+            view = desk.wait(PATIENCE)
+        assert not desk.running
         assert view is None or view.state == "finished", view and (view.state, view.error)
         for path in sorted(seen.root.rglob("*")):
             if path.is_file():

@@ -71,7 +71,7 @@ def test_the_command_line_trains_the_checkpoint_of_the_job(tmp_path: Path, monke
     path = tmp_path / "job.toml"
     path.write_text("model.checkpoint = 'mine.safetensors'\n", encoding="utf-8")
     seen: list[Any] = []
-    monkeypatch.setattr(cli, "train", lambda job, runner: seen.append(runner.host.checkpoint) or cli.DONE)
+    monkeypatch.setattr(cli, "train", lambda job, desk: seen.append(desk.host.checkpoint) or cli.DONE)
     assert cli.main(["train", str(path)]) == cli.DONE
     assert cli.main(["train", str(path), "--checkpoint", str(tmp_path / "other")]) == cli.DONE
     assert seen == [tmp_path / "mine.safetensors", tmp_path / "other"]

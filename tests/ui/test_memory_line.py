@@ -38,14 +38,14 @@ def host(tmp_path: Path) -> _Host:
 
 
 @pytest.fixture
-def runner(host: _Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainingDesk]:
+def desk(host: _Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainingDesk]:
     script = Script(step_seconds=0.002, cache_seconds=0)
     monkeypatch.setattr(training_desk, "prepare", script.prepare)
     monkeypatch.setattr(training_desk, "run_plan", script.run_plan)
-    runner = TrainingDesk(host)
-    yield runner
-    runner.stop()
-    runner.wait(10)
+    desk = TrainingDesk(host)
+    yield desk
+    desk.stop()
+    desk.wait(10)
 
 
 @pytest.fixture
@@ -55,10 +55,10 @@ def values(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_line_follows_the_form(
-    runner: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    desk: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 24 * GIB)
-    line = MemoryLine(runner)
+    line = MemoryLine(desk)
     large, small = line.html(values), line.html({**values, "training.batch_size": 1})
     assert large != small and all("trainer-memory-fits" in one and "of the 24.0 GiB" in one for one in (large, small))
     assert line.html({**values, "training.batch_size": 0}) == "", "a value that is refused"
@@ -69,23 +69,23 @@ def test_the_line_follows_the_form(
 
 
 def test_of_a_family_without_a_table_nothing_is_foreseen(
-    runner: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    desk: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = next(family for family in FAMILIES if not family.memory)
     monkeypatch.setattr(host, "family", lambda: other)
     told = f"How much memory a job takes is not foreseen for {other.word} yet."
-    assert told in MemoryLine(runner).html(values)
+    assert told in MemoryLine(desk).html(values)
 
 
 def test_of_sdxl_the_line_says_what_its_table_is_about_and_no_more(
-    runner: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    desk: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     xl = next(family for family in FAMILIES if family.sizes)
     monkeypatch.setattr(host, "family", lambda: xl)
     monkeypatch.setattr(host, "table", "sdxl")
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 24 * GIB)
     values |= {"dataset.width": 1024, "dataset.height": 1024}
-    line = MemoryLine(runner)
+    line = MemoryLine(desk)
     told = line.html(values)
     assert "trainer-memory-short" in told and "(then " in told
     few = {"training.batch_size": 1, "training.gradient_checkpointing": True, "optimizer.text_encoder_lr": 0.0}
@@ -96,35 +96,35 @@ def test_of_sdxl_the_line_says_what_its_table_is_about_and_no_more(
 
 
 def test_what_does_not_fit_is_said_in_the_line_with_the_remedy(
-    runner: TrainingDesk, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    desk: TrainingDesk, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 8 * GIB)
-    told = MemoryLine(runner).html(values)
+    told = MemoryLine(desk).html(values)
     assert "trainer-memory-short" in told and "turn on “Gradient checkpointing” (then " in told
 
 
 def test_start_says_it_once_and_starts_at_the_second_press(
-    runner: TrainingDesk, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: TrainingDesk, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 8 * GIB)
-    actions = TrainActions(runner, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}"))
+    actions = TrainActions(desk, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}"))
     notice, _ = actions.start(values)
-    assert "needs about" in notice and "Press Start again" in notice and not runner.running
+    assert "needs about" in notice and "Press Start again" in notice and not desk.running
     notice, _ = actions.start({**values, "training.batch_size": 7})
-    assert "Press Start again" in notice and not runner.running, "another job is asked about anew"
+    assert "Press Start again" in notice and not desk.running, "another job is asked about anew"
     notice, _ = actions.start({**values, "training.batch_size": 7})
     assert notice == ""
-    view = runner.wait(10)
+    view = desk.wait(10)
     assert view is not None and view.state == "finished"
 
 
 def test_what_fits_starts_at_once(
-    runner: TrainingDesk, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: TrainingDesk, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 24 * GIB)
-    actions = TrainActions(runner, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}"))
+    actions = TrainActions(desk, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}"))
     assert actions.start(values)[0] == ""
-    assert runner.view() is not None
+    assert desk.view() is not None
 
 
 def test_nothing_is_said_of_a_model_that_no_table_is_about(values: dict[str, Any], tmp_path: Path) -> None:

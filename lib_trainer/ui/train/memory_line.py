@@ -20,24 +20,24 @@ _log = logging.getLogger(__name__)
 class MemoryLine:
     """Asked at every change of the form: reads no file, takes no lock, and says nothing while a run is under way."""
 
-    def __init__(self, runner: TrainingDesk) -> None:
-        self._runner = runner
+    def __init__(self, desk: TrainingDesk) -> None:
+        self._desk = desk
         self._known: tuple[str, Mapping[str, HeldPart]] | None = None
 
     def html(self, values: Mapping[str, Any]) -> str:
         """Empty where nothing can be said: no model, one that no table is about, or a value that is refused."""
-        if self._runner.running:
+        if self._desk.running:
             return ""
         try:
             job = from_values(values)
-            found = outlook(job, self._runner.host, self._parts())
+            found = outlook(job, self._desk.host, self._parts())
         except TrainerError:
             return ""
         except Exception:  # the line is a convenience, and what was typed is worth more
             _log.exception("The forecast of memory met an unexpected error")
             return ""
         if found is None:
-            said = unknown(job, self._runner.host, self._parts())
+            said = unknown(job, self._desk.host, self._parts())
             return f'<div class="trainer-memory" role="status">{escape(told(said))}</div>' if said else ""
         warning = found.warning()
         kind = "short" if warning else "fits"
@@ -48,7 +48,7 @@ class MemoryLine:
 
     def _parts(self) -> Mapping[str, HeldPart]:
         """Asked of the host once for each model that it has loaded: another one has another description."""
-        model = self._runner.host.describe()
+        model = self._desk.host.describe()
         if self._known is None or self._known[0] != model:
-            self._known = model, self._runner.host.parts()
+            self._known = model, self._desk.host.parts()
         return self._known[1]
