@@ -1,0 +1,41 @@
+"""Grids of pictures: each cell where its row and column say, whatever the labels."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from lib_trainer import grids
+
+
+def colours(sheet: Image.Image) -> list[str]:
+    """The plain colours of a sheet's rows of cells, from the top left on, each once."""
+    found: list[str] = []
+    names = {(255, 0, 0): "red", (0, 255, 0): "green", (0, 0, 255): "blue", (229, 231, 235): "empty"}
+    for y in range(0, sheet.height, 4):
+        for x in range(0, sheet.width, 4):
+            name = names.get(sheet.getpixel((x, y)))
+            if name and name not in found:
+                found.append(name)
+    return found
+
+
+def plain(colour: str, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def test_cells_are_where_their_labels_say() -> None:
+    red, green, blue = plain("#ff0000"), plain("#00ff00"), plain("#0000ff")
+    sheet = grids.painted(["0", "一" * 50], ["a row with a long name " * 20, ""], [[red, green], [None, blue]])
+    assert colours(sheet) == ["red", "green", "empty", "blue"]
+    assert sheet.width > 100 + 2 * 70, "the row's label has its room"
+    bare = grids.painted(["", ""], ["", ""], [[red, green], [None, blue]])
+    assert bare.size == (2 * 70 + grids.GAP, 2 * 54 + grids.GAP)
+
+
+def test_pictures_of_another_size_and_large_grids_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [[plain("#ff0000"), plain("#00ff00", (200, 10))]]
+    assert colours(grids.painted(["a", "b"], [""], cells)) == ["red", "green"]
+    monkeypatch.setattr(grids, "MOST_PIXELS", 2 * 32 * 24)
+    small = grids.painted(["", ""], [""], cells)
+    assert small.size == (2 * 38 + grids.GAP, 30 + grids.GAP)
