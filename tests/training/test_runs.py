@@ -17,7 +17,7 @@ from PIL import Image
 
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.ports import PreviewRequest
-from lib_trainer.training import loop, run
+from lib_trainer.training import loop, preparation, run
 from lib_trainer.work import events as ev
 from tests.support import assert_same_training, draw_pictures, network_difference
 from tests.training import averaging
@@ -210,7 +210,7 @@ def test_the_optimizers_state_is_gone_when_the_model_is_put_back(
     """It is the largest thing beside the weights, and putting them back needs room on a card."""
     made: list[torch.optim.Optimizer] = []
     seen: list[tuple[int, int]] = []
-    adamw, leave, step = run.make_optimizer, run.Session.__exit__, loop._step
+    adamw, leave, step = preparation.make_optimizer, run.Session.__exit__, loop._step
 
     def kept(*args: Any) -> torch.optim.Optimizer:
         made.append(adamw(*args))
@@ -227,7 +227,7 @@ def test_the_optimizers_state_is_gone_when_the_model_is_put_back(
         seen.append((-1, len(made[0].state)))
         leave(self, *args)
 
-    monkeypatch.setattr(run, "make_optimizer", kept)
+    monkeypatch.setattr(preparation, "make_optimizer", kept)
     monkeypatch.setattr(run.Session, "__exit__", left)
     monkeypatch.setattr(loop, "_step", stepped)
     assert watched.run(pictures).state == ("failed" if fails else "finished")
@@ -256,7 +256,7 @@ def test_previews_and_files_are_of_the_average_and_learning_does_not_feel_them(
     assert watched.run(pictures, output__name="alone", **changes).state == "finished"
     seen: list[list[torch.Tensor]] = []
     made: list[Any] = []
-    preview, make = type(watched.host).preview, run.make_optimizer
+    preview, make = type(watched.host).preview, preparation.make_optimizer
 
     def noted(host: Any, request: PreviewRequest) -> Any:
         (optimizer,) = made[-1:]
@@ -265,7 +265,7 @@ def test_previews_and_files_are_of_the_average_and_learning_does_not_feel_them(
         return preview(host, request)
 
     monkeypatch.setattr(type(watched.host), "preview", noted)
-    monkeypatch.setattr(run, "make_optimizer", lambda *given: made.append(make(*given)) or made[-1])
+    monkeypatch.setattr(preparation, "make_optimizer", lambda *given: made.append(make(*given)) or made[-1])
     looking = {"preview__prompt": "a thing", "preview__every": 1, "output__save_every": 2}
     assert watched.run(pictures, output__name="watched", **changes, **looking).state == "finished"
     assert len(seen) == 4
