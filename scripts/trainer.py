@@ -5,6 +5,7 @@ from modules import script_callbacks, shared
 
 from lib_trainer.host.webui.doors import guard
 from lib_trainer.host.webui.host import WebuiHost
+from lib_trainer.refusals import speak
 from lib_trainer.training.desk import process_desk
 from lib_trainer.ui.train.page import PageOptions, build_train_page
 
@@ -14,6 +15,7 @@ shown = []
 
 
 def build():
+    speak(str(getattr(shared.opts, "localization", "")))
     host = desk.host
     folder = host.cache_folder().parent / "jobs"
     build_train_page(desk, PageOptions(folder, INSERT_JS, host.samplers(), task_id=lambda: host.task_id))

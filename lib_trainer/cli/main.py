@@ -22,7 +22,7 @@ from lib_trainer.cli import tag as cli_tag
 from lib_trainer.cli.interrupts import stopping_at_interrupt
 from lib_trainer.config import JobConfig, field_specs, from_values, load_values, typed_values
 from lib_trainer.options.document import options_markdown, options_text
-from lib_trainer.refusals import ConfigError, TrainerError, printable
+from lib_trainer.refusals import LANGUAGES, ConfigError, TrainerError, printable, speak
 from lib_trainer.tagging.settings import tagger_specs
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=7861)
     serve.add_argument("--size", type=int, default=512, help="size in pixels that the Generate tab starts with")
     serve.add_argument("--open", action="store_true", help="open a browser")
+    serve.add_argument("--language", default="en", choices=LANGUAGES, help="of notices and errors (default: en)")
     serve.set_defaults(run=_serve)
 
     describe = commands.add_parser(
@@ -230,6 +231,7 @@ def _serve(options: argparse.Namespace) -> int:
     from lib_trainer.ui.doors import check_password
 
     check_password(options.host, options.password)
+    speak(options.language)
     checkpoint = _absolute(options.checkpoint)
     if checkpoint is not None and not checkpoint.exists():
         raise ConfigError("cli.no_checkpoint", path=checkpoint)

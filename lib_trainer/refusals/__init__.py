@@ -18,6 +18,7 @@ from lib_trainer.refusals.errors import (
     UnexpectedError,
 )
 from lib_trainer.refusals.sentences import (
+    LANGUAGES,
     Count,
     Decimals,
     Field,
@@ -28,9 +29,12 @@ from lib_trainer.refusals.sentences import (
     few,
     one_line,
     printable,
+    speak,
+    spoken,
 )
 
 __all__ = [
+    "LANGUAGES",
     "ConfigError",
     "Count",
     "DatasetError",
@@ -56,4 +60,6 @@ __all__ = [
     "few",
     "one_line",
     "printable",
+    "speak",
+    "spoken",
 ]

@@ -22,6 +22,9 @@ else:  # Python 3.10, the WebUI's own
     import tomli as tomllib
 
 ENGLISH = "en"
+LANGUAGES = ("en", "zh")
+"""That have a catalogue."""
+_spoken = ENGLISH
 LONGEST = 160
 """Characters of what an error of others says: torch lists every tensor that does not fit."""
 UNPRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -165,11 +168,25 @@ def template(code: str, language: str = ENGLISH) -> str | None:
 @functools.cache
 def catalogue(language: str) -> dict[str, str]:
     """Every template of a language by its code; empty for a language that has none."""
-    files = {file.stem: file for file in Path(__file__).parent.glob("*.toml")}
-    if language not in files:
+    if language not in LANGUAGES:
         return {}
-    tables = tomllib.loads(files[language].read_text(encoding="utf-8"))
+    tables = tomllib.loads(Path(__file__).with_name(f"{language}.toml").read_text(encoding="utf-8"))
     return {f"{area}.{name}": text for area, table in tables.items() for name, text in table.items()}
+
+
+def speak(name: str) -> None:
+    """From now on pages speak the language that `name` begins with; English where there is no catalogue of it.
+
+    A WebUI calls a translation by its file, as in "zh_CN" or "zh-Hans (Stable)".
+    """
+    global _spoken
+    code = name[:2].lower()
+    _spoken = code if catalogue(code) else ENGLISH
+
+
+def spoken() -> str:
+    """The language that pages speak."""
+    return _spoken
 
 
 @functools.cache

@@ -104,6 +104,29 @@ def test_a_translation_is_filled_and_falls_back_to_english() -> None:
     assert EMPTY.text(language="xx") == EMPTY.text(language="../en") == str(EMPTY)
 
 
+@pytest.mark.parametrize("name", ["zh", "zh_CN", "zh-Hans (Stable)", "ZH"])
+def test_pages_speak_the_hosts_language(name: str) -> None:
+    """What the WebUI calls a translation is the name of its file."""
+    from lib_trainer.refusals import speak, spoken
+    from lib_trainer.ui.kit.notices import problems_html, told
+
+    english = told(EMPTY)
+    try:
+        speak(name)
+        assert spoken() == "zh" and "不能为空" in told(EMPTY) and "“" not in told(EMPTY)[:1]
+        assert "需要改正" in problems_html([ConfigError("training.busy").problems[0]] * 2, prefix="x")
+        for other in ("None", "", "de_DE"):
+            speak(other)
+            assert told(EMPTY) == english
+    finally:
+        speak("en")
+
+
+def test_the_chinese_catalogue_is_nearly_whole() -> None:
+    """What was added since is said in English until somebody translates it."""
+    assert len(sentences.catalogue("zh")) > 0.85 * len(sentences.catalogue("en"))
+
+
 def test_a_code_that_is_nowhere_does_not_hide_what_went_wrong() -> None:
     assert str(Sentence("nothing.such", reason="x")) == "nothing.such"
     assert str(Sentence("option.empty", field=Field("a.b"))) == "a.b is empty: it must be {allowed}."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from lib_trainer.config.fields import label_of
-from lib_trainer.refusals import Problem, Sentence, TrainerError, one_line
+from lib_trainer.refusals import Problem, Sentence, TrainerError, one_line, spoken
 
 _log = logging.getLogger(__name__)
 
@@ -19,8 +19,8 @@ class Notices:
     def __init__(self, prefix: str) -> None:
         self._prefix, self._numbers = prefix, itertools.count(1)
 
-    def say(self, text: str, *, error: bool = False, while_active: bool = False) -> str:
-        return notice_html(text, error=error, number=next(self._numbers), while_active=while_active)
+    def say(self, text: str | Sentence, *, error: bool = False, while_active: bool = False) -> str:
+        return notice_html(told(text), error=error, number=next(self._numbers), while_active=while_active)
 
     def of(self, action: Callable[[], object]) -> str:
         """Run `action`, which may return a notice. An error becomes a sentence for the page; a bug's trace goes to the
@@ -36,8 +36,8 @@ class Notices:
 
 
 def told(sentence: Sentence | str) -> str:
-    """The sentence with the labels of options in place of their paths in a job file."""
-    return sentence.text(named=label_of) if isinstance(sentence, Sentence) else sentence
+    """The sentence in the page's language, with the labels of options in place of their paths in a job file."""
+    return sentence.text(spoken(), label_of) if isinstance(sentence, Sentence) else sentence
 
 
 def unexpected(error: Exception) -> str:
@@ -67,7 +67,8 @@ def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0) 
         for tag in ["span" if len(problems) == 1 else "li"]
         for problem in problems
     ]
-    body = items[0] if len(items) == 1 else f"<p>{len(items)} things are to be mended:</p><ul>{''.join(items)}</ul>"
+    many = told(Sentence("page.mend", count=len(items)))
+    body = items[0] if len(items) == 1 else f"<p>{escape(many)}</p><ul>{''.join(items)}</ul>"
     return f'<div class="trainer-notice trainer-notice-error" role="alert" data-number="{number}">{body}</div>'
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from lib_trainer.captions.tags import tag_key
-from lib_trainer.refusals import TaggerError
+from lib_trainer.refusals import Sentence, TaggerError
 from lib_trainer.tagging.captions.effect import Opened, Preview
 from lib_trainer.tagging.captions.style import Guess, Style, compose
 from lib_trainer.tagging.captions.writing import planned
@@ -67,13 +67,13 @@ class TaggerActions:
 
     def stop(self) -> str:
         if not self.desk.running:
-            return self.notices.say("Nothing is under way.")
+            return self.notices.say(Sentence("page.nothing_under_way"))
         self.desk.stop()
         return ""
 
     def unload(self) -> str:
         self.desk.unload()
-        return self.notices.say("The tagger is closed and its memory free.")
+        return self.notices.say(Sentence("page.tagger_closed"))
 
     def poll(self, seen: str, models: Sequence[str]) -> tuple[Any, Any, Any, Any, Any, str, str]:
         """The panel, Tag, Stop, Write and the list of taggers as they are now, a mark that changes with the folders'
@@ -94,7 +94,7 @@ class TaggerActions:
     def refresh_models(self, settings: TaggerSettings) -> tuple[str, Any]:
         """A notice, and the list of taggers, looked for again; what is chosen stays if it is there."""
         found = [item for item in self.desk.found(again=True) if not item.problem]
-        return self.notices.say(f"Taggers found: {len(found)}."), self._listed(settings.models)
+        return self.notices.say(Sentence("page.taggers_found", count=len(found))), self._listed(settings.models)
 
     def _listed(self, chosen: Sequence[str]) -> Any:
         names = names_of(self.desk.found())
@@ -104,11 +104,12 @@ class TaggerActions:
         """A notice, and the general line where precision equals recall; of several taggers the mean."""
         lines = [threshold_of(name) for name in settings.models] or [threshold_of("")]
         line = round(sum(lines) / len(lines), 4)
-        return self.notices.say(f"General tags: {line:g}, for {', '.join(settings.models) or 'any tagger'}."), line
+        names = tuple(settings.models) or Sentence("page.any_tagger")
+        return self.notices.say(Sentence("page.general_line", line=line, names=names)), line
 
     def send(self, prompt: str) -> str:
         """What is to be said where there is no prompt to send."""
-        return "" if prompt.strip() else self.notices.say("There is no prompt yet: drop a picture first.", error=True)
+        return "" if prompt.strip() else self.notices.say(Sentence("page.no_prompt"), error=True)
 
     # -- the folder ----------------------------------------------------------------------------------------------
 
