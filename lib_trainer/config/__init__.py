@@ -12,6 +12,7 @@ from lib_trainer.config.files import (
     typed_values,
 )
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
+from lib_trainer.config.masks import MasksConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
 from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
@@ -39,6 +40,7 @@ __all__ = [
     "HypernetworkConfig",
     "JobConfig",
     "LossConfig",
+    "MasksConfig",
     "ModelConfig",
     "NetworkConfig",
     "NoiseConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from lib_trainer.config.base import kinds
 from lib_trainer.config.captions import CaptionsConfig
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
+from lib_trainer.config.masks import MasksConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
 from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
@@ -346,6 +347,7 @@ class JobConfig(Section):
     captions: CaptionsConfig = CaptionsConfig()
     buckets: BucketsConfig = BucketsConfig()
     augment: AugmentConfig = AugmentConfig()
+    masks: MasksConfig = MasksConfig()
     prior: PriorConfig = PriorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     blocks: BlocksConfig = BlocksConfig()

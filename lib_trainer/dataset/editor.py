@@ -245,7 +245,7 @@ class Editor:
             return self.apply(self.preview_trash(keys, orphans))
 
     def preview_trash(self, keys: Sequence[str], orphans: Sequence[str] = ()) -> Preview:
-        """What `to_trash` would move. A caption goes with the last picture that it belongs to."""
+        """What `to_trash` would move. A caption or mask goes with the last picture that it belongs to."""
         with self.lock:
             moved = dict.fromkeys(key for key in keys if key in self.items)
             paths = dict.fromkeys(moved)
@@ -253,10 +253,14 @@ class Editor:
                 path = self.items[key].caption
                 if set(self._owners[path]) <= moved.keys() and path in self.library.captions:
                     paths[path] = None
-            paths.update(dict.fromkeys(path for path in orphans if path in self.library.orphans))
+            kept = {item.mask for key, item in self.items.items() if key not in moved}
+            paths.update(dict.fromkeys(mask for key in moved if (mask := self.items[key].mask) and mask not in kept))
+            movable = {*self.library.orphans, *self.library.lone_masks}
+            paths.update(dict.fromkeys(path for path in orphans if path in movable))
             place = self._trash_folder()
             steps: list[Step] = [Move(path, f"{place}/{path}") for path in paths]
-            count = f"{len(moved)} pictures" if moved else f"{len(paths)} captions"
+            what = "captions" if set(self.library.orphans) >= paths.keys() else "files"
+            count = f"{len(moved)} pictures" if moved else f"{len(paths)} {what}"
             return Preview(f"Move {count} to the trash", (), len(paths), self._revision, tuple(steps))
 
     def _trash_folder(self) -> str:

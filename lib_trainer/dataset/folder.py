@@ -2,7 +2,8 @@
 
 Trainer, tagger, Dataset tab and class pictures ask here, so that all of them see the same. Nothing is opened. A caption
 belongs to the pictures whose name it has, up to the ending; how its ending is capitalised does not count, nor does the
-Unicode form of the name (NFC or NFD, which look the same). Names that begin with a dot are passed by, links are
+Unicode form of the name (NFC or NFD, which look the same). A picture file whose name ends in a mark of `MASKS` is no
+picture but the mask of those that have the rest of its name. Names that begin with a dot are passed by, links are
 followed, and a link that leads back to where it lies is not.
 """
 
@@ -38,6 +39,9 @@ UNREAD = frozenset(
 CAPTION = ".txt"
 CAPTION_LIKE = frozenset((CAPTION, ".caption", ".captions", ".cap", ".tags", ".tag", ".text", ".prompt"))
 """Endings under which other programs keep captions. Only `CAPTION` is read."""
+
+MASKS = ("-masklabel", ".mask")
+"""What a mask has between the name of its picture and its own ending, in lower case. OneTrainer's is the first."""
 
 _ANY_CASE = sys.platform in ("win32", "darwin")  # there `A.txt` is `a.txt`
 NAMED = 3  # files that a sentence names before it counts the rest
@@ -103,6 +107,18 @@ def _alike(name: str) -> tuple[str, str]:
     return (stem.casefold() if _ANY_CASE else stem), ending.lower()
 
 
+def _stem(name: str) -> str:
+    """The whole name as one that means the same, whatever is behind its last dot."""
+    return _alike(f"{name}.")[0]
+
+
+def _owner(mask: str) -> str | None:
+    """What a mask's pictures are called, up to their endings; None for a file that is not named as a mask."""
+    stem = os.path.splitext(mask)[0]
+    mark = next((one for one in MASKS if stem.lower().endswith(one) and len(stem) > len(one)), "")
+    return stem[: -len(mark)] if mark else None
+
+
 def caption_name(picture: str) -> str:
     """What the caption of a picture is called where there is none yet."""
     return os.path.splitext(picture)[0] + CAPTION
@@ -123,6 +139,16 @@ class Listing:
     folders: tuple[str, ...]
     unread: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
+    marked: Mapping[str, str] = field(default_factory=dict)
+
+    def mask(self, picture: str) -> str | None:
+        """The file beside it that is named as its mask."""
+        return self.marked.get(_alike(picture)[0]) or self.marked.get(_stem(picture))
+
+    def lone_masks(self) -> list[str]:
+        """Files that are named as masks, and of no picture here."""
+        used = {self.mask(picture) for picture in self.pictures} if self.marked else set()
+        return [name for name in self.marked.values() if name not in used]
 
     def pictures_of(self, caption: str) -> tuple[str, ...]:
         """The pictures that a caption file belongs to; several where they differ in the ending only."""
@@ -177,12 +203,14 @@ def list_folder(folder: Path) -> Listing:
     names = sorted((name for name in visible if _is_text(name)), key=natural_key)
     files = [name for name in names if visible[name] == "file"]
     endings = {name: os.path.splitext(name)[1].lower() for name in files}
-    pictures = tuple(name for name in files if endings[name] in EXTENSIONS)
+    named_as = {name: _owner(name) for name in files if endings[name] in EXTENSIONS}
+    pictures = tuple(name for name, owner in named_as.items() if owner is None)
+    marked = {_stem(owner): name for name, owner in reversed(named_as.items()) if owner is not None}
     known = Names(files)
     captions = {name: found for name in pictures if (found := known.like(caption_name(name))) is not None}
     unread = tuple(name for name in files if endings[name] in UNREAD or _REMADE.fullmatch(endings[name]))
     folders = tuple(name for name in names if visible[name] == "folder")
-    return Listing(folder, pictures, known, captions, folders, unread, tuple(unnamed))
+    return Listing(folder, pictures, known, captions, folders, unread, tuple(unnamed), marked)
 
 
 _REMADE = re.compile(r"\.(png|jpe?g|webp)[^a-z0-9].*")  # .jpg_large, .png~, .jpg!d: what downloaders leave behind
@@ -289,6 +317,7 @@ class PassedBy:
     unread: list[str] = field(default_factory=list)
     misnamed: list[Misnamed] = field(default_factory=list)
     unnamed: list[str] = field(default_factory=list)
+    lone_masks: list[str] = field(default_factory=list)
 
     def add(self, listing: Listing) -> None:
         """Take up a folder; paths are relative to `root`, with `/`."""
@@ -296,6 +325,7 @@ class PassedBy:
         prefix = "" if below == "." else f"{below}/"
         self.unread += [prefix + name for name in listing.unread]
         self.unnamed += [prefix + name for name in listing.unnamed]
+        self.lone_masks += [prefix + name for name in listing.lone_masks()]
         self.misnamed += [
             Misnamed(prefix + one.name, prefix + one.picture, one.wanted and prefix + one.wanted)
             for one in listing.misnamed()
@@ -322,6 +352,9 @@ class PassedBy:
             said.append(
                 Sentence("passed_by.second" if one else "passed_by.seconds", count=len(besides), names=named(besides))
             )
+        if self.lone_masks:
+            count, names = len(self.lone_masks), named(self.lone_masks)
+            said.append(Sentence("passed_by.mask" if count == 1 else "passed_by.masks", count=count, names=names))
         if self.unnamed:
             one, names = len(self.unnamed) == 1, named(self.unnamed)
             said.append(

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 
+from lib_trainer.dataset import masks
 from lib_trainer.dataset.batches import Sizer
 from lib_trainer.dataset.folder import Skipped
 from lib_trainer.dataset.pictures import PictureError, fit, load_picture, placement, read_size, to_pixels
@@ -31,9 +32,9 @@ _AHEAD = _WORKERS + 2  # pictures that are decoded or waiting at a time: this, a
 
 
 class LatentStore(Protocol):
-    """Keeps moments (8, h, w) fp32 by key. Both methods may be called from several threads."""
+    """Keeps moments (8, h, w) and masks (1, h, w), fp32, by key. Both methods may be called from several threads."""
 
-    def get(self, key: str) -> torch.Tensor | None:
+    def get(self, key: str, channels: int = MOMENT_CHANNELS) -> torch.Tensor | None:
         """What was put there, or None if it is missing or damaged."""
 
     def put(self, key: str, moments: torch.Tensor) -> None:
@@ -46,7 +47,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._moments: dict[str, torch.Tensor] = {}
 
-    def get(self, key: str) -> torch.Tensor | None:
+    def get(self, key: str, channels: int = MOMENT_CHANNELS) -> torch.Tensor | None:
         return self._moments.get(key)
 
     def put(self, key: str, moments: torch.Tensor) -> None:
@@ -66,7 +67,7 @@ class DiskStore:
     def path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def get(self, key: str) -> torch.Tensor | None:
+    def get(self, key: str, channels: int = MOMENT_CHANNELS) -> torch.Tensor | None:
         """None also for a file that is broken or holds something else: it is then made anew."""
         import safetensors.torch
 
@@ -76,7 +77,7 @@ class DiskStore:
             return None
         if moments is None or moments.dtype != torch.float32 or moments.ndim != 3:
             return None
-        return moments if moments.shape[0] == MOMENT_CHANNELS and bool(moments.isfinite().all()) else None
+        return moments if moments.shape[0] == channels and bool(moments.isfinite().all()) else None
 
     def put(self, key: str, moments: torch.Tensor) -> None:
         import safetensors.torch
@@ -94,7 +95,8 @@ class Encoded:
 
     `sizes` and `keys` have one for each variation of the picture, of which there are as many for all of them.
     `targets`: (width, height) in pixels. `skipped`: pictures that turned out broken while they were decoded. `stopped`:
-    the caller asked to stop, and the rest is missing.
+    the caller asked to stop, and the rest is missing. `masks` are keys of masks, None for pictures that have none;
+    `blank` are masks without anything to learn.
     """
 
     samples: tuple[Sample, ...]
@@ -104,16 +106,26 @@ class Encoded:
     store: LatentStore
     skipped: tuple[Skipped, ...] = ()
     stopped: bool = False
+    masks: tuple[tuple[str | None, ...], ...] = ()
+    blank: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def moments(self, index: int, variation: int = 0) -> torch.Tensor:
         """(8, H/8, W/8) fp32 on the CPU: mean and logarithmic variance. Raises `DatasetError` if the store lost it."""
-        moments = self.store.get(self.keys[index][variation])
-        if moments is None:
+        return self._there(index, self.keys[index][variation], MOMENT_CHANNELS)
+
+    def mask(self, index: int, variation: int = 0) -> torch.Tensor | None:
+        """(1, H/8, W/8) fp32 on the CPU, from 0 to 1; None where all of the picture is to be learned."""
+        key = self.masks[index][variation] if self.masks else None
+        return None if key is None else self._there(index, key, masks.CHANNELS)
+
+    def _there(self, index: int, key: str, channels: int) -> torch.Tensor:
+        found = self.store.get(key, channels)
+        if found is None:
             raise DatasetError("latents.lost", path=self.samples[index].path)
-        return moments
+        return found
 
 
 def latent_key(path: Path, target: tuple[int, int], vae_fingerprint: str) -> str:
@@ -142,6 +154,7 @@ def encode_pictures(
     something that is not a number.
     """
     kept: list[tuple[Sample, list[_Prepared]]] = []
+    blank: dict[Path, None] = {}
     skipped: list[Skipped] = []
     stopped = False
     progress(0, len(samples))
@@ -162,6 +175,8 @@ def encode_pictures(
                         store.put(item.key, _encode_one(pixels, encode, sample.path))
                         item.fitted = None
                 kept.append((sample, one))
+            if sample.mask is not None and any(item.blank for one in found for item in one):
+                blank[sample.mask.path] = None
             progress(done, len(samples))
     finally:
         prepared.close()
@@ -175,6 +190,8 @@ def encode_pictures(
         store,
         tuple(skipped),
         stopped,
+        tuple(tuple(item.mask for item in one) for _, one in kept),
+        tuple(blank),
     )
 
 
@@ -192,12 +209,15 @@ def sample_latents(moments: torch.Tensor, scale: float, generator: torch.Generat
 @dataclass
 class _Prepared:
     """`fitted` is None where the store has the moments already. What waits is a picture, whose numbers are bytes: of
-    one with many variations they are all there at once."""
+    one with many variations they are all there at once. `mask` is the key of its mask; `blank`: nothing of it is to be
+    learned."""
 
     key: str
     size: PictureSize
     target: tuple[int, int]
     fitted: Image.Image | None
+    mask: str | None = None
+    blank: bool = False
 
 
 Variants = list[list["_Prepared"]]
@@ -215,22 +235,51 @@ def _prepare(
             raise PictureError(sample.path, Sentence("system.says", reason=error)) from error
         original = read_size(sample.path, data)  # not the sample's: the file may have changed since the scan
         digest, picture, found = hashlib.sha256(data).hexdigest(), None, []
+        mask = None if sample.mask is None else _PictureMask(sample.mask, sample.path, data, original, store)
         for width, height in sizer.sizes_for(original):
             own: list[_Prepared] = []
             found.append(own)
             for variation in variations.of(digest):
                 key = _key(digest, (width, height), fingerprint, variation)
                 known = store.get(key)
+                masked = (None, False) if mask is None else mask.kept((width, height), variation)
                 if known is not None and known.shape == (MOMENT_CHANNELS, height // _FACTOR, width // _FACTOR):
                     size = placement(original, width, height, variation)[1]
-                    own.append(_Prepared(key, size, (width, height), None))
+                    own.append(_Prepared(key, size, (width, height), None, *masked))
                     continue
                 picture = picture or load_picture(sample.path, data)
                 fitted, size = fit(picture, width, height, variation)
-                own.append(_Prepared(key, size, (width, height), fitted))
+                own.append(_Prepared(key, size, (width, height), fitted, *masked))
         return found
     except PictureError as error:
         return Skipped(sample.path, error.reason)
+
+
+class _PictureMask:
+    """A picture's mask on its way into the store, read when it is not there yet."""
+
+    def __init__(
+        self, mask: masks.Mask, picture: Path, data: bytes, original: tuple[int, int], store: LatentStore
+    ) -> None:
+        self._mask, self._original, self._store = mask, original, store
+        try:
+            self._data = data if mask.path == picture else mask.path.read_bytes()
+        except OSError as error:
+            raise PictureError(mask.path, Sentence("system.says", reason=error)) from error
+        self._digest = hashlib.sha256(self._data).hexdigest()
+        self._values: torch.Tensor | None = None
+
+    def kept(self, target: tuple[int, int], variation: Variation) -> tuple[str, bool]:
+        """The key that it is kept under for a target (width, height) in pixels, and whether nothing of it is left."""
+        key = masks.mask_key(self._digest, self._mask, target, variation)
+        cells = target[0] // _FACTOR, target[1] // _FACTOR
+        found = self._store.get(key, masks.CHANNELS)
+        if found is None or found.shape != (masks.CHANNELS, cells[1], cells[0]):
+            if self._values is None:
+                self._values = self._mask.read(self._data)
+            found = masks.fitted_mask(self._values, self._original, target, cells, variation)
+            self._store.put(key, found)
+        return key, not bool(found.any())
 
 
 def _read_ahead(

@@ -26,8 +26,8 @@ from lib_trainer.refusals import DatasetError
 class Item:
     """A picture. `key` and `caption` are paths relative to the set, with `/`; the caption's file may not exist yet.
 
-    `folder`: the subfolder's name, empty for the set itself. `repeats`: from the subfolder's name; 1 for the set
-    itself, 0 where the trainer does not read the folder.
+    `mask`: the file that is named as its mask, if there is one. `folder`: the subfolder's name, empty for the set
+    itself. `repeats`: from the subfolder's name; 1 for the set itself, 0 where the trainer does not read the folder.
     """
 
     key: str
@@ -35,13 +35,15 @@ class Item:
     repeats: int
     concept: str
     caption: str
+    mask: str = ""
 
 
 @dataclass(frozen=True)
 class Library:
     """`captions`: relative paths of the caption files that exist; `orphans`: those of them without a picture.
 
-    `misnamed`: files that are meant as captions and are not read; `unread`: pictures in formats that are not read.
+    `misnamed`: files that are meant as captions and are not read; `unread`: pictures in formats that are not read;
+    `lone_masks`: files that are named as masks and of no picture.
     """
 
     root: Path
@@ -50,6 +52,7 @@ class Library:
     orphans: tuple[str, ...]
     misnamed: tuple[Misnamed, ...] = ()
     unread: tuple[str, ...] = ()
+    lone_masks: tuple[str, ...] = ()
 
     @property
     def folders(self) -> list[str]:
@@ -78,9 +81,8 @@ def open_library(folder: Path | str, *, may_be_empty: bool = False) -> Library:
     wanted = {item.caption for item in items}
     mistaken = {one.name for one in passed_by.misnamed}
     orphans = tuple(sorted(captions - wanted - mistaken))
-    return Library(
-        root, tuple(items), frozenset(captions - mistaken), orphans, tuple(passed_by.misnamed), tuple(passed_by.unread)
-    )
+    left = tuple(passed_by.misnamed), tuple(passed_by.unread), tuple(passed_by.lone_masks)
+    return Library(root, tuple(items), frozenset(captions - mistaken), orphans, *left)
 
 
 def _add(listing: Listing, folder: str, named: tuple[int, str], items: list[Item], captions: set[str]) -> None:
@@ -89,4 +91,5 @@ def _add(listing: Listing, folder: str, named: tuple[int, str], items: list[Item
     repeats, concept = named
     for name in listing.pictures:
         caption = listing.captions.get(name, caption_name(name))
-        items.append(Item(prefix + name, folder, repeats, concept, prefix + caption))
+        mask = listing.mask(name)
+        items.append(Item(prefix + name, folder, repeats, concept, prefix + caption, prefix + mask if mask else ""))

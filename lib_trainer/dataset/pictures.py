@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from lib_trainer.dataset.bare_picture import bare_versions
 from lib_trainer.dataset.variations import PLAIN, Variation
@@ -97,14 +97,43 @@ def load_picture(path: Path, data: bytes | None = None) -> Image.Image:
     return _read(path, data, _load)
 
 
+def load_alpha(path: Path, data: bytes | None = None) -> Image.Image:
+    """A picture's opacity, 8 bits, upright; white where it has none. `data` and errors are `load_picture`'s."""
+    return _read(path, data, lambda file: _opacity(_upright(file)))
+
+
+def load_brightness(path: Path, data: bytes | None = None) -> Image.Image:
+    """A picture in grey, 8 bits, upright, its numbers as they are in the file; transparency shows black, as of a mask
+    nothing is meant there. `data` and errors are `load_picture`'s."""
+
+    def read(file: BinaryIO) -> Image.Image:
+        image = _upright(file)
+        grey = _from_deep_grey(image) if _is_deep_grey(image) else image.convert("RGBA").convert("RGB")
+        return ImageChops.multiply(grey.convert("L"), _opacity(image))
+
+    return _read(path, data, read)
+
+
 def _load(file: BinaryIO) -> Image.Image:
+    return _to_srgb(_upright(file))
+
+
+def _upright(file: BinaryIO) -> Any:
     image = _open(file)
     # Pillow turns a TIFF while it decodes it, and not every version then drops the tag
     orientation = 1 if image.format == "TIFF" else _orientation(image)
     image.load()
     upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
     upright.info, upright.format = image.info, image.format
-    return _to_srgb(upright)
+    return upright
+
+
+def _opacity(image: Any) -> Image.Image:
+    if not _may_be_transparent(image):
+        return Image.new("L", image.size, 255)
+    layer = image.convert("LA") if image.mode == "La" else image
+    alpha: Image.Image = (layer if layer.mode == "RGBA" else layer.convert("RGBA")).getchannel("A")
+    return alpha
 
 
 def placement(
@@ -125,16 +154,24 @@ def placement(
     return scale, PictureSize(original=(size[1], size[0]), crop=(top, left), target=(height, width))
 
 
+def crop_box(
+    original: tuple[int, int], width: int, height: int, variation: Variation = PLAIN
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of what is kept of a picture, in its own pixels; it is mirrored afterwards."""
+    scale, size = placement(original, width, height, replace(variation, mirrored=False))
+    top, left = size.crop
+    # at scale 1 the box lies on whole pixels, and resampling changes nothing
+    right, bottom = min(original[0], (left + width) / scale), min(original[1], (top + height) / scale)
+    return left / scale, top / scale, right, bottom
+
+
 def fit(image: Image.Image, width: int, height: int, variation: Variation = PLAIN) -> tuple[Image.Image, PictureSize]:
     """The picture at exactly `width` × `height` pixels (Lanczos), and its `placement`.
 
     Only what is kept is computed, so that a picture of 1 × 2000 pixels does not pass through a giant.
     """
-    scale, size = placement(image.size, width, height, replace(variation, mirrored=False))
-    top, left = size.crop
-    # at scale 1 the box lies on whole pixels, and resampling changes nothing
-    right, bottom = min(image.width, (left + width) / scale), min(image.height, (top + height) / scale)
-    box = (left / scale, top / scale, right, bottom)
+    size = placement(image.size, width, height, replace(variation, mirrored=False))[1]
+    box = crop_box(image.size, width, height, variation)
     fitted = image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
     fitted = variation.coloured(fitted)
     if variation.mirrored:
@@ -257,13 +294,17 @@ def _upright_size(image: Any) -> tuple[int, int]:
 
 def _to_srgb(image: Any) -> Image.Image:
     profile = image.info.get("icc_profile")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _is_deep_grey(image):
         return _from_deep_grey(image)
     if image.mode == "CMYK":
         return _convert_profile(image, profile) or image.convert("RGB")
     coloured = image.mode not in ("1", "L", "LA", "La")
     flat = _on_white(image) if _may_be_transparent(image) else image if image.mode == "RGB" else image.convert("RGB")
     return (_convert_profile(flat, profile) if coloured else None) or flat
+
+
+def _is_deep_grey(image: Any) -> bool:
+    return image.mode in ("I", "F") or bool(image.mode.startswith("I;16"))
 
 
 def _may_be_transparent(image: Any) -> bool:

@@ -227,7 +227,24 @@ def _of_names(library: Library) -> list[Finding | None]:
             Sentence("finding.format_text", formats=counted_endings(library.unread), names=few(library.unread, 5)),
             library.unread,
         ),
+        _of_paths(
+            "lone-mask", Sentence("finding.lone_mask"),
+            Sentence("finding.lone_mask_text", names=few(library.lone_masks, 5)), library.lone_masks, (),
+            "trash-orphans",
+        ),
+        *_of_masks(library),
     ]  # fmt: skip
+
+
+def _of_masks(library: Library) -> list[Finding | None]:
+    """Of a set in which pictures have masks: which have one, and which have none."""
+    with_mask = [item.key for item in library.items if item.mask]
+    without = [item.key for item in library.items if not item.mask] if with_mask else []
+    option = Field("masks.source")
+    return [
+        _found("masked", "info", Sentence("finding.masked"), Sentence("finding.masked_text", option=option), with_mask),
+        _found("no-mask", "warning", Sentence("finding.no_mask"), Sentence("finding.no_mask_text"), without),
+    ]
 
 
 def _of_texts(captions: Mapping[str, Caption]) -> list[Finding | None]:

@@ -22,10 +22,12 @@ from lib_trainer.dataset.folder import (
     list_folder,
     named,
 )
+from lib_trainer.dataset.masks import Mask, MaskFinder, Masks, told_of_masks
 from lib_trainer.dataset.pictures import PictureError, read_header
 from lib_trainer.refusals import DatasetError, Joined, Sentence, few
 
 NAME = "[name]"
+NO_MASKS = Masks()
 MANY_REPEATS = 1000  # the most that the form allows; more in a folder's name is rather a year
 
 
@@ -36,7 +38,8 @@ class Sample:
     `concept`: the rest of an `N_concept` subfolder's name, empty for pictures outside of one. `size`: (width, height)
     in pixels after EXIF orientation. `role`: what is to be learned, a class picture that is to stay as it is, or the
     picture before a difference. `others`: captions of which any may stand in the place of `caption`, drawn anew at
-    each step. `written`: the captions as they are in the file, without a trigger word that was put in front.
+    each step. `written`: the captions as they are in the file, without a trigger word that was put in front. `mask`:
+    which part of it is to be learned, if not all of it.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Sample:
     role: Literal["learn", "class", "before"] = "learn"
     others: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
+    mask: Mask | None = None
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -56,11 +60,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scan:
-    """What is trained (in a fixed, natural order), what is left out, and `notes`: sentences for the user."""
+    """What is trained (in a fixed, natural order), what is left out, and `notes`: sentences for the user.
+
+    `lone_masks`: masks that are of no picture, relative to the set where they lie in it.
+    """
 
     samples: tuple[Sample, ...]
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[Sentence, ...] = ()
+    lone_masks: tuple[str, ...] = ()
 
     def tag_frequency(self) -> dict[str, dict[str, int]]:
         """{folder's name: {tag: count}} as sd-scripts writes `ss_tag_frequency`.
@@ -86,7 +94,15 @@ class Scan:
         return result
 
 
-def scan_folder(folder: Path, *, trigger_word: str, repeats: int, lines: Lines = "all", marks: bool = False) -> Scan:
+def scan_folder(
+    folder: Path,
+    *,
+    trigger_word: str,
+    repeats: int,
+    lines: Lines = "all",
+    marks: bool = False,
+    masks: Masks = NO_MASKS,
+) -> Scan:
     """Read a folder's pictures (headers only) and captions.
 
     Pictures lie in the folder itself (`repeats` each) or in subfolders called `N_concept` (N each); no deeper. Captions
@@ -95,11 +111,14 @@ def scan_folder(folder: Path, *, trigger_word: str, repeats: int, lines: Lines =
     of every caption that lacks it and is the caption where there is none; without it, pictures of an `N_concept` folder
     fall back on the concept.
 
+    `masks` says where the pictures' masks are.
+
     Raises `DatasetError` for a folder that is missing, unreadable or without a usable picture, for a caption that
-    cannot be read, and where neither a caption nor a trigger word nor a concept says what to learn.
+    cannot be read, for a mask that cannot be one of its picture, and where neither a caption nor a trigger word nor a
+    concept says what to learn.
     """
     root = checked_folder(folder)
-    reader = _Reader(" ".join(trigger_word.split()), lines, marks, PassedBy(root))
+    reader = _Reader(" ".join(trigger_word.split()), lines, marks, PassedBy(root), MaskFinder(masks))
     top = list_folder(root)
     reader.add(top, repeats, "")
     for name in top.folders:
@@ -141,6 +160,7 @@ class _Reader:
     lines: Lines
     marks: bool
     passed_by: PassedBy
+    masks: MaskFinder
     samples: list[Sample] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[Sentence] = field(default_factory=list)
@@ -163,8 +183,9 @@ class _Reader:
             plain = (text.replace(KEEP, ",") for text in texts)
             written = tuple(text.replace(NAME, self.trigger_word or NAME) or stand_in for text in plain)
             others = tuple(captions[1:])
+            mask = self.masks.find(listing, name, header.size, header.transparent)
             self.samples.append(
-                Sample(path, captions[0], repeats, concept, header.size, others=others, written=written)
+                Sample(path, captions[0], repeats, concept, header.size, others=others, written=written, mask=mask)
             )
             if header.animated:
                 self.animated.append(path.relative_to(self.passed_by.root).as_posix())
@@ -198,7 +219,14 @@ class _Reader:
         if self.animated:
             count = len(self.animated)
             notes.append(Sentence("scan.animations", count=count, names=named(self.animated)))
-        return Scan(tuple(self.samples), tuple(self.skipped), tuple(notes))
+        lone = [self._shown(path) for path in self.masks.lone()]
+        without = [self._shown(one.path) for one in self.samples if one.mask is None]
+        notes += told_of_masks(self.masks.masks, len(self.samples), without, lone)
+        return Scan(tuple(self.samples), tuple(self.skipped), tuple(notes), (*self.passed_by.lone_masks, *lone))
+
+    def _shown(self, path: Path) -> str:
+        root = self.passed_by.root
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
     def _nothing(self, root: Path) -> DatasetError:
         if self.skipped:

@@ -68,7 +68,9 @@ class DifferenceKind(AdapterKind):
                 size = read_size(path)
             except PictureError as error:
                 raise DatasetError("pair.unreadable", path=path, reason=error.reason) from error
-            found.append(replace(sample, path=path, size=size, role="before"))
+            alike = size[0] * sample.size[1] == size[1] * sample.size[0]
+            mask = sample.mask if alike else None  # the same place is learned before and after
+            found.append(replace(sample, path=path, size=size, role="before", mask=mask))
         return found
 
     def base_steps(self, job: JobConfig, total: int) -> int:

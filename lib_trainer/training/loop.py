@@ -27,13 +27,15 @@ from lib_trainer.work.events import StepDone
 class Batch:
     """`latents` (B, C, H, W) fp32 on the CPU, scaled; `captions` and `sizes` of length B.
 
-    `weights` (B,) are factors on each picture's loss; None where all of them are 1.
+    `weights` (B,) are factors on each picture's loss; None where all of them are 1. `masks` (B, 1, H, W) say from 0 to
+    1 what of each picture is to be learned; None where that is all of them.
     """
 
     latents: torch.Tensor
     captions: list[str]
     sizes: list[PictureSize]
     weights: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _gradients(
     """
     device, losses = model.device, []
     for batch in drawn.batches:
-        noised = state.objective.noised(batch.latents, state.noise, batch.weights).sent(device, dtype)
+        noised = state.objective.noised(batch.latents, state.noise, batch.weights, batch.masks).sent(device, dtype)
         with autocast(device, dtype):
             told = captions(batch.captions, batch.sizes).each(lambda tensor: sent(tensor, device))
             prediction = model.predict(noised.latents, noised.timesteps, told)

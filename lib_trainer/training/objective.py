@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from lib_trainer.config import LossConfig, NoiseConfig
+from lib_trainer.config import LossConfig, MasksConfig, NoiseConfig
 from lib_trainer.ports import NoiseSchedule
 from lib_trainer.training.loss_weights import LearnedWeights, huber_thresholds, level_weights
+from lib_trainer.training.masks import loss_weights
 from lib_trainer.training.noise import coloured, draw_timesteps, perturbed
 from lib_trainer.transfer import sent
 
@@ -25,7 +26,8 @@ class Noised:
     """A batch as the UNet is shown it: `latents` (B, C, H, W) at `timesteps` (B,) int64.
 
     `target` (B, C, H, W) is what it is to say; `weights` (B,) are factors on each picture's loss, None where all of
-    them are 1; `thresholds` (B,) are those of a Huber loss. Numbers are fp32.
+    them are 1; `thresholds` (B,) are those of a Huber loss; `places` (B, 1, H, W) are factors on each place's error,
+    None where all of them are 1. Numbers are fp32.
     """
 
     latents: torch.Tensor
@@ -33,16 +35,17 @@ class Noised:
     target: torch.Tensor
     weights: torch.Tensor | None = None
     thresholds: torch.Tensor | None = None
+    places: torch.Tensor | None = None
 
     def sent(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Noised:
         """The same on a device, which is not waited for; `latents` as the UNet reads them."""
+        others = {name: getattr(self, name) for name in ("weights", "thresholds", "places")}
         return replace(
             self,
             latents=sent(self.latents.to(dtype), device),
             timesteps=sent(self.timesteps, device),
             target=sent(self.target, device),
-            weights=None if self.weights is None else sent(self.weights, device),
-            thresholds=None if self.thresholds is None else sent(self.thresholds, device),
+            **{name: None if one is None else sent(one, device) for name, one in others.items()},
         )
 
 
@@ -55,16 +58,24 @@ class Objective:
         schedule: NoiseSchedule,
         noise: NoiseConfig = NoiseConfig(),  # noqa: B008 - frozen
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+        masks: MasksConfig = MasksConfig(),  # noqa: B008 - frozen
     ) -> None:
-        self.schedule, self._noise, self._loss = schedule, noise, loss
+        self.schedule, self._noise, self._loss, self._masks = schedule, noise, loss, masks
         self._level_weights = level_weights(loss, schedule)
         self._thresholds = huber_thresholds(loss, schedule)
         self._learned = LearnedWeights(len(schedule.used)) if loss.learned_weights else None
 
-    def noised(self, latents: torch.Tensor, generator: torch.Generator, weights: torch.Tensor | None = None) -> Noised:
+    def noised(
+        self,
+        latents: torch.Tensor,
+        generator: torch.Generator,
+        weights: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
+    ) -> Noised:
         """Noise clean latents (B, C, H, W), fp32, on the CPU, at timesteps that are drawn.
 
-        `weights` (B,) are factors on the pictures' losses beside those of the objective.
+        `weights` (B,) are factors on the pictures' losses beside those of the objective; `masks` (B, 1, H, W) say
+        from 0 to 1 what of them is to be learned.
         """
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = draw_timesteps(self._noise, len(self.schedule.used), latents.shape[0], generator)
@@ -77,14 +88,17 @@ class Objective:
             own = self._level_weights[timesteps]
             weights = own if weights is None else weights * own
         thresholds = None if self._thresholds is None else self._thresholds[timesteps]
-        return Noised(signal * latents + sigma * covering, timesteps, target, weights, thresholds)
+        places = None if masks is None else loss_weights(masks, self._masks)
+        return Noised(signal * latents + sigma * covering, timesteps, target, weights, thresholds, places)
 
     def loss(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
         """The mean over everything in fp32, a scalar, of what the UNet has said of `noised`, on its device."""
         prediction = prediction.float()
-        if noised.weights is None and self._learned is None and self._loss.type == "l2":
+        plain = noised.weights is None and noised.places is None
+        if plain and self._learned is None and self._loss.type == "l2":
             return F.mse_loss(prediction, noised.target)
-        losses = self._errors(prediction, noised).flatten(1).mean(1)
+        errors = self._errors(prediction, noised)
+        losses = (errors if noised.places is None else errors * noised.places).flatten(1).mean(1)
         if self._learned is not None:
             factors = self._learned.factors(noised.timesteps)
             self._learned.see(noised.timesteps, losses)

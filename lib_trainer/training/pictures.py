@@ -58,7 +58,13 @@ class PictureSource:
         weights = torch.tensor(factors) if share != 1 or any(one.role == "class" for one in samples) else None
         captions = [self.caption_of(index, generator, one) for index, one in zip(indices, told, strict=True)]
         sizes = [self.encoded.sizes[index][one] for index, one in zip(indices, chosen, strict=True)]
-        return Batch(latents, captions, sizes, weights)
+        return Batch(latents, captions, sizes, weights, self._masks(indices, chosen))
+
+    def _masks(self, indices: list[int], chosen: list[int]) -> torch.Tensor | None:
+        """(B, 1, H, W); a picture without a mask is learned whole."""
+        found = [self.encoded.mask(index, one) for index, one in zip(indices, chosen, strict=True)]
+        some = next((one for one in found if one is not None), None)
+        return None if some is None else torch.stack([torch.ones_like(some) if one is None else one for one in found])
 
     def _variation(self, index: int, generator: torch.Generator) -> int:
         count = len(self.encoded.sizes[index])

@@ -15,6 +15,7 @@ from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Host, PreviewRequest
 from lib_trainer.refusals import Field, Problems, Sentence
 from lib_trainer.training.checks import NAMES, check_job, check_tag_warmup, with_a_name
+from lib_trainer.training.masks import check_masks, masks_of
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.training.mirrored import mirror_warning
 from lib_trainer.training.order import Order, Shown
@@ -109,7 +110,9 @@ def prepare(job: JobConfig, host: Host) -> Plan:
         trigger = data.trigger_word or " ".join(kind.words(job))  # a new word is caption enough where there is none
         folder = Path(data.folder).expanduser()
         marks = captions is not None and captions.variation.reads_tags
-        scan = scan_folder(folder, trigger_word=trigger, repeats=data.repeats, lines=data.caption_lines, marks=marks)
+        lines, masks = data.caption_lines, masks_of(job)
+        scan = scan_folder(folder, trigger_word=trigger, repeats=data.repeats, lines=lines, marks=marks, masks=masks)
+        check_masks(job, scan)
     before: list[Sample] = []
     with problems.at("difference.before"):
         before = [] if problems.found else kind.before(job, scan)

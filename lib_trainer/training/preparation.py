@@ -78,7 +78,7 @@ class Preparation:
         optimizer = make_optimizer(recipe.groups(), job.optimizer)
         noise = torch.Generator().manual_seed(job.training.seed + 1)
         average = Average(parameters(recipe), job.optimizer.ema_decay) if wants_average(job.optimizer) else None
-        objective = Objective(schedule, job.noise, job.loss)
+        objective = Objective(schedule, job.noise, job.loss, job.masks)
         state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, objective, average)
         rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
         options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
@@ -121,6 +121,8 @@ class Preparation:
             self.place.say(Sentence("run.vae_overflows", name=model.name))
         for skipped in encoded.skipped:
             self.place.warn(Sentence("run.skipped", path=skipped.path, reason=skipped.reason))
+        for mask in encoded.blank:
+            self.place.warn(Sentence("masks.blank", path=mask))
         return encoded
 
     def _captions(self, source: PictureSource, recipe: Recipe, dtype: torch.dtype) -> CaptionSource:

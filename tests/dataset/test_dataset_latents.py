@@ -244,8 +244,8 @@ def test_what_is_on_disk_does_not_pile_up_in_memory(folder: Path, store: LatentS
             there.append(StorageWeakRef(moments.untyped_storage()))
             store.put(key, moments)
 
-        def get(self, key: str) -> torch.Tensor | None:
-            moments = store.get(key)
+        def get(self, key: str, channels: int = 8) -> torch.Tensor | None:
+            moments = store.get(key, channels)
             if moments is not None:
                 there.append(StorageWeakRef(moments.untyped_storage()))
             return moments

@@ -151,6 +151,10 @@ class Lab:
         for name, colour in (("pictures", "red"), ("others", "blue")):
             _draw(root / name, colour)
         _draw(root / "shapes", "red")
+        _draw(root / "masked", "red")
+        for index in range(3):
+            _mask(root / "masked" / f"{index}.mask.png", 24)
+            _mask(root / "masks" / f"{index}.png", 40)
         for index, size in enumerate(((128, 64), (200, 64))):
             _disc("red", 0).resize(size).save(root / "shapes" / f"{index}.png")
         (root / "template.txt").write_text("[name] seen from afar\n", encoding="utf-8")
@@ -232,6 +236,14 @@ def _draw(folder: Path, colour: str) -> None:
     for index in range(3):
         _disc(colour, index).save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(f"{colour} disc {index}\nround thing {index}\n", encoding="utf-8")
+
+
+def _mask(path: Path, width: int) -> None:
+    """White on the left."""
+    path.parent.mkdir(exist_ok=True)
+    image = Image.new("L", (64, 64))
+    image.paste(255, (0, 0, width, 64))
+    image.save(path)
 
 
 def _disc(colour: str, index: int) -> Image.Image:

@@ -265,3 +265,19 @@ def test_both_layouts_fine_tune_to_the_same_checkpoint(
     names = sorted(name for name in both if files[0][name].ndim > 1 and not name.endswith(idle))
     moves = [torch.cat([(file[name] - held[name]).flatten() for name in names]) for file in files]
     assert relative(moves[0], moves[1]) < 0.05
+
+
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+def test_masks_are_of_every_family(
+    pair: Pair, untouched: None, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.training.test_masks import by_hand, masked_set, spied
+
+    seen = spied(monkeypatch)
+    changes = {"masks.source": "file", "training.batch_size": 2, "training.max_steps": 2}
+    view = run(pair.of(layout), tmp_path / "root", masked_set(tmp_path / "set", 2), changes)
+    assert (view.state, view.error) == ("finished", "")
+    assert len(seen) == 2 and view.loss is not None
+    prediction, noised, masks = seen[-1]
+    assert masks is not None and sorted(bool(one.all()) for one in masks) == [False, True]
+    assert view.loss == pytest.approx(by_hand(prediction, noised.target, masks, 0.0, True), rel=1e-5)
