@@ -17,6 +17,7 @@ from lib_trainer.config.network import BlocksConfig, NetworkConfig
 from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
 from lib_trainer.config.pictures import AugmentConfig, BucketsConfig
+from lib_trainer.config.preserve import PreserveConfig
 from lib_trainer.config.schema import (
     DatasetConfig,
     JobConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "NoiseConfig",
     "OptimizerConfig",
     "OutputConfig",
+    "PreserveConfig",
     "PreviewConfig",
     "PriorConfig",
     "TrainingConfig",

@@ -12,6 +12,7 @@ from lib_trainer.config.network import BlocksConfig, NetworkConfig
 from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
 from lib_trainer.config.pictures import AugmentConfig, BucketsConfig
+from lib_trainer.config.preserve import PreserveConfig
 from lib_trainer.options.declare import Group, Section, given, option
 
 
@@ -349,6 +350,7 @@ class JobConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     masks: MasksConfig = MasksConfig()
     prior: PriorConfig = PriorConfig()
+    preserve: PreserveConfig = PreserveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     blocks: BlocksConfig = BlocksConfig()
     noise: NoiseConfig = NoiseConfig()

@@ -285,6 +285,9 @@ class AdapterRecipe(Recipe):
     def applied(self) -> AbstractContextManager[None]:
         return self.networks.applied()
 
+    def bare(self) -> AbstractContextManager[None]:
+        return self.network.off()
+
     def before_step(self, step: int, *, base: bool) -> None:
         self._seeds.set(step)
 

@@ -160,6 +160,14 @@ class Kind:
         """Why the frozen weights cannot be held in 8 bits, the end of a sentence; None where they can."""
         return None
 
+    def why_no_bare_model(self) -> Sentence | None:
+        """Why there is no model without what learns beside it, the end of a sentence; None where there is one."""
+        return None
+
+    def why_nothing_to_preserve(self) -> Sentence | None:
+        """Why what is said without the words that are learned cannot change, the end of a sentence; None if it can."""
+        return None
+
     def captions(self, job: JobConfig, host: Host) -> CaptionMaker:
         """Captions as a job wants them. Raises `ConfigError` for a template that is not there or says nothing."""
         words, called = self.words(job), job.dataset.trigger_word.strip() or job.output.name

@@ -80,6 +80,9 @@ class CheckpointKind(Kind):
     def why_no_fp8(self, job: JobConfig) -> Sentence | None:
         return Sentence("weights.trained") if job.finetune.unet_lr > 0 else None
 
+    def why_no_bare_model(self) -> Sentence | None:
+        return Sentence("preserve.whole_model", prompt=Field("prior.class_prompt"))
+
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return CheckpointRecipe(job, model, outputs.beside.get(DIFFERENCE))
 
@@ -199,6 +202,10 @@ class CheckpointRecipe(Recipe):
             yield
         finally:
             give_back(slots, clear=False)
+
+    def bare(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody asks for it: see `CheckpointKind.why_no_bare_model`."""
+        raise NotImplementedError
 
     def _result(self) -> dict[str, torch.Tensor]:
         return {key: parameter.detach() for key, parameter in self.learned.items()}

@@ -97,6 +97,7 @@ class DifferenceRecipe(Recipe):
         self.networks = make_networks(kind, job, model)
         self.network = self.networks.trained
         self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
+        self._learning = self.base
         self._seeds = DropoutSeeds(job, drops=bool(dropouts_of(job)))
         first = [{**group, "name": f"{group['name']}, before"} for group in rate_groups(job, self.base, model.family)]
         self._groups = first + rate_groups(job, self.network, model.family)
@@ -110,8 +111,13 @@ class DifferenceRecipe(Recipe):
     def before_step(self, step: int, *, base: bool) -> None:
         """Only one of the two learns at a time: the optimizer passes parameters without a gradient by."""
         self._seeds.set(step)
+        self._learning = self.base if base else self.network
         self.base.learn(base)
         self.network.learn(not base)
+
+    def bare(self) -> contextlib.AbstractContextManager[None]:
+        """What was learned before stays on while the difference is learned."""
+        return self._learning.off()
 
     def bound(self) -> None:
         self.network.bound(largest_norm(self._job))

@@ -14,7 +14,7 @@ from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.kinds.words import Words, check_words, numbers_of_words
 from lib_trainer.networks.formats.embedding_file import read_embedding, write_embedding
 from lib_trainer.ports import Host, LoadedModel
-from lib_trainer.refusals import ConfigError, Field, Problems
+from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
 from lib_trainer.training.memory_table import Table
 
 MAX_VECTORS = 75
@@ -56,6 +56,9 @@ class EmbeddingKind(Kind):
             if count > MAX_VECTORS:
                 raise ConfigError("continue.vectors", field=CONTINUE, count=count, most=MAX_VECTORS)
 
+    def why_nothing_to_preserve(self) -> Sentence | None:
+        return Sentence("preserve.words_alone")
+
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return EmbeddingRecipe(job, self.words(job), model)
 
@@ -89,6 +92,10 @@ class EmbeddingRecipe(Recipe):
 
     def applied(self) -> contextlib.AbstractContextManager[None]:
         return self.words.applied()
+
+    def bare(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing of the model is changed: a caption without the words is told as ever."""
+        return contextlib.nullcontext()
 
     def after_step(self) -> None:
         self.words.after_step()

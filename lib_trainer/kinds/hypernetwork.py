@@ -104,6 +104,9 @@ class HypernetworkRecipe(Recipe):
     def applied(self) -> AbstractContextManager[None]:
         return self.network.applied(self._targets)
 
+    def bare(self) -> AbstractContextManager[None]:
+        return self.network.off()
+
     def before_step(self, step: int, *, base: bool) -> None:
         self._seeds.set(step)
 

@@ -86,6 +86,9 @@ class PivotalRecipe(Recipe):
         with self.adapters.applied(), self.words.applied():
             yield
 
+    def bare(self) -> contextlib.AbstractContextManager[None]:
+        return self.adapters.bare()
+
     def before_step(self, step: int, *, base: bool) -> None:
         self.adapters.before_step(step, base=base)
 

@@ -39,6 +39,10 @@ class Recipe(Protocol):
         """The same for a preview, on the model as its host draws with it."""
         return self.applied()
 
+    def bare(self) -> AbstractContextManager[None]:
+        """While `applied`: the model without what learns in this step. Words that are learned stay known."""
+        raise NotImplementedError
+
     def before_step(self, step: int, *, base: bool) -> None:
         """Called by the loop as a step (from 1 on) begins; `base`: its pictures are those before a difference."""
         return

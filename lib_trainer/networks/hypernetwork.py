@@ -74,6 +74,7 @@ class Hypernetwork(nn.Module):
     def __init__(self, structure: Structure, sizes: Sequence[int]) -> None:
         super().__init__()
         self.structure, self.sizes = structure, tuple(sorted(sizes))
+        self.on = True
         self.keys = nn.ModuleDict({str(size): structure.module(size) for size in self.sizes})
         self.values = nn.ModuleDict({str(size): structure.module(size) for size in self.sizes})
 
@@ -110,9 +111,33 @@ class Hypernetwork(nn.Module):
         """Let every attention of the UNet read through these networks; dropouts act while gradients are on."""
         with contextlib.ExitStack() as stack:
             for target, network in self._pairs(targets):
-                wrapped = _wrap(target.module.forward, network, multiplier)
+                wrapped = self._wrap(target.module.forward, network, multiplier)
                 stack.enter_context(replaced_forward(target.module, wrapped))
             yield
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """While `applied`: the attentions as they are without these networks. No gradients may be on."""
+        self.on = False
+        try:
+            yield
+        finally:
+            self.on = True
+
+    def _wrap(
+        self, base: Callable[..., torch.Tensor], network: nn.Module, multiplier: float
+    ) -> Callable[..., torch.Tensor]:
+        dtype = next(network.parameters()).dtype
+
+        def forward(input: torch.Tensor) -> torch.Tensor:
+            if not self.on:
+                return base(input)
+            if network.training != torch.is_grad_enabled():
+                network.train(torch.is_grad_enabled())
+            added = network(input.to(dtype))
+            return base(input + (added * multiplier).to(input.dtype))
+
+        return forward
 
     def _pairs(self, targets: Sequence[AdaptableModule]) -> Iterator[tuple[AdaptableModule, nn.Module]]:
         for target in targets:
@@ -132,18 +157,6 @@ def attention_sizes(targets: Sequence[AdaptableModule]) -> list[int]:
 
 def _inputs(layer: Any) -> int:
     return int(layer.in_features)
-
-
-def _wrap(base: Callable[..., torch.Tensor], network: nn.Module, multiplier: float) -> Callable[..., torch.Tensor]:
-    dtype = next(network.parameters()).dtype
-
-    def forward(input: torch.Tensor) -> torch.Tensor:
-        if network.training != torch.is_grad_enabled():
-            network.train(torch.is_grad_enabled())
-        added = network(input.to(dtype))
-        return base(input + (added * multiplier).to(input.dtype))
-
-    return forward
 
 
 def _drawn(weight: torch.Tensor, kind: str, activation: str, generator: torch.Generator) -> torch.Tensor:

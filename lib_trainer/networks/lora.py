@@ -7,7 +7,9 @@ with a = √5 (which is uniform in ±1/√fan_in), `up` zero, the scale alpha / 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ from lib_trainer.ports import AdaptableModule
 
 __all__ = ["LoraAdapter", "LoraNetwork", "make_adapter", "module_keys", "unmatched_keys"]
 
+Forward = Callable[..., Any]
 FIRST_TENSORS = ("lora_down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 """By which a module of a file is known, kind by kind."""
 
@@ -33,6 +36,7 @@ class LoraNetwork(nn.Module):
         super().__init__()
         self.adapters = nn.ModuleDict({adapter.key: adapter for adapter in adapters})
         self._flats: list[Flat] = []
+        self._on = True
 
     @classmethod
     def create(
@@ -143,11 +147,24 @@ class LoraNetwork(nn.Module):
             for fused in dict.fromkeys(layer.fused for layer in sliced):
                 stack.enter_context(fused.called())
             for adapter in self:
-                forward = adapter.wrap(adapter.layer.forward, multiplier)
-                stack.enter_context(replaced_forward(adapter.layer, forward))
+                own = adapter.layer.forward
+                wrapped = partial(self._called, own, adapter.wrap(own, multiplier))
+                stack.enter_context(replaced_forward(adapter.layer, wrapped))
             for flat in self._flats:
                 stack.callback(flat.forget)
             yield
+
+    def _called(self, own: Forward, wrapped: Forward, *args: Any, **kwargs: Any) -> Any:
+        return (wrapped if self._on else own)(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """While `applied`: the model as it is without these adapters. No gradients may be on."""
+        self._on = False
+        try:
+            yield
+        finally:
+            self._on = True
 
 
 def make_adapter(target: AdaptableModule, spec: AdapterSpec) -> Adapter:

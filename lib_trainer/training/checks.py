@@ -17,6 +17,7 @@ from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
 from lib_trainer.training.names import check_name
 from lib_trainer.training.optimizers import called, check_optimizer, known
 from lib_trainer.training.precision import resolve_precision
+from lib_trainer.training.preservation import check_preservation
 from lib_trainer.training.prior import check_prior
 from lib_trainer.training.sizes import check_sizes
 
@@ -48,6 +49,8 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
         check_weights(job, kind)
     with problems.at():
         check_noise(job)
+    with problems.at():
+        check_preservation(job, kind)
     with problems.at():
         check_optimizer(job.optimizer, host.device())
     with problems.at():

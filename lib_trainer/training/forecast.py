@@ -139,7 +139,7 @@ def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
     kept = {"what learns": learned, "optimizer": states, "EMA": average}
     peak = activations(job, table, place.dtype, place.chunks)
     fresh = int(kind.learning_share * learned)
-    before = fresh if job.training.gradient_accumulation > 1 else 0
+    before = fresh if job.training.gradient_accumulation > 1 or job.preserve.weight else 0  # a second term adds to them
     step = {"activations": max(peak, fresh), "gradients": before}
     phases = [
         Need(

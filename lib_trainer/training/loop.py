@@ -17,9 +17,10 @@ from lib_trainer.refusals import Field, NumericalError, Sentence
 from lib_trainer.training.captions import CaptionSource
 from lib_trainer.training.optimizers import step_unless
 from lib_trainer.training.precision import autocast
+from lib_trainer.training.preservation import Keeper, telling
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
-from lib_trainer.transfer import arriving, sent
+from lib_trainer.transfer import arriving
 from lib_trainer.work.events import StepDone
 
 
@@ -28,7 +29,8 @@ class Batch:
     """`latents` (B, C, H, W) fp32 on the CPU, scaled; `captions` and `sizes` of length B.
 
     `weights` (B,) are factors on each picture's loss; None where all of them are 1. `masks` (B, 1, H, W) say from 0 to
-    1 what of each picture is to be learned; None where that is all of them.
+    1 what of each picture is to be learned; None where that is all of them. `plain` are captions that do not name the
+    concept, where a run preserves what is said under them.
     """
 
     latents: torch.Tensor
@@ -36,6 +38,7 @@ class Batch:
     sizes: list[PictureSize]
     weights: torch.Tensor | None = None
     masks: torch.Tensor | None = None
+    plain: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class LoopOptions:
     max_gradient_norm: float
     rate_fields: Sequence[str] = ("optimizer.unet_lr", "optimizer.text_encoder_lr")
     """The options that a sentence names where a rate is too high."""
+
+    keeper: Keeper | None = None
+    """What is preserved beside what is learned."""
 
     late: bool = False
     """Tell of a step when the next one's gradients are under way, as on a GPU, also where nothing is waited for."""
@@ -88,7 +94,7 @@ def train(
             drawn = next(steps)
             state.recipe.before_step(step, base=drawn.base)
             _retire(optimizer, (step - 1) / options.total_steps)
-            loss = _gradients(model, captions, drawn, state, options.dtype)
+            loss = _gradients(model, captions, drawn, state, options)
             results.tell()
             if stopping():
                 break
@@ -119,23 +125,37 @@ def _gradients(
     captions: CaptionSource,
     drawn: StepBatches,
     state: TrainState,
-    dtype: torch.dtype,
+    options: LoopOptions,
 ) -> torch.Tensor:
     """Gradients of a step's batches, scaled; returns the mean loss, on the device. All that is sent there goes first.
 
     Dropouts may leave nothing that learns in a batch.
     """
-    device, losses = model.device, []
+    device, dtype, keeper = model.device, options.dtype, options.keeper
+    losses = []
     for batch in drawn.batches:
         noised = state.objective.noised(batch.latents, state.noise, batch.weights, batch.masks).sent(device, dtype)
+        tell = telling(captions, batch.sizes, device)
         with autocast(device, dtype):
-            told = captions(batch.captions, batch.sizes).each(lambda tensor: sent(tensor, device))
-            prediction = model.predict(noised.latents, noised.timesteps, told)
+            bare = None if keeper is None else keeper.before(model, noised, tell, batch.captions, batch.plain)
+            prediction = model.predict(noised.latents, noised.timesteps, tell(batch.captions))
         loss = state.objective.loss(prediction, noised)
-        if loss.requires_grad:
-            state.scaler.scale(loss / len(drawn.batches)).backward()
-        losses.append(loss.detach())
+        if keeper is not None and bare is not None:
+            loss = loss + keeper.beyond(prediction, bare, noised)
+        del prediction
+        losses.append(_backward(loss, len(drawn.batches), state))
+        if keeper is not None and keeper.weight:
+            with autocast(device, dtype):
+                kept = keeper.elsewhere(model, noised, tell, batch.plain)
+            losses[-1] = losses[-1] + _backward(kept, len(drawn.batches), state)
     return torch.stack(losses).mean()
+
+
+def _backward(loss: torch.Tensor, batches: int, state: TrainState) -> torch.Tensor:
+    """Add up a term's share of the gradients, and let its graph go."""
+    if loss.requires_grad:
+        state.scaler.scale(loss / batches).backward()
+    return loss.detach()
 
 
 def _step(

@@ -27,7 +27,7 @@ class Noised:
 
     `target` (B, C, H, W) is what it is to say; `weights` (B,) are factors on each picture's loss, None where all of
     them are 1; `thresholds` (B,) are those of a Huber loss; `places` (B, 1, H, W) are factors on each place's error,
-    None where all of them are 1. Numbers are fp32.
+    None where all of them are 1, and `masks` (B, 1, H, W) are what they come from. Numbers are fp32.
     """
 
     latents: torch.Tensor
@@ -36,10 +36,11 @@ class Noised:
     weights: torch.Tensor | None = None
     thresholds: torch.Tensor | None = None
     places: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
 
     def sent(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Noised:
         """The same on a device, which is not waited for; `latents` as the UNet reads them."""
-        others = {name: getattr(self, name) for name in ("weights", "thresholds", "places")}
+        others = {name: getattr(self, name) for name in ("weights", "thresholds", "places", "masks")}
         return replace(
             self,
             latents=sent(self.latents.to(dtype), device),
@@ -89,7 +90,7 @@ class Objective:
             weights = own if weights is None else weights * own
         thresholds = None if self._thresholds is None else self._thresholds[timesteps]
         places = None if masks is None else loss_weights(masks, self._masks)
-        return Noised(signal * latents + sigma * covering, timesteps, target, weights, thresholds, places)
+        return Noised(signal * latents + sigma * covering, timesteps, target, weights, thresholds, places, masks)
 
     def loss(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
         """The mean over everything in fp32, a scalar, of what the UNet has said of `noised`, on its device."""
@@ -97,13 +98,27 @@ class Objective:
         plain = noised.weights is None and noised.places is None
         if plain and self._learned is None and self._loss.type == "l2":
             return F.mse_loss(prediction, noised.target)
-        errors = self._errors(prediction, noised)
-        losses = (errors if noised.places is None else errors * noised.places).flatten(1).mean(1)
+        losses = self._losses(prediction, noised)
         if self._learned is not None:
             factors = self._learned.factors(noised.timesteps)
             self._learned.see(noised.timesteps, losses)
             losses = losses * factors
         return (losses if noised.weights is None else losses * noised.weights).mean()
+
+    def distance(
+        self, prediction: torch.Tensor, other: torch.Tensor, noised: Noised, places: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """How far a prediction (B, C, H, W) of `noised` is from another one, a scalar: by the loss's own measure and
+        weights, with `places` (B, 1, H, W) as factors in the place of those of the masks. Nothing is learned of it."""
+        losses = self._losses(prediction.float(), replace(noised, target=other.float(), places=places))
+        if self._learned is not None:
+            losses = losses * self._learned.factors(noised.timesteps)
+        return (losses if noised.weights is None else losses * noised.weights).mean()
+
+    def _losses(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
+        """(B,), of each picture."""
+        errors = self._errors(prediction, noised)
+        return (errors if noised.places is None else errors * noised.places).flatten(1).mean(1)
 
     def _errors(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
         """(B, C, H, W). Huber and smooth L1 in their smooth forms, 2c(√(d²+c²) − c) and 2(√(d²+c²) − c)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,8 @@ class PictureSource:
     encoded: Encoded
     captions: CaptionMaker
     latent_scale: float
+    plain: Callable[[str], str] | None = None
+    """What a caption is where it does not name the concept; None where nobody asks."""
 
     def steps(self, first: int = 1) -> Iterator[StepBatches]:
         """From the step `first` on, without end."""
@@ -58,7 +60,8 @@ class PictureSource:
         weights = torch.tensor(factors) if share != 1 or any(one.role == "class" for one in samples) else None
         captions = [self.caption_of(index, generator, one) for index, one in zip(indices, told, strict=True)]
         sizes = [self.encoded.sizes[index][one] for index, one in zip(indices, chosen, strict=True)]
-        return Batch(latents, captions, sizes, weights, self._masks(indices, chosen))
+        plain = () if self.plain is None else tuple(map(self.plain, captions))
+        return Batch(latents, captions, sizes, weights, self._masks(indices, chosen), plain)
 
     def _masks(self, indices: list[int], chosen: list[int]) -> torch.Tensor | None:
         """(B, 1, H, W); a picture without a mask is learned whole."""
@@ -81,5 +84,7 @@ class PictureSource:
         """Every caption that a picture may be shown with, where the maker of captions does not vary."""
         sample = self.encoded.samples[index]
         if sample.role == "class":
-            return list(sample.captions)
-        return [form for text in sample.captions for form in self.captions.forms(text)]
+            found = list(sample.captions)
+        else:
+            found = [form for text in sample.captions for form in self.captions.forms(text)]
+        return found if self.plain is None else [*found, *map(self.plain, found)]

@@ -20,6 +20,7 @@ from lib_trainer.training.memory_need import outlook
 from lib_trainer.training.mirrored import mirror_warning
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.prediction import check_prediction, drawn_wrongly
+from lib_trainer.training.preservation import PlainCaptions, keeps_outside
 from lib_trainer.training.prior import wants_class_pictures
 from lib_trainer.training.results import Settled, outputs_of, settle
 from lib_trainer.training.schedules import check_warmup
@@ -55,6 +56,12 @@ class Plan:
         start = self.job.network.continue_from
         pictures = [sample.path for sample in (*self.scan.samples, *self.before)]
         return (*pictures, *([Path(start).expanduser()] if start else []))
+
+    @property
+    def plain(self) -> PlainCaptions | None:
+        """What captions are where they do not name the concept, if a run preserves what is said under them."""
+        keeps = self.job.preserve.weight or keeps_outside(self.job)
+        return PlainCaptions.of(self.job, self.kind, self.captions) if keeps else None
 
     @property
     def class_pictures(self) -> int:

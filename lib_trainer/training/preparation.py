@@ -23,6 +23,7 @@ from lib_trainer.training.place import Place, Progress
 from lib_trainer.training.plan import Plan
 from lib_trainer.training.precision import autocast, loss_scaler
 from lib_trainer.training.prediction import schedule_of
+from lib_trainer.training.preservation import Keeper
 from lib_trainer.training.prior import class_samples
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
@@ -64,7 +65,7 @@ class Preparation:
         self._check_readable(samples, encoded)
         shown = zip(encoded.samples, encoded.targets, strict=True)
         order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
-        source = PictureSource(order, encoded, plan.captions, model.latent_scale)
+        source = PictureSource(order, encoded, plan.captions, model.latent_scale, plan.plain)
         progress.point = "captions"
         captions = self._captions(source, recipe, dtype)
         if self.place.stopping():
@@ -81,7 +82,8 @@ class Preparation:
         objective = Objective(schedule, job.noise, job.loss, job.masks)
         state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, objective, average)
         rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
-        options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates)
+        keeper = Keeper.of(job, plan.kind, recipe, objective)
+        options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates, keeper)
         return Prepared(facts, source, captions, state, rates, options)
 
     def _check_readable(self, samples: Sequence[Sample], encoded: Encoded) -> None:

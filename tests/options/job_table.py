@@ -77,6 +77,9 @@ BASES: dict[str, dict[str, Any]] = {
     "colours": CALM | {"augment.colour": 0.2},
     "with masks": CALM | {"dataset.folder": "ROOT/masked"},
     "masked": CALM | {"dataset.folder": "ROOT/masked", "masks.source": "file"},
+    "strongly masked": CALM
+    | {"dataset.folder": "ROOT/masked", "masks.source": "file", "optimizer.unet_lr": 1e-2, "network.rank": 3},
+    "preserved": CALM | {"optimizer.unet_lr": 1e-2, "network.rank": 3, "preserve.weight": 1.0},
     "class": CALM | {"prior.class_prompt": "circle"},
     "taken": CALM,
     "embedding": WORDS,
@@ -441,6 +444,10 @@ JOBS: list[Row] = [
     Row("masks.folder", "ROOT/masks", gradient, DIFFERS, "masked"),
     Row("masks.outside", 0.5, gradient, DIFFERS, "masked"),
     Row("masks.normalise", False, gradient, times(0.375), "masked"),
+    Row("masks.prior", 2.0, lambda seen: seen.gradient(2), DIFFERS, "strongly masked"),
+    Row("preserve.weight", 2.0, lambda seen: seen.gradient(2), DIFFERS, "preserved"),
+    Row("preserve.caption", "round, [filewords]", lambda seen: any(
+        one.startswith("round, ") and "zork" not in one for one in seen.captions), True, "preserved"),
     Row("dataset.cache", "disk", lambda seen: len(names_in("cache")(seen)), 3),
     # class pictures
     Row("prior.class_prompt", "circle", lambda seen: [one.prompt for one in class_requests(seen)], ["circle"]),
