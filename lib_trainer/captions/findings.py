@@ -6,8 +6,8 @@ them are linear in the number of tags written.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lib_trainer.captions.document import Caption, cached_key
@@ -181,11 +181,6 @@ def all_findings(
     found = contradictions(captions, knowledge) + leaks(captions, concepts, knowledge)
     found += misspellings(captions, knowledge) + entangled(captions) + singletons(captions)
     return found + (one_sided(captions, knowledge) if mirrored else [])
-
-
-def counts_of(findings: Iterable[TagFinding]) -> Counter[str]:
-    """{kind: how many}."""
-    return Counter(finding.kind for finding in findings)
 
 
 def pictures_of(findings: Sequence[TagFinding]) -> dict[str, set[str]]:

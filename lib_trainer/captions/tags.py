@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -32,10 +32,6 @@ MATCH_SECONDS = 0.2
 def split_tags(caption: str) -> list[str]:
     """A caption's tags in order, without the white space around them; empty ones are dropped."""
     return [tag for part in caption.split(",") if (tag := part.strip())]
-
-
-def join_tags(tags: Iterable[str]) -> str:
-    return ", ".join(tags)
 
 
 def with_spaces(tag: str) -> str:

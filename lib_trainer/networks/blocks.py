@@ -14,7 +14,6 @@ from lib_trainer.refusals import ConfigError
 
 LAYERS = 99
 """Of a text encoder: more than any has."""
-FORM = "write it as 'input_0-5=0, middle=0.5, output=1, layer_11=0'"
 
 PRESETS: dict[str, Callable[[Unet, str, int], bool]] = {
     "all": lambda unet, side, number: True,

@@ -38,8 +38,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 """The WebUI calls torch's own activations by their lower-case names; the form offers the first nine."""
 
-INITIALISATIONS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")
-
 
 @dataclass(frozen=True)
 class Structure:

@@ -85,9 +85,6 @@ class LoraNetwork(nn.Module):
                 out[f"{adapter.key}.{suffix}"] = weight.detach().to("cpu", dtype, copy=True).contiguous()
         return out
 
-    def parameters_of(self, part: Part) -> list[nn.Parameter]:
-        return [parameter for adapter in self if adapter.part == part for parameter in adapter.parameters()]
-
     def flatten(self, adapters: Sequence[Adapter], *, whole: bool) -> list[nn.Parameter]:
         """Put parameters of `adapters` into one buffer; returns what an optimizer is to be given for all of them.
 

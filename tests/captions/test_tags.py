@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_trainer.captions.tags import TagPatterns, escape, join_tags, split_tags, tag_key, unescape, with_spaces
+from lib_trainer.captions.tags import TagPatterns, escape, split_tags, tag_key, unescape, with_spaces
 from lib_trainer.refusals import ConfigError
 
 
 def test_captions_are_split_at_commas() -> None:
     assert split_tags(" a cat , ,long hair,\n>_<,") == ["a cat", "long hair", ">_<"]
-    assert join_tags(["a cat", "long hair"]) == "a cat, long hair"
 
 
 @pytest.mark.parametrize("tag", ["long_hair", "Long Hair", " long  hair ", "LONG_HAIR"])

@@ -44,7 +44,6 @@ PIXEL_BUDGET = 80_000_000
 CHUNK = 256
 """Cached pictures that are handed to a listener at a time."""
 
-SCORING = Sentence("phase.scoring")
 MAX_BYTES = 512 << 20
 """A larger file is refused unread."""
 
