@@ -20,17 +20,17 @@ class CaptionsConfig(Section, frozen=True):
         bool,
         option(
             "Shuffle tags",
-            "Tell a caption's tags in another order at each step, so that no tag's place is learned; for captions of "
-            "tags, not for sentences.",
+            "Show a caption's tags in a new order at each step, so that their order is not learned; for captions "
+            "made of tags, not for sentences.",
         ),
     ] = False
     keep_tokens: Annotated[
         int,
         option(
             "Keep the first tags",
-            "So many tags at the front stay where they are and are never left out; the trigger word and new words stay "
-            "without being counted. Captions with the keep-token separator (three bars) keep what is before it, and "
-            "behind a second one, instead.",
+            "This many tags at the front stay where they are and are never left out; the trigger word and new "
+            "words stay anyway and are not counted. Captions with the keep-token separator (three bars) keep what"
+            " stands before it, and after a second one, instead.",
             low=0,
             high=100,
             unit="tags",
@@ -42,7 +42,8 @@ class CaptionsConfig(Section, frozen=True):
         float,
         option(
             "Leave out tags",
-            "Each tag is left out with this chance at each step: 0.05 to 0.1 where a concept hangs on its usual tags.",
+            "Each tag is left out with this probability at each step: 0.05 to 0.1 where a concept depends too "
+            "much on its usual tags.",
             low=0,
             high=1,
             step=0.05,
@@ -53,7 +54,7 @@ class CaptionsConfig(Section, frozen=True):
         str,
         option(
             "Tags never left out",
-            "Tags, * wildcards or /expressions/, divided by commas: name here what must always be told, as a class.",
+            "Tags, * wildcards or /expressions/, separated by commas: what must always be said, such as a class.",
             width="wide",
             advanced=True,
             when=given("captions.tag_dropout"),
@@ -62,9 +63,9 @@ class CaptionsConfig(Section, frozen=True):
     only_drop: Annotated[
         str,
         option(
-            "Tags alone left out",
-            "Where some are named here, divided by commas, only they are left out: what shall belong to the concept "
-            "without being asked for.",
+            "Only these tags are left out",
+            "If any are named here, separated by commas, only these are left out: what should belong to the "
+            "concept without being asked for.",
             width="wide",
             advanced=True,
             when=given("captions.tag_dropout"),
@@ -74,8 +75,8 @@ class CaptionsConfig(Section, frozen=True):
         int,
         option(
             "Tag warm-up",
-            "Begin with the first tag and tell more of them step by step until all are told after so many steps; for "
-            "long captions whose first tags matter most. 0: all from the beginning.",
+            "Begin with the first tag alone and add more step by step until, after this many steps, all are used;"
+            " for long captions whose first tags matter most. 0: all from the beginning.",
             low=0,
             high=10_000_000,
             unit="steps",
@@ -87,8 +88,8 @@ class CaptionsConfig(Section, frozen=True):
         float,
         option(
             "Leave out captions",
-            "The whole caption is left out with this chance at each step: about 0.1 for a style, or where guidance has "
-            "become weak.",
+            "The whole caption is left out with this probability at each step: about 0.1 for a style, or where "
+            "guidance has become weak.",
             low=0,
             high=1,
             step=0.05,
@@ -99,7 +100,7 @@ class CaptionsConfig(Section, frozen=True):
         int,
         option(
             "Epochs without captions",
-            "Every so many epochs one is trained without any caption, as another way to the same end. 0: none.",
+            "One in this many epochs is trained without captions: another way to the same end. 0: none.",
             low=0,
             high=100_000,
             unit="epochs",
@@ -112,8 +113,8 @@ class CaptionsConfig(Section, frozen=True):
         bool,
         option(
             "Draw from {a|b|c}",
-            "Of such a group in a caption one part is told at each step; turn it on where captions are written with "
-            "them ({{ and }} stand for single braces then).",
+            "At each step one part of such a group in a caption is used; turn it on where captions contain such "
+            "groups ({{ and }} then stand for single braces).",
             advanced=True,
         ),
     ] = False
@@ -121,8 +122,8 @@ class CaptionsConfig(Section, frozen=True):
         str,
         option(
             "Prefix",
-            "Put before every caption, also before the trigger word, where all pictures share a text that the captions "
-            "lack; [name] stands for that word.",
+            "Put in front of every caption, even before the trigger word: for a text that all pictures share and "
+            "the captions lack. [name] stands for the trigger word.",
             width="wide",
             advanced=True,
         ),
@@ -131,7 +132,7 @@ class CaptionsConfig(Section, frozen=True):
         str,
         option(
             "Suffix",
-            "Put behind every caption; use it as the prefix, for what matters less.",
+            "Put at the end of every caption; like the prefix, for what matters less.",
             width="wide",
             advanced=True,
         ),

@@ -25,7 +25,7 @@ class EmbeddingConfig(Section, frozen=True):
         int,
         option(
             "Vectors of each",
-            "How many tokens of the prompt the word takes: more hold more and are harder to combine.",
+            "How many tokens the word takes up in a prompt: more vectors hold more and are harder to combine.",
             low=1,
             high=75,
             step=1,
@@ -40,14 +40,14 @@ class EmbeddingConfig(Section, frozen=True):
         ),
     ] = ""
     learning_rate: Annotated[
-        float, option("Learning rate, embedding", "The guides' start is 5e-3.", low=0, high=10)
+        float, option("Learning rate, embedding", "Guides suggest starting at 5e-3.", low=0, high=10)
     ] = 5e-3
     norm_decay: Annotated[
         float,
         option(
             "Decay towards the vocabulary's norm",
-            "After each step a vector's length moves by this share towards the usual one of words. Overlong vectors "
-            "drown the rest of a prompt.",
+            "After each step a vector's length moves by this share towards the usual length of a word's vector. "
+            "Vectors that are too long drown out the rest of a prompt.",
             low=0,
             high=1,
             advanced=True,
@@ -78,7 +78,7 @@ class HypernetworkConfig(Section, frozen=True):
     ] = "swish"
     initialisation: Annotated[
         Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"],
-        option("Layer weights start as", "Normal starts from nearly nothing."),
+        option("Layer weights start as", "Normal starts from almost nothing."),
     ] = "Normal"
     layer_norm: Annotated[bool, option("Layer normalisation", "After each inner layer.", advanced=True)] = False
     activate_output: Annotated[bool, option("Activate the output", "Also after the last layer.", advanced=True)] = False
@@ -100,7 +100,7 @@ class HypernetworkConfig(Section, frozen=True):
     ] = ""
     learning_rate: Annotated[
         float,
-        option("Learning rate, hypernetwork", "The guides' start is 1e-5.", low=0, high=1),
+        option("Learning rate, hypernetwork", "Guides suggest starting at 1e-5.", low=0, high=1),
     ] = 1e-5
 
 
@@ -113,7 +113,7 @@ class FinetuneConfig(Section, frozen=True):
         float,
         option(
             "Fine-tuning rate, UNet",
-            "The guides' start is 3e-6; raise the batch size first, then this, and steps last.",
+            "Guides suggest starting at 3e-6; raise the batch size first, then this, and the steps last.",
             low=0,
             high=1,
         ),
@@ -131,7 +131,7 @@ class FinetuneConfig(Section, frozen=True):
         float,
         option(
             "Fine-tuning rate, second text encoder",
-            "Of models with two text encoders. -1: the rate of the first. Models with one pay no heed.",
+            "For models with two text encoders. -1: the rate of the first. Ignored by models with one.",
             low=-1,
             high=1,
             advanced=True,
@@ -180,7 +180,7 @@ class DifferenceConfig(Section, frozen=True):
         int,
         option(
             "Steps for the picture before",
-            "In which a LoRA that is not saved learns the picture before. 0: half of all steps.",
+            "Steps in which a LoRA that is not saved learns the picture before. 0: half of all steps.",
             low=0,
             high=1_000_000,
             unit="steps",

@@ -42,7 +42,7 @@ class NetworkConfig(Section, frozen=True):
         int,
         option(
             "Rank (dim)",
-            "Size of the low-rank matrices: more rank, more detail and a larger file.",
+            "Size of the low-rank matrices: a higher rank gives more detail and a larger file.",
             low=1,
             high=1024,
             step=1,
@@ -84,8 +84,8 @@ class NetworkConfig(Section, frozen=True):
         int,
         option(
             "LoKr factor",
-            "Size of the small factor of the Kronecker product: the larger, the smaller the file. -1 takes the root of "
-            "each layer's size.",
+            "Size of the small factor of the Kronecker product: a larger factor makes a smaller file. -1 takes "
+            "the square root of each layer's size.",
             low=-1,
             high=256,
             group=KRONECKER,
@@ -99,7 +99,8 @@ class NetworkConfig(Section, frozen=True):
         bool,
         option(
             "DoRA",
-            "Learn the size of each input's weights apart from their direction: better at small ranks, slower.",
+            "Learn the length of each input's weights separately from their direction: better at low ranks, but "
+            "slower.",
         ),
     ] = False
     rank_stabilised: Annotated[
@@ -147,8 +148,8 @@ class NetworkConfig(Section, frozen=True):
         float,
         option(
             "Largest norm of a module",
-            "What a module adds to its layer is scaled down to this norm after each step: 1 keeps a LoRA from burning "
-            "in and lets it go with others. 0: no bound.",
+            "After each step, what a module adds to its layer is scaled down to this norm: 1 keeps a LoRA from "
+            "burning pictures and makes it easier to combine with others. 0: no limit.",
             low=0,
             high=1000,
             step=0.5,
@@ -160,8 +161,8 @@ class NetworkConfig(Section, frozen=True):
         str,
         option(
             "Continue from",
-            "A file of the same kind to go on from; its rank and shapes are taken from it. Layers that do not learn "
-            "stay as they are in it. Empty: start anew.",
+            "A file of the same kind to continue from; rank and shapes are taken from it. Layers that do not "
+            "learn stay as they are there. Empty: start afresh.",
             advanced=True,
             place="path",
             width="wide",
@@ -179,8 +180,9 @@ class BlocksConfig(Section, frozen=True):
         Literal["all", "input", "middle", "output", "no_input", "no_output", "deep", "shallow"],
         option(
             "Blocks that learn",
-            "Of the UNet: all, the input, middle or output blocks alone, all but those, or the inner ones (deep: input "
-            "7–11, middle, output 0–4) or the outer ones (shallow). What does not learn is not in the file.",
+            "Which blocks of the UNet: all; the input, middle or output blocks alone; all but the input or the "
+            "output blocks; the inner ones (deep: input 7–11, middle, output 0–4) or the outer ones (shallow). "
+            "What does not learn is not in the file.",
             advanced=True,
         ),
     ] = "all"
@@ -188,8 +190,9 @@ class BlocksConfig(Section, frozen=True):
         str,
         option(
             "Learning rate by block",
-            "Factors on the learning rate, as in 'input_0-5=0, middle=0.5, layer_11=0': input_0 to input_11, middle, "
-            "output_0 to output_11, and layer_N of the text encoder; without a number all of them. 0 leaves out.",
+            "Factors on the learning rate, as in 'input_0-5=0, middle=0.5, layer_11=0': input_0 to input_11, "
+            "middle, output_0 to output_11, and layer_N of the text encoder; a name without a number means all of"
+            " them. 0 leaves a block out.",
             advanced=True,
             width="wide",
         ),
@@ -198,7 +201,8 @@ class BlocksConfig(Section, frozen=True):
         str,
         option(
             "Rank by block",
-            "Ranks that differ from the one above, written the same way: 'middle=64, output_3-5=16'. 0 leaves out.",
+            "Ranks that differ from the one above, written the same way: 'middle=64, output_3-5=16'. 0 leaves a "
+            "block out.",
             advanced=True,
             width="wide",
         ),

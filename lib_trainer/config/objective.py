@@ -14,9 +14,9 @@ class NoiseConfig(Section, frozen=True):
         float,
         option(
             "Noise offset",
-            "Shifts the noise of each channel as a whole, so that very dark and very bright pictures can be learned. "
-            "Set 0.05 to 0.1 where results come out grey; not for models with zero terminal SNR, which draw them "
-            "anyway.",
+            "Shifts the noise of each channel as a whole, so that very dark and very bright pictures can be "
+            "learned. Set 0.05 to 0.1 where results come out grey; not for models with zero terminal SNR, which "
+            "can draw them anyway.",
             low=0,
             high=1,
             step=0.01,
@@ -27,8 +27,8 @@ class NoiseConfig(Section, frozen=True):
         bool,
         option(
             "Random noise offset",
-            "Draws the offset of each picture between 0 and that value. Turn it on where an offset makes all that is "
-            "drawn darker or brighter.",
+            "Draws the offset of each picture between 0 and that value. Turn it on where an offset makes "
+            "everything darker or brighter.",
             when=given("noise.offset"),
             advanced=True,
         ),
@@ -62,7 +62,7 @@ class NoiseConfig(Section, frozen=True):
         float,
         option(
             "Pyramid noise, discount",
-            "What each coarser level is weaker by. Lower it towards 0.1 where colours run out of hand.",
+            "The factor by which each coarser level is weaker. Lower it towards 0.1 where colours get out of hand.",
             low=0,
             high=1,
             step=0.05,
@@ -74,7 +74,7 @@ class NoiseConfig(Section, frozen=True):
         float,
         option(
             "Input perturbation",
-            "Shows the UNet a little more noise than it is asked for, so that it bears its own mistakes while "
+            "Shows the UNet a little more noise than it is asked for, so that it copes with its own errors while "
             "sampling. Set 0.1 for long runs on many pictures.",
             low=0,
             high=1,
@@ -117,8 +117,8 @@ class NoiseConfig(Section, frozen=True):
         float,
         option(
             "Timesteps, spread",
-            "Of logit-normal the width, of which 1 is usual; of sigmoid the steepness, for which 6 is strong, and "
-            "below 0 it leans towards little noise.",
+            "For logit-normal the width (1 is usual); for sigmoid the steepness (6 is strong, and below 0 it "
+            "leans towards little noise).",
             low=-20,
             high=20,
             step=0.1,
@@ -179,7 +179,7 @@ class LossConfig(Section, frozen=True):
         float,
         option(
             "Huber, threshold",
-            "Errors above it count straight instead of squared. Lower it to forgive more.",
+            "Errors above it count linearly instead of squared. Lower it to forgive more.",
             low=0.001,
             high=1,
             step=0.01,
@@ -214,8 +214,9 @@ class LossConfig(Section, frozen=True):
         Literal["none", "min_snr", "debiased", "like_noise"],
         option(
             "Weight of noise levels",
-            "Min-SNR keeps steps with little noise from ruling over the others and learns faster; debiased raises "
-            "those with much noise; the last makes a v model's loss that of a noise model. Try min-SNR first.",
+            "Min-SNR keeps steps with little noise from dominating the others and learns faster; debiased gives "
+            "more weight to those with much noise; the last makes a v model's loss that of a noise model. Try "
+            "min-SNR first.",
             names={
                 "min_snr": "min-SNR",
                 "debiased": "debiased estimation",
@@ -251,8 +252,8 @@ class LossConfig(Section, frozen=True):
         bool,
         option(
             "Learned weights by noise level",
-            "Divides each step's loss by what is usual at its noise level, so that all levels pull alike. Try it where "
-            "neither of the weights above fits.",
+            "Divides each step's loss by what is usual at its noise level, so that all levels count alike. Try it"
+            " where neither of the weights above fits.",
             advanced=True,
         ),
     ] = False

@@ -55,8 +55,8 @@ class OptimizerConfig(Section, frozen=True):
         str,
         option(
             "Arguments of the optimizer",
-            "What its own documentation names, as in betas=(0.9, 0.99) eps=1e-8. Empty: its usual values, which are "
-            "right nearly always.",
+            "As its own documentation names them, for example betas=(0.9, 0.99) eps=1e-8. Empty: its defaults, "
+            "which are nearly always right.",
             advanced=True,
             width="wide",
         ),
@@ -65,7 +65,7 @@ class OptimizerConfig(Section, frozen=True):
         float,
         option(
             "Learning rate, UNet",
-            "The guides' start is 1e-4. 0 leaves the UNet untrained.",
+            "Guides suggest starting at 1e-4. 0 leaves the UNet untrained.",
             low=0,
             high=1,
             group=ADAPTERS_ALONE,
@@ -75,7 +75,7 @@ class OptimizerConfig(Section, frozen=True):
         float,
         option(
             "Learning rate, text encoder",
-            "The guides' start is 1e-5. 0 leaves the text encoder untrained and keeps its outputs instead.",
+            "Guides suggest starting at 1e-5. 0 leaves the text encoder untrained and keeps its outputs instead.",
             low=0,
             high=1,
             group=ADAPTERS_ALONE,
@@ -85,7 +85,7 @@ class OptimizerConfig(Section, frozen=True):
         float,
         option(
             "Learning rate, second text encoder",
-            "Of models with two text encoders. -1: the rate of the first. Models with one pay no heed.",
+            "For models with two text encoders. -1: the rate of the first. Ignored by models with one.",
             low=-1,
             high=1,
             advanced=True,
@@ -96,8 +96,8 @@ class OptimizerConfig(Section, frozen=True):
         float,
         option(
             "Text encoder learns for",
-            "The share of the run after which the text encoder stays as it is; later steps are faster. About half, "
-            "where prompts lose what they knew.",
+            "The share of the run after which the text encoder stays as it is; later steps are faster. Try one "
+            "half where prompts lose what they knew.",
             low=0.01,
             high=1,
             step=0.05,
@@ -131,7 +131,7 @@ class OptimizerConfig(Section, frozen=True):
         ],
         option(
             "Learning rate schedule",
-            "How the rate falls. Cosine suits most runs; constant those whose length is not known yet, and "
+            "How the rate falls. Cosine suits most runs; constant suits runs whose length is not known yet, and "
             "optimizers that find the rate themselves.",
             group=SCHEDULED,
             names={
@@ -145,8 +145,8 @@ class OptimizerConfig(Section, frozen=True):
         float,
         option(
             "Warm-up",
-            "Steps in which the rate rises to what is set; below 1 a share of the run. A few percent where a run "
-            "begins with a jump of the loss.",
+            "Steps over which the rate rises to its set value; a number below 1 is a share of the run. Use a few "
+            "percent where a run begins with a jump in the loss.",
             low=0,
             high=100_000,
             step=0.05,
@@ -156,7 +156,8 @@ class OptimizerConfig(Section, frozen=True):
         int,
         option(
             "Cycles",
-            "How often the cosine falls, each time from the full rate. Two or three, where steps are compared.",
+            "How often the cosine falls, each time from the full rate. Two or three where files of several steps "
+            "are compared.",
             low=1,
             high=100,
             step=1,
@@ -169,7 +170,7 @@ class OptimizerConfig(Section, frozen=True):
         float,
         option(
             "Power",
-            "1 falls in a line, 2 sooner, 0.5 later.",
+            "1 falls in a straight line, 2 falls sooner, 0.5 later.",
             low=0.05,
             high=10,
             step=0.5,
@@ -182,7 +183,7 @@ class OptimizerConfig(Section, frozen=True):
         float,
         option(
             "Decay at the end",
-            "The share of the run in which the rate falls; before it, it is constant. A tenth to a fifth is usual.",
+            "The share of the run in which the rate falls; before that it is constant. A tenth to a fifth is usual.",
             low=0.01,
             high=1,
             step=0.05,
@@ -208,7 +209,7 @@ class OptimizerConfig(Section, frozen=True):
         float,
         option(
             "Weight decay",
-            "By how much of the rate weights shrink in each step; raise it where a long run overfits.",
+            "In each step weights shrink by this times the rate; raise it where a long run overfits.",
             low=0,
             high=1,
             advanced=True,
@@ -228,8 +229,8 @@ class OptimizerConfig(Section, frozen=True):
         bool,
         option(
             "EMA",
-            "Save and preview a running average of what is learned, which is steadier than the last step: for long "
-            "runs at a high rate. Needs a copy more of what learns.",
+            "Save and preview a running average of what is learned, which is steadier than the last step: for "
+            "long runs at a high rate. Needs one more copy of what learns.",
             group=SCHEDULED,
             advanced=True,
         ),

@@ -16,8 +16,8 @@ class BucketsConfig(Section, frozen=True):
         bool,
         option(
             "Aspect buckets",
-            "Train each picture in nearly its own shape, at about as many pixels as the training size has, instead of "
-            "cropping all of them to it. Every picture is shown equally often and every batch is full.",
+            "Train each picture close to its own shape, with about as many pixels as the training size, instead "
+            "of cropping all of them to one shape. Every picture is shown equally often and every batch is full.",
             group=ANYBODY,
         ),
     ] = False
@@ -25,8 +25,8 @@ class BucketsConfig(Section, frozen=True):
         str,
         option(
             "Further resolutions",
-            "Show each picture at these sizes too: sides of squares or width x height, divided by commas (768, "
-            "512x768). An epoch is longer by as many times.",
+            "Show each picture at these sizes too: sides of squares or width x height, separated by commas (768, "
+            "512x768). An epoch grows by the same factor.",
             width="wide",
         ),
     ] = ""
@@ -34,8 +34,8 @@ class BucketsConfig(Section, frozen=True):
         int,
         option(
             "Bucket step",
-            "Sides of buckets are multiples of this. A finer step crops less and makes more buckets; a model that does "
-            "not take it is named before the run.",
+            "Sides of buckets are multiples of this. A finer step crops less and makes more buckets; if the model"
+            " cannot use it, you are told before the run.",
             low=8,
             high=512,
             unit="px",
@@ -47,8 +47,8 @@ class BucketsConfig(Section, frozen=True):
         int,
         option(
             "Shortest side",
-            "No side of a bucket is shorter. Lower it for very long pictures. Small pictures that are not enlarged "
-            "are not held to it.",
+            "No side of a bucket is shorter. Lower it for very long pictures. It does not apply to small pictures"
+            " that are not enlarged.",
             low=64,
             high=2048,
             unit="px",
@@ -72,8 +72,8 @@ class BucketsConfig(Section, frozen=True):
         bool,
         option(
             "Enlarge small pictures",
-            "Off: a picture with fewer pixels than its bucket is trained at its own size, cut down to whole steps, so "
-            "that no blur of enlarging is learned.",
+            "Off: a picture with fewer pixels than its bucket is trained at its own size, cut down to whole "
+            "steps, so that the blur of enlarging is not learned.",
             advanced=True,
         ),
     ] = True
@@ -86,8 +86,8 @@ class AugmentConfig(Section, frozen=True):
         bool,
         option(
             "Mirror pictures",
-            "Show each picture left and right exchanged as often as not. Good for small sets of what is alike on both "
-            "sides; not for writing, partings, eyepatches and captions that say left or right.",
+            "Mirror each picture half of the time. Good for small sets of things that look alike from both sides;"
+            " not with writing, partings, eyepatches, or captions that say left or right.",
         ),
     ] = False
     crop: Annotated[
@@ -125,8 +125,8 @@ class AugmentConfig(Section, frozen=True):
         int,
         option(
             "Variations",
-            "How many random variations of each picture are kept encoded, of which each step draws one. Only where "
-            "crops, colours or black and white are on.",
+            "How many random variations of each picture are encoded and kept; each step draws one of them. Used "
+            "only with random crops, colour jitter or black and white.",
             low=1,
             high=100,
             step=1,

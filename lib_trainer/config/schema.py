@@ -34,8 +34,8 @@ class ModelConfig(Section):
         Literal["auto", "epsilon", "v"],
         option(
             "Prediction",
-            "What the checkpoint's UNet predicts: the noise (epsilon) or v. Auto finds it out; choose one where the "
-            "line above says what you know to be wrong.",
+            "What the checkpoint's UNet predicts: the noise (epsilon) or v. Auto finds out by itself; choose one "
+            "only where you know that the line above is wrong.",
             names={"auto": "auto (as found)", "epsilon": "epsilon (the noise)", "v": "v"},
             advanced=True,
         ),
@@ -44,8 +44,8 @@ class ModelConfig(Section):
         Literal["auto", "on", "off"],
         option(
             "Zero terminal SNR",
-            "Whether nothing of a picture is left at the last step. Turn it on for a v model that is known to be made "
-            "so and does not say it.",
+            "Whether nothing of the picture is left at the noisiest step. Turn it on for a v model that was "
+            "trained so and does not say so.",
             names={"auto": "auto (as found)"},
             advanced=True,
         ),
@@ -59,8 +59,8 @@ class DatasetConfig(Section):
         str,
         option(
             "Folder of pictures",
-            "Pictures with captions of the same name (.txt) beside them. Subfolders called N_concept are read with "
-            "every picture N times an epoch.",
+            "Pictures with captions of the same name (.txt) beside them. In subfolders called N_concept every "
+            "picture is shown N times per epoch.",
             place="path",
             width="wide",
         ),
@@ -69,8 +69,8 @@ class DatasetConfig(Section):
         str,
         option(
             "Trigger word",
-            "Put in front of every caption that lacks it, and the whole caption of pictures without one. You will "
-            "write it in the prompt to call the concept.",
+            "Put in front of every caption that lacks it; a picture without a caption gets it alone. Write it in "
+            "a prompt to call the concept.",
         ),
     ] = ""
     template: Annotated[
@@ -148,7 +148,7 @@ class PriorConfig(Section):
         int,
         option(
             "Class pictures",
-            "How many there are to be; 100 to 200 are usual.",
+            "How many there should be; 100 to 200 are usual.",
             low=1,
             high=10_000,
             when=given("prior.class_prompt"),
@@ -178,7 +178,7 @@ class TrainingConfig(Section):
         int,
         option(
             "Steps",
-            "Number of optimizer steps. 0 means that epochs decide.",
+            "Number of optimizer steps. 0: the epochs decide.",
             low=0,
             high=10_000_000,
             unit="steps",
@@ -212,8 +212,8 @@ class TrainingConfig(Section):
         Literal["run precision", "fp8"],
         option(
             "Frozen weights",
-            "fp8 holds the UNet's frozen layers in 8 bits: half their memory, a little slower, and 1 to 2% off in "
-            "what the UNet says. For small cards; not with DoRA or a UNet that is trained itself.",
+            "fp8 holds the UNet's frozen layers in 8 bits: half their memory, a little slower, and what the UNet "
+            "predicts is 1 to 2% off. For small cards; not with DoRA or a UNet that is trained itself.",
             advanced=True,
         ),
     ] = "run precision"
@@ -238,8 +238,8 @@ class TrainingConfig(Section):
         int,
         option(
             "Clip skip",
-            "Which of the text encoder's last layers is used: 1 is the last. Take what the checkpoint's prompts use. "
-            "Models of later families pay no heed to it, as in the WebUI.",
+            "Which of the text encoder's last layers is used: 1 is the last. Use the value that is recommended "
+            "for the checkpoint. Later families of models ignore it, as in the WebUI.",
             low=1,
             high=12,
             step=1,
@@ -283,7 +283,7 @@ class OutputConfig(Section):
         int,
         option(
             "Save every",
-            "Also write a file with -step0000000N at its name's end every N steps. 0 writes at the end only.",
+            "Also write a file every N steps, with -step0000000N at the end of its name. 0: at the end only.",
             low=0,
             high=10_000_000,
             unit="steps",
@@ -294,7 +294,7 @@ class OutputConfig(Section):
         Literal["fp16", "bf16", "fp32"],
         option(
             "Precision of the file",
-            "fp16 is what everybody reads. Embeddings and hypernetworks are always fp32.",
+            "fp16 is what every program reads. Embeddings and hypernetworks are always fp32.",
             advanced=True,
         ),
     ] = "fp16"
@@ -307,7 +307,7 @@ class PreviewConfig(Section):
         str, option("Preview prompt", "Drawn with what has been learned so far. Empty: no previews.", width="tall")
     ] = ""
     negative_prompt: Annotated[
-        str, option("Preview negative prompt", "What the preview is to avoid.", width="tall")
+        str, option("Preview negative prompt", "What the preview should avoid.", width="tall")
     ] = ""
     every: Annotated[
         int,
@@ -330,7 +330,10 @@ class PreviewConfig(Section):
         str, option("Preview sampler", "Empty: the host's default.", advanced=True, offers="samplers")
     ] = ""
     seed: Annotated[
-        int, option("Preview seed", "Kept for all previews, so that they compare.", low=0, high=2**32 - 1, step=1)
+        int,
+        option(
+            "Preview seed", "The same for all previews, so that they can be compared.", low=0, high=2**32 - 1, step=1
+        ),
     ] = 1
 
 
