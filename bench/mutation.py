@@ -9,8 +9,9 @@ sample: each part has its share of `--count`, drawn by `--seed`. For each mutant
 which reach its function, the quickest first, until one fails. A mutant that no test reaches has survived.
 
 Everything is kept in `--work`: a second call goes on where the first was ended, `--minutes` ends one by itself, and
-`--again` tries once more what has survived, after tests were added: the copy's tests are brought up to date, and what
-they reach is found anew.
+`--again` tries once more what has survived, after tests were added: the copy's tests are brought up to date, what they
+reach is found anew, and each mutant has a session of its own (else tests are collected once, so that what is computed
+while they are collected is the program's own).
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +59,19 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 hosts side by side) is left out, so that a mutant which only these would notice counts as survived."""
 COPIED = ("tests", "miniature", "requirements", "docs", "scripts", "javascript", "bench")
 MARKERS = "not slow and not browser and not webui and not gpu"
-PYTEST = ("-q", "--rootdir=.", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "--durations=0", "-m", MARKERS)
+PYTEST = (
+    "-q",
+    "--rootdir=.",
+    "--tb=line",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "--durations=0",
+    "--timeout=0",
+    "-m",
+    MARKERS,
+)
 HEAVY = ("torch", "numpy", "PIL.Image", "diffusers", "transformers", "gradio", "onnxruntime", "hypothesis", "pytest")
 """Imported before the processes are forked, so that each need not."""
 LIMIT = 60
@@ -149,8 +165,8 @@ def sample(found: dict[str, list[str]], count: int, seed: int) -> list[tuple[str
     return drawn
 
 
-def tried(name: str, tests: list[str], seconds: float, log: Path) -> str:
-    """What became of a mutant: "killed", "killed (time)" or "survived"."""
+def forked(name: str, work: Callable[[], int], seconds: float, log: Path) -> str:
+    """What became of a mutant in a process of its own: "killed", "killed (time)", "survived" or "error"."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -159,14 +175,51 @@ def tried(name: str, tests: list[str], seconds: float, log: Path) -> str:
             for number in (1, 2):
                 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             resource.setrlimit(resource.RLIMIT_CPU, (int(LIMIT + 10 * seconds), int(LIMIT + 10 * seconds) + 5))
-            import pytest
-
-            code = int(pytest.main(["-x", *PYTEST, *tests]))
+            code = work()
         os._exit(code)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return "killed (time)"
     return {0: "survived", 4: "error", 5: "error", 70: "error"}.get(os.WEXITSTATUS(status), "killed")
+
+
+@dataclass
+class Try:
+    """A mutant of the sample, and the tests that reach it, the quickest first."""
+
+    name: str
+    tests: list[str]
+    seconds: float
+
+
+class Collected:
+    """pytest's plugin that tries mutants in place of the session's tests, which so are collected once for all."""
+
+    def __init__(self, tries: Sequence[Try], log: Path, tell: Callable[[Try, str], bool]) -> None:
+        self.tries, self.log, self.tell = tries, log, tell
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        known = {item.nodeid: item for item in session.items}
+        for one in self.tries:
+            items = [known[test] for test in one.tests if test in known]
+            if not self.tell(one, forked(one.name, partial(self._run, session, items), one.seconds, self.log)):
+                break
+        return True
+
+    @staticmethod
+    def _run(session: Any, items: list[Any]) -> int:
+        for item, following in zip(items, [*items[1:], None]):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.testsfailed:
+                return 1
+        return 0
+
+
+def fresh(one: Try) -> int:
+    """The tests in a session of their own, for which everything is imported anew."""
+    import pytest
+
+    return int(pytest.main(["-x", *PYTEST, *one.tests]))
 
 
 def load(work: Path, part: str) -> tuple[dict[str, list[str]], dict[str, float]]:
@@ -182,32 +235,45 @@ def load(work: Path, part: str) -> tuple[dict[str, list[str]], dict[str, float]]
 
 
 def run(work: Path, options: argparse.Namespace) -> None:
+    import pytest
     from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
     copy, log = work / "copy", work / "results.jsonl"
     results, ends = read(log), time.monotonic() + 60 * options.minutes
     os.chdir(copy / "mutants")
     sys.path.insert(0, str(copy / "mutants"))
-    os.environ["PY_IGNORE_IMPORTMISMATCH"] = "1"
+    os.environ.update(PY_IGNORE_IMPORTMISMATCH="1", MUTANT_UNDER_TEST="")
     for module in HEAVY:
         __import__(module)
     drawn = sample(mutants(copy), options.count, options.seed)
     for part in options.parts:
         tests, seconds = load(work, part)
+        tries = []
+
+        def tell(one: Try, outcome: str, part: str = part) -> bool:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(
+                    json.dumps({"part": part, "name": one.name, "outcome": outcome, "tests": len(one.tests)}) + "\n"
+                )
+            return time.monotonic() < ends
+
         for name in (name for own, name in drawn if own == part):
             before = results.get(name, {"outcome": ""})["outcome"]
             if before.startswith("killed") or (before and not options.again):
                 continue
-            if time.monotonic() > ends:
+            reached = tests.get(mangled_name_from_mutant_name(name), [])
+            one = Try(name, reached, sum(seconds[test] for test in reached))
+            if not reached:
+                tell(one, "survived (not reached)")
+            elif not options.again:
+                tries.append(one)
+            elif not tell(one, forked(name, partial(fresh, one), one.seconds, work / "last.log")):
                 return
-            own = tests.get(mangled_name_from_mutant_name(name), [])
-            started, outcome = time.monotonic(), "survived (not reached)"
-            if own:
-                outcome = tried(name, own, sum(seconds[one] for one in own), work / "last.log")
-            took = round(time.monotonic() - started, 1)
-            with log.open("a", encoding="utf-8") as file:
-                told = {"part": part, "name": name, "outcome": outcome, "tests": len(own), "seconds": took}
-                file.write(json.dumps(told) + "\n")
+        if tries:
+            pytest.main(
+                [*PYTEST, f"--basetemp={work / 'tmp'}", *PARTS[part][1]],
+                plugins=[Collected(tries, work / "last.log", tell)],
+            )
 
 
 def read(log: Path) -> dict[str, dict[str, Any]]:
