@@ -43,6 +43,19 @@
         return sides.every(Boolean) ? sides : undefined;
     }
 
+    // Of the training form, where there is one: all that decides at which size a picture is trained.
+    const SIZES = ["dataset.width", "dataset.height", "buckets.enabled", "buckets.resolutions", "buckets.step",
+        "buckets.low", "buckets.high", "buckets.enlarge"];
+
+    function trainSizes() {
+        const values = {};
+        SIZES.forEach((path) => {
+            const entry = document.querySelector(`#trainer_${path.replace(".", "_")} :is(input, textarea)`);
+            if (entry) values[path] = entry.type === "checkbox" ? entry.checked : entry.value;
+        });
+        return values;
+    }
+
     const visibleForm = () => page().querySelector("form.dataset-edit:not([hidden])");
 
     // What stands in the page's own fields goes along with every command.
@@ -52,6 +65,9 @@
             protected: value("dataset_protected"), width: value("dataset_width"), height: value("dataset_height"),
             mirrored: value("dataset_mirrored"), train: trainSize(), ...command,
         };
+        if (["tab", "as-trained"].includes(command.do)) full.form = trainSizes();
+        if (command.do === "buckets") full.sizes = formValues(document.getElementById("dataset_bucket_form"));
+        if (command.do === "cache-look") full.days = value("dataset_days");
         if (command.field) full.text = value(command.field);
         if (command.do === "preview") full.values = formValues(visibleForm());
         if (command.do.endsWith("-preview")) {

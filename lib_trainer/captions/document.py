@@ -28,6 +28,7 @@ Lines = Literal["all", "first", "random"]
 MOST_BYTES = 1 << 20
 """A larger file is no caption."""
 
+_CHANCE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*::\s*")
 _SETTINGS = re.compile(r"^Steps: \d+, (?:.*, )?Sampler: |^Negative prompt:", re.MULTILINE)
 
 _PARTS = re.compile(r"(,|\|\|\||\r\n|\r|\n)")
@@ -123,11 +124,29 @@ class Caption:
         space after punctuation: in caption files, a line of its own is a tag of its own. The keep-token separator
         becomes a comma, as it is not trained as text, except with `marks`, for what shuffles tags.
         """
+        return tuple(text for text, _ in self.alternatives(lines, marks))
+
+    def alternatives(self, lines: Lines = "all", marks: bool = False) -> tuple[tuple[str, float], ...]:
+        """What `trained` says, each text with its share of the chances. A line that begins with a number and two colons
+        (`0.3:: a dog`, as sd-dynamic-prompts writes chances) has that share where `lines` is 'random', others have 1.
+        """
         found = [" ".join(line.split()) for line in re.split(r"\r\n|\r|\n", prompt_of(self.text))]
-        texts = [line if marks else text for line in found if (text := _without_keep_mark(line))] or [""]
-        if lines == "random":
-            return tuple(dict.fromkeys(texts))
-        return (texts[0],) if lines == "first" else (_joined(found, marks),)
+        if lines == "all":
+            return ((_joined(found, marks), 1.0),)
+        if lines == "first":
+            return (
+                next(
+                    ((line if marks else text, 1.0) for line in found if (text := _without_keep_mark(line))), ("", 1.0)
+                ),
+            )
+        shares: dict[str, float] = {}
+        for line in found:
+            match = _CHANCE.match(line)
+            text = line[match.end() :] if match else line
+            if bare := _without_keep_mark(text):
+                text = text if marks else bare
+                shares[text] = shares.get(text, 0.0) + (float(match[1]) if match else 1.0)
+        return tuple((text, share) for text, share in shares.items() if share > 0) or (("", 1.0),)
 
     @property
     def keys(self) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_trainer import __version__
 from lib_trainer.captions.edits import EDITS, edit_specs
+from lib_trainer.cli import cache as cli_cache
 from lib_trainer.cli import captions as cli_captions
 from lib_trainer.cli import install as cli_install
 from lib_trainer.cli import model as cli_model
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_captions.add_parser(commands)
     cli_model.add_parser(commands)
     cli_install.add_parser(commands)
+    cli_cache.add_parser(commands)
     listing = commands.add_parser("options", help="list every option of a job")
     listing.add_argument("--markdown", action="store_true", help="as docs/options.md has it")
     listing.set_defaults(run=_options)

@@ -137,3 +137,12 @@ class CaptionsConfig(Section, frozen=True):
             advanced=True,
         ),
     ] = ""
+    weights: Annotated[
+        bool,
+        option(
+            "Prompt weights",
+            "Read (a tag:1.2), (a tag) and [a tag] in captions as the WebUI does in prompts; for captions that were "
+            "prompts. Off: brackets are text, as tags with brackets in their names need it.",
+            advanced=True,
+        ),
+    ] = False

@@ -60,7 +60,7 @@ class DatasetConfig(Section):
         option(
             "Folder of pictures",
             "Pictures with captions of the same name (.txt) beside them. In subfolders called N_concept every "
-            "picture is shown N times per epoch.",
+            "picture is shown N times per epoch; a file weights.csv sets repeats and loss weights of single pictures.",
             place="path",
             width="wide",
         ),
@@ -88,10 +88,29 @@ class DatasetConfig(Section):
         Literal["all", "first", "random"],
         option(
             "Captions of several lines",
-            "All lines as one caption, the first line alone, or a line drawn at random at each step.",
+            "All lines as one caption, the first line alone, or a line drawn at random at each step; one that begins "
+            "with a number and two colons (0.3:: a dog) has that share of the chances, others 1.",
             advanced=True,
         ),
     ] = "all"
+    caption_files: Annotated[
+        str,
+        option(
+            "Caption files",
+            "Endings of the files with captions, with their chances, where pictures have several: .txt 0.7, .caption "
+            "0.3. One of those that a picture has is drawn at each step. Empty: .txt.",
+            advanced=True,
+        ),
+    ] = ""
+    second_captions: Annotated[
+        str,
+        option(
+            "Captions of the second encoder",
+            "Ending of files (.long) that hold what a model's second text encoder is told instead, as sentences beside "
+            "tags. Pictures without one, and an empty field, tell both the same.",
+            advanced=True,
+        ),
+    ] = ""
     width: Annotated[
         int,
         option("Training width", "Pictures are resized and cropped to this.", low=64, high=2048, unit="px", step=64),
@@ -101,11 +120,12 @@ class DatasetConfig(Section):
         option("Training height", "Pictures are resized and cropped to this.", low=64, high=2048, unit="px", step=64),
     ] = 512
     repeats: Annotated[
-        int,
+        float,
         option(
             "Repeats",
-            "How often an epoch shows each picture that is not in an N_concept subfolder.",
-            low=1,
+            "How often an epoch shows each picture that is not in an N_concept subfolder. 0.5 shows every other one, "
+            "and all of them equally often over the epochs: for large sets.",
+            low=0.01,
             high=1000,
             step=1,
         ),

@@ -49,6 +49,8 @@ class OpenSet:
     report: Report | None = None
     report_version: int = -1
     checked: CheckSize | None = None
+    latents: Callable[[], Path] | None = None
+    """Where runs keep encoded pictures; None where that is not known here."""
     _troubles: tuple[int, dict[str, set[str]]] | None = None
     _ahead: threading.Thread | None = None
 
@@ -121,17 +123,19 @@ def _busy() -> TrainerError:
 
 
 class DatasetDesk:
-    """The open sets of this process by folder. `scores_of` gives what the tagger knows of a set's pictures."""
+    """The open sets of this process by folder. `scores_of` gives what the tagger knows of a set's pictures, `latents`
+    the folder in which runs keep encoded ones."""
 
     def __init__(
         self,
         count: Callable[[str], int],
         scores_of: Callable[[Path], TagScores | None] = no_scores,
         runner: Runner | None = None,
+        latents: Callable[[], Path] | None = None,
     ) -> None:
         self._runner = runner or Runner()
         self._count = TokenCounter(count)
-        self._scores_of = scores_of
+        self._scores_of, self._latents = scores_of, latents
         self._sets: dict[Path, OpenSet] = {}
         self._lock = threading.Lock()
 
@@ -148,9 +152,14 @@ class DatasetDesk:
             knowledge = read_knowledge([editor.root / ".trainer"])
             checks = self._runner.queue(f"check {root}", _busy)
             self._sets[root] = OpenSet(editor, FactsCache(editor.root), self._count, knowledge, checks)
+            self._sets[root].latents = self._latents
             return self._sets[root]
 
 
-def process_desk(count: Callable[[str], int], scores_of: Callable[[Path], TagScores | None] = no_scores) -> DatasetDesk:
+def process_desk(
+    count: Callable[[str], int],
+    scores_of: Callable[[Path], TagScores | None] = no_scores,
+    latents: Callable[[], Path] | None = None,
+) -> DatasetDesk:
     """The one desk of this process: "Reload UI" must find a check again."""
-    return kept("dataset", lambda: DatasetDesk(count, scores_of, kept("runner", Runner)))
+    return kept("dataset", lambda: DatasetDesk(count, scores_of, kept("runner", Runner), latents))

@@ -73,10 +73,16 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def concept_of(name: str) -> tuple[int, str] | None:
-    """A folder called `N_concept` as (N, concept); None for other names."""
-    match = re.fullmatch(r"(\d+)_(.*)", name, re.DOTALL)
-    return (int(match[1]), match[2].strip()) if match else None
+def concept_of(name: str) -> tuple[float, str] | None:
+    """A folder called `N_concept` as (N, concept), N a number such as 10 or 0.5; None for other names."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)_(.*)", name, re.DOTALL)
+    return (as_number(match[1]), match[2].strip()) if match else None
+
+
+def as_number(text: str) -> float:
+    """A number as it is written in names and files: 10 and 10.0 are one, and told as 10."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 class Names:
@@ -279,7 +285,7 @@ def _is_visible_below(path: str, top: str) -> bool:
 
 
 def trained_pictures(root: Path) -> list[Path]:
-    """The pictures of a folder and of its subfolders called `N_concept`, N at least 1. Raises `DatasetError`."""
+    """The pictures of a folder and of its subfolders called `N_concept`, N above 0. Raises `DatasetError`."""
     top = list_folder(root)
     inner = [list_folder(root / name) for name in top.folders if (concept_of(name) or (0, ""))[0]]
     return [listing.folder / name for listing in (top, *inner) for name in listing.pictures]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,12 +59,13 @@ class MemoryStore:
 class DiskStore:
     """One safetensors file for each picture and size in `folder`; nothing is ever removed from it here.
 
+    With `since`, a time of the folder's, a file that is read gets a new date where its own is older (`latent_cache`).
     Each step reads its pictures anew (0.3 ms for one of 512²), and nothing of them stays in this process: after the
     first reading the system has the files in its cache, which it gives up when memory is wanted for something else.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, since: float = 0.0) -> None:
+        self.folder, self._since = folder, since
 
     def path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
@@ -72,7 +75,11 @@ class DiskStore:
         import safetensors.torch
 
         try:
-            moments = safetensors.torch.load(self.path(key).read_bytes()).get("moments")
+            path = self.path(key)
+            if self._since and path.stat().st_mtime < self._since:
+                with contextlib.suppress(PermissionError):  # somebody else's, who lets others read
+                    os.utime(path)
+            moments = safetensors.torch.load(path.read_bytes()).get("moments")
         except Exception:  # not there, cut short, not safetensors: whatever it is, the picture can be encoded again
             return None
         if moments is None or moments.dtype != torch.float32 or moments.ndim != 3:
@@ -150,15 +157,17 @@ def encode_pictures(
 
     `encode`: pixels (1, 3, H, W) fp32 in [-1, 1] → moments (1, 8, H/8, W/8); called in this thread, while a few others
     read ahead. `fingerprint` names the VAE. `progress(done, total)` is called at 0 and after each sample, `stopping`
-    before each. Raises `DatasetError` when no picture is left or the store is full, `ModelError` when the VAE yields
-    something that is not a number.
+    before each and between the encodings of one, which is then left out. Raises `DatasetError` when no picture is left
+    or the store is full, `ModelError` when the VAE yields something that is not a number.
     """
     kept: list[tuple[Sample, list[_Prepared]]] = []
     blank: dict[Path, None] = {}
     skipped: list[Skipped] = []
     stopped = False
     progress(0, len(samples))
-    prepared = _read_ahead(samples, lambda sample: _prepare(sample, sizer, variations, fingerprint, store))
+    ended = threading.Event()
+    recipe = _Recipe(sizer, variations, fingerprint, store, ended.is_set)
+    prepared = _read_ahead(samples, lambda sample: _prepare(sample, recipe))
     try:
         for done, sample in enumerate(samples, start=1):
             if stopping():
@@ -168,17 +177,15 @@ def encode_pictures(
             if isinstance(found, Skipped):
                 skipped.append(found)
                 found = []
-            for one in found:
-                for item in one:
-                    if item.fitted is not None:
-                        pixels = to_pixels(item.fitted).unsqueeze(0)
-                        store.put(item.key, _encode_one(pixels, encode, sample.path))
-                        item.fitted = None
-                kept.append((sample, one))
+            if not _encode(found, sample, encode, store, stopping):
+                stopped = True
+                break
+            kept += [(sample, one) for one in found]
             if sample.mask is not None and any(item.blank for one in found for item in one):
                 blank[sample.mask.path] = None
             progress(done, len(samples))
     finally:
+        ended.set()
         prepared.close()
     if not kept and not stopped:
         raise DatasetError("pictures.none_readable", count=len(samples), pictures=listed(skipped))
@@ -224,10 +231,38 @@ Variants = list[list["_Prepared"]]
 """For each size that a picture is trained at, its variations."""
 
 
-def _prepare(
-    sample: Sample, sizer: Sizer, variations: Variations, fingerprint: str, store: LatentStore
-) -> Variants | Skipped:
+@dataclass(frozen=True)
+class _Recipe:
+    """What is made of every file; `ended`: nobody waits for it any more."""
+
+    sizer: Sizer
+    variations: Variations
+    fingerprint: str
+    store: LatentStore
+    ended: Callable[[], bool]
+
+
+def _encode(
+    found: Variants,
+    sample: Sample,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    store: LatentStore,
+    stopping: Callable[[], bool],
+) -> bool:
+    """Encode what the store lacks of a picture; whether that was not stopped."""
+    lacking = (item for one in found for item in one if item.fitted is not None)
+    for place, item in enumerate(lacking):
+        if place and stopping():
+            return False
+        assert item.fitted is not None
+        store.put(item.key, _encode_one(to_pixels(item.fitted).unsqueeze(0), encode, sample.path))
+        item.fitted = None
+    return True
+
+
+def _prepare(sample: Sample, recipe: _Recipe) -> Variants | Skipped:
     """Read the file once, so that the key and the pixels are of the same content."""
+    fingerprint, store = recipe.fingerprint, recipe.store
     try:
         try:
             data = sample.path.read_bytes()
@@ -236,10 +271,12 @@ def _prepare(
         original = read_size(sample.path, data)  # not the sample's: the file may have changed since the scan
         digest, picture, found = hashlib.sha256(data).hexdigest(), None, []
         mask = None if sample.mask is None else _PictureMask(sample.mask, sample.path, data, original, store)
-        for width, height in sizer.sizes_for(original):
+        for width, height in recipe.sizer.sizes_for(original):
             own: list[_Prepared] = []
             found.append(own)
-            for variation in variations.of(digest):
+            for variation in recipe.variations.of(digest):
+                if recipe.ended():
+                    return []
                 key = _key(digest, (width, height), fingerprint, variation)
                 known = store.get(key)
                 masked = (None, False) if mask is None else mask.kept((width, height), variation)

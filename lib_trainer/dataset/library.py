@@ -32,7 +32,7 @@ class Item:
 
     key: str
     folder: str
-    repeats: int
+    repeats: float
     concept: str
     caption: str
     mask: str = ""
@@ -85,7 +85,7 @@ def open_library(folder: Path | str, *, may_be_empty: bool = False) -> Library:
     return Library(root, tuple(items), frozenset(captions - mistaken), orphans, *left)
 
 
-def _add(listing: Listing, folder: str, named: tuple[int, str], items: list[Item], captions: set[str]) -> None:
+def _add(listing: Listing, folder: str, named: tuple[float, str], items: list[Item], captions: set[str]) -> None:
     prefix = f"{folder}/" if folder else ""
     captions.update(prefix + name for name in listing.texts())
     repeats, concept = named

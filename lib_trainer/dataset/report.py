@@ -51,7 +51,7 @@ class Concept:
 
     folder: str
     pictures: int
-    repeats: int
+    repeats: float
 
 
 @dataclass(frozen=True)

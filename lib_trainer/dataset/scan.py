@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lib_trainer.captions.document import KEEP, Lines, read_document
+from lib_trainer.captions.document import KEEP, Caption, read_document
 from lib_trainer.captions.foreign import foreign_notes
 from lib_trainer.captions.tags import either_spelling
+from lib_trainer.dataset.caption_files import CaptionRules, Chances, unless_alike
 from lib_trainer.dataset.folder import (
     EXTENSIONS,
     Listing,
@@ -24,6 +25,7 @@ from lib_trainer.dataset.folder import (
 )
 from lib_trainer.dataset.masks import Mask, MaskFinder, Masks, told_of_masks
 from lib_trainer.dataset.pictures import PictureError, read_header
+from lib_trainer.dataset.weights import WEIGHTS, Weights, read_weights
 from lib_trainer.refusals import DatasetError, Joined, Sentence, few
 
 NAME = "[name]"
@@ -33,24 +35,29 @@ MANY_REPEATS = 1000  # the most that the form allows; more in a folder's name is
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture with its caption as it is trained, shown `repeats` times an epoch.
+    """A picture with its caption as it is trained, shown `repeats` times an epoch: 0.5 is every second one.
 
     `concept`: the rest of an `N_concept` subfolder's name, empty for pictures outside of one. `size`: (width, height)
     in pixels after EXIF orientation. `role`: what is to be learned, a class picture that is to stay as it is, or the
     picture before a difference. `others`: captions of which any may stand in the place of `caption`, drawn anew at
-    each step. `written`: the captions as they are in the file, without a trigger word that was put in front. `mask`:
-    which part of it is to be learned, if not all of it.
+    each step, with `chances` in the order of `captions`; all alike where it is empty. `written`: the captions as they
+    are in the file, without a trigger word that was put in front. `mask`: which part of it is to be learned, if not all
+    of it. `weight`: the factor on its loss. `seconds`: what the second text encoder is told instead, drawn likewise.
     """
 
     path: Path
     caption: str
-    repeats: int
+    repeats: float
     concept: str
     size: tuple[int, int]
     role: Literal["learn", "class", "before"] = "learn"
     others: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     mask: Mask | None = None
+    weight: float = 1.0
+    chances: tuple[float, ...] = ()
+    seconds: tuple[str, ...] = ()
+    second_chances: tuple[float, ...] = ()
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -85,9 +92,12 @@ class Scan:
                     counts[tag] = counts.get(tag, 0) + 1
         return result
 
-    def dataset_dirs(self) -> dict[str, dict[str, int]]:
-        """{folder's name: {'n_repeats': …, 'img_count': …}} as sd-scripts writes `ss_dataset_dirs`."""
-        result: dict[str, dict[str, int]] = {}
+    def dataset_dirs(self) -> dict[str, dict[str, float]]:
+        """{folder's name: {'n_repeats': …, 'img_count': …}} as sd-scripts writes `ss_dataset_dirs`.
+
+        Where pictures of a folder are repeated differently, the first one's number is told.
+        """
+        result: dict[str, dict[str, float]] = {}
         for sample in self.samples:
             entry = result.setdefault(sample.path.parent.name, {"n_repeats": sample.repeats, "img_count": 0})
             entry["img_count"] += 1
@@ -98,27 +108,25 @@ def scan_folder(
     folder: Path,
     *,
     trigger_word: str,
-    repeats: int,
-    lines: Lines = "all",
-    marks: bool = False,
+    repeats: float,
+    captions: CaptionRules = CaptionRules(),  # noqa: B008 - frozen
     masks: Masks = NO_MASKS,
 ) -> Scan:
     """Read a folder's pictures (headers only) and captions.
 
-    Pictures lie in the folder itself (`repeats` each) or in subfolders called `N_concept` (N each); no deeper. Captions
-    are .txt files of the same name, in UTF-8; `lines` says what is made of several lines, and with `marks` the `|||` in
-    them stays (`Caption.trained`). `trigger_word` goes in front
-    of every caption that lacks it and is the caption where there is none; without it, pictures of an `N_concept` folder
-    fall back on the concept.
+    Pictures lie in the folder itself (`repeats` each) or in subfolders called `N_concept` (N each); no deeper. A file
+    `weights.csv` among them says otherwise of single ones (`read_weights`). Captions are files of the same name, in
+    UTF-8; `captions` says which, and what is made of them. `trigger_word` goes in front of every caption that lacks it
+    and is the caption where there is none; without it, pictures of an `N_concept` folder fall back on the concept.
 
     `masks` says where the pictures' masks are.
 
-    Raises `DatasetError` for a folder that is missing, unreadable or without a usable picture, for a caption that
-    cannot be read, for a mask that cannot be one of its picture, and where neither a caption nor a trigger word nor a
-    concept says what to learn.
+    Raises `DatasetError` for a folder that is missing, unreadable or without a usable picture, for a caption or weights
+    that cannot be read, for a mask that cannot be one of its picture, and where neither a caption nor a trigger word
+    nor a concept says what to learn.
     """
     root = checked_folder(folder)
-    reader = _Reader(" ".join(trigger_word.split()), lines, marks, PassedBy(root), MaskFinder(masks))
+    reader = _Reader(" ".join(trigger_word.split()), captions, PassedBy(root), MaskFinder(masks))
     top = list_folder(root)
     reader.add(top, repeats, "")
     for name in top.folders:
@@ -157,8 +165,7 @@ def with_trigger(caption: str, trigger_word: str) -> str:
 @dataclass
 class _Reader:
     trigger_word: str
-    lines: Lines
-    marks: bool
+    captions: CaptionRules
     passed_by: PassedBy
     masks: MaskFinder
     samples: list[Sample] = field(default_factory=list)
@@ -168,8 +175,9 @@ class _Reader:
     texts: dict[str, str] = field(default_factory=dict)
     animated: list[str] = field(default_factory=list)
 
-    def add(self, listing: Listing, repeats: int, concept: str) -> None:
+    def add(self, listing: Listing, repeats: float, concept: str) -> None:
         self.passed_by.add(listing)
+        weights = self._weights(listing)
         for name in listing.pictures:
             path = listing.folder / name
             try:
@@ -177,26 +185,46 @@ class _Reader:
             except PictureError as error:
                 self.skipped.append(Skipped(path, error.reason))
                 continue
-            texts = self._read(listing, name)
-            captions = [with_trigger(text, self.trigger_word) or concept for text in texts]
-            stand_in = "" if self.trigger_word else concept
-            plain = (text.replace(KEEP, ",") for text in texts)
-            written = tuple(text.replace(NAME, self.trigger_word or NAME) or stand_in for text in plain)
-            others = tuple(captions[1:])
+            shown, weight = weights.repeats(name, repeats), weights.weight(name)
             mask = self.masks.find(listing, name, header.size, header.transparent)
-            self.samples.append(
-                Sample(path, captions[0], repeats, concept, header.size, others=others, written=written, mask=mask)
-            )
+            sample = Sample(path, "", shown, concept, header.size, mask=mask, weight=weight)
+            self.samples.append(self._captioned(sample, *self.captions.of(listing, name, self._reader(listing))))
             if header.animated:
                 self.animated.append(path.relative_to(self.passed_by.root).as_posix())
 
-    def _read(self, listing: Listing, picture: str) -> tuple[str, ...]:
-        name = listing.captions.get(picture)
-        if name is None:
-            return ("",)
-        caption = read_document(listing.folder / name)
-        self.texts[(listing.folder / name).relative_to(self.passed_by.root).as_posix()] = caption.text
-        return caption.trained(self.lines, self.marks)
+    def _weights(self, listing: Listing) -> Weights:
+        path = listing.folder / WEIGHTS
+        if not listing.pictures or listing.files.like(WEIGHTS) is None:
+            return Weights(path)
+        weights = read_weights(path)
+        if idle := weights.idle(listing.pictures):
+            self.notes.append(Sentence("picture_weights.idle", path=path, names=named(idle)))
+        return weights
+
+    def _captioned(self, sample: Sample, texts: Chances, seconds: Chances) -> Sample:
+        concept, stand_in = sample.concept, "" if self.trigger_word else sample.concept
+        captions, others = (
+            tuple(with_trigger(text, self.trigger_word) or concept for text, _ in own) for own in (texts, seconds)
+        )
+        plain = (text.replace(KEEP, ",") for text, _ in texts)
+        return replace(
+            sample,
+            caption=captions[0],
+            others=captions[1:],
+            written=tuple(text.replace(NAME, self.trigger_word or NAME) or stand_in for text in plain),
+            chances=unless_alike([chance for _, chance in texts]),
+            seconds=others,
+            second_chances=unless_alike([chance for _, chance in seconds]),
+        )
+
+    def _reader(self, listing: Listing) -> Callable[[str], Caption]:
+        def read(name: str) -> Caption:
+            caption = read_document(listing.folder / name)
+            place = (listing.folder / name).relative_to(self.passed_by.root).as_posix()
+            self.texts[place] = caption.text
+            return caption
+
+        return read
 
     def mention_unread(self, listings: Iterable[Listing]) -> None:
         for listing in listings:
@@ -209,13 +237,13 @@ class _Reader:
             raise self._nothing(root)
         empty = sum(not sample.caption for sample in self.samples)
         if empty == len(self.samples):
-            notes = self.passed_by.notes()
+            notes = self.passed_by.notes(self.texts)
             if notes:
                 raise DatasetError("folder.no_captions_but", count=empty, folder=root, notes=Joined(notes))
             raise DatasetError("folder.no_captions", count=empty, folder=root)
         if empty:
             self.notes.append(Sentence("scan.without_caption", count=empty, all=len(self.samples)))
-        notes = [*self.passed_by.notes(), *self.notes, *foreign_notes(self.texts)]
+        notes = [*self.passed_by.notes(self.texts), *self.notes, *foreign_notes(self.texts)]
         if self.animated:
             count = len(self.animated)
             notes.append(Sentence("scan.animations", count=count, names=named(self.animated)))

@@ -13,7 +13,7 @@ from lib_trainer.host.holding import encode_moments, fingerprint
 from lib_trainer.host.quantised import quantised_layers, quantised_parameters
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.host.weights import Bus, Held, Weights, held_parameters, waiting_parameters
-from lib_trainer.ports import AdaptableModule, Conditioning, TokenTable, TrainingState
+from lib_trainer.ports import AdaptableModule, Conditioning, TokenTable, TrainingState, Wording
 
 Context = contextlib.AbstractContextManager[None]
 
@@ -91,8 +91,10 @@ class Holdable:
             held.train(text_encoder=True)
             yield
 
-    def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
-        return self.text.encode(captions, clip_skip, max_chunks)
+    def encode_text(
+        self, captions: Sequence[Wording], clip_skip: int, max_chunks: int, *, weighted: bool = False
+    ) -> Conditioning:
+        return self.text.encode(captions, clip_skip, max_chunks, weighted=weighted)
 
     def vae_fingerprint(self) -> str:
         return fingerprint(self.vae)

@@ -173,7 +173,7 @@ class Kind:
         words, called = self.words(job), job.dataset.trigger_word.strip() or job.output.name
         if self.has_templates and job.dataset.template:
             return template_maker(job.dataset.template, words, job.output.name, host)
-        return CaptionMaker((), tuple(words), called, self.variation(job))
+        return CaptionMaker((), tuple(words), called, self.variation(job), self._captions(job).weights)
 
     def variation(self, job: JobConfig) -> Variation:
         """What is done to captions at each step.

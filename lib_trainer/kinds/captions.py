@@ -22,13 +22,14 @@ class CaptionMaker:
     """What a picture is said to show in one step. `lines` are a template's; else `names` go in front.
 
     `called` is what `[name]` means where there are no names, in captions too. `variation` is what is done to a caption
-    at each step.
+    at each step; `weighted`: brackets in captions are weights.
     """
 
     lines: tuple[str, ...]
     names: tuple[str, ...]
     called: str = ""
     variation: Variation = AS_IS
+    weighted: bool = False
 
     def __call__(self, caption: str, generator: torch.Generator) -> str:
         name, whole = " ".join(self.names) or self.called, caption

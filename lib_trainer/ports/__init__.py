@@ -17,7 +17,7 @@ from lib_trainer.ports.model import (
 )
 from lib_trainer.ports.previews import PreviewRequest, Previews
 from lib_trainer.ports.process import Lease, Process
-from lib_trainer.ports.text import Conditioning, PictureSize, Rows, TokenTable
+from lib_trainer.ports.text import Conditioning, PictureSize, Rows, TokenTable, Wording
 
 __all__ = [
     "AdaptableModule",
@@ -39,4 +39,5 @@ __all__ = [
     "Rows",
     "TokenTable",
     "TrainingState",
+    "Wording",
 ]

@@ -18,7 +18,7 @@ from torch import nn
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.families.prediction import Prediction
-from lib_trainer.ports.text import Conditioning, TokenTable
+from lib_trainer.ports.text import Conditioning, TokenTable, Wording
 
 Group = Literal["transformer", "convolution"]
 
@@ -150,11 +150,15 @@ class LoadedModel(Protocol):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """One UNet call. latents (B, 4, H, W); timesteps (B,) int64 in [0, T); returns (B, 4, H, W)."""
 
-    def encode_text(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
+    def encode_text(
+        self, captions: Sequence[Wording], clip_skip: int, max_chunks: int, *, weighted: bool = False
+    ) -> Conditioning:
         """Context and pooled vector of captions; sizes are not its business, nor whether an empty caption is zeros.
 
         Captions are taken literally: brackets, `BREAK` and names of embeddings mean nothing special. Each fills as
-        many chunks of 75 tokens as it needs, at most `max_chunks`; all are padded with empty chunks to the longest.
+        many chunks of 75 tokens as it needs, at most `max_chunks`; all are padded with empty chunks to the longest, of
+        which one caption may have several texts. `weighted`: `(a tag:1.2)` and brackets weigh as in the WebUI's
+        prompts.
         Gradients flow unless the caller forbids it.
         """
 

@@ -15,6 +15,24 @@ from lib_trainer.transfer import sent
 Rows = Mapping[Part, torch.Tensor]
 """A word's vectors for each text encoder, (n, width); n is the same for all."""
 
+Wording = str | tuple[str, ...]
+"""A caption: one text that all text encoders are told, or one for each, in the family's order."""
+
+
+def wording_for(encoder: int, caption: Wording) -> str:
+    """What the encoder of that number is told, from 0 on; of too few texts the last one."""
+    return caption if isinstance(caption, str) else caption[min(encoder, len(caption) - 1)]
+
+
+def each_text(caption: Wording, changed: Callable[[str], str]) -> Wording:
+    """The same with every text changed."""
+    return changed(caption) if isinstance(caption, str) else tuple(map(changed, caption))
+
+
+def is_empty(caption: Wording) -> bool:
+    """Whether no encoder is told anything."""
+    return not "".join(caption).strip()
+
 
 class TokenTable(Protocol):
     """The vocabulary of the text encoders, and words that are added to it for a while."""

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 
 from lib_trainer.families.family import Family
-from lib_trainer.ports import Conditioning, LoadedModel, PictureSize
+from lib_trainer.ports import Conditioning, LoadedModel, PictureSize, Wording
+from lib_trainer.ports.text import is_empty
 
 TOKENS_PER_CHUNK = 75
 MOST_BYTES = 64 << 20
@@ -22,7 +23,7 @@ class CaptionSource(Protocol):
     @property
     def encodes(self) -> bool: ...
 
-    def __call__(self, captions: Sequence[str], sizes: Sequence[PictureSize]) -> Conditioning: ...
+    def __call__(self, captions: Sequence[Wording], sizes: Sequence[PictureSize]) -> Conditioning: ...
 
 
 class LiveCaptions:
@@ -30,18 +31,21 @@ class LiveCaptions:
 
     encodes = True
 
-    def __init__(self, model: LoadedModel, clip_skip: int, max_tokens: int) -> None:
+    def __init__(self, model: LoadedModel, clip_skip: int, max_tokens: int, *, weighted: bool = False) -> None:
         self._model, self._clip_skip, self._chunks = model, clip_skip, max_tokens // TOKENS_PER_CHUNK
+        self._weighted = weighted
 
     @property
     def family(self) -> Family:
         return self._model.family
 
-    def texts(self, captions: Sequence[str]) -> Conditioning:
+    def texts(self, captions: Sequence[Wording]) -> Conditioning:
         """What the text encoders say, also of an empty caption."""
+        if self._weighted:
+            return self._model.encode_text(captions, self._clip_skip, self._chunks, weighted=True)
         return self._model.encode_text(captions, self._clip_skip, self._chunks)
 
-    def __call__(self, captions: Sequence[str], sizes: Sequence[PictureSize]) -> Conditioning:
+    def __call__(self, captions: Sequence[Wording], sizes: Sequence[PictureSize]) -> Conditioning:
         return completed(self.texts(captions), captions, sizes, self.family)
 
 
@@ -55,12 +59,14 @@ class CachedCaptions:
 
     def __init__(self, live: LiveCaptions, *, encodes: bool = False, most: int = MOST_BYTES) -> None:
         self._live, self.encodes, self._most = live, encodes, most
-        self._known: OrderedDict[str, Conditioning] = OrderedDict()
+        self._known: OrderedDict[Wording, Conditioning] = OrderedDict()
         self._bytes = 0
 
-    def fill(self, captions: Sequence[str], progress: Callable[[int, int], None], stopping: Callable[[], bool]) -> None:
+    def fill(
+        self, captions: Sequence[Wording], progress: Callable[[int, int], None], stopping: Callable[[], bool]
+    ) -> None:
         """Encode what a run will ask for. `progress` gets (done, total)."""
-        distinct = sorted(set(captions))
+        distinct = sorted(set(captions), key=lambda one: (one,) if isinstance(one, str) else one)
         if distinct and "" not in distinct:
             self._known[""] = self._on_cpu("")
         for done, caption in enumerate(distinct):
@@ -70,7 +76,7 @@ class CachedCaptions:
             self._known[caption] = self._on_cpu(caption)
         progress(len(distinct), len(distinct))
 
-    def __call__(self, captions: Sequence[str], sizes: Sequence[PictureSize]) -> Conditioning:
+    def __call__(self, captions: Sequence[Wording], sizes: Sequence[PictureSize]) -> Conditioning:
         found = [self._found(caption) for caption in captions]
         length = max(one.context.shape[1] for one in found)
         contexts = [one.context for one in found]
@@ -82,7 +88,7 @@ class CachedCaptions:
         told = Conditioning(torch.cat(contexts), torch.cat(pooled) if pooled else None)
         return completed(told, captions, sizes, self._live.family)
 
-    def _found(self, caption: str) -> Conditioning:
+    def _found(self, caption: Wording) -> Conditioning:
         if not self.encodes:
             return self._known[caption]
         if caption in self._known:
@@ -94,10 +100,10 @@ class CachedCaptions:
             self._bytes -= _bytes_of(self._known.popitem(last=False)[1])
         return told
 
-    def _on_cpu(self, caption: str) -> Conditioning:
+    def _on_cpu(self, caption: Wording) -> Conditioning:
         return self._encoded(caption).to(torch.device("cpu"))
 
-    def _encoded(self, caption: str) -> Conditioning:
+    def _encoded(self, caption: Wording) -> Conditioning:
         with torch.no_grad():
             return self._live.texts([caption])
 
@@ -107,9 +113,9 @@ def _bytes_of(told: Conditioning) -> int:
 
 
 def completed(
-    told: Conditioning, captions: Sequence[str], sizes: Sequence[PictureSize], family: Family
+    told: Conditioning, captions: Sequence[Wording], sizes: Sequence[PictureSize], family: Family
 ) -> Conditioning:
     """What a family's UNet is told beside the texts; an empty caption is zeros where the family was trained so."""
     if family.zero_empty:
-        told = told.emptied([not caption.strip() for caption in captions])
+        told = told.emptied([is_empty(caption) for caption in captions])
     return told.sized(sizes) if family.sizes else told

@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from lib_trainer.config import CaptionsConfig, JobConfig
+from lib_trainer.dataset.caption_files import caption_files, checked_ending
 from lib_trainer.families.family import Family
 from lib_trainer.files import plain
 from lib_trainer.kinds.base import Kind, option_of
@@ -21,6 +22,7 @@ from lib_trainer.training.preservation import check_preservation
 from lib_trainer.training.prior import check_prior
 from lib_trainer.training.sizes import check_sizes
 
+FILES = "dataset.caption_files"
 NAMES = ("output.name", "embedding.names")
 """Options that name what a run writes."""
 SECOND_RATES = ("optimizer.text_encoder_2_lr", "finetune.text_encoder_2_lr")
@@ -41,6 +43,8 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
             _check_preview_size(job, field, family)
     with problems.at():
         check_captions(job, kind)
+    with problems.at():
+        check_caption_files(job, family)
     with problems.at():
         check_prior(job, kind)
     with problems.at():
@@ -107,6 +111,17 @@ def check_captions(job: JobConfig, kind: Kind) -> None:
     ):
         if path in changed and all_of_it:
             raise ConfigError("captions.nothing_left", field=path)
+
+
+def check_caption_files(job: JobConfig, family: Family) -> None:
+    """Raise `ConfigError` for what names no files, and for captions of an encoder that the model does not have."""
+    caption_files(job.dataset.caption_files, FILES)
+    second, field = job.dataset.second_captions, "dataset.second_captions"
+    if not second:
+        return
+    checked_ending(second, field)
+    if len(family.encoders) < 2:
+        raise ConfigError("caption_files.one_encoder", field=field, family=family.word)
 
 
 def check_tag_warmup(job: JobConfig, steps: int) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lib_trainer.memory import peak_bytes, release
-from lib_trainer.ports import LoadedModel, PictureSize
+from lib_trainer.ports import LoadedModel, PictureSize, Wording
 from lib_trainer.refusals import Field, NumericalError, Sentence
 from lib_trainer.training.captions import CaptionSource
 from lib_trainer.training.optimizers import step_unless
@@ -34,11 +34,11 @@ class Batch:
     """
 
     latents: torch.Tensor
-    captions: list[str]
+    captions: list[Wording]
     sizes: list[PictureSize]
     weights: torch.Tensor | None = None
     masks: torch.Tensor | None = None
-    plain: Sequence[str] = ()
+    plain: Sequence[Wording] = ()
 
 
 @dataclass(frozen=True)

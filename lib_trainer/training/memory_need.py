@@ -100,10 +100,13 @@ class Outlook:
         return None
 
 
-def outlook(job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = None) -> Outlook | None:
+def outlook(
+    job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = None, pictures: int = 0
+) -> Outlook | None:
     """What a job will need here; None for a model or a step that no table is about. Loads nothing and takes no lock.
 
-    `parts` are the host's, where they are known already. Raises a `TrainerError` for a job that is not sound.
+    `parts` are the host's, where they are known already; `pictures`: how many the job encodes. Raises a `TrainerError`
+    for a job that is not sound.
     """
     parts = host.parts() if parts is None else parts
     table = table_for({part: held.numbers for part, held in parts.items()})
@@ -117,6 +120,7 @@ def outlook(job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = N
         device,
         dtype,
         {part: parts[part].dtype if part in parts else torch.float32 for part in table.weights},
+        pictures,
     )
     resident = sum(held.on_device for held in parts.values())
     room = free_bytes(device) + resident

@@ -130,12 +130,12 @@ def _base_model(model: LoadedModel) -> dict[str, object]:
 
 
 def _pictures(facts: RunFacts) -> dict[str, object]:
-    counts = dict.fromkeys(("learn", "class", "before"), 0)
+    counts = dict.fromkeys(("learn", "class", "before"), 0.0)
     for sample in facts.encoded.samples:
         counts[sample.role] += sample.repeats
     values: dict[str, object] = {
-        "ss_num_train_images": counts["learn"] + counts["before"],
-        "ss_num_reg_images": counts["class"],
+        "ss_num_train_images": round(counts["learn"] + counts["before"]),
+        "ss_num_reg_images": round(counts["class"]),
     }
     return values | ({"ss_prior_loss_weight": facts.plan.job.prior.weight} if counts["class"] else {})
 
@@ -189,10 +189,12 @@ def _captions(plan: Plan) -> dict[str, object]:
 
 def _bucket_info(encoded: Encoded) -> dict[str, object]:
     """Buckets are numbered; `resolution` is (width, height) in pixels."""
-    counts: dict[tuple[int, int], int] = {}
+    counts: dict[tuple[int, int], float] = {}
     for target, sample in zip(encoded.targets, encoded.samples, strict=True):
         counts[target] = counts.get(target, 0) + sample.repeats
-    buckets = {str(i): {"resolution": list(size), "count": count} for i, (size, count) in enumerate(counts.items())}
+    buckets = {
+        str(i): {"resolution": list(size), "count": round(count)} for i, (size, count) in enumerate(counts.items())
+    }
     return {"buckets": buckets}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ import torch
 
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import batches_per_epoch, epoch_batches, evened_batches
+from lib_trainer.dataset.repeats import SPREAD, Repeats
 from lib_trainer.kinds.base import Kind
 
 Role = Literal["learn", "class", "before"]
-SPREAD = 2654435761
-"""Odd, so that the seeds of 2³² epochs differ; 2³² over the golden ratio, so that neighbours lie far apart."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Shown:
     """A picture as far as its place among the others is concerned; `target` is (width, height) in pixels."""
 
     role: Role
-    repeats: int
+    repeats: float
     target: tuple[int, int]
 
 
@@ -56,19 +56,29 @@ class Order:
     pictures: tuple[Shown, ...]
 
     def batches_per_epoch(self) -> int:
-        repeats = self.repeats(torch.Generator().manual_seed(0), before=False)
+        """Of the first epoch. Others may have more or fewer where repeats are no whole numbers."""
+        return self._batches(1)
+
+    def _batches(self, epoch: int) -> int:
+        repeats = self.repeats(torch.Generator().manual_seed(0), epoch, before=False)
         if self.evened:
             return -(-sum(repeats) // self.job.training.batch_size)
         return batches_per_epoch(self._targets, repeats, self.job.training.batch_size)
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
+        return self.job.training.max_steps or self._steps_of_epochs
+
+    @functools.cached_property
+    def _steps_of_epochs(self) -> int:
         training = self.job.training
+        differ = 1 if self._wanted["learn"].whole else training.epochs
+        epochs, times = range(1, differ + 1), training.epochs // differ
         if self.evened:
-            shown = sum(self.repeats(torch.Generator().manual_seed(0), before=False))
-            together = training.batch_size * training.gradient_accumulation
-            return training.max_steps or -(-training.epochs * shown // together)
-        return training.max_steps or training.epochs * -(-self.batches_per_epoch() // training.gradient_accumulation)
+            generator = torch.Generator().manual_seed(0)
+            shown = times * sum(sum(self.repeats(generator, epoch, before=False)) for epoch in epochs)
+            return -(-shown // (training.batch_size * training.gradient_accumulation))
+        return times * sum(-(-self._batches(epoch) // training.gradient_accumulation) for epoch in epochs)
 
     def base_steps(self) -> int:
         """Steps that belong to the pictures before."""
@@ -84,7 +94,7 @@ class Order:
         left: list[int] = []
         for epoch in itertools.count(1):
             before, generator = step < base_steps, self.generator(epoch)
-            repeats = self.repeats(generator, before=before)
+            repeats = self.repeats(generator, epoch, before=before)
             if self.evened:
                 drawn, left = self._evened(repeats, left, generator, last=epoch == training.epochs)
             else:
@@ -118,10 +128,9 @@ class Order:
         """Whether all batches are full."""
         return self.job.buckets.enabled
 
-    def repeats(self, generator: torch.Generator, *, before: bool) -> list[int]:
+    def repeats(self, generator: torch.Generator, epoch: int, *, before: bool) -> list[int]:
         """How often an epoch shows each picture. There are as many class pictures as others, chosen anew each."""
-        wanted = "before" if before else "learn"
-        repeats = [one.repeats if one.role == wanted else 0 for one in self.pictures]
+        repeats = self._wanted["before" if before else "learn"].of(epoch)
         others = [index for index, one in enumerate(self.pictures) if one.role == "class"]
         if others and not before:
             whole, rest = divmod(sum(repeats), len(others))
@@ -129,6 +138,15 @@ class Order:
             for place, index in enumerate(others):
                 repeats[index] = whole + (place in chosen)
         return repeats
+
+    @functools.cached_property
+    def _wanted(self) -> dict[Role, Repeats]:
+        """By what is shown: the repeats of those pictures, 0 of all others."""
+        roles: tuple[Role, ...] = ("learn", "before")
+        return {
+            role: Repeats([one.repeats if one.role == role else 0 for one in self.pictures], self.job.training.seed)
+            for role in roles
+        }
 
     @property
     def _targets(self) -> list[tuple[int, int]]:

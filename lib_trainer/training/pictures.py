@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lib_trainer.captions.variation import Moment
 from lib_trainer.dataset.latents import Encoded, sample_latents
+from lib_trainer.dataset.scan import Sample
 from lib_trainer.kinds.captions import CaptionMaker
+from lib_trainer.ports import Wording
+from lib_trainer.ports.text import each_text
 from lib_trainer.training.loop import Batch, StepBatches
 from lib_trainer.training.order import Order, Place
 
@@ -56,11 +59,12 @@ class PictureSource:
         samples = [self.encoded.samples[index] for index in indices]
         latents = sample_latents(moments, self.latent_scale, generator)
         prior = self.order.job.prior.weight
-        factors = [share * (prior if sample.role == "class" else 1.0) for sample in samples]
-        weights = torch.tensor(factors) if share != 1 or any(one.role == "class" for one in samples) else None
+        factors = [share * sample.weight * (prior if sample.role == "class" else 1.0) for sample in samples]
+        weighed = share != 1 or any(one.role == "class" or one.weight != 1 for one in samples)
+        weights = torch.tensor(factors) if weighed else None
         captions = [self.caption_of(index, generator, one) for index, one in zip(indices, told, strict=True)]
         sizes = [self.encoded.sizes[index][one] for index, one in zip(indices, chosen, strict=True)]
-        plain = () if self.plain is None else tuple(map(self.plain, captions))
+        plain = () if self.plain is None else tuple(each_text(caption, self.plain) for caption in captions)
         return Batch(latents, captions, sizes, weights, self._masks(indices, chosen), plain)
 
     def _masks(self, indices: list[int], chosen: list[int]) -> torch.Tensor | None:
@@ -73,18 +77,53 @@ class PictureSource:
         count = len(self.encoded.sizes[index])
         return int(torch.randint(count, (1,), generator=generator)) if count > 1 else 0
 
-    def caption_of(self, index: int, generator: torch.Generator, moment: Moment) -> str:
-        """Class pictures keep their caption: they must not learn the new word. Of several captions one is drawn."""
+    def caption_of(self, index: int, generator: torch.Generator, moment: Moment) -> Wording:
+        """Class pictures keep their caption: they must not learn the new word. Of several captions one is drawn.
+
+        What happens to captions at a moment happens to both texts of two encoders.
+        """
         sample = self.encoded.samples[index]
-        texts = sample.captions
-        text = texts[int(torch.randint(len(texts), (1,), generator=generator))] if len(texts) > 1 else texts[0]
+        first = self._told(sample, drawn(sample.captions, sample.chances, generator), generator, moment)
+        if not sample.seconds:
+            return first
+        return first, self._told(sample, drawn(sample.seconds, sample.second_chances, generator), generator, moment)
+
+    def _told(self, sample: Sample, text: str, generator: torch.Generator, moment: Moment) -> str:
         return text if sample.role == "class" else self.captions.told(text, generator, moment)
 
-    def captions_of(self, index: int) -> list[str]:
-        """Every caption that a picture may be shown with, where the maker of captions does not vary."""
-        sample = self.encoded.samples[index]
-        if sample.role == "class":
-            found = list(sample.captions)
-        else:
-            found = [form for text in sample.captions for form in self.captions.forms(text)]
-        return found if self.plain is None else [*found, *map(self.plain, found)]
+    @property
+    def varies(self) -> bool:
+        """Whether captions have too many forms to encode all of them beforehand."""
+        return self.captions.varies or (
+            self.captions.variation.warmup > 0 and any(sample.seconds for sample in self.encoded.samples)
+        )
+
+    def captions_of(self, index: int) -> list[Wording]:
+        """Every caption that a picture may be shown with, where they do not vary."""
+        found = self._captions_of(self.encoded.samples[index])
+        return found if self.plain is None else [*found, *(each_text(caption, self.plain) for caption in found)]
+
+    def _captions_of(self, sample: Sample) -> list[Wording]:
+        first = [self._forms(sample, text) for text in sample.captions]
+        if not sample.seconds:
+            return [form for own in first for form in own]
+        second = [self._forms(sample, text) for text in sample.seconds]
+        return [pair for one, other in itertools.product(first, second) for pair in _together(one, other)]
+
+    def _forms(self, sample: Sample, text: str) -> list[str]:
+        return [text] if sample.role == "class" else self.captions.forms(text)
+
+
+def _together(one: list[str], other: list[str]) -> list[Wording]:
+    """The forms of two texts of which one moment chooses: as they are, and left out where that may be."""
+    found: list[Wording] = [(one[0], other[0])]
+    return [*found, ("", "")] if "" in one[1:] or "" in other[1:] else found
+
+
+def drawn(texts: Sequence[str], chances: Sequence[float], generator: torch.Generator) -> str:
+    """One of several texts; all alike where no chances are given. Of a single one nothing is drawn."""
+    if len(texts) == 1:
+        return texts[0]
+    if not chances:
+        return texts[int(torch.randint(len(texts), (1,), generator=generator))]
+    return texts[int(torch.multinomial(torch.tensor(chances), 1, generator=generator))]

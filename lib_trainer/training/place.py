@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -73,3 +74,5 @@ class Progress:
     cover: Image.Image | None = None
     trace: str = ""
     pace: Pace = field(default_factory=Pace)
+    leaving: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """What is let go of when the steps are over."""

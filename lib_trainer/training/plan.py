@@ -7,14 +7,15 @@ from pathlib import Path
 
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import Sizer
+from lib_trainer.dataset.caption_files import CaptionRules, caption_files
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
 from lib_trainer.families.family import Family
 from lib_trainer.kinds.base import Kind, Outputs
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Host, PreviewRequest
-from lib_trainer.refusals import Field, Problems, Sentence
-from lib_trainer.training.checks import NAMES, check_job, check_tag_warmup, with_a_name
+from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
+from lib_trainer.training.checks import FILES, NAMES, check_job, check_tag_warmup, with_a_name
 from lib_trainer.training.masks import check_masks, masks_of
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.training.mirrored import mirror_warning
@@ -117,19 +118,23 @@ def prepare(job: JobConfig, host: Host) -> Plan:
         trigger = data.trigger_word or " ".join(kind.words(job))  # a new word is caption enough where there is none
         folder = Path(data.folder).expanduser()
         marks = captions is not None and captions.variation.reads_tags
-        lines, masks = data.caption_lines, masks_of(job)
-        scan = scan_folder(folder, trigger_word=trigger, repeats=data.repeats, lines=lines, marks=marks, masks=masks)
+        rules = CaptionRules(data.caption_lines, marks, caption_files(data.caption_files, FILES), data.second_captions)
+        scan = scan_folder(folder, trigger_word=trigger, repeats=data.repeats, captions=rules, masks=masks_of(job))
         check_masks(job, scan)
     before: list[Sample] = []
     with problems.at("difference.before"):
         before = [] if problems.found else kind.before(job, scan)
     problems.raise_if_any()
     assert captions is not None and outputs is not None
-    warning, line = (memory.warning(), memory.note()) if (memory := outlook(job, host)) else (None, None)
+    encoded = len(scan.samples) + len(before) + (job.prior.class_pictures if wants_class_pictures(job, kind) else 0)
+    memory = outlook(job, host, pictures=encoded)
+    warning, line = (memory.warning(), memory.note()) if memory else (None, None)
     told = [warning, small_warning(job, host.family()), mirror_warning(job, scan), _unheeded_skip(job, host.family())]
     warnings, notes = (tuple(filter(None, own)) for own in (told, [settled.note, line]))
     sizes = sizer_of(job)
     steps = _foreseen(job, kind, sizes, [*scan.samples, *before])
+    if not steps:
+        raise ConfigError("epochs.show_nothing", field="dataset.repeats", epochs=Field("training.epochs"))
     check_warmup(job, steps, kind.base_steps(job, steps))
     check_tag_warmup(job, steps)
     return Plan(

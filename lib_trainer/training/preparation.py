@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lib_trainer.dataset.latent_cache import reading
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
 from lib_trainer.dataset.scan import Sample, listed
 from lib_trainer.kinds.recipe import Recipe, parameters
@@ -107,8 +108,10 @@ class Preparation:
         fingerprint = model.vae_fingerprint()
         if data.cache == "disk" and not fingerprint:
             self.place.say(Sentence("run.changed_vae"))
-        kept = data.cache == "disk" and fingerprint
-        store: LatentStore = DiskStore(self.place.host.cache_folder()) if kept else MemoryStore()
+        store: LatentStore = MemoryStore()
+        if data.cache == "disk" and fingerprint:
+            folder = self.place.host.cache_folder()
+            store = DiskStore(folder, self.progress.leaving.enter_context(reading(folder)))
         encoded = encode_pictures(
             samples,
             self.plan.sizes,
@@ -129,10 +132,11 @@ class Preparation:
 
     def _captions(self, source: PictureSource, recipe: Recipe, dtype: torch.dtype) -> CaptionSource:
         training, model = self.plan.job.training, self.place.model
-        live = LiveCaptions(model, training.clip_skip, training.max_tokens)
+        weighted = self.plan.captions.weighted
+        live = LiveCaptions(model, training.clip_skip, training.max_tokens, weighted=weighted)
         if recipe.trains_text_encoder:
             return live
-        cached = CachedCaptions(live, encodes=source.captions.varies)
+        cached = CachedCaptions(live, encodes=source.varies)
         if cached.encodes:
             return cached
         count = len(source.encoded.samples)

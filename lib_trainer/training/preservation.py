@@ -19,12 +19,12 @@ from lib_trainer.config import JobConfig
 from lib_trainer.kinds.base import Kind
 from lib_trainer.kinds.captions import FILEWORDS, CaptionMaker
 from lib_trainer.kinds.recipe import Recipe
-from lib_trainer.ports import Conditioning, LoadedModel
+from lib_trainer.ports import Conditioning, LoadedModel, Wording
 from lib_trainer.refusals import ConfigError, Field
 from lib_trainer.training.objective import Noised, Objective
 from lib_trainer.transfer import sent
 
-Told = Callable[[Sequence[str]], Conditioning]
+Told = Callable[[Sequence[Wording]], Conditioning]
 """Conditioning of captions for the pictures of a batch."""
 
 
@@ -99,7 +99,7 @@ class Keeper:
         return cls(recipe, objective, job.preserve.weight, outside, kind.has_words)
 
     def before(
-        self, model: LoadedModel, noised: Noised, told: Told, captions: Sequence[str], plain: Sequence[str]
+        self, model: LoadedModel, noised: Noised, told: Told, captions: Sequence[Wording], plain: Sequence[Wording]
     ) -> torch.Tensor | None:
         """What the bare model says of a batch, where something of it lies outside of masks."""
         if not self.outside or noised.masks is None:
@@ -111,13 +111,13 @@ class Keeper:
         assert noised.masks is not None
         return self.outside * self.objective.distance(prediction, bare, noised, 1 - noised.masks)
 
-    def elsewhere(self, model: LoadedModel, noised: Noised, told: Told, plain: Sequence[str]) -> torch.Tensor:
+    def elsewhere(self, model: LoadedModel, noised: Noised, told: Told, plain: Sequence[Wording]) -> torch.Tensor:
         """The term of what is said under other captions."""
         bare = self._bare(model, noised, told, plain)
         said = model.predict(noised.latents, noised.timesteps, told(plain))
         return self.weight * self.objective.distance(said, bare, noised)
 
-    def _bare(self, model: LoadedModel, noised: Noised, told: Told, captions: Sequence[str]) -> torch.Tensor:
+    def _bare(self, model: LoadedModel, noised: Noised, told: Told, captions: Sequence[Wording]) -> torch.Tensor:
         with torch.no_grad(), self.recipe.bare():
             return model.predict(noised.latents, noised.timesteps, told(captions))
 

@@ -110,7 +110,7 @@ class Run:
             frozenset(recipe.replaces),
             eight_bits=job.training.weights == "fp8",
         )
-        with Session(model, recipe, state) as session, self._freed(recipe):
+        with self.progress.leaving, Session(model, recipe, state) as session, self._freed(recipe):
             prepared = preparation.prepared(samples, recipe, session, state.dtype)
             if prepared is not None:
                 self.prepared = prepared

@@ -70,7 +70,10 @@ def build_app(
                     build_tagger_page(tagger, TaggerOptions(INSERT_JS, send_label="Send to Generate"))
             if count_tokens is not None:
                 with gr.Tab("Dataset", elem_id="trainer_tab_dataset"):
-                    build_dataset_page(DatasetDesk(count_tokens, known_tags), train_tabs=["trainer_tab_train"])
+                    build_dataset_page(
+                        DatasetDesk(count_tokens, known_tags, latents=runner.host.cache_folder),
+                        train_tabs=["trainer_tab_train"],
+                    )
             with gr.Tab("Generate", elem_id="trainer_tab_generate"):
                 build_generate_page(generator, samplers, size)
         scripts = [path.read_text("utf-8") for path in sorted((ROOT / "javascript").glob("*.js"))]  # the bridge first

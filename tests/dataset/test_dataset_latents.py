@@ -308,6 +308,16 @@ def test_stopping_keeps_what_is_there(folder: Path, store: LatentStore, after: i
     assert [encoded.moments(index).shape for index in range(after)] == [(8, 4, 8)] * after
 
 
+def test_stopping_does_not_wait_for_the_variations_of_a_picture(folder: Path) -> None:
+    """Of one with a hundred of them few are encoded, and none of it is kept for this run."""
+    vae, store = CountingVae(), MemoryStore()
+    encoded = encode_pictures(
+        samples_in(folder), FixedSize(64, 32), vae, "print", store, lambda done, total: None,
+        lambda: len(vae.calls) >= 3, Variations(crop=True, count=100),
+    )  # fmt: skip
+    assert encoded.stopped and len(encoded) == 0 and len(vae.calls) == 3
+
+
 def test_an_error_of_the_vae_comes_through_and_leaves_no_thread(folder: Path) -> None:
     def broken(pixels: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("out of memory")

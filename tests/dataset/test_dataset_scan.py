@@ -88,6 +88,14 @@ def test_folders_that_are_not_read_are_mentioned(
     assert len(result.notes) == 1 and f"{said}' are not read" in str(result.notes[0])
 
 
+def test_shares_of_a_picture_in_a_folders_name(tmp_path: Path, make_picture: MakePicture) -> None:
+    for name in ("0.5_a/1.png", "1.50_b/1.png", "2.0_c/1.png", "0.0_d/1.png", ".5_e/1.png", "1._f/1.png"):
+        make_picture(name)
+    result = scan(tmp_path)
+    assert [(s.concept, s.repeats) for s in result.samples] == [("a", 0.5), ("b", 1.5), ("c", 2)]
+    assert [str(note).rpartition("/")[2][:4] for note in result.notes] == ["0.0_", "1._f"]
+
+
 def test_numbers_that_may_not_be_meant_are_mentioned(tmp_path: Path, make_picture: MakePicture) -> None:
     make_picture("10_root/a.png", caption="c")
     make_picture("10_root/2023_summer/a.png")

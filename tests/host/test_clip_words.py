@@ -57,11 +57,11 @@ def test_a_word_is_not_split_between_two_chunks(text: Any) -> None:
     filler = " ".join(["red"] * (CHUNK - 2))
     with text.extended({"zrk-thing": {"te1": rows(5)}}):
         chunks = text.chunks.of(f"{filler} zrk-thing blue")
-    first, second = chunks
+    first, second = (chunk.ids for chunk in chunks)
     vocabulary = len(text.encoders[0].vocabulary)
     assert max(first) < vocabulary
     assert second[:5] == list(range(vocabulary, vocabulary + 5))
-    assert all(len(text.chunks.marked(chunk, None)) == CHUNK + 2 for chunk in chunks)
+    assert all(len(text.chunks.marked(chunk.ids, None)) == CHUNK + 2 for chunk in chunks)
     with text.extended({"zrk-thing": {"te1": rows(5)}}):
         assert len(text.chunks.of(" ".join(["red"] * (CHUNK - 5)) + " zrk-thing")) == 1
 
@@ -72,7 +72,7 @@ def test_of_words_that_begin_alike_the_longest_is_meant_and_words_nest(text: Any
         text.extended({"zrk": {"te1": rows(1)}, "zrk-thing": {"te1": rows(2)}}),
         text.extended({"another-zork": {"te1": rows(3)}}),
     ):
-        ids = text.chunks.of("zrk-thing zrk another-zork")[0]
+        ids = text.chunks.of("zrk-thing zrk another-zork")[0].ids
         assert ids == [vocabulary + 1, vocabulary + 2, vocabulary, vocabulary + 3, vocabulary + 4, vocabulary + 5]
         with torch.no_grad():
             assert text.encode(["zrk-thing zrk another-zork"], 1, 1).context.isfinite().all()

@@ -111,9 +111,9 @@ class SeenModel:
         self._seen.timesteps += timesteps.tolist()
         return self._model.predict(latents, timesteps, conditioning)
 
-    def encode_text(self, captions: Any, clip_skip: int, max_chunks: int) -> Any:
+    def encode_text(self, captions: Any, clip_skip: int, max_chunks: int, **more: bool) -> Any:
         self._seen.texts.append((tuple(captions), clip_skip, max_chunks))
-        return self._model.encode_text(captions, clip_skip, max_chunks)
+        return self._model.encode_text(captions, clip_skip, max_chunks, **more)
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         self._seen.pixels.append(pixels.clone())
@@ -236,6 +236,7 @@ def _draw(folder: Path, colour: str) -> None:
     for index in range(3):
         _disc(colour, index).save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(f"{colour} disc {index}\nround thing {index}\n", encoding="utf-8")
+        (folder / f"{index}.cap").write_text("other", encoding="utf-8")
 
 
 def _mask(path: Path, width: int) -> None:

@@ -109,6 +109,17 @@ def test_sizes_are_told_where_the_family_asks() -> None:
     assert model.asked == ["", "b", "b", "b"]
 
 
+def test_a_caption_of_two_texts_is_one_caption() -> None:
+    """Kept and found again as a whole, and empty where both texts are."""
+    model: Any = Told(SDXL)
+    cached = cached_of(model)
+    pairs = [("a", "bb"), "ccc", ("", "")]
+    cached.fill(pairs, lambda done, total: None, lambda: False)
+    told = cached(pairs, [SIZE] * 3)
+    assert told.context[:, 0, 0].tolist() == [3, 4, 0], "Told counts texts"
+    assert len(model.asked) == 4, "nothing, too"
+
+
 def test_captions_that_vary_are_encoded_when_they_are_new_and_kept_within_bounds() -> None:
     model: Any = Told(SDXL)
     one = 4 * (77 * 2 + 3)

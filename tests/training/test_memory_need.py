@@ -162,6 +162,23 @@ def test_the_outlook_counts_what_the_model_takes_already(
     assert outlook(_job(pictures), host, {}) is None
 
 
+def test_encoded_pictures_are_counted_where_memory_keeps_them(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means and variances of four channels, in fp32, for each variation."""
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 64 * GIB)
+    host: Any = _Host(None, tmp_path)  # type: ignore[arg-type]
+
+    def kept(**changes: Any) -> int:
+        few, many = (outlook(_job(pictures, **changes), host, pictures=count) for count in (0, 1000))
+        assert few is not None and many is not None
+        return many.forecast.ram.total - few.forecast.ram.total
+
+    assert kept() == 1000 * 8 * 64 * 64 * 4
+    assert kept(augment__mirror=True) == 2 * kept()
+    assert kept(dataset__cache="disk") == 0
+
+
 def test_too_little_memory_is_told_before_the_start_and_the_run_goes_on(
     watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

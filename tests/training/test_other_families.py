@@ -55,6 +55,22 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pair(tiny, in_ldm(tiny, family, "v" if family.v2 else "epsilon"), DiffusersModel.load(tiny.path, CPU))
 
 
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+def test_each_encoder_reads_its_own_text(pair: Pair, layout: str) -> None:
+    """Side by side as if each had been told alone; the shorter one is padded to the longer one's chunks."""
+    model, long = pair.of(layout), "a disc, " * 30
+    with torch.no_grad():
+        told, short, longer = (model.encode_text([text], 1, 3) for text in (("a red disc", long), "a red disc", long))
+    encoders, width = len(model.family.encoders), next(iter(model.text.widths.values()))
+    if encoders == 1:
+        torch.testing.assert_close(told.context, short.context)
+        return
+    assert told.context.shape == longer.context.shape and longer.context.shape[1] == 2 * 77
+    torch.testing.assert_close(told.context[:, :77, :width], short.context[:, :, :width])
+    torch.testing.assert_close(told.context[:, :, width:], longer.context[:, :, width:])
+    torch.testing.assert_close(told.pooled, longer.pooled)
+
+
 @pytest.fixture
 def untouched(pair: Pair) -> Iterator[None]:
     """Both models are what they were, bit for bit."""

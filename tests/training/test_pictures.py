@@ -47,7 +47,7 @@ def test_an_epoch_shows_as_many_class_pictures_as_others(others: int) -> None:
     pictures = source(5, others)
     seen: set[int] = set()
     for seed in range(12):
-        repeats = pictures.order.repeats(torch.Generator().manual_seed(seed), before=False)
+        repeats = pictures.order.repeats(torch.Generator().manual_seed(seed), 1, before=False)
         assert repeats[:5] == [2] * 5 and sum(repeats[5:]) == 10
         assert max(repeats[5:]) - min(repeats[5:]) <= 1
         seen |= {index for index, count in enumerate(repeats[5:]) if count}
@@ -82,7 +82,7 @@ def test_a_thousand_class_pictures_are_not_looked_up_one_by_one(monkeypatch: pyt
         return Numbers(map(Compared, shuffled(count, **how).tolist()))
 
     monkeypatch.setattr(torch, "randperm", permuted)
-    repeats = source(250, 1000).order.repeats(torch.Generator().manual_seed(0), before=False)
+    repeats = source(250, 1000).order.repeats(torch.Generator().manual_seed(0), 1, before=False)
     assert sum(repeats[250:]) == 500
     assert 0 < Compared.count <= 2 * 1000
 
@@ -113,25 +113,60 @@ def plain(step: StepBatches) -> Any:
     return step.epoch, step.base, batches
 
 
-def test_every_picture_of_buckets_is_shown_equally_often_and_every_batch_is_full() -> None:
-    """Twenty random sets, as many batch sizes: issue 11."""
+@pytest.mark.parametrize("repeats", [(1, 2, 3), (0.5,), (0.25, 0.5, 1.5, 2)], ids=str)
+def test_every_picture_of_buckets_is_shown_equally_often_and_every_batch_is_full(repeats: tuple[float, ...]) -> None:
+    """Twenty random sets, as many batch sizes: issue 11. What an epoch asks for is shown in it or in the next one; at
+    the end nothing is owed, and pictures of the same repeats differ by one at most."""
     random = Random(11)
     for _ in range(20):
-        sizes = [(64 * random.randint(1, 5), 64) for _ in range(random.randint(8, 60))]
-        shown = tuple(Shown("learn", random.randint(1, 3), size) for size in sizes)
+        sizes = [(64 * random.randint(1, 5), 64) for _ in range(random.randint(16, 60))]
+        shown = tuple(Shown("learn", random.choice(repeats), size) for size in sizes)
         batch_size, epochs = random.randint(1, 8), random.randint(2, 6)
         job = from_values(
             {"buckets.enabled": True, "training.batch_size": batch_size, "training.epochs": epochs, "training.seed": 3}
         )
         order, counts, short = Order(job, kind_of(job), shown), Counter[int](), 0
+        asked, last = [0] * len(shown), [0] * len(shown)
         for place, _generator in itertools.islice(order.places(), order.total_steps()):
-            if place.epoch_begins:  # at the end of the epoch before
-                ahead = [counts[index] - (place.epoch - 1) * one.repeats for index, one in enumerate(shown)]
-                assert all(-one.repeats <= more <= 0 for more, one in zip(ahead, shown, strict=True))
+            if place.epoch_begins:
+                ahead = [counts[index] - total for index, total in enumerate(asked)]
+                assert all(-most <= more <= 0 for more, most in zip(ahead, last, strict=True)), "the epoch before"
+                last = order.repeats(torch.Generator(), place.epoch, before=False)
+                asked = [total + more for total, more in zip(asked, last, strict=True)]
             counts.update(index for part in place.batches for index in part)
             short += sum(len(part) for part in place.batches) < batch_size
         assert short <= 1
-        assert counts == Counter({index: epochs * one.repeats for index, one in enumerate(shown)})
+        assert counts == Counter({index: total for index, total in enumerate(asked) if total})
+        assert all(abs(counts[index] - epochs * one.repeats) < 1 for index, one in enumerate(shown))
+        for same in repeats:
+            own = [counts[index] for index, one in enumerate(shown) if one.repeats == same]
+            assert not own or max(own) - min(own) <= (same != int(same))
+
+
+def test_fractional_repeats_without_buckets() -> None:
+    """The steps that are foreseen are those that the epochs have, and the class keeps up with the pictures."""
+    values = {"training.epochs": 6, "training.batch_size": 3, "training.gradient_accumulation": 2}
+    job = from_values(values)
+    shown = tuple(Shown("learn", 0.3, (64, 64)) for _ in range(17)) + (Shown("class", 1, (64, 64)),) * 4
+    order, counts = Order(job, kind_of(job), shown), Counter[int]()
+    steps = list(itertools.takewhile(lambda one: one[0].epoch <= 6, order.places()))
+    assert len(steps) == order.total_steps()
+    for place, _ in steps:
+        counts.update(index for part in place.batches for index in part)
+    assert {counts[index] for index in range(17)} == {1, 2}
+    assert sum(counts[index] for index in range(17)) == sum(counts[index] for index in range(17, 21)) in (30, 31)
+
+
+def test_a_picture_has_its_own_weight_beside_that_of_its_role() -> None:
+    pictures = source(2, 2, **{"prior.weight": 0.5, "training.max_steps": 4})
+    heavy = [replace(one, weight=3.0 if index % 2 else 1.0) for index, one in enumerate(pictures.encoded.samples)]
+    pictures.encoded.samples = heavy  # type: ignore[misc, assignment]
+    found = {}
+    for step in itertools.islice(pictures.steps(), 8):
+        for batch in step.batches:
+            weights = [1.0] * len(batch.captions) if batch.weights is None else batch.weights.tolist()
+            found |= dict(zip(batch.captions, weights, strict=True))
+    assert found == {"zork 0": 1.0, "zork 1": 3.0, "other 0": 0.5, "other 1": 1.5}
 
 
 def test_pictures_of_a_divided_batch_count_alike() -> None:
@@ -191,6 +226,41 @@ def test_varied_captions_hang_on_the_step_alone_and_class_pictures_keep_theirs()
             assert [c for c in batch.captions if c.startswith("other")] == [
                 c for c in other.captions if c.startswith("other")
             ]
+
+
+def with_captions(pictures: PictureSource, **changes: Any) -> PictureSource:
+    samples = [replace(one, **changes) for one in pictures.encoded.samples]
+    encoded = SimpleNamespace(**{**vars(pictures.encoded), "samples": samples})
+    return replace(pictures, encoded=encoded)  # type: ignore[arg-type]
+
+
+def told_by(pictures: PictureSource, steps: int) -> list[Any]:
+    taken = itertools.islice(pictures.steps(), steps)
+    return [caption for step in taken for batch in step.batches for caption in batch.captions]
+
+
+def test_captions_come_as_often_as_their_chances_say() -> None:
+    pictures = with_captions(source(4, 0), others=("other", "third"), chances=(0.7, 0.2, 0.1))
+    counts = Counter(caption if caption in ("other", "third") else "first" for caption in told_by(pictures, 1000))
+    shares = [counts[name] / sum(counts.values()) for name in ("first", "other", "third")]
+    assert shares == pytest.approx([0.7, 0.2, 0.1], abs=0.03)
+    assert sorted(pictures.captions_of(0), key=str) == ["other", "third", "zork 0"]
+
+
+def test_each_encoder_is_told_its_own_and_both_are_left_out_together() -> None:
+    """What is encoded beforehand is what the steps tell."""
+    pictures = with_captions(source(3, 3), seconds=("a, sentence", "another"), second_chances=(1.0, 3.0))
+    pictures = replace(pictures, captions=CaptionMaker((), ("zork",), "", Variation(dropout=0.3)))
+    told = told_by(pictures, 400)
+    known = {caption for index in range(6) for caption in pictures.captions_of(index)}
+    assert {*told} == known
+    assert ("", "") in known and all((not one) == (not other) for one, other in known)
+    assert ("zork 1", "zork, a, sentence") in known and ("other 1", "another") in known, "the class keeps its own"
+    counts = Counter(other for _, other in told if other)
+    assert counts["zork, another"] / counts["zork, a, sentence"] == pytest.approx(3, rel=0.4)
+    assert not pictures.varies
+    warming = replace(pictures, captions=CaptionMaker((), ("zork",), "", Variation(warmup=5)))
+    assert warming.varies, "which pairs there are is not foretold"
 
 
 def test_weights_are_factors_on_each_pictures_own_loss() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lib_trainer.dataset.latent_cache import prune
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.training import loop, preparation, run
@@ -40,6 +41,14 @@ def test_a_run_finishes(watched: Watched, pictures: Path) -> None:
     step = watched.of(ev.StepDone)[-1]
     assert step.learning_rates == {"unet": 1e-3, "te1": 1e-3}
     assert step.gradient_norm > 0 and step.seconds > 0 and step.memory_bytes > 1 << 20
+
+
+def test_what_a_run_reads_stays_until_it_is_over(watched: Watched, pictures: Path) -> None:
+    folder, removed = watched.host.cache_folder(), list[int]()
+    watched.react = at_step(2, lambda: removed.append(prune(folder).pictures))
+    assert watched.run(pictures, dataset__cache="disk", training__max_steps=8).state == "finished"
+    assert removed == [0]
+    assert prune(folder).pictures == 6
 
 
 def test_what_the_file_says_of_itself(watched: Watched, pictures: Path) -> None:

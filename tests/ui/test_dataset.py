@@ -112,6 +112,56 @@ def test_filter_select_and_what_is_typed(tab: Tab) -> None:
     assert tab.panels["tags"].count("<tr>") == 1 and ">sword<" in tab.panels["tags"]
 
 
+def test_buckets_show_where_pictures_are_trained_and_what_is_cut_away(tab: Tab) -> None:
+    form = {"dataset.width": "64", "dataset.height": "64", "buckets.enabled": True, "buckets.step": "32",
+            "buckets.low": "32", "buckets.high": "256"}  # fmt: skip
+    tab("tab", tab="buckets", form=form)
+    html = tab.panels["work"]
+    rows = re.findall(r"(\d+) × (\d+)</button></td><td>(\d+)</td>", html)
+    assert sum(int(count) for _, _, count in rows) == 70, "as the training form has it"
+    assert {(int(width), int(height)) for width, height, _ in rows} == {(64, 64), (96, 32)}
+    assert 'name="buckets.step"' in html and 'value="32"' in html
+    tab("buckets", bucket="96x32", sizes=form)
+    html = tab.panels["work"]
+    cells = re.findall(
+        r'<figure title="3_alba/(\d+).png">.*?<i style="left:(.*?);top:(.*?);width:(.*?);height:(.*?)">', html
+    )
+    assert cells and all((left, width) == ("0.00%", "100.00%") for _, left, _, width, _ in cells), "cut above and below"
+    first = 64 + int(cells[0][0])
+    assert float(cells[0][4].rstrip("%")) == pytest.approx(100 * first * 32 / 96 / 64, abs=0.01)
+    tab("buckets", bucket="", sizes={**form, "buckets.enabled": False})
+    assert re.findall(r"(\d+) × (\d+)</button></td><td>(\d+)</td>", tab.panels["work"]) == [("64", "64", "70")]
+    tab("tab", tab="buckets", form=form)
+    assert tab.view.sizes["buckets.enabled"] is False, "what was typed here stays"
+    tab("as-trained", form=form)
+    assert tab.view.sizes["buckets.enabled"] is True
+
+
+def test_sizes_that_are_none_are_said_where_they_were_typed(tab: Tab) -> None:
+    tab("tab", tab="buckets")
+    assert "Training width" in tab("buckets", sizes={"dataset.width": "wide", "dataset.height": "64"})
+    assert "must be" in tab.panels["work"], "and in place of the table, while they stand there"
+    assert (
+        "further"
+        in tab("buckets", sizes={"buckets.enabled": True, "buckets.resolutions": "huge", "dataset.width": "64"}).lower()
+    )
+
+
+def test_encoded_pictures_are_counted_and_removed(tab: Tab, tmp_path: Path) -> None:
+    tab("tab", tab="buckets")
+    assert "Encoded pictures" not in tab.panels["work"], "nobody has said where they are"
+    assert "not known" in tab("cache-look", days="30")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / f"{1:064x}.safetensors").write_bytes(b"x" * 2048)
+    tab.view.open.latents = lambda: cache
+    tab("cache-look", days="0")
+    assert "1 encoded pictures are kept, 2 KiB" in tab.panels["work"]
+    assert "no number of days" in tab("cache-look", days="soon")
+    assert "1 encoded pictures removed: 2 KiB" in tab("cache-prune", days=0)
+    assert list(cache.glob("*.safetensors")) == [] and "Remove" not in tab.panels["work"]
+
+
 def test_chips(tab: Tab) -> None:
     seen = tab.text("0.txt")
     tab("chip", op="add", text="hat, alba", seen=seen)

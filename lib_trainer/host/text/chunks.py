@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 CHUNK = 75
@@ -11,6 +12,19 @@ CHUNK = 75
 
 KNOWN_CAPTIONS = 20_000
 """Captions whose tokens are kept: a set has each at every epoch, and CLIP's tokenizer takes a millisecond for one."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Token ids without marks, at most 75; `weights` has one for each, or nothing where all are 1."""
+
+    ids: list[int]
+    weights: tuple[float, ...] = ()
+
+    @property
+    def factors(self) -> list[float]:
+        """77 of them: marks and padding have 1."""
+        return [1.0, *self.weights] + [1.0] * (CHUNK + 1 - len(self.weights))
 
 
 class Chunks:
@@ -30,17 +44,23 @@ class Chunks:
         """The mark behind a chunk's tokens."""
         return int(self.tokenizer.eos_token_id)
 
-    def of(self, caption: str) -> list[list[int]]:
-        """A caption's chunks, without marks; at least one. A word is never split between two."""
+    def of(self, caption: str) -> list[Chunk]:
+        """A caption's chunks; at least one. A word is never split between two."""
         ids = self.ids(caption)
         if not self._words:
-            return [ids[start : start + CHUNK] for start in range(0, max(1, len(ids)), CHUNK)]
-        chunks: list[list[int]] = [[]]
-        for piece in self._pieces(ids):
-            if len(chunks[-1]) + len(piece) > CHUNK:
-                chunks.append([])
-            chunks[-1] += piece
-        return chunks
+            return [Chunk(ids[start : start + CHUNK]) for start in range(0, max(1, len(ids)), CHUNK)]
+        return self.weighed([(caption, 1.0)])
+
+    def weighed(self, parts: Sequence[tuple[str, float]]) -> list[Chunk]:
+        """The chunks of a caption whose parts weigh something, each tokenised for itself, as the WebUI does."""
+        chunks: list[tuple[list[int], list[float]]] = [([], [])]
+        for text, weight in parts:
+            for piece in self._pieces(self.ids(text)):
+                if len(chunks[-1][0]) + len(piece) > CHUNK:
+                    chunks.append(([], []))
+                chunks[-1][0].extend(piece)
+                chunks[-1][1].extend([weight] * len(piece))
+        return [Chunk(ids, tuple(weights) if {*weights} - {1.0} else ()) for ids, weights in chunks]
 
     def marked(self, ids: list[int], padding: int | None) -> list[int]:
         """77 ids: a chunk with its marks, filled up with `padding`, or with end marks where that is None."""

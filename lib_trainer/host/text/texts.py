@@ -11,11 +11,13 @@ from torch import nn
 
 from lib_trainer.families.family import Encoder, Family, Part
 from lib_trainer.families.known import DEFAULT
-from lib_trainer.host.text.chunks import Chunks
+from lib_trainer.host.text.chunks import Chunk, Chunks
+from lib_trainer.host.text.emphasis import emphasised, read_weights
 from lib_trainer.host.text.encoder import TextEncoder
 from lib_trainer.host.text.open_clip import OpenClipEncoder
 from lib_trainer.host.text.transformers_clip import TransformersEncoder
-from lib_trainer.ports import AdaptableModule, Conditioning, Rows
+from lib_trainer.ports import AdaptableModule, Conditioning, Rows, Wording
+from lib_trainer.ports.text import wording_for
 from lib_trainer.transfer import sent
 
 
@@ -38,25 +40,39 @@ class Texts:
         """The same, by how their tensors begin in a checkpoint file."""
         return {encoder.described.prefix: encoder.module for encoder in self.encoders}
 
-    def encode(self, captions: Sequence[str], clip_skip: int, max_chunks: int) -> Conditioning:
+    def encode(
+        self, captions: Sequence[Wording], clip_skip: int, max_chunks: int, *, weighted: bool = False
+    ) -> Conditioning:
         """Captions, literally, as (B, 77·n, D); n ≤ `max_chunks` is what the longest one needs.
 
         Each chunk is encoded for itself with its own begin and end marks, as the WebUI encodes long prompts. What the
         encoders give stands side by side; the pooled vector is the first chunk's. `clip_skip` 1 takes the layer that
-        the family's UNet reads, 2 the one before it, where the family's hosts heed it.
+        the family's UNet reads, 2 the one before it, where the family's hosts heed it. `weighted`: brackets are weights
+        on the context (`emphasis`).
         """
         depth = clip_skip if self.family.clip_skip else 1
-        chunks = [self.chunks.of(caption)[:max_chunks] for caption in captions]
-        longest = max(len(own) for own in chunks)
-        flat = [ids for own in chunks for ids in own + [[]] * (longest - len(own))]
+        chunks = [self._chunks_of(caption, max_chunks, weighted) for caption in captions]
+        longest = max(len(own) for one in chunks for own in one)
+        nothing = Chunk([])
         contexts, pooled = [], None
-        for encoder in self.encoders:
-            padded = [self.chunks.marked(ids, encoder.described.padding) for ids in flat]
+        for place, encoder in enumerate(self.encoders):
+            flat = [chunk for one in chunks for chunk in one[place] + [nothing] * (longest - len(one[place]))]
+            padded = [self.chunks.marked(chunk.ids, encoder.described.padding) for chunk in flat]
             ids = sent(torch.tensor(padded), next(encoder.module.parameters()).device)
             hidden, whole = encoder.encoded(ids, depth, self.chunks.end)
+            if any(chunk.weights for chunk in flat):
+                factors = torch.tensor([chunk.factors for chunk in flat], dtype=torch.float32)
+                hidden = emphasised(hidden, sent(factors, hidden.device))
             contexts.append(hidden.reshape(len(captions), longest * hidden.shape[1], hidden.shape[2]))
             pooled = pooled if whole is None else whole[::longest]
         return Conditioning(contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=-1), pooled)
+
+    def _chunks_of(self, caption: Wording, most: int, weighted: bool) -> list[list[Chunk]]:
+        """A caption's chunks for each encoder."""
+        count = len(self.encoders)
+        texts = [caption] if isinstance(caption, str) else [wording_for(place, caption) for place in range(count)]
+        found = [self.chunks.weighed(read_weights(one)) if weighted else self.chunks.of(one) for one in texts]
+        return [one[:most] for one in found] * (count // len(found))
 
     def adaptable(self) -> Iterator[AdaptableModule]:
         """What LoRA may wrap, of all encoders."""

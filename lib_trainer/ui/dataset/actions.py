@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from lib_trainer.dataset.desk import DatasetDesk
 from lib_trainer.dataset.file_moves import ConflictError
 from lib_trainer.refusals import Count, DatasetError, Sentence, TrainerError
+from lib_trainer.ui.dataset import buckets as dataset_buckets
 from lib_trainer.ui.dataset import checking as dataset_checking
 from lib_trainer.ui.dataset import editing as dataset_editing
 from lib_trainer.ui.dataset import html as html
@@ -52,6 +53,10 @@ COMMANDS: dict[str, Callable[[View, Values], Answer]] = {
     "check": dataset_checking.start_check,
     "check-stop": dataset_checking.check_stop,
     "poll": dataset_checking.poll,
+    "buckets": dataset_buckets.buckets,
+    "as-trained": dataset_buckets.as_trained,
+    "cache-look": dataset_buckets.cache_look,
+    "cache-prune": dataset_buckets.cache_prune,
     "show": dataset_checking.show,
     "remedy": dataset_checking.remedy,
     "export": dataset_checking.export,
@@ -97,6 +102,7 @@ class DatasetActions:
     def _carried_out(self, view: View, command: Values) -> Answer:
         name = str(command.get("do", ""))
         note_form(view, command)
+        dataset_buckets.note_sizes(view, command)
         if name == "open":
             return self._open(view, command)
         if name == "train":

@@ -6,12 +6,14 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from lib_trainer.captions.document import Caption
 from lib_trainer.captions.filters import Filter, Record, keyed, parse_filter
 from lib_trainer.captions.plans import Implied, Trait
 from lib_trainer.dataset.desk import OpenSet
 from lib_trainer.dataset.file_moves import Conflict
+from lib_trainer.dataset.latent_cache import Contents
 from lib_trainer.dataset.previews import Preview
 
 PAGE = 60
@@ -21,7 +23,9 @@ PAGE = 60
 @dataclass
 class View:
     """One tab's state. `only` (with `only_title`): pictures of a finding that is being looked at. `size`: the training
-    size that the check is offered, as text: the training form's, until another one is typed here (`typed_size`)."""
+    size that the check is offered, as text: the training form's, until another one is typed here (`typed_size`).
+    `sizes`: {option: value} that the preview of buckets is for, likewise (`typed_sizes`), of which `bucket` is open;
+    `cached`: what is kept encoded, as last counted, for `cache_days`."""
 
     open: OpenSet | None = None
     text: str = ""
@@ -41,6 +45,11 @@ class View:
     protected: str = ""
     size: tuple[str, str] = ("512", "512")
     typed_size: bool = False
+    sizes: dict[str, Any] = field(default_factory=dict)
+    typed_sizes: bool = False
+    bucket: tuple[int, int] | None = None
+    cached: Contents | None = None
+    cache_days: float = 30.0
     proposal: Sequence[Trait] = ()
     implied: Sequence[Implied] = ()
     conflicts: Sequence[Conflict] = ()
@@ -124,7 +133,7 @@ class View:
 
     def begin(self, opened: OpenSet) -> None:
         """Look at another set, as a new tab would; what was typed for training stays."""
-        kept = ("trigger", "size", "typed_size", "shown", "answer")
+        kept = ("trigger", "size", "typed_size", "sizes", "typed_sizes", "shown", "answer")
         fresh = View(open=opened, **{name: getattr(self, name) for name in kept})
         for one in fields(self):
             setattr(self, one.name, getattr(fresh, one.name))

@@ -1,4 +1,4 @@
-"""The lower half of the Dataset tab: edits, plans, the check and the history, as HTML."""
+"""The lower half of the Dataset tab: edits, plans, the check, buckets and the history, as HTML."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lib_trainer.dataset.file_moves import Change
 from lib_trainer.dataset.previews import Altered, Preview
 from lib_trainer.options.describe import FieldSpec
 from lib_trainer.refusals import Sentence
+from lib_trainer.ui.dataset.buckets import buckets_html
 from lib_trainer.ui.dataset.html import button, command
 from lib_trainer.ui.dataset.report import report_html
 from lib_trainer.ui.dataset.view import View
@@ -24,7 +25,7 @@ from lib_trainer.ui.train.status import clock
 from lib_trainer.work.events import Phase
 
 EXAMPLES = 20
-TITLES = {"edit": "Edit", "prune": "Prune", "check": "Check", "history": "History"}
+TITLES = {"edit": "Edit", "prune": "Prune", "check": "Check", "buckets": "Buckets", "history": "History"}
 
 
 def work_html(view: View) -> str:
@@ -37,7 +38,9 @@ def work_html(view: View) -> str:
         f"{command('tab', tab=name)}>{title}</button>"
         for name, title in TITLES.items()
     )
-    body = {"edit": edit_html, "prune": prune_html, "check": check_html, "history": history_html}[view.tab](view)
+    body = {
+        "edit": edit_html, "prune": prune_html, "check": check_html, "buckets": buckets_html, "history": history_html,
+    }[view.tab](view)  # fmt: skip
     return f'<div class="dataset-tabs" role="tablist">{tabs}</div><div class="dataset-work">{body}</div>'
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -26,7 +27,7 @@ class ScheduleLine:
     """Asked at every change of the form. The names in the folder are counted, and no picture is opened."""
 
     def __init__(self) -> None:
-        self._counted: tuple[tuple[str, int, int], int] | None = None
+        self._counted: tuple[tuple[str, int, float], float] | None = None
 
     def html(self, values: Mapping[str, Any]) -> str:
         """Empty where the form is not a job."""
@@ -50,11 +51,11 @@ class ScheduleLine:
         training, shown = job.training, self._counted[1]
         if wants_class_pictures(job, kind_of(job)):
             shown *= 2  # an epoch shows as many of the class as of the others
-        batches = -(-shown // training.batch_size)
+        batches = math.ceil(shown / training.batch_size)
         return training.epochs * -(-batches // training.gradient_accumulation)
 
 
-def _shown_in(folder: Path, repeats: int) -> int:
+def _shown_in(folder: Path, repeats: float) -> float:
     """How many pictures an epoch shows."""
     top = list_folder(folder)
     shown = repeats * len(top.pictures)
