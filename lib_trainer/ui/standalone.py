@@ -71,7 +71,7 @@ def build_app(
             if count_tokens is not None:
                 with gr.Tab("Dataset", elem_id="trainer_tab_dataset"):
                     build_dataset_page(
-                        DatasetDesk(count_tokens, known_tags, latents=runner.host.cache_folder),
+                        DatasetDesk(count_tokens, known_tags, latents=desk.host.cache_folder),
                         train_tabs=["trainer_tab_train"],
                     )
             with gr.Tab("Generate", elem_id="trainer_tab_generate"):
