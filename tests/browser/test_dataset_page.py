@@ -102,6 +102,31 @@ def test_open_filter_prune_with_a_preview_undo_and_train(page: Any, root: Path) 
     expect(page.locator("#trainer_start")).to_be_visible()
 
 
+def test_buckets_and_crops_before_training(page: Any, root: Path) -> None:
+    """The training form's sizes stand there; what is typed instead counts, and a bucket opens as its pictures."""
+    Image.new("RGB", (300, 96), (200, 60, 60)).save(root / "5_alba" / "7.png")
+    page.evaluate("document.querySelector('#trainer_buckets_enabled input').click()")
+    open_set(page, root)
+    page.locator(".dataset-tab", has_text="Buckets").click()
+    expect(page.locator('[name="buckets.enabled"]')).to_be_checked()
+    expect(page.locator(".dataset-buckets tbody tr")).to_have_count(2)
+    for name, value in (("dataset.width", "128"), ("dataset.height", "128"), ("buckets.low", "64")):
+        page.locator(f'[name="{name}"]').fill(value)
+    page.locator("#dataset_bucket_form .dataset-main").click()
+    expect(page.locator('[name="dataset.width"]')).to_have_value("128")
+    page.locator(".dataset-buckets button", has_text="192 × 64").click()
+    expect(page.locator(".dataset-crops figure")).to_have_count(1)
+    sees(page, ".dataset-crops figcaption", "7.png: 4% cut")
+    box, kept = (page.locator(one).bounding_box() for one in (".dataset-crop", ".dataset-crop i"))
+    assert kept["width"] / box["width"] == pytest.approx(192 / 200, abs=0.01)
+    assert kept["height"] / box["height"] == pytest.approx(1, abs=0.01)
+    page.locator("#dataset_page").screenshot(path=root.parent / "buckets.png")
+    page.locator('[name="dataset.width"]').fill("wide")
+    page.locator("#dataset_bucket_form .dataset-main").click()
+    sees(page, ".trainer-notice-error", "must be a whole number")
+    assert findings(page, "#dataset_page") == []
+
+
 def translate_tabs(page: Any) -> None:
     """As the WebUI's localisation does: other words in the same elements."""
     bar = page.locator(".tab-nav button")
