@@ -35,6 +35,7 @@ def source(learn: int, others: int, role: str = "class", shapes: int = 1, **valu
         samples=samples,
         targets=[SHAPES[number % shapes] for number in range(len(samples))],
         sizes=[(None,)] * len(samples),
+        mask=lambda index, variation: None,
         moments=lambda index, variation: torch.zeros(8, *(side // 8 for side in reversed(encoded.targets[index]))),
     )
     job = from_values({"training.batch_size": 2, **values})
@@ -126,15 +127,15 @@ def test_every_picture_of_buckets_is_shown_equally_often_and_every_batch_is_full
             {"buckets.enabled": True, "training.batch_size": batch_size, "training.epochs": epochs, "training.seed": 3}
         )
         order, counts, short = Order(job, kind_of(job), shown), Counter[int](), 0
-        asked, last = [0] * len(shown), [0] * len(shown)
+        wanted = [order.repeats(torch.Generator(), epoch, before=False) for epoch in range(1, epochs + 1)]
         for place, _generator in itertools.islice(order.places(), order.total_steps()):
-            if place.epoch_begins:
-                ahead = [counts[index] - total for index, total in enumerate(asked)]
-                assert all(-most <= more <= 0 for more, most in zip(ahead, last, strict=True)), "the epoch before"
-                last = order.repeats(torch.Generator(), place.epoch, before=False)
-                asked = [total + more for total, more in zip(asked, last, strict=True)]
+            if place.epoch_begins and place.epoch > 1:  # at the end of the epoch before
+                asked = [sum(own) for own in zip(*wanted[: place.epoch - 1], strict=True)]
+                late = [total - counts[index] for index, total in enumerate(asked)]
+                assert all(0 <= own <= most for own, most in zip(late, wanted[place.epoch - 2], strict=True))
             counts.update(index for part in place.batches for index in part)
             short += sum(len(part) for part in place.batches) < batch_size
+        asked = [sum(own) for own in zip(*wanted, strict=True)]
         assert short <= 1
         assert counts == Counter({index: total for index, total in enumerate(asked) if total})
         assert all(abs(counts[index] - epochs * one.repeats) < 1 for index, one in enumerate(shown))
