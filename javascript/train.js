@@ -9,6 +9,7 @@
     const bridge = window.trainerBridge;
     const {find} = bridge;
     const PAUSE_MS = 400; // of typing, before the memory is reckoned anew
+    const OPEN_MS = 60; // until gradio has opened the folds around a field
     const NATIVE_PATIENCE_S = 40; // how long the WebUI's bar waits for a task that has not begun
 
     const pages = {};
@@ -59,7 +60,7 @@
             mark(field, told.textContent);
             fields.push(field);
         });
-        if (fields.length) show(fields[0]);
+        if (fields.length) setTimeout(() => show(fields[0]), OPEN_MS);
     }
 
     function mark(field, sentence) {
@@ -74,9 +75,7 @@
             input.setAttribute("aria-invalid", "true");
             input.setAttribute("aria-describedby", told.id);
         });
-        const folded = field.closest(".trainer-more");
-        const label = folded && folded.querySelector(".label-wrap");
-        if (label && !label.classList.contains("open")) label.click();
+        window.trainerForm.reveal(field);
     }
 
     function unmark(field) {

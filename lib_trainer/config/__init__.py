@@ -5,6 +5,7 @@ from lib_trainer.config.fields import FieldSpec, field_specs
 from lib_trainer.config.files import (
     differing,
     dump_job,
+    dump_values,
     from_values,
     load_job,
     load_values,
@@ -53,6 +54,7 @@ __all__ = [
     "TrainingConfig",
     "differing",
     "dump_job",
+    "dump_values",
     "field_specs",
     "from_values",
     "load_job",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 from lib_trainer.config.base import KINDS, kinds
-from lib_trainer.options.declare import ANYBODY, Group, Section, given, option
+from lib_trainer.options.declare import ANYBODY, Group, Section, any_of, given, one_of, option
 
 WHOLE = kinds(*(name for name in KINDS if name != "embedding"))
 """An embedding alone learns nothing of a caption that is left out."""
@@ -36,6 +36,7 @@ class CaptionsConfig(Section, frozen=True):
             unit="tags",
             step=1,
             advanced=True,
+            when=any_of(one_of("captions.shuffle", True), given("captions.tag_dropout"), given("captions.warmup")),
         ),
     ] = 0
     tag_dropout: Annotated[

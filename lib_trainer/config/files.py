@@ -49,7 +49,11 @@ def load_values(path: Path, called: str = "") -> dict[str, Any]:
 
 def dump_job(job: JobConfig, path: Path, beside: JobConfig | None = None) -> None:
     """Write a job file that `load_job` reads back equal; or a preset of what differs from the job `beside`."""
-    values = to_values(job) if beside is None else differing(job, beside)
+    dump_values(to_values(job) if beside is None else differing(job, beside), path)
+
+
+def dump_values(values: Mapping[str, Any], path: Path) -> None:
+    """Write {path: value} as a preset, which `load_values` reads back."""
     write_toml({"version": CURRENT_VERSION, **nested(values)}, path)
 
 

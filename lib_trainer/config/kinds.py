@@ -135,6 +135,7 @@ class FinetuneConfig(Section, frozen=True):
             low=-1,
             high=1,
             advanced=True,
+            family="second_encoder",
         ),
     ] = -1.0
     text_encoder_share: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from lib_trainer.config.base import ADAPTERS, AVERAGING, Kind, kinds
-from lib_trainer.options.declare import ANYBODY, Group, Section, none_of, one_of, option
+from lib_trainer.options.declare import ANYBODY, Group, Section, given, none_of, one_of, option
 
 NAMES = {
     "lora": "LoRA",
@@ -36,6 +36,7 @@ class NetworkConfig(Section, frozen=True):
             names=NAMES,
             width="wide",
             group=ANYBODY,
+            first=1,
         ),
     ] = "lora"
     rank: Annotated[
@@ -78,6 +79,7 @@ class NetworkConfig(Section, frozen=True):
             high=4096,
             step=1,
             group=CONVOLUTIONS,
+            when=given("network.conv_rank"),
         ),
     ] = 4.0
     factor: Annotated[

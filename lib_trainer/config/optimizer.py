@@ -40,6 +40,7 @@ class OptimizerConfig(Section, frozen=True):
             "AdamW suits nearly everything. 8-bit ones keep a smaller state and need an NVIDIA card and bitsandbytes; "
             "DAdapt… and Prodigy… find the rate themselves (set the rates to 1).",
             names={"by path": "a class by its path"},
+            width="wide",
         ),
     ] = "AdamW"
     class_path: Annotated[
@@ -89,6 +90,7 @@ class OptimizerConfig(Section, frozen=True):
             low=-1,
             high=1,
             advanced=True,
+            family="second_encoder",
             group=ADAPTERS_ALONE,
         ),
     ] = -1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from lib_trainer.options.declare import ANYBODY, Group, Section, one_of, option
+from lib_trainer.options.declare import ANYBODY, Group, Section, any_of, given, one_of, option
 
 
 class BucketsConfig(Section, frozen=True):
@@ -131,5 +131,6 @@ class AugmentConfig(Section, frozen=True):
             high=100,
             step=1,
             advanced=True,
+            when=any_of(one_of("augment.crop", True), given("augment.colour"), given("augment.grey")),
         ),
     ] = 4

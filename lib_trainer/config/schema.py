@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from lib_trainer.config.base import kinds
+from lib_trainer.config.base import ADAPTERS, kinds
 from lib_trainer.config.captions import CaptionsConfig
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.masks import MasksConfig
@@ -13,7 +13,7 @@ from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
 from lib_trainer.config.pictures import AugmentConfig, BucketsConfig
 from lib_trainer.config.preserve import PreserveConfig
-from lib_trainer.options.declare import Group, Section, given, option
+from lib_trainer.options.declare import Group, Section, given, one_of, option
 
 
 class ModelConfig(Section):
@@ -63,6 +63,7 @@ class DatasetConfig(Section):
             "picture is shown N times per epoch; a file weights.csv sets repeats and loss weights of single pictures.",
             place="path",
             width="wide",
+            first=2,
         ),
     ] = ""
     trigger_word: Annotated[
@@ -71,6 +72,7 @@ class DatasetConfig(Section):
             "Trigger word",
             "Put in front of every caption that lacks it; a picture without a caption gets it alone. Write it in "
             "a prompt to call the concept.",
+            first=3,
         ),
     ] = ""
     template: Annotated[
@@ -192,7 +194,14 @@ class TrainingConfig(Section):
 
     epochs: Annotated[
         int,
-        option("Epochs", "How often the whole set is seen. Ignored where steps are given.", low=1, high=10_000, step=1),
+        option(
+            "Epochs",
+            "How often the whole set is seen. Ignored where steps are given.",
+            low=1,
+            high=10_000,
+            step=1,
+            when=one_of("training.max_steps", 0),
+        ),
     ] = 10
     max_steps: Annotated[
         int,
@@ -264,6 +273,7 @@ class TrainingConfig(Section):
             high=12,
             step=1,
             advanced=True,
+            family="clip_skip",
         ),
     ] = 1
     max_tokens: Annotated[
@@ -282,6 +292,7 @@ class OutputConfig(Section):
             "The file's name, by which prompts call it: <lora:name:1>, <hypernet:name:1>, or an embedding's name "
             "alone.",
             file_name=True,
+            first=4,
         ),
     ] = ""
     existing: Annotated[
@@ -316,6 +327,7 @@ class OutputConfig(Section):
             "Precision of the file",
             "fp16 is what every program reads. Embeddings and hypernetworks are always fp32.",
             advanced=True,
+            group=kinds(*ADAPTERS, "checkpoint"),
         ),
     ] = "fp16"
 

@@ -155,11 +155,15 @@ def with_trigger(caption: str, trigger_word: str) -> str:
 
     `[name]` stands for it, as in the WebUI's templates, and is filled in when a step is made (`CaptionMaker`).
     """
-    if not trigger_word or NAME in caption:
-        return caption
-    if re.search(rf"(?<![\w-]){either_spelling(trigger_word)}(?![\w-])", caption, re.IGNORECASE):
+    if not trigger_word or NAME in caption or is_told(trigger_word, caption):
         return caption
     return f"{trigger_word}, {caption}" if caption else trigger_word
+
+
+def is_told(word: str, caption: str) -> bool:
+    """Whether a caption has a word or several as a whole tag or word, in any case of letters, with or without
+    backslashes before its brackets."""
+    return re.search(rf"(?<![\w-]){either_spelling(word)}(?![\w-])", caption, re.IGNORECASE) is not None
 
 
 @dataclass

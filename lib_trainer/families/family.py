@@ -155,6 +155,8 @@ class Family:
     zero_empty       an empty caption is zeros, and not the encoding of nothing
     sizes            the UNet is told of the picture's sizes
     hypernetworks    whether hosts know hypernetworks for it
+    side, v_side     pixels along the side of the square pictures that the published models draw; `v_side` is of those
+                     that predict v, where it differs
     smallest         pixels along the side of the smallest square that models of it draw well; 0: not known
     memory           the table that its memory is foreseen from; empty: there is none
     config           ldm's description, for a file without a .yaml; None: there is none
@@ -179,6 +181,8 @@ class Family:
     zero_empty: bool = False
     sizes: bool = False
     hypernetworks: bool = True
+    side: int = 512
+    v_side: int = 0
     smallest: int = 0
     memory: str = ""
     config: Mapping[str, Any] | None = None
@@ -187,6 +191,11 @@ class Family:
     def stride(self) -> int:
         """Pixels that both sides of a training picture are multiples of: a cell of the UNet's coarsest map."""
         return self.cell * self.unet.stride
+
+    @property
+    def second_encoder(self) -> bool:
+        """Whether there is more than one text encoder."""
+        return len(self.encoders) > 1
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -198,6 +207,10 @@ class Family:
         if prediction != "v":
             return self.version, self.architecture
         return self.v_version or self.version, self.v_architecture or self.architecture
+
+    def side_of(self, prediction: str) -> int:
+        """Pixels along the side of the square pictures that a model which predicts so is made for."""
+        return self.v_side if prediction == "v" and self.v_side else self.side
 
     @property
     def width(self) -> int:

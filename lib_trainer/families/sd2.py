@@ -46,5 +46,6 @@ SD2 = Family(
     latent_scale=0.18215,
     trainable=True,
     v2=True,
+    v_side=768,
     config=CONFIG,
 )

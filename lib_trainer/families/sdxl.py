@@ -59,6 +59,7 @@ SDXL = Family(
     zero_empty=True,
     sizes=True,
     hypernetworks=False,
+    side=1024,
     smallest=768,
     memory="sdxl",
     config=CONFIG,

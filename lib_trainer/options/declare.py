@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Literal, ParamSpec
 
 import msgspec
@@ -20,19 +20,40 @@ Width = Literal["", "wide", "grows", "tall"]
 
 @dataclass(frozen=True)
 class When:
-    """A condition on another option: its value is one of `values`, or none of them where `negated`."""
+    """A condition on another option: its value is one of `values`, or none of them where `negated`.
+
+    It is also met where one of `others` is.
+    """
 
     path: str
     values: tuple[Any, ...]
     negated: bool = False
+    others: tuple[When, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The options that it looks at."""
+        return (self.path, *(path for other in self.others for path in other.paths))
 
     def holds(self, value: Any) -> bool:
+        """Whether its own part is met."""
         known = value.strip() if isinstance(value, str) else value
         return (known in self.values) != self.negated
+
+    def met(self, values: Mapping[str, Any]) -> bool:
+        """Whether it is met where options are `values`; what these do not say is."""
+        return (
+            self.path not in values or self.holds(values[self.path]) or any(other.met(values) for other in self.others)
+        )
 
     @property
     def words(self) -> str:
         """As a document says it."""
+        own = replace(self, others=())._own_words
+        return " or ".join([own, *(other.words for other in self.others)])
+
+    @property
+    def _own_words(self) -> str:
         if self == given(self.path):
             return f"where `{self.path}` is given"
         if self.negated:
@@ -55,6 +76,11 @@ def given(path: str) -> When:
     return When(path, ("", 0), negated=True)
 
 
+def any_of(first: When, *others: When) -> When:
+    """One of them is enough."""
+    return replace(first, others=others)
+
+
 @dataclass(frozen=True)
 class Group:
     """What options have in common: when they are read, and with that when they are shown."""
@@ -73,7 +99,9 @@ class Declared:
     Args:
         low, high: Bounds of a number; both are allowed. None where there is no bound.
         step: What one press of an arrow adds, or a slider's step.
-        advanced: Folded away on a page.
+        advanced: Folded away once more inside of its section's fold on a page.
+        first: Its place, from 1 on, among the few that everybody sets, which stand before all folds of a page; 0: in
+            its section.
         names: Of choices, as a page shows them.
         bare: A page shows the label without the help.
         headless: Read by the command line alone; pages do not show it.
@@ -83,6 +111,8 @@ class Declared:
             switch off.
         repeats: The command line may give it several times, line by line.
         when: Conditions beside the group's.
+        family: A property of families of models (`lib_trainer/families`): where the loaded model's has it not, it is
+            not read, and a page does not show it.
         group: What it shares with others; the section's own where it is missing.
     """
 
@@ -94,6 +124,7 @@ class Declared:
     unit: str = ""
     step: float | None = None
     advanced: bool = False
+    first: int = 0
     names: Mapping[Any, str] = field(default_factory=dict, hash=False)
     place: Place = ""
     width: Width = ""
@@ -106,6 +137,7 @@ class Declared:
     repeats: bool = False
     when: When | tuple[When, ...] = ()
     group: Group | None = None
+    family: str = ""
 
     @property
     def conditions(self) -> tuple[When, ...]:
@@ -125,6 +157,6 @@ option = _annotated_by(Declared)
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A group of options: a box on a page and a table in a file. `GROUP` holds for its options that name none."""
+    """A group of options: a fold on a page and a table in a file. `GROUP` holds for its options that name none."""
 
     GROUP: ClassVar[Group] = ANYBODY

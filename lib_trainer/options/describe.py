@@ -59,7 +59,7 @@ class FieldSpec(Declared):
 
     def shown_in(self, values: Mapping[str, Any]) -> bool:
         """Whether it is read where the others are `values`; what these do not say is met."""
-        return all(when.holds(values[when.path]) for when in self.when if when.path in values)
+        return all(when.met(values) for when in self.when)
 
     def values_of(self, path: str) -> tuple[Any, ...]:
         """The values of another option by which this one is read; empty where that one does not matter."""

@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import torch
 
-from lib_trainer.config import CaptionsConfig, JobConfig
+from lib_trainer.config import CaptionsConfig, JobConfig, field_specs, to_values
 from lib_trainer.dataset.caption_files import caption_files, checked_ending
 from lib_trainer.families.family import Family
 from lib_trainer.files import plain
 from lib_trainer.kinds.base import Kind, option_of
 from lib_trainer.ports import Host
-from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
+from lib_trainer.refusals import ConfigError, Field, Problems, Sentence, few
 from lib_trainer.training.names import check_name
 from lib_trainer.training.optimizers import called, check_optimizer, known
 from lib_trainer.training.precision import resolve_precision
@@ -27,6 +27,8 @@ NAMES = ("output.name", "embedding.names")
 """Options that name what a run writes."""
 SECOND_RATES = ("optimizer.text_encoder_2_lr", "finetune.text_encoder_2_lr")
 """Of a family with two text encoders; below 0 the first one's."""
+A_FACTOR = 0.5
+"""A rate from which on it is none, but a factor on one that is found."""
 LEAST_FACTOR = 0.01
 """On a rate that an optimizer finds itself: whoever sets less has set a rate."""
 
@@ -183,6 +185,36 @@ def check_shares(job: JobConfig, kind: Kind) -> None:
     alone = share in kind.options and not option_of(job, unet) and option_of(job, text) and not kind.has_words
     if alone and option_of(job, share) < 1:
         raise ConfigError("rates.nothing_left", field=share, unet=Field(unet))
+
+
+def idle_options(family: Family) -> list[str]:
+    """Options that no job on a model of the family reads."""
+    return [path for path, spec in field_specs().items() if spec.family and not getattr(family, spec.family)]
+
+
+def unread(job: JobConfig, kind: Kind) -> Sentence | None:
+    """Of options that a job sets although they do nothing with its others; those of other kinds are no mistake."""
+    values, specs = to_values(job), field_specs()
+    paths = [path for path in kind.options if values[path] != specs[path].default and not specs[path].shown_in(values)]
+    found = [Field(path) for path in sorted(paths)]
+    return Sentence("option.unread", options=few(found)) if found else None
+
+
+def high_rate(job: JobConfig, kind: Kind) -> Sentence | None:
+    """Of a rate as optimizers want it that find it themselves, and with another one."""
+    entry = known(job.optimizer)
+    rates = {path: float(option_of(job, path)) for path in kind.all_rates}
+    first = next((path for path, rate in rates.items() if rate >= A_FACTOR), None)
+    if entry.finds_rate or not entry.adapts or first is None:
+        return None
+    return Sentence("rates.as_a_factor", option=Field(first), value=rates[first], optimizer=called(job.optimizer))
+
+
+def offset_at_the_end(job: JobConfig, zero_terminal: bool) -> Sentence | None:
+    """Of a noise offset where pictures end as noise alone: the sampler begins with noise that has none."""
+    if not zero_terminal or not job.noise.offset:
+        return None
+    return Sentence("noise.offset_at_the_end", option=Field("noise.offset"))
 
 
 def with_a_name(job: JobConfig) -> JobConfig:

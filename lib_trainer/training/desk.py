@@ -9,6 +9,7 @@ from pathlib import Path
 from lib_trainer.config import JobConfig
 from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError, Joined, MemoryShort, TrainerError
+from lib_trainer.training.paces import Watch, keep
 from lib_trainer.training.plan import Plan, prepare
 from lib_trainer.training.results import discard_taken
 from lib_trainer.training.run import run_plan
@@ -104,7 +105,13 @@ def _busy_with_files() -> TrainerError:
 
 
 def _run(plan: Plan, host: Host, control: Control, emit: Listener) -> None:
-    run_plan(plan, host, control, emit)
+    """Also remembers how long its steps took."""
+    watch = Watch()
+    try:
+        run_plan(plan, host, control, watch.listening(emit))
+    finally:
+        if watch.seconds is not None:
+            keep(host, plan.job, watch.seconds)
 
 
 def process_desk(make_host: Callable[[], Host]) -> TrainingDesk:

@@ -39,8 +39,9 @@ class Known:
     `whole`: the update of a number hangs on that number and on sums over all of them, so that many tensors may be given
     as one. `state`: bytes that it keeps for each number (of factored moments what they are for convolutions).
     `finds_rate`: it finds the step's size itself, and rates are factors on it near 1; with `one_rate` they must be
-    equal. `averages`: what is to be saved is an average that it keeps. `card`: it needs an NVIDIA card. `kin`: what is
-    nearest to it and runs where it does not. `lighter`: the same with a smaller state.
+    equal. `adapts`: the rate alone says how far a number goes in a step, however large its gradients are. `averages`:
+    what is to be saved is an average that it keeps. `card`: it needs an NVIDIA card. `kin`: what is nearest to it and
+    runs where it does not. `lighter`: the same with a smaller state.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Known:
     state: float = 12.0
     finds_rate: bool = False
     one_rate: bool = False
+    adapts: bool = True
     averages: bool = False
     card: bool = False
     kin: str = "AdamW"
@@ -77,12 +79,12 @@ OPTIMIZERS: dict[str, Known] = {
     "Lion8bit": Known("bitsandbytes.optim.Lion8bit", BITSANDBYTES, state=1.03, card=True, kin="Lion"),
     # Sutskever et al. 2013
     "SGDNesterov": Known(
-        "torch.optim.SGD", usual={"momentum": 0.9}, fixed={"nesterov": True}, whole=True, state=4.0,
+        "torch.optim.SGD", usual={"momentum": 0.9}, fixed={"nesterov": True}, whole=True, state=4.0, adapts=False,
         lighter="SGDNesterov8bit",
     ),
     "SGDNesterov8bit": Known(
         "bitsandbytes.optim.SGD8bit", BITSANDBYTES, usual={"momentum": 0.9}, fixed={"nesterov": True}, state=1.03,
-        card=True, kin="SGDNesterov",
+        card=True, kin="SGDNesterov", adapts=False,
     ),
     # Defazio & Mishchenko 2023, arXiv:2301.07733
     "DAdaptAdamW": Known(
@@ -122,7 +124,7 @@ OPTIMIZERS: dict[str, Known] = {
 
 def known(config: OptimizerConfig) -> Known:
     """The registry's entry of a job's optimizer; of a class by its path what can be said of any."""
-    return Known(config.class_path.strip()) if config.name == BY_PATH else OPTIMIZERS[config.name]
+    return Known(config.class_path.strip(), adapts=False) if config.name == BY_PATH else OPTIMIZERS[config.name]
 
 
 def called(config: OptimizerConfig) -> str:

@@ -15,16 +15,25 @@ from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Host, PreviewRequest
 from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
-from lib_trainer.training.checks import FILES, NAMES, check_job, check_tag_warmup, with_a_name
+from lib_trainer.training.checks import (
+    FILES,
+    NAMES,
+    check_job,
+    check_tag_warmup,
+    high_rate,
+    offset_at_the_end,
+    unread,
+    with_a_name,
+)
 from lib_trainer.training.masks import check_masks, masks_of
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.training.mirrored import mirror_warning
 from lib_trainer.training.order import Order, Shown
-from lib_trainer.training.prediction import check_prediction, drawn_wrongly
+from lib_trainer.training.prediction import check_prediction, drawn_wrongly, ends_as_noise
 from lib_trainer.training.preservation import PlainCaptions, keeps_outside
 from lib_trainer.training.prior import wants_class_pictures
 from lib_trainer.training.results import Settled, outputs_of, settle
-from lib_trainer.training.schedules import check_warmup
+from lib_trainer.training.schedules import check_schedule
 from lib_trainer.training.sizes import sizer_of, small_warning
 
 
@@ -129,14 +138,20 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     encoded = len(scan.samples) + len(before) + (job.prior.class_pictures if wants_class_pictures(job, kind) else 0)
     memory = outlook(job, host, pictures=encoded)
     warning, line = (memory.warning(), memory.note()) if memory else (None, None)
-    told = [warning, small_warning(job, host.family()), mirror_warning(job, scan), _unheeded_skip(job, host.family())]
-    warnings, notes = (tuple(filter(None, own)) for own in (told, [settled.note, line]))
+    told = [
+        warning, small_warning(job, host.family()), mirror_warning(job, scan), _unheeded_skip(job, host.family()),
+        high_rate(job, kind), offset_at_the_end(job, ends_as_noise(job, predicted)),
+    ]  # fmt: skip
+    warnings, notes = (tuple(filter(None, own)) for own in (told, [settled.note, line, unread(job, kind)]))
     sizes = sizer_of(job)
     steps = _foreseen(job, kind, sizes, [*scan.samples, *before])
     if not steps:
         raise ConfigError("epochs.show_nothing", field="dataset.repeats", epochs=Field("training.epochs"))
-    check_warmup(job, steps, kind.base_steps(job, steps))
-    check_tag_warmup(job, steps)
+    with problems.at():
+        check_schedule(job, steps, kind.base_steps(job, steps))
+    with problems.at():
+        check_tag_warmup(job, steps)
+    problems.raise_if_any()
     return Plan(
         job, kind, scan, captions, outputs, sizes, steps, tuple(before), warnings, settled.replaced, notes,
         () if caution is None else (caution,),

@@ -26,13 +26,17 @@ def schedule_of(schedule: NoiseSchedule, job: JobConfig) -> NoiseSchedule:
 def check_prediction(job: JobConfig, found: Predicts) -> None:
     """Raise `ConfigError` for the noise as target where a step's picture is nothing but noise: a UNet that hands on
     what it is given is right there, whatever it has learned (Lin et al. 2023, arXiv:2305.08891, section 3.2)."""
-    model, zero = job.model, found.zero_terminal
-    if model.zero_terminal_snr != "auto":
-        zero = model.zero_terminal_snr == "on"
+    model, zero = job.model, ends_as_noise(job, found)
     prediction = found.prediction if model.prediction == "auto" else model.prediction
     _check(prediction, zero)
     if job.loss.weighting == "like_noise" and prediction != "v":
         raise ConfigError("loss.v_only", field="loss.weighting", prediction=Field("model.prediction"))
+
+
+def ends_as_noise(job: JobConfig, found: Predicts) -> bool:
+    """Whether a model has zero terminal SNR for a job."""
+    said = job.model.zero_terminal_snr
+    return found.zero_terminal if said == "auto" else said == "on"
 
 
 def _check(prediction: str, zero_terminal: bool) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.folder import list_folder, trained_pictures
 from lib_trainer.dataset.pictures import PictureError, load_picture
-from lib_trainer.dataset.scan import Sample, scan_folder
+from lib_trainer.dataset.scan import Sample, is_told, scan_folder
 from lib_trainer.files import write_atomically
 from lib_trainer.kinds.base import Kind
 from lib_trainer.ports import Host, LoadedModel, PreviewRequest
@@ -30,9 +30,14 @@ def wants_class_pictures(job: JobConfig, kind: Kind) -> bool:
 
 
 def check_prior(job: JobConfig, kind: Kind) -> None:
-    """Raise `ConfigError` for a folder of class pictures that cannot be one."""
+    """Raise `ConfigError` for a class prompt that calls what is learned, and for a folder that cannot be one."""
     prior = job.prior
-    if not kind.has_class_pictures or not prior.class_folder:
+    if not kind.has_class_pictures:
+        return
+    word = next((word for word in kind.trigger_words(job) if is_told(word, prior.class_prompt)), None)
+    if word is not None:
+        raise ConfigError("prior.trigger", field="prior.class_prompt", word=word)
+    if not prior.class_folder:
         return
     if not prior.class_prompt:
         raise ConfigError("prior.no_prompt", field="prior.class_prompt", class_folder=Field("prior.class_folder"))

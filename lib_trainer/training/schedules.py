@@ -88,9 +88,13 @@ def factor(config: OptimizerConfig, step: int, total: int) -> float:
     return floor + (1 - floor) * value if floor else value
 
 
-def check_warmup(job: JobConfig, total: int, base_steps: int = 0) -> None:
-    """Raise `ConfigError` where the warm-up leaves no step of a run, or of the part before a difference."""
+def check_schedule(job: JobConfig, total: int, base_steps: int = 0) -> None:
+    """Raise `ConfigError` where the warm-up leaves no step of a run, or of the part before a difference, or where there
+    are more cycles than steps."""
     shortest = min(total - base_steps, base_steps or total)
+    cycles = job.optimizer.cycles
+    if schedule_name(job.optimizer) == "cosine_with_restarts" and cycles > shortest:
+        raise ConfigError("schedule.cycles", field="optimizer.cycles", cycles=cycles, steps=shortest)
     if job.optimizer.warmup and warmup_steps(job.optimizer, shortest) >= shortest:
         raise ConfigError("schedule.warmup", field="optimizer.warmup", warmup=job.optimizer.warmup, steps=shortest)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import FixedSize, Sizer
 from lib_trainer.dataset.buckets import Buckets, Size
 from lib_trainer.dataset.variations import Variations
 from lib_trainer.families.family import Family
-from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
+from lib_trainer.ports import Host
+from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
 
 FURTHER = "buckets.resolutions"
 
@@ -27,6 +29,25 @@ def resolutions_of(job: JobConfig) -> tuple[Size, ...]:
                 raise ConfigError("buckets.resolution", field=FURTHER, text=part)
             found.append((int(match[1]), int(match[2] or match[1])))
     return tuple(dict.fromkeys(found))
+
+
+def usual_values(host: Host) -> dict[str, Any]:
+    """{path: value} of the options whose default hangs on the model that would be trained: its own size."""
+    side = _usual_side(host)
+    return {"dataset.width": side, "dataset.height": side}
+
+
+def usual_note(host: Host) -> Sentence:
+    """For beside them."""
+    return Sentence("pictures.usual", family=host.family().word, side=_usual_side(host))
+
+
+def _usual_side(host: Host) -> int:
+    family = host.family()
+    try:
+        return family.side_of(host.predicts().prediction)
+    except ModelError:  # no model is loaded yet
+        return family.side_of(family.prediction)
 
 
 def largest_size(job: JobConfig) -> Size:

@@ -66,7 +66,17 @@ class Page:
         return self.raw.locator(f"#trainer_{name}")
 
     def field(self, name: str) -> playwright.Locator:
+        """An option's box, with the folds around it open."""
+        field = f"trainer_{name}"
+        self.raw.wait_for_function("(id) => window.trainerForm && document.getElementById(id)", arg=field)
+        self.raw.evaluate("(id) => trainerForm.reveal(document.getElementById(id))", field)
         return self.find(name).locator("textarea, input").first
+
+    def open_all(self) -> None:
+        """Every fold, also those inside of others."""
+        lines = "#trainer_page .trainer-fold > .label-wrap:not(.open)"
+        self.raw.evaluate("(lines) => document.querySelectorAll(lines).forEach((line) => line.click())", lines)
+        expect(self.raw.locator(lines)).to_have_count(0)
 
     def sees(self, selector: str, text: str | re.Pattern[str] = "") -> None:
         expect(self.raw.locator(selector).first).to_contain_text(text)
@@ -116,9 +126,10 @@ def test_all_mistakes_at_once_each_at_its_field(page: Page) -> None:
     page.field("network_rank").fill("-4")
     page.field("network_rank").press("Tab")
     expect(page.field("network_rank")).to_have_value("-4")
-    page.find("more_network").locator(".label-wrap").click()
     page.field("network_dropout").fill("7")
-    page.find("more_network").locator(".label-wrap").click()
+    for name in ("more_network", "section_network"):
+        page.find(name).locator("> .label-wrap").click()
+    expect(page.find("network_rank")).to_be_hidden()
     page.find("start").click()
     page.sees(".trainer-notice-error", "3 things are to be mended")
     for name, said in (("network_rank", "Rank (dim) = -4"), ("dataset_folder", "Folder of pictures is empty")):
@@ -126,6 +137,7 @@ def test_all_mistakes_at_once_each_at_its_field(page: Page) -> None:
         expect(page.find(name).locator(".trainer-field-error")).to_contain_text(said)
         expect(page.field(name)).to_have_attribute("aria-describedby", f"trainer_{name}_error")
     expect(page.raw.locator("#trainer_more_network .trainer-field-error")).to_be_visible()
+    expect(page.raw.locator("#trainer_network_rank .trainer-field-error")).to_be_visible()
     page.field("network_rank").fill("8")
     expect(page.find("network_rank")).not_to_have_class(re.compile("trainer-invalid"))
     expect(page.find("dataset_folder")).to_have_class(re.compile("trainer-invalid"))
@@ -309,8 +321,7 @@ def test_export_and_import(page: Page, site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [1600, 1024, 420])
 def test_nothing_overflows(page: Page, width: int) -> None:
     page.raw.set_viewport_size({"width": width, "height": 900})
-    for box in page.raw.locator(".trainer-more .label-wrap:visible").all():
-        box.click()
+    page.open_all()
     assert page.raw.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
     outside = page.raw.evaluate(
         """() => [...document.querySelectorAll('.trainer-field')].filter(field => field.offsetParent).filter(field => {
@@ -340,9 +351,11 @@ def test_the_page_polls_while_it_is_looked_at_and_rarely_while_nothing_runs(page
     assert polls() - before <= 4, "two are due; a busy machine has one repeated; a page that works asks seven times"
 
 
-def test_what_is_polled_does_not_flicker(page: Page) -> None:
-    """gradio marks a box that waits for an answer, and pales it to a fifth."""
+def test_what_is_polled_neither_flickers_nor_jumps(page: Page) -> None:
+    """gradio marks a box that waits for an answer, pales it to a fifth, and makes it at least 96 pixels tall."""
     box = page.find("status").locator("div").first
+    box.evaluate("(one) => { one.classList.add('min', 'svelte-1ybaih5', 'svelte-1yrv54'); }")
+    assert box.evaluate("(one) => getComputedStyle(one).minHeight") == "0px"
     box.evaluate("(one) => { one.style.transition = 'none'; one.className = 'prose pending svelte-1ed2p3z'; }")
     assert box.evaluate("(one) => getComputedStyle(one).opacity") == "1"
 
@@ -361,6 +374,7 @@ def test_the_hosts_own_progress_bar_is_asked_for_once_per_task(page: Page) -> No
 
 
 def test_the_kind_of_training_decides_what_is_shown(page: Page) -> None:
+    page.open_all()
     rank, layers = page.raw.locator("#trainer_network_rank"), page.raw.locator("#trainer_hypernetwork_layer_structure")
     expect(rank).to_be_visible()
     expect(layers).to_be_hidden()
@@ -378,13 +392,17 @@ def test_axe_finds_nothing_grave_on_train_and_generate(page: Page, site: Site, t
     page.sees(".trainer-host", "SD 1.x")
     assert page.raw.locator("body.dark").count() == (theme == "dark")
     seen = {"idle": findings(page.raw, "#trainer_page")}
-    for label in page.raw.locator("#trainer_page .trainer-more .label-wrap:visible").all():
-        label.click()
+    page.open_all()
     page.field("network_rank").fill("-4")
+    expect(page.find("network_rank").locator(".trainer-back")).to_be_visible()
     page.find("start").click()
     page.sees(".trainer-notice-error", "things are to be mended")
     expect(page.find("network_rank").locator(".trainer-field-error")).to_be_visible()
     seen["refused"] = findings(page.raw, "#trainer_page")
+    page.raw.locator(".trainer-find").fill("ema")
+    page.sees(".trainer-found", "EMA decay")
+    seen["searched"] = findings(page.raw, "#trainer_page")
+    page.raw.locator(".trainer-find").press("Escape")
     page.field("network_rank").fill("8")
     page.fill_job(site, steps=40)
     site.script.finish.clear()

@@ -15,7 +15,7 @@ from lib_trainer.refusals import ConfigError
 from lib_trainer.training.schedules import (
     SCHEDULES,
     LearningRates,
-    check_warmup,
+    check_schedule,
     factor,
     schedule_name,
     told,
@@ -137,12 +137,12 @@ def test_each_part_of_a_difference_has_a_schedule_of_its_own() -> None:
 
 def test_a_warm_up_that_leaves_no_step_is_refused() -> None:
     job = from_values({"optimizer.warmup": 20})
-    check_warmup(job, 21)
-    check_warmup(from_values({"optimizer.warmup": 0.5}), 2)
-    check_warmup(from_values({}), 1)
+    check_schedule(job, 21)
+    check_schedule(from_values({"optimizer.warmup": 0.5}), 2)
+    check_schedule(from_values({}), 1)
     for total, base, shortest in ((20, 0, 20), (60, 10, 10), (60, 45, 15)):
         with pytest.raises(ConfigError, match=rf"optimizer\.warmup = 20 leaves none of {shortest} steps"):
-            check_warmup(job, total, base)
+            check_schedule(job, total, base)
 
 
 def test_what_files_say_of_it() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from html import unescape
 from typing import Any
 
 import gradio as gr
@@ -10,7 +13,7 @@ import pytest
 from lib_trainer.config import JobConfig, field_specs, from_values, to_values
 from lib_trainer.config.base import ADAPTERS, KINDS
 from lib_trainer.refusals import ConfigError
-from lib_trainer.ui.kit.form import HOST_DEFAULT, Form, build_form, from_widget, label, to_widget
+from lib_trainer.ui.kit.form import HOST_DEFAULT, Form, build_form, finder_html, from_widget, label, to_widget
 
 NATIVE_LABELS = {
     "Name", "Initialization text", "Number of vectors per token", "Embedding", "Hypernetwork",
@@ -173,7 +176,8 @@ def shown(form: Form, blocks: gr.Blocks, path: str, values: dict[str, Any]) -> d
     whole = {one: spec.default for one, spec in field_specs().items()} | values
     raw = [to_widget(field_specs()[one], whole[one]) for one in form.deciding]
     ids = [blocks.blocks[one].elem_id for one in event["outputs"]]
-    return dict(zip(ids, [update["visible"] for update in function(*raw)], strict=True))
+    updates = function(*raw) if len(ids) > 1 else [function(*raw)]
+    return dict(zip(ids, [update["visible"] for update in updates], strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,7 +192,7 @@ def test_fields_of_other_kinds_are_hidden(kind: str) -> None:
     assert visible["trainer_section_hypernetwork"] == (kind == "hypernetwork")
     assert visible["trainer_section_finetune"] == (kind == "checkpoint")
     assert visible["trainer_section_embedding"] == (kind in ("embedding", "pivotal"))
-    assert visible["trainer_more_blocks"] == (kind in ADAPTERS)
+    assert visible["trainer_section_blocks"] == (kind in ADAPTERS)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +235,10 @@ def test_a_job_that_is_loaded_shows_what_it_reads() -> None:
 
 def test_every_condition_is_on_an_option_that_is_shown() -> None:
     form, _ = make()
-    named = {when.path for spec in field_specs().values() for when in spec.when}
+    named = {path for spec in field_specs().values() for when in spec.when for path in when.paths}
     assert named == set(form.deciding) >= {"network.kind", "optimizer.name", "prior.class_prompt", "optimizer.schedule"}
     for spec in field_specs().values():
-        for when in spec.when:
+        for when in (one for condition in spec.when for one in (condition, *condition.others)):
             other = field_specs()[when.path]
             assert when.negated or {type(value) for value in when.values} == {type(other.default)}
 
@@ -243,3 +247,68 @@ def test_a_form_that_is_opened_for_a_kind_shows_its_fields() -> None:
     form, _ = make(values={"network.kind": "checkpoint"})
     assert form.components["finetune.unet_lr"].visible
     assert not form.components["network.rank"].visible and not form.components["optimizer.unet_lr"].visible
+
+
+def test_an_option_may_hang_on_one_of_several_others() -> None:
+    for values, expected in (({}, False), ({"augment.colour": 0.1}, True), ({"augment.crop": True}, True)):
+        form, blocks = make(values=values)
+        assert form.components["augment.count"].visible == expected
+        for path in ("augment.colour", "augment.crop"):
+            assert shown(form, blocks, path, values)["trainer_augment_count"] == expected
+
+
+def facts(form: Form) -> dict[str, Any]:
+    """What the form's script is told."""
+    html = finder_html("trainer", form.specs)
+    found = re.search(r'data-facts="([^"]*)"', html)
+    assert found is not None
+    told: dict[str, Any] = json.loads(unescape(found.group(1)))
+    return told
+
+
+def test_the_script_knows_what_each_component_shows_at_first() -> None:
+    form, _ = make()
+    told = facts(form)
+    assert list(told) == [component.elem_id for component in form.inputs]
+    for path, component in form.components.items():
+        fact, shown = told[component.elem_id], component.value
+        assert fact["path"] == path
+        if isinstance(component, gr.Number):
+            assert float(fact["base"]) == shown, path
+        else:
+            assert fact["base"] == (str(shown).lower() if isinstance(shown, bool) else str(shown)), path
+    assert [path for path, one in zip(form.components, told.values(), strict=True) if one.get("first")] == [
+        "network.kind", "dataset.folder", "dataset.trigger_word", "output.name"
+    ]  # fmt: skip
+    decay = told["trainer_optimizer_ema_decay"]["when"]
+    assert [one["told"] for one in decay][-1] == "where “EMA” is on"
+    assert told["trainer_augment_count"]["when"][0]["told"] == (
+        "where “Random crops” is on or where “Colour jitter” is set or where “Black and white” is set"
+    )
+
+
+def test_sections_of_advanced_options_alone_stand_last_without_a_fold_in_them() -> None:
+    _, blocks = make()
+    ids = [str(block.elem_id) for block in blocks.blocks.values() if isinstance(block, gr.Accordion)]
+    sections = [name.removeprefix("trainer_section_") for name in ids if "_section_" in name]
+    more = {name.removeprefix("trainer_more_") for name in ids if "_more_" in name}
+    first = {
+        path.partition(".")[0]
+        for path, spec in field_specs().items()
+        if not (spec.advanced or spec.first or spec.headless)
+    }
+    plain = [name for name in sections if name in first]
+    assert sections[: len(plain)] == plain and more <= set(plain)
+    assert {"model", "noise", "loss", "blocks"} <= set(sections) - set(plain)
+
+
+def test_options_are_put_back_and_what_is_typed_elsewhere_stays() -> None:
+    form, _ = make()
+    values = to_values(from_values(SAMPLE))
+    updates = dict(zip(form.components, form.back(values, ["network.alpha", "optimizer.ema"], {}), strict=True))
+    assert {path: one["value"] for path, one in updates.items() if "value" in one} == {
+        "network.alpha": 16.0, "optimizer.ema": False
+    }  # fmt: skip
+    assert updates["optimizer.ema_decay"]["visible"] is False
+    own = form.back(values, ["dataset.width"], {"dataset.width": 1024})
+    assert own[list(form.components).index("dataset.width")]["value"] == 1024

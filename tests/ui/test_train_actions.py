@@ -13,6 +13,8 @@ import msgspec
 import pytest
 
 from lib_trainer.config import JobConfig, from_values, to_values
+from lib_trainer.families.family import Family
+from lib_trainer.families.known import SD1, SD2, SDXL
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.refusals import ConfigError, NameTaken, Sentence
 from lib_trainer.training import desk as training_desk
@@ -440,3 +442,49 @@ def test_the_package_of_an_optimizer_is_installed_by_a_button(
     assert "is still being installed" in actions.install(chosen)
     assert "wait for its end" in actions.install(chosen)
     actions.runner.runner.jobs()[-1].wait(10)
+
+
+def test_the_models_own_size_is_not_remembered_with_the_last_job(
+    actions: TrainActions, runner: TrainingDesk, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def last(**changes: Any) -> tuple[int, int]:
+        """The size that a page shows which is opened after such a run, with a model that is made for 1024 pixels."""
+        assert actions.start({**values, **changes})[0] == ""
+        runner.wait(10)
+        with monkeypatch.context() as other:
+            other.setattr(runner.host, "family", lambda: SDXL)
+            shown = actions.last_job()
+        assert shown is not None and shown["output.name"] == "cat"
+        return shown["dataset.width"], shown["dataset.height"]
+
+    assert last() == (1024, 1024)
+    assert last(**{"dataset.width": 768}) == (768, 512)
+
+
+def test_an_imported_preset_leaves_the_size_to_the_model(
+    actions: TrainActions, runner: TrainingDesk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.host, "family", lambda: SDXL)
+    for text, size in (("[network]\nrank = 4\n", 1024), ("[dataset]\nwidth = 640\nheight = 640\n", 640)):
+        (tmp_path / "preset.toml").write_text(text)
+        shown = actions.load(tmp_path / "preset.toml")[1]
+        assert shown is not None and (shown["dataset.width"], shown["dataset.height"]) == (size, size)
+
+
+@pytest.mark.parametrize(
+    ("family", "prediction", "side"), [(SD1, "epsilon", 512), (SD2, "epsilon", 512), (SD2, "v", 768), (SDXL, "v", 1024)]
+)
+def test_the_size_that_a_model_is_made_for(
+    actions: TrainActions,
+    runner: TrainingDesk,
+    monkeypatch: pytest.MonkeyPatch,
+    family: Family,
+    prediction: Any,
+    side: int,
+) -> None:
+    monkeypatch.setattr(runner.host, "family", lambda: family)
+    monkeypatch.setattr(
+        runner.host, "predicted", Predicts(prediction, False, Sentence("prediction.by_tensor", name="x"))
+    )
+    assert actions.usual() == {"dataset.width": side, "dataset.height": side}
+    assert f"{family.word} is made for {side} × {side} pixels" in actions.poll("").usual

@@ -82,7 +82,7 @@ def train(page: Page, webui: Webui, root: Path) -> None:
         "output_name": "of_the_set", "dataset_width": 64, "dataset_height": 64, "training_max_steps": 3,
     }.items():  # fmt: skip
         page.fill(field, value)
-    page.raw.locator("#trainer_training_precision input").first.click()
+    page.raw.locator("#trainer_training_precision input").first.click()  # in the fold of the steps, which is open
     page.raw.locator("#trainer_training_precision li", has_text="fp32").first.click()
     page.find("start").click()
     page.sees(".trainer-status", re.compile(r"Finished\s*of_the_set"))

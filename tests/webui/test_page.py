@@ -55,6 +55,8 @@ class Page:
         return self.raw.locator(f"#trainer_{name}").first
 
     def fill(self, field: str, value: object) -> None:
+        self.raw.wait_for_function("window.trainerForm")
+        self.raw.evaluate("(id) => trainerForm.reveal(document.getElementById(id))", f"trainer_{field}")
         self.find(field).locator("textarea, input").first.fill(str(value))
 
     def set_option(self, field: str, value: object) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
 from itertools import groupby
 from typing import Any
 
 import gradio as gr
 
+from lib_trainer.options.declare import When, given
 from lib_trainer.options.describe import FieldSpec
-from lib_trainer.ui.kit.gradio_compat import QUIET, keep_out_of_ui_config
+from lib_trainer.ui.kit.bridge import Asked, serve
+from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, keep_out_of_ui_config
+from lib_trainer.ui.kit.notices import field_id
 
 HOST_DEFAULT = "Host's default"
 """What a list of things that the host offers shows for an empty value."""
@@ -46,7 +51,7 @@ class Form:
     @functools.cached_property
     def deciding(self) -> list[str]:
         """Options whose values decide whether others are shown."""
-        named = {when.path for spec in self.specs.values() for when in spec.when}
+        named = {path for spec in self.specs.values() for when in spec.when for path in when.paths}
         return [path for path in self.components if path in named]
 
     def decided_by(self, path: str) -> list[Any]:
@@ -69,14 +74,31 @@ class Form:
     def _decided(self) -> dict[str, list[tuple[Any, tuple[str, ...]]]]:
         """By deciding option: each component and box, with the paths of which one must be shown for it to be."""
         own: list[tuple[Any, tuple[str, ...]]] = [(self.components[path], (path,)) for path in self._conditional]
-        own += [(box, inside) for box, inside in self.boxes if all(self.specs[one].when for one in inside)]
+        own += [(box, inside) for box, inside in self.boxes if inside and all(self.specs[one].when for one in inside)]
         return {
             path: [(one, inside) for one, inside in own if any(self._depends(field, path) for field in inside)]
             for path in self.deciding
         }
 
     def _depends(self, one: str, path: str) -> bool:
-        return any(when.path == path for when in self.specs[one].when)
+        return any(path in when.paths for when in self.specs[one].when)
+
+    def back(self, values: Mapping[str, Any], paths: Collection[str], usual: Mapping[str, Any]) -> list[Any]:
+        """What a function whose outputs are `inputs` returns, so that the options of `paths` show what they would if
+        nobody had changed them: `usual`, or their defaults. `values` are those of the whole form."""
+        put = {path: usual.get(path, self.specs[path].default) for path in paths}
+        return self.put(put, {**values, **put})
+
+    def put(self, some: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:
+        """What a function whose outputs are `inputs` returns, so that the form shows `some`; `values` are all that it
+        shows then. What is typed meanwhile elsewhere stays."""
+        updates = []
+        for path, spec in self.specs.items():
+            changes: dict[str, Any] = {"value": to_widget(spec, some[path])} if path in some else {}
+            if spec.when:
+                changes["visible"] = spec.shown_in(values)
+            updates.append(gr.update(**changes))
+        return updates
 
     def connect(self) -> None:
         """Show and hide as values change; a text decides when it is left, and not at every key."""
@@ -87,8 +109,10 @@ class Form:
             for event in (component.blur, component.submit) if text else (component.change,):
                 event(self._shower(path), deciding, decided, **QUIET)
 
-    def _shower(self, path: str) -> Callable[..., list[Any]]:
-        return lambda *raw: self.visibility(path, raw)
+    def _shower(self, path: str) -> Callable[..., Any]:
+        """gradio takes what is given for a single output for its value, also a list."""
+        alone = len(self.decided_by(path)) == 1
+        return lambda *raw: self.visibility(path, raw)[0] if alone else self.visibility(path, raw)
 
 
 def build_form(
@@ -99,46 +123,157 @@ def build_form(
     values: Mapping[str, Any] | None = None,
     beside: Mapping[str, Callable[[], None]] | None = None,
 ) -> Form:
-    """Lay out a form of sections in the open gradio context; `values` are shown first, defaults where they say nothing.
+    """Lay out a form in the open gradio context; `values` are shown first, defaults where they say nothing.
 
-    `offers` are names that the host has, by what an option asks for; `beside` lays out more after the option of its
-    path.
+    The few options that everybody sets come first, then a box that finds any (`javascript/form.js`), then a fold for
+    each section, those last whose options all are advanced. `offers` are names that the host has, by what an option
+    asks for; `beside` lays out more after the option of its path.
     """
     shown = {path: spec for path, spec in specs.items() if not spec.headless}
     start = {path: spec.default for path, spec in shown.items()} | dict(values or {})
-    made: dict[str, Any] = {}
-    boxes: list[tuple[Any, tuple[str, ...]]] = []
-
-    def add(spec: FieldSpec) -> None:
-        visible = spec.shown_in(start)
-        identity = {"elem_id": f"{prefix}_{spec.path.replace('.', '_')}", "visible": visible}
-        made[spec.path] = component(spec, start[spec.path], offers.get(spec.offers, ()), **identity)
-        if beside and spec.path in beside:
-            beside[spec.path]()
-
-    def opened(box: type[Any], inside: Sequence[FieldSpec], **options: Any) -> Any:
-        made_box = box(visible=any(spec.shown_in(start) for spec in inside), **options)
-        boxes.append((made_box, tuple(spec.path for spec in inside)))
-        return made_box
-
-    for section, group in groupby(shown.values(), key=lambda spec: spec.section):
-        inside = list(group)
-        name = inside[0].path.partition(".")[0]
-        with opened(gr.Column, inside, elem_id=f"{prefix}_section_{name}", elem_classes="trainer-section"):
-            title(section)
-            for spec in inside:
-                if not spec.advanced:
-                    add(spec)
-            folded = [spec for spec in inside if spec.advanced]
-            if folded:
-                identity = {"elem_id": f"{prefix}_more_{name}", "elem_classes": "trainer-more"}
-                more = opened(gr.Accordion, folded, label=f"More: {section}", open=False, **identity)
-                with keep_out_of_ui_config(more):
-                    for spec in folded:
-                        add(spec)
-    form = Form(shown, {path: made[path] for path in shown}, boxes)
+    layout = _Layout(prefix, start, offers, beside or {})
+    with gr.Column(elem_id=f"{prefix}_form", elem_classes="trainer-form"):
+        with layout.opened(gr.Column, [], elem_id=f"{prefix}_first", elem_classes="trainer-section trainer-first"):
+            for spec in sorted((spec for spec in shown.values() if spec.first), key=lambda spec: spec.first):
+                layout.add(spec)
+        gr.HTML(finder_html(prefix, shown), elem_id=f"{prefix}_finder", elem_classes="trainer-box-finder")
+        sections = [
+            (section, [spec for spec in group if not spec.first])
+            for section, group in groupby(shown.values(), key=lambda spec: spec.section)
+        ]
+        for section, inside in sorted(sections, key=lambda one: all(spec.advanced for spec in one[1])):
+            layout.add_section(section, inside)
+    form = Form(shown, {path: layout.made[path] for path in shown}, layout.boxes)
     form.connect()
     return form
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A form that is being laid out: what it starts with, and what has been made so far."""
+
+    prefix: str
+    start: Mapping[str, Any]
+    offers: Mapping[str, Sequence[str]]
+    beside: Mapping[str, Callable[[], None]]
+    made: dict[str, Any] = field(default_factory=dict)
+    boxes: list[tuple[Any, tuple[str, ...]]] = field(default_factory=list)
+
+    def add(self, spec: FieldSpec) -> None:
+        identity = {"elem_id": field_id(self.prefix, spec.path), "visible": spec.shown_in(self.start)}
+        self.made[spec.path] = component(spec, self.start[spec.path], self.offers.get(spec.offers, ()), **identity)
+        if spec.path in self.beside:
+            self.beside[spec.path]()
+
+    def opened(self, box: type[Any], inside: Sequence[FieldSpec], **options: Any) -> Any:
+        """A box that is hidden where all options in it are; one without options of its own always is there."""
+        visible = not inside or any(spec.shown_in(self.start) for spec in inside)
+        made_box = keep_out_of_ui_config(box(visible=visible, **options))
+        self.boxes.append((made_box, tuple(spec.path for spec in inside)))
+        return made_box
+
+    def add_section(self, section: str, inside: Sequence[FieldSpec]) -> None:
+        """A fold; what is advanced is folded once more, unless all of it is."""
+        name = inside[0].path.partition(".")[0]
+        plain = [spec for spec in inside if not spec.advanced]
+        folded = [spec for spec in inside if spec.advanced]
+        identity = {"elem_id": f"{self.prefix}_section_{name}", "elem_classes": "trainer-section trainer-fold"}
+        with self.opened(gr.Accordion, inside, label=section, open=False, **identity):
+            for spec in plain or folded:
+                self.add(spec)
+            if plain and folded:
+                identity = {"elem_id": f"{self.prefix}_more_{name}", "elem_classes": "trainer-more trainer-fold"}
+                with self.opened(gr.Accordion, folded, label=f"More: {section}", open=False, **identity):
+                    for spec in folded:
+                        self.add(spec)
+
+
+def finder_html(prefix: str, specs: Mapping[str, FieldSpec]) -> str:
+    """The box that finds an option, and what its script must know of each, by the element's id.
+
+    `path`; `base`: what it shows where nobody has changed it; `first`: whether it is one of those whose change is not
+    marked, as everybody sets them; `words`: what it is found by beside its label and help; `when`: the conditions of
+    its being shown.
+    """
+    facts = {field_id(prefix, path): _facts(spec, specs, prefix) for path, spec in specs.items()}
+    told = escape(json.dumps(facts, ensure_ascii=False))
+    return (
+        f'<div class="trainer-finder" data-prefix="{escape(prefix)}" data-facts="{told}">'
+        '<input type="search" class="trainer-find" autocomplete="off" spellcheck="false" aria-label="Find an option" '
+        'placeholder="Find an option">'
+        '<button type="button" class="trainer-small trainer-back-all" hidden></button>'
+        '<button type="button" class="trainer-small trainer-undo" hidden>Undo</button>'
+        '<div class="trainer-found" role="status"></div></div>'
+    )
+
+
+def _facts(spec: FieldSpec, specs: Mapping[str, FieldSpec], prefix: str) -> dict[str, Any]:
+    words = " ".join([spec.path.replace(".", " ").replace("_", " "), spec.path, *map(spec.shown_as, spec.choices)])
+    facts: dict[str, Any] = {"path": spec.path, "base": as_read(spec, spec.default), "words": words}
+    if spec.first:
+        facts["first"] = True
+    if spec.when:
+        facts["when"] = [_when_facts(when, specs, prefix) for when in spec.when]
+    return facts
+
+
+def _when_facts(when: When, specs: Mapping[str, FieldSpec], prefix: str) -> dict[str, Any]:
+    values = [as_read(specs[when.path], value) for value in when.values]
+    others = [_when_facts(other, specs, prefix) for other in when.others]
+    own = {"id": field_id(prefix, when.path), "values": values, "negated": when.negated, "others": others}
+    return {**own, "told": condition(when, specs)}
+
+
+def usual_html(
+    specs: Mapping[str, FieldSpec], usual: Mapping[str, Any], idle: Collection[str], note: str, prefix: str
+) -> str:
+    """What the loaded model has of its own, with a `note` on it, for the form's script: what options show that nobody
+    has changed, where that is not the declared default, and those that it does not read."""
+    shown = {field_id(prefix, path): as_read(specs[path], value) for path, value in usual.items()}
+    told = {"usual": shown, "idle": [field_id(prefix, path) for path in idle]}
+    facts = escape(json.dumps(told, ensure_ascii=False))
+    return f'<div class="trainer-note" data-usual="{facts}">{escape(note)}</div>'
+
+
+def as_read(spec: FieldSpec, value: Any) -> str:
+    """A value as a script reads it from the option's component."""
+    shown = to_widget(spec, value)
+    return str(shown).lower() if isinstance(shown, bool) else str(shown)
+
+
+def condition(when: When, specs: Mapping[str, FieldSpec]) -> str:
+    """A condition in the words of a page: 'where “EMA” is on'."""
+    own = _own_condition(replace(when, others=()), specs)
+    return " or ".join([own, *(condition(other, specs) for other in when.others)])
+
+
+def _own_condition(when: When, specs: Mapping[str, FieldSpec]) -> str:
+    spec = specs[when.path]
+    if when == given(when.path):
+        return f"where “{spec.label}” is set"
+    if spec.kind == "bool":
+        return f"where “{spec.label}” is {'on' if when.values == (True,) else 'off'}"
+    names = [spec.shown_as(value) if spec.kind == "choice" else str(value) for value in when.values]
+    some = " or ".join(names[:2]) if len(names) < 3 else f"{', '.join(names[:2])} or another"
+    return f"{'unless' if when.negated else 'where'} “{spec.label}” is {some}"
+
+
+def serve_put_back(make: Maker, form: Form, usual: Callable[[], Mapping[str, Any]]) -> None:
+    """Let the script put options back to what nobody has changed, and take the last such step back.
+
+    `usual` gives values that are not the declared defaults: those of the model that is loaded.
+    """
+    before = make.hidden_text("before")
+
+    def put_back(asked: Asked, kept: str, *raw: Any) -> list[Any]:
+        values = form.values(raw)
+        if asked.get("undo"):
+            old = {path: value for path, value in json.loads(kept or "{}").items() if path in form.components}
+            return ["", *form.put(old, {**values, **old})]
+        paths = [path for path in asked.get("paths", ()) if path in form.components]
+        return [json.dumps({path: values[path] for path in paths}), *form.back(values, paths, usual())]
+
+    serve(make, "put_back", put_back, [before, *form.inputs], [before, *form.inputs])
 
 
 def title(text: str) -> None:

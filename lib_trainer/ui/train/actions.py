@@ -17,23 +17,37 @@ from typing import Any
 import gradio as gr
 import msgspec
 
-from lib_trainer.config import JobConfig, OutputConfig, dump_job, field_specs, from_values, load_job, to_values
+from lib_trainer.config import (
+    JobConfig,
+    OutputConfig,
+    dump_job,
+    dump_values,
+    field_specs,
+    from_values,
+    load_values,
+    to_values,
+)
 from lib_trainer.files import TRASH, write_atomically
 from lib_trainer.kinds.registry import kind_of, prompt_for
 from lib_trainer.refusals import ConfigError, MemoryShort, Problems, Sentence, TrainerError
+from lib_trainer.training.checks import idle_options
 from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.training.foreseen import Foresight
 from lib_trainer.training.packages import missing_for, package_of, start_install
 from lib_trainer.training.prediction import can_describe, describe_checkpoint, drawn_wrongly
+from lib_trainer.training.sizes import usual_note, usual_values
+from lib_trainer.ui.kit.form import usual_html
 from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
 from lib_trainer.ui.train.memory_line import MemoryLine
 from lib_trainer.ui.train.schedule_line import ScheduleLine
 from lib_trainer.ui.train.status import caution_html, header_html, log_html, status_html
+from lib_trainer.ui.train.steps_line import StepsLine
 from lib_trainer.work.monitor import Preview, RunView
 
 LAST_JOB = "last.toml"
-OPTIMIZER, SCHEDULE = "optimizer.name", "optimizer.warmup"
-"""After which options stand the button that installs, and the drawing."""
+OPTIMIZER, SCHEDULE, HEIGHT = "optimizer.name", "optimizer.warmup", "dataset.height"
+"""After which options stand the button that installs, the drawing, and the note on the loaded model's own size."""
 PATIENCE = 100.0
 """Seconds that a press of Install waits for its end; browsers wait longer."""
 NAME, EXISTING, CONTINUE = "output.name", "output.existing", "network.continue_from"
@@ -79,6 +93,7 @@ class PageUpdate:
     use_prompt: Any
     lora: Any
     lora_prompt: Any
+    usual: Any
     seen: str
 
     def outputs(self) -> list[Any]:
@@ -95,8 +110,9 @@ class TrainActions:
         self._token = secrets.token_hex(4)  # tells what was seen of this server from what was seen before a restart
         self._previews = PreviewFiles()
         self._last_use: tuple[Path, Use] | None = None
-        self.memory = MemoryLine(runner)
-        self.schedule = ScheduleLine()
+        foresight = Foresight()
+        self.steps, self.memory = StepsLine(runner, foresight), MemoryLine(runner)
+        self.schedule = ScheduleLine(foresight)
         self._told_short: JobConfig | None = None
 
     def start(self, values: Mapping[str, Any], existing: str = "") -> tuple[str, Offer]:
@@ -127,7 +143,7 @@ class TrainActions:
             if self.runner.job is not None:
                 kept = {**to_values(self.runner.job), EXISTING: values.get(EXISTING, field_specs()[EXISTING].default)}
                 with contextlib.suppress(OSError):  # the run is what matters: the form's memory is a convenience
-                    dump_job(from_values(kept), self.options.job_folder / LAST_JOB)
+                    dump_values(self._own(kept), self.options.job_folder / LAST_JOB)
             return ""
 
         return self.notices.of(begin), offer
@@ -219,7 +235,7 @@ class TrainActions:
 
         def read() -> str:
             nonlocal values
-            values = to_values(load_job(path, called=path.name))
+            values = to_values(from_values({**self.usual(), **load_values(path, called=path.name)}))
             return self.notices.say(f"The form now shows {path.name}.")
 
         return self.notices.of(read), values
@@ -227,19 +243,32 @@ class TrainActions:
     def last_job(self) -> dict[str, Any] | None:
         """The values of the job that was started last, if its file is there and readable."""
         try:
-            return to_values(load_job(self.options.job_folder / LAST_JOB))
+            return to_values(from_values({**self.usual(), **load_values(self.options.job_folder / LAST_JOB)}))
         except ConfigError:
             return None
+
+    def usual(self) -> dict[str, Any]:
+        """What the form shows of the options whose default hangs on the model, where nobody has changed them."""
+        return usual_values(self.runner.host)
+
+    def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values without the model's own: with another model they are others."""
+        usual = self.usual()
+        followed = usual if all(values[path] == value for path, value in usual.items()) else {}
+        return {path: value for path, value in values.items() if path not in followed}
 
     def poll(self, seen: str) -> PageUpdate:
         """What has changed since a watcher saw `seen`; the clock moves while a run is active."""
         view = self.runner.view()
         header, (caution, remedy) = self.runner.host.describe(), self._caution()
-        task = self.options.task_id()
+        task, idle = self.options.task_id(), idle_options(self.runner.host.family())
+        note = told(usual_note(self.runner.host))
+        usual = usual_html(field_specs(), self.usual(), idle, note, self.options.prefix)
         now = _Seen(
             self._token,
             header,
             caution,
+            usual,
             task or "",
             view.id if view else "",
             view.revision if view else 0,
@@ -272,6 +301,7 @@ class TrainActions:
             use_prompt=gr.update(visible=bool(use.with_prompt)) if moved else skip,
             lora=use.parts if moved else skip,
             lora_prompt=use.with_prompt if moved else skip,
+            usual=skip if fresh and fresh.usual == usual else usual,
             seen=now.text(),
         )
 
@@ -360,6 +390,7 @@ class _Seen:
     token: str
     header: str
     caution: str
+    usual: str
     task: str
     run: str
     revision: int

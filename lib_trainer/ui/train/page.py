@@ -15,10 +15,11 @@ import gradio as gr
 from lib_trainer.config import field_specs
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.kit.bridge import DOWNLOAD, Asked, hurry, script, serve
-from lib_trainer.ui.kit.form import Form, build_form
+from lib_trainer.ui.kit.form import Form, build_form, serve_put_back
 from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, uploaded
 from lib_trainer.ui.train.actions import (
     CHANGED,
+    HEIGHT,
     NAME,
     OPTIMIZER,
     SCHEDULE,
@@ -44,6 +45,7 @@ class _Page:
     header: gr.HTML
     caution: gr.HTML
     describe: gr.Button
+    steps: gr.HTML
     memory: gr.HTML
     notice: gr.HTML
     status: gr.HTML
@@ -65,6 +67,7 @@ class _Page:
     install: gr.Button
     schedule: gr.HTML
     ways: dict[str, gr.Button]
+    usual: gr.HTML
     seen: gr.Textbox
     payload: gr.Textbox
 
@@ -102,7 +105,7 @@ def _lay_out(options: PageOptions) -> _Page:
                     stop = make(gr.Button, "stop", value="Stop", variant="stop", interactive=False, min_width=90)
                     save = make(gr.Button, "save", value="Save now", interactive=False, min_width=90)
                     preview = make(gr.Button, "preview_now", value="Preview now", interactive=False, min_width=90)
-                memory = make(gr.HTML, "memory")
+                steps, memory = make(gr.HTML, "steps"), make(gr.HTML, "memory")
                 notice = make(gr.HTML, "notice")
                 # The WebUI's own progress bar is put before the anchor; polls never touch this box.
                 make(gr.HTML, "native", value='<div class="trainer-native"><div class="trainer-anchor"></div></div>')
@@ -126,7 +129,7 @@ def _lay_out(options: PageOptions) -> _Page:
                     log = make(gr.HTML, "log")
         return _Page(
             form=form, header=header, caution=caution, describe=describe,
-            memory=memory, notice=notice, status=status, chart=chart, gallery=gallery,
+            steps=steps, memory=memory, notice=notice, status=status, chart=chart, gallery=gallery,
             log=log,
             start=start, stop=stop, save=save, preview=preview, use=use, use_prompt=use_prompt,
             export=export, load=load, ways=ways, **between,
@@ -151,7 +154,10 @@ def _beside(make: Maker, ways: dict[str, gr.Button], between: dict[str, Any]) ->
     def draw_schedule() -> None:
         between["schedule"] = make(gr.HTML, "schedule")
 
-    return {NAME: offer_names, OPTIMIZER: offer_install, SCHEDULE: draw_schedule}
+    def note_the_size() -> None:
+        between["usual"] = make(gr.HTML, "usual")
+
+    return {NAME: offer_names, OPTIMIZER: offer_install, SCHEDULE: draw_schedule, HEIGHT: note_the_size}
 
 
 def _lay_out_offer(make: Maker, ways: dict[str, gr.Button]) -> gr.Row:
@@ -245,6 +251,7 @@ def _connect_files(page: _Page, actions: TrainActions) -> None:
     def restore(asked: Asked) -> list[Any]:
         return _shown(page.form, actions.last_job())
 
+    serve_put_back(page.make, page.form, actions.usual)
     exported = page.export.click(export, page.form.inputs, [page.notice, page.payload], **QUIET)
     in_browser(exported.then, DOWNLOAD, [page.payload])
     page.load.upload(load, [page.load], [page.notice, *page.form.inputs], **QUIET)
@@ -263,10 +270,11 @@ def _connect_watch(page: _Page, actions: TrainActions) -> None:
 
     def foresee(asked: Asked, *raw: Any) -> list[Any]:
         values = page.form.values(raw)
-        return [actions.memory.html(values), actions.installer(values), actions.schedule.html(values)]
+        lines = [line.html(values) for line in (actions.steps, actions.memory, actions.schedule)]
+        return [*lines, actions.installer(values)]
 
     serve(page.make, "poll", poll, [page.seen], page.polled())
-    serve(page.make, "foresee", foresee, page.form.inputs, [page.memory, page.install, page.schedule])
+    serve(page.make, "foresee", foresee, page.form.inputs, [page.steps, page.memory, page.schedule, page.install])
     changed = script(f"trainerPage?.changed({prefix!r})")
     for component in page.form.inputs:
         in_browser(component.change, changed)

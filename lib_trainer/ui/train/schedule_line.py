@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from lib_trainer.config import JobConfig, from_values
-from lib_trainer.dataset.folder import concept_of, list_folder
-from lib_trainer.kinds.registry import kind_of
 from lib_trainer.refusals import TrainerError
-from lib_trainer.training.prior import wants_class_pictures
+from lib_trainer.training.foreseen import Foresight
 from lib_trainer.training.schedules import factor, schedule_name, warmup_steps
 
 _log = logging.getLogger(__name__)
@@ -24,45 +20,22 @@ DRAWN = 160
 
 
 class ScheduleLine:
-    """Asked at every change of the form. The names in the folder are counted, and no picture is opened."""
+    """Asked at every change of the form."""
 
-    def __init__(self) -> None:
-        self._counted: tuple[tuple[str, int, float], float] | None = None
+    def __init__(self, foresight: Foresight | None = None) -> None:
+        self._foresight = foresight or Foresight()
 
     def html(self, values: Mapping[str, Any]) -> str:
         """Empty where the form is not a job."""
         try:
             job = from_values(values)
-            return drawing(job, job.training.max_steps or self._steps(job))
+            found = None if job.training.max_steps else self._foresight.of(job)
+            return drawing(job, job.training.max_steps or (found.steps if found else 0))
         except TrainerError:
             return ""
         except Exception:  # the drawing is a convenience, and what was typed is worth more
             _log.exception("The drawing of the schedule met an unexpected error")
             return ""
-
-    def _steps(self, job: JobConfig) -> int:
-        """About how many steps the epochs come to; 0 where the folder tells nothing."""
-        folder = Path(job.dataset.folder).expanduser()
-        if not job.dataset.folder or not folder.is_dir():
-            return 0
-        key = (str(folder), folder.stat().st_mtime_ns, job.dataset.repeats)
-        if self._counted is None or self._counted[0] != key:
-            self._counted = key, _shown_in(folder, job.dataset.repeats)
-        training, shown = job.training, self._counted[1]
-        if wants_class_pictures(job, kind_of(job)):
-            shown *= 2  # an epoch shows as many of the class as of the others
-        batches = math.ceil(shown / training.batch_size)
-        return training.epochs * -(-batches // training.gradient_accumulation)
-
-
-def _shown_in(folder: Path, repeats: float) -> float:
-    """How many pictures an epoch shows."""
-    top = list_folder(folder)
-    shown = repeats * len(top.pictures)
-    for name in top.folders:
-        own = (concept_of(name) or (0, ""))[0]
-        shown += own * len(list_folder(folder / name).pictures) if own else 0
-    return shown
 
 
 def drawing(job: JobConfig, steps: int) -> str:
