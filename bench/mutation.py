@@ -11,7 +11,7 @@ which reach its function, the quickest first, until one fails. A mutant that no 
 Everything is kept in `--work`: a second call goes on where the first was ended, `--minutes` ends one by itself, and
 `--again` tries once more what has survived, after tests were added: the copy's tests are brought up to date, what they
 reach is found anew, and each mutant has a session of its own (else tests are collected once, so that what is computed
-while they are collected is the program's own).
+while they are collected is the program's own). `--wider` tries the survivors by the test files of other parts.
 """
 
 from __future__ import annotations
@@ -69,11 +69,16 @@ PYTEST = (
     "no:xdist",
     "--durations=0",
     "--timeout=0",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
     "-m",
     MARKERS,
 )
 HEAVY = ("torch", "numpy", "PIL.Image", "diffusers", "transformers", "gradio", "onnxruntime", "hypothesis", "pytest")
 """Imported before the processes are forked, so that each need not."""
+SENTENCES = "tests/refusals/test_catalogue.py"
+LEFT_OUT = ("on_a_card", "out_of_memory", "forecast", "same_files", "two_hosts", "readers")
+MOST_FILES = 5
 LIMIT = 60
 """Seconds of the processor that a mutant has beside ten times what its tests took without it."""
 
@@ -222,6 +227,52 @@ def fresh(one: Try) -> int:
     return int(pytest.main(["-x", *PYTEST, *one.tests]))
 
 
+def naming(copy: Path, mutant: str) -> list[str]:
+    """Test files that name a mutant's module, or where there is none a module that imports it; the sentences' first."""
+    module = mutant.rpartition(".")[0]
+    sources = {path: path.read_text(encoding="utf-8") for path in (copy / "tests").rglob("test_*.py")}
+    importers = [
+        str(path.relative_to(copy)).removesuffix(".py").replace("/", ".")
+        for path in (copy / "lib_trainer").rglob("*.py")
+        if f"from {module} import" in path.read_text(encoding="utf-8")
+    ]
+    found: list[Path] = []
+    for names in ([module], importers):
+        found = found or [path for path, text in sources.items() if any(f"{name} import" in text for name in names)]
+    quick = [path for path in found if not any(word in path.name for word in LEFT_OUT)]
+    return [SENTENCES, *(str(path.relative_to(copy)) for path in sorted(quick, key=lambda one: len(sources[one])))]
+
+
+def widen(work: Path, options: argparse.Namespace) -> None:
+    """What has survived is put into the plain source and tried by the test files that name its module, and by the test
+    that reads all sources for sentences: it sees a code without words, and facts that do not fit."""
+    from mutmut.mutation.diff_apply import apply_mutant
+
+    copy, log = work / "copy", work / "results.jsonl"
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    os.environ["PY_IGNORE_IMPORTMISMATCH"] = "1"
+    for module in HEAVY:
+        __import__(module)
+    shutil.copytree(ROOT / "tests", copy / "tests", dirs_exist_ok=True)
+    for name, result in read(log).items():
+        if result["outcome"].startswith("killed") or result.get("wide") or result["part"] not in options.parts:
+            continue
+        source = copy / (name.rpartition(".")[0].replace(".", "/") + ".py")
+        before, files, outcome = source.read_text(encoding="utf-8"), naming(copy, name), "survived"
+        try:
+            apply_mutant(name)
+            for file in files[:MOST_FILES]:
+                outcome = forked("", partial(fresh, Try(name, [file], 0)), 10, work / "wide.log")
+                if outcome == "killed":
+                    break
+        finally:
+            source.write_text(before, encoding="utf-8")
+        with log.open("a", encoding="utf-8") as file_:
+            told = outcome if outcome == "killed" else "survived"
+            file_.write(json.dumps({**result, "outcome": told, "wide": files[:MOST_FILES]}) + "\n")
+
+
 def load(work: Path, part: str) -> tuple[dict[str, list[str]], dict[str, float]]:
     """Tests by function, the quickest first, and the seconds each takes. They are run first where nobody has."""
     known = work / f"reach-{part}.json"
@@ -307,6 +358,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="end after so many")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--again", action="store_true", help="try once more what was not killed")
+    parser.add_argument("--wider", action="store_true", help="try what was not killed by tests of other parts")
     parser.add_argument("--report", action="store_true", help="say what was found, with the survivors' changes")
     parser.add_argument("--reach", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -319,6 +371,8 @@ def main() -> None:
     if options.reach is not None:
         return reach(options.reach, work / f"reach-{options.reach}.json")
     make(work)
+    if options.wider:
+        return widen(work, options)
     if options.again:
         bring_tests(work)
         for part in options.parts:
