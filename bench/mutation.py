@@ -22,6 +22,7 @@ import fnmatch
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -78,7 +79,9 @@ HEAVY = ("torch", "numpy", "PIL.Image", "diffusers", "transformers", "gradio", "
 """Imported before the processes are forked, so that each need not."""
 SENTENCES = "tests/refusals/test_catalogue.py"
 LEFT_OUT = ("on_a_card", "out_of_memory", "forecast", "same_files", "two_hosts", "readers")
-MOST_FILES = 5
+MOST_FILES = 3
+TOLD = r"(?m)^[-+].*(Sentence|Error|Reason)\(|^[-+]\s+(\"|field|number)"
+"""Changes that the test of sentences may see."""
 LIMIT = 60
 """Seconds of the processor that a mutant has beside ten times what its tests took without it."""
 
@@ -228,7 +231,7 @@ def fresh(one: Try) -> int:
 
 
 def naming(copy: Path, mutant: str) -> list[str]:
-    """Test files that name a mutant's module, or where there is none a module that imports it; the sentences' first."""
+    """A few test files that name a mutant's module, or where there is none a module that imports it."""
     module = mutant.rpartition(".")[0]
     sources = {path: path.read_text(encoding="utf-8") for path in (copy / "tests").rglob("test_*.py")}
     importers = [
@@ -240,13 +243,13 @@ def naming(copy: Path, mutant: str) -> list[str]:
     for names in ([module], importers):
         found = found or [path for path, text in sources.items() if any(f"{name} import" in text for name in names)]
     quick = [path for path in found if not any(word in path.name for word in LEFT_OUT)]
-    return [SENTENCES, *(str(path.relative_to(copy)) for path in sorted(quick, key=lambda one: len(sources[one])))]
+    return [str(path.relative_to(copy)) for path in sorted(quick, key=lambda one: len(sources[one]))][:MOST_FILES]
 
 
 def widen(work: Path, options: argparse.Namespace) -> None:
     """What has survived is put into the plain source and tried by the test files that name its module, and by the test
     that reads all sources for sentences: it sees a code without words, and facts that do not fit."""
-    from mutmut.mutation.diff_apply import apply_mutant
+    from mutmut.mutation.diff_apply import apply_mutant, get_diff_for_mutant
 
     copy, log = work / "copy", work / "results.jsonl"
     os.chdir(copy)
@@ -254,23 +257,31 @@ def widen(work: Path, options: argparse.Namespace) -> None:
     os.environ["PY_IGNORE_IMPORTMISMATCH"] = "1"
     for module in HEAVY:
         __import__(module)
-    shutil.copytree(ROOT / "tests", copy / "tests", dirs_exist_ok=True)
+    passes: dict[str, bool] = {}
+
+    def tries(file: str) -> str:
+        return forked("", partial(fresh, Try("", [file], 0)), 10, work / "wide.log")
+
     for name, result in read(log).items():
         if result["outcome"].startswith("killed") or result.get("wide") or result["part"] not in options.parts:
             continue
         source = copy / (name.rpartition(".")[0].replace(".", "/") + ".py")
         before, files, outcome = source.read_text(encoding="utf-8"), naming(copy, name), "survived"
+        if re.search(TOLD, get_diff_for_mutant(name)):
+            files = [SENTENCES, *files]
+        for file in files:
+            passes[file] = passes[file] if file in passes else tries(file) == "survived"
+        files = [file for file in files if passes[file]]
         try:
             apply_mutant(name)
-            for file in files[:MOST_FILES]:
-                outcome = forked("", partial(fresh, Try(name, [file], 0)), 10, work / "wide.log")
-                if outcome == "killed":
+            for file in files:
+                if (outcome := tries(file)) == "killed":
                     break
         finally:
             source.write_text(before, encoding="utf-8")
         with log.open("a", encoding="utf-8") as file_:
             told = outcome if outcome == "killed" else "survived"
-            file_.write(json.dumps({**result, "outcome": told, "wide": files[:MOST_FILES]}) + "\n")
+            file_.write(json.dumps({**result, "outcome": told, "wide": files}) + "\n")
 
 
 def load(work: Path, part: str) -> tuple[dict[str, list[str]], dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lib_trainer.captions.document import Caption, CaptionError, guess_encoding
+from lib_trainer.captions.document import Caption, CaptionError, guess_encoding, read_document
+from lib_trainer.refusals import DatasetError
 
 PIECES = st.sampled_from(
     ["a", "long hair", "saber (fate)", ",", ", ", "\n", "\r\n", "\r", "|||", " ", "\t", "\u3000", "|_|"]
@@ -111,3 +113,17 @@ def test_other_encodings_are_guessed_and_named() -> None:
     assert guess_encoding(b"\x00\x01\x02\xff") == ""
     with pytest.raises(CaptionError, match=r"not UTF-8 text: it reads as cp1252, and can be converted\.$"):
         Caption.read(german.encode("cp1252"))
+    assert guess_encoding(codecs.BOM_UTF16_BE + "a, b".encode("utf-16-be")) == "utf-16"
+
+
+def test_a_caption_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"^The caption '.*none\.txt' is gone\.$"):
+        read_document(tmp_path / "none.txt")
+    with pytest.raises(
+        DatasetError, match=rf"^The caption '{re.escape(str(tmp_path))}' cannot be read \(.*directory\)"
+    ):
+        read_document(tmp_path)
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("Mädchen".encode("cp1252"))
+    with pytest.raises(CaptionError, match=r"latin\.txt' is not UTF-8 text"):
+        read_document(latin)

@@ -76,6 +76,11 @@ def test_edit(name: str, values: dict[str, Any], before: str, after: str) -> Non
     assert edit.label()
 
 
+def test_an_edit_of_the_whole_text_leaves_the_mark_of_the_byte_order() -> None:
+    edit = make_edit("regex-captions", {"expression": "a", "replacement": "b"})
+    assert edit.apply(Caption.parse("a", True), FACTS) == Caption.parse("b", True)
+
+
 def test_every_edit_is_tried_above_and_has_a_form() -> None:
     assert {name for name, *_ in EXPECTED} == set(EDITS)
     for name, kind in EDITS.items():
@@ -89,7 +94,8 @@ def test_every_edit_is_tried_above_and_has_a_form() -> None:
         ("add", {}, "Tags is empty: write one or more tags, separated by commas."),
         ("remove", {"tags": "/(/"}, "Tags: /(/ is not a regular expression"),
         ("regex-tags", {"expression": "["}, "Expression: /[/ is not a regular expression"),
-        ("regex-tags", {"expression": "a", "replacement": r"\3"}, "there is no group 3|Replacement"),
+        ("regex-tags", {"expression": "a", "replacement": r"\3"}, "Replacement: there is no group 3 in /a/."),
+        ("add", {"tags": "a|||b"}, "Tags holds the keep-token separator |||: use the edit for it."),
         ("prune-share", {"percent": 101}, "Percent = 101: it must be a number from 0 to 100."),
         ("prune-score", {"below": "x"}, "Below = 'x': it must be a number from 0 to 1."),
         ("sort", {"by": "colour"}, "By = 'colour': it must be one of alphabet, frequency, score."),

@@ -72,6 +72,13 @@ def test_what_is_no_filter_is_a_sentence(text: str) -> None:
         parse_filter(text)
 
 
+def test_what_is_wrong_is_named() -> None:
+    with pytest.raises(ConfigError, match="there is one bracket too many"):
+        parse_filter("smile)")
+    with pytest.raises(ConfigError, match="an operator is missing"):
+        parse_filter('"smile" "hair"')
+
+
 def test_a_filter_says_what_it_needs() -> None:
     assert parse_filter("smile").needs == frozenset()
     assert parse_filter("tokens>1 OR (width>1 AND score(a)>0)").needs == {"tokens", "size", "scores"}

@@ -133,6 +133,7 @@ def test_contradictions() -> None:
 def test_entangled_and_singletons() -> None:
     captions = made("z, a, b", "z, a, b, once", "z, b, a, c", "z, c, d", "z, c, d")
     assert [(one.tags, len(one.pictures)) for one in fi.entangled(captions)] == [(("a", "b"), 3)]
+    assert str(fi.entangled(captions)[0].text).startswith("a, b always stand together, on 3 pictures")
     assert [one.tags for one in fi.singletons(captions)] == [("once",)]
 
 
@@ -199,6 +200,21 @@ def test_a_set_adds_to_the_tables(tmp_path: Path) -> None:
     (tmp_path / "groups.csv").write_text("hats,bowler\n", encoding="utf-8")
     with pytest.raises(DatasetError, match="there is no group 'hats'"):
         read_knowledge([tmp_path])
+
+
+def test_a_set_says_what_excludes_each_other(tmp_path: Path) -> None:
+    (tmp_path / "exclusive.csv").write_text(
+        "name,tags,needs,unless\ncoats,red coat;blue coat,,twins; two people\n", encoding="utf-8"
+    )
+    knowledge = read_knowledge([tmp_path])
+    found = fi.contradictions(made("blue coat, red coat", "red coat, blue coat, two people", "red coat"), knowledge)
+    assert [str(one.text) for one in found] == ["blue coat and red coat exclude each other (coats)."]
+    assert found[0].pictures == ("0.png",)
+
+
+def test_several_concepts_are_named() -> None:
+    assert pl.several_concepts(["", "cat"]) is None
+    assert str(pl.several_concepts(["dog", "", "cat"])).startswith("These are pictures of cat, dog: filter by folder")
 
 
 def test_an_empty_table_is_no_table() -> None:

@@ -125,7 +125,7 @@ def test_a_line_out_of_range_names_itself(field: str, value: float) -> None:
 def test_overrides_as_people_write_them() -> None:
     assert parse_overrides("long hair: 0.5\nsword=0.2, :d: 0.3\n\n") == {"long hair": 0.5, "sword": 0.2, ":d": 0.3}
     for text in ("long hair", ": 0.5", "hat: high"):
-        with pytest.raises(ConfigError, match=r"write 'long hair: 0\.5'"):
+        with pytest.raises(ConfigError, match=rf"'{text}' is not an entry: write 'long hair: 0\.5'"):
             parse_overrides(text)
     with pytest.raises(ConfigError, match="threshold of 'hat' is 2"):
         Thresholds(overrides=parse_overrides("hat: 2"))
