@@ -112,25 +112,33 @@ def test_filter_select_and_what_is_typed(tab: Tab) -> None:
     assert tab.panels["tags"].count("<tr>") == 1 and ">sword<" in tab.panels["tags"]
 
 
+def bucket_rows(html: str) -> dict[tuple[int, int], int]:
+    found = re.findall(r"(\d+) × (\d+)</button></td><td>(\d+)</td>", html)
+    return {(int(width), int(height)): int(count) for width, height, count in found}
+
+
 def test_buckets_show_where_pictures_are_trained_and_what_is_cut_away(tab: Tab) -> None:
-    form = {"dataset.width": "64", "dataset.height": "64", "buckets.enabled": True, "buckets.step": "32",
-            "buckets.low": "32", "buckets.high": "256"}  # fmt: skip
+    form = {"dataset.width": "128", "dataset.height": "128", "buckets.enabled": True, "buckets.step": "32",
+            "buckets.low": "64", "buckets.high": "256"}  # fmt: skip
     tab("tab", tab="buckets", form=form)
-    html = tab.panels["work"]
-    rows = re.findall(r"(\d+) × (\d+)</button></td><td>(\d+)</td>", html)
-    assert sum(int(count) for _, _, count in rows) == 70, "as the training form has it"
-    assert {(int(width), int(height)) for width, height, _ in rows} == {(64, 64), (96, 32)}
-    assert 'name="buckets.step"' in html and 'value="32"' in html
-    tab("buckets", bucket="96x32", sizes=form)
-    html = tab.panels["work"]
+    rows = bucket_rows(tab.panels["work"])
+    assert rows.keys() == {(128, 128), (160, 96)} and sum(rows.values()) == 70, "as the training form has it"
+    assert 'name="buckets.step"' in tab.panels["work"] and 'value="32"' in tab.panels["work"]
+    tab("buckets", bucket="160x96", sizes=form)
     cells = re.findall(
-        r'<figure title="3_alba/(\d+).png">.*?<i style="left:(.*?);top:(.*?);width:(.*?);height:(.*?)">', html
+        r'<figure title="3_alba/(\d+).png">.*?<i style="left:(.*?)%;top:(.*?)%;width:(.*?)%;height:(.*?)%">',
+        tab.panels["work"],
     )
-    assert cells and all((left, width) == ("0.00%", "100.00%") for _, left, _, width, _ in cells), "cut above and below"
-    first = 64 + int(cells[0][0])
-    assert float(cells[0][4].rstrip("%")) == pytest.approx(100 * first * 32 / 96 / 64, abs=0.01)
+    assert len(cells) == min(48, rows[160, 96])
+    for name, left, top, width, height in cells:
+        across = 64 + int(name)
+        scale = max(160 / across, 96 / 64)
+        assert float(width) == pytest.approx(100 * 160 / across / scale, abs=0.01)
+        assert float(height) == pytest.approx(100 * 96 / 64 / scale, abs=0.01)
+        assert float(left) == pytest.approx((100 - float(width)) / 2, abs=1)
+        assert float(top) == pytest.approx((100 - float(height)) / 2, abs=1)
     tab("buckets", bucket="", sizes={**form, "buckets.enabled": False})
-    assert re.findall(r"(\d+) × (\d+)</button></td><td>(\d+)</td>", tab.panels["work"]) == [("64", "64", "70")]
+    assert bucket_rows(tab.panels["work"]) == {(128, 128): 70}
     tab("tab", tab="buckets", form=form)
     assert tab.view.sizes["buckets.enabled"] is False, "what was typed here stays"
     tab("as-trained", form=form)
