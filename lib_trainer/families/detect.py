@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -68,6 +69,23 @@ def usual_root(shapes: Shapes) -> tuple[str, str] | None:
 def model_in(root: nn.Module) -> Family | Stranger | None:
     """The same of a loaded model in ldm's or sgm's layout; the WebUI puts modules of its own around some."""
     return model_of({name.replace(".wrapped.", "."): tuple(one.shape) for name, one in root.named_parameters()})
+
+
+class LookedAt:
+    """What loaded models are. Each is looked at once for every file that is loaded into it: pages ask at each of their
+    polls, and hosts load one checkpoint over another into the same modules, and take blocks out for it (SSD-1B)."""
+
+    def __init__(self) -> None:
+        self._seen: weakref.WeakKeyDictionary[nn.Module, tuple[object, Family | Stranger | None]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def model(self, root: nn.Module, file: object) -> Family | Stranger | None:
+        """`model_in(root)`, which holds `file`."""
+        seen = self._seen.get(root)
+        if seen is None or seen[0] != file:
+            self._seen[root] = seen = (file, model_in(root))
+        return seen[1]
 
 
 def folder_model(unet: Mapping[str, Any], *, several: bool) -> Family | Stranger:

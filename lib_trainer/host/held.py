@@ -111,8 +111,10 @@ class Holdable:
 
     def roots(self) -> dict[str, nn.Module]:
         """The model's parts, by their names."""
-        encoders: dict[str, nn.Module] = dict(self.text.parts().items())
-        return {"unet": self.unet, **encoders, "vae": self.vae}
+        found: dict[str, nn.Module] = {"unet": self.unet}
+        found.update(self.text.parts().items())
+        found["vae"] = self.vae
+        return found
 
     def _moments(self, encode: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
         moments, overflowed = encode_moments(self.vae, encode, pixels)

@@ -24,7 +24,7 @@ from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs, option_of
 from lib_trainer.kinds.recipe import Progress, Recipe
 from lib_trainer.kinds.slots import Slot, give_back, parameter_of, whole_weight
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, read_shapes, write_checkpoint
-from lib_trainer.networks.formats.description import beside, write_description
+from lib_trainer.networks.formats.description import beside, carry_description, write_description
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.fused import SlicedLinear
 from lib_trainer.networks.low_rank import lora_of_differences
@@ -217,7 +217,9 @@ class CheckpointRecipe(Recipe):
         result = self._result()
         learned = joined({own.place: result[own.key] for own in self._owned})
         tensors = self._rest | learned | self._marks
-        write_checkpoint(files[0], tensors, dtype, facts, self._model.file, overwrite=overwrite)
+        write_checkpoint(files[0], tensors, dtype, facts, overwrite=overwrite)
+        if self._model.file is not None:
+            carry_description(self._model.file, files[0], self._prediction, overwrite=True)
         if self._prediction == "v" and self._model.family.config and not beside(files[0]).exists():
             write_description(files[0], self._model.family, self._prediction)  # or hosts take it for an epsilon model
 

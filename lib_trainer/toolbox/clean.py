@@ -5,12 +5,12 @@ Cleaning twice changes nothing. What is not known is kept.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 
 from lib_trainer.families.family import VAE_PREFIX
+from lib_trainer.networks.formats.description import carry_description
 from lib_trainer.networks.formats.mapped import Stored
 from lib_trainer.refusals import ConfigError, Count, ModelError, Sentence, few
 from lib_trainer.toolbox.clean_names import EMA, POSITIONS, average_of, is_junk, is_known
@@ -55,9 +55,7 @@ def prepare(settings: CleanSettings) -> Prepared:
         tally = Tally()
         progress.begin(Sentence("phase.writing_model"), after, "bytes")
         path = write_stream(target, layout, lambda name: tensors[name].load(), metadata, progress, tally=tally)
-        beside = source.path.with_suffix(".yaml")
-        if beside.is_file() and not path.with_suffix(".yaml").exists():
-            shutil.copyfile(beside, path.with_suffix(".yaml"))
+        carry_description(source.path, path)
         return Done(Sentence("clean.done", path=path), path, (*target.notes, *notes, *rounded(tally)))
 
     return Prepared((told, *target.notes, *notes), work)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from lib_trainer.families.family import Part
+from lib_trainer.families.prediction import predicts
 from lib_trainer.files import write_atomically
+from lib_trainer.networks.formats.description import carry_description, clues_of
 from lib_trainer.refusals import ConfigError, Count, Decimals, ModelError, Sentence, few
 from lib_trainer.toolbox import convert, extract, inject
 from lib_trainer.toolbox.adapters import Kind, kind_of
@@ -89,13 +90,15 @@ def _extract(planned: extract.Plan, how: extract.How, target: Target, report: Pa
             raise ModelError("adapter_file.same", base=planned.base.path, tuned=planned.tuned.path)
         tensors = spool.tensors()
         family = planned.family
+        prediction = predicts(family, clues_of(planned.tuned.path)).prediction
+        said = planned.tuned.metadata.get("modelspec.prediction_type", prediction if prediction == "v" else "")
         metadata = {
-            "ss_base_model_version": family.version,
+            "ss_base_model_version": family.versions(prediction)[0],
             "ss_v2": str(family.v2),
             "ss_network_module": "networks.lora",
             "ss_output_name": target.path.stem,
             "ss_sd_model_name": planned.base.path.name,
-            **{n: one for n, one in planned.tuned.metadata.items() if n in ("modelspec.prediction_type",)},
+            **({"modelspec.prediction_type": said} if said else {}),
             **recipe(
                 "extract",
                 base=planned.base.path.name,
@@ -197,9 +200,7 @@ def _inject(
         metadata.pop(stale, None)
     tally = Tally()
     path = write_stream(target, layout, lambda name: inject.made(planned, name), metadata, progress, tally=tally)
-    beside = model.path.with_suffix(".yaml")
-    if beside.is_file() and not path.with_suffix(".yaml").exists():
-        shutil.copyfile(beside, path.with_suffix(".yaml"))
+    carry_description(model.path, path)
     return Done(Sentence("adapter_file.injected", path=path, count=len(planned.changes)), path, tuple(clamped(tally)))
 
 

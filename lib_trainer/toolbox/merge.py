@@ -8,7 +8,6 @@ the models' or a file's, and blended only where that is asked for.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from lib_trainer import __version__
 from lib_trainer.families.family import VAE_PREFIX, Family
 from lib_trainer.networks.formats.checkpoint_file import is_weight
+from lib_trainer.networks.formats.description import carry_description
 from lib_trainer.networks.formats.mapped import Stored
 from lib_trainer.options.toml import read_toml
 from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Sentence, few
@@ -359,9 +359,7 @@ def _write(plan: Plan, progress: Progress) -> Done:
     path = write_stream(
         plan.target, plan.layout, make, _metadata(plan), progress, closing=closing, room=room, tally=tally
     )
-    beside = plan.sources[0].path.with_suffix(".yaml")
-    if beside.is_file() and not path.with_suffix(".yaml").exists():
-        shutil.copyfile(beside, path.with_suffix(".yaml"))
+    carry_description(plan.sources[0].path, path)
     return Done(Sentence("merge.done", path=path), path, (*plan.notes, *rounded(tally)))
 
 

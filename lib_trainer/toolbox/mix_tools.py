@@ -212,7 +212,7 @@ class _Mixing:
         else:
             metadata = shared([one.metadata for one in self.opened])
         family = self.opened[0].family
-        metadata.setdefault("ss_base_model_version", family.version)
+        metadata.setdefault("ss_base_model_version", family.versions(metadata.get("modelspec.prediction_type", ""))[0])
         metadata.setdefault("ss_v2", str(family.v2))
         if not same or "ss_network_module" not in metadata:
             metadata["ss_network_module"] = "networks.lora" if plain else "lycoris.kohya"

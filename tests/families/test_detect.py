@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib_trainer.families.detect import embedding_of, folder_model, lora_of, model_in, model_of
+from lib_trainer.families import detect
+from lib_trainer.families.detect import LookedAt, embedding_of, folder_model, lora_of, model_in, model_of
 from lib_trainer.families.known import FAMILIES, FLUX, INPAINTING, REFINER, SD3, SSD, checked
 from lib_trainer.families.sd1 import SD1
 from lib_trainer.families.sd2 import SD2
@@ -72,6 +73,23 @@ def test_a_loaded_model_is_told_also_behind_the_webuis_wrappers() -> None:
         unet = nested("diffusion_model.input_blocks.0.0", nn.Conv2d(4, 8, 3))
         root.add_module("model", unet)
         assert model_in(root) is wanted
+
+
+def test_a_model_is_looked_at_again_when_another_file_is_loaded_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The WebUI loads SSD-1B into SDXL's modules, and takes two of the middle's blocks out."""
+    middle = nn.Module()
+    for name in ("0", "1", "2"):
+        middle.add_module(name, nn.Linear(2, 2))
+    root = nn.ModuleDict({"model": nn.ModuleDict({"diffusion_model": nn.ModuleDict({"middle_block": middle})})})
+    root["conditioner"] = nn.ModuleDict({"embedders": nn.ModuleList([nn.Linear(2, 2)])})
+    looks: list[nn.Module] = []
+    monkeypatch.setattr(detect, "model_in", lambda root: (looks.append(root), model_in(root))[1])
+    seen = LookedAt()
+    assert [seen.model(root, "xl.safetensors"), seen.model(root, "xl.safetensors")] == [SDXL, SDXL]
+    assert len(looks) == 1
+    del middle._modules["1"], middle._modules["2"]
+    assert seen.model(root, "ssd.safetensors") is SSD
+    assert len(looks) == 2
 
 
 def test_a_folder_is_told() -> None:

@@ -22,8 +22,8 @@ from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.host.vector import sines_of, vector_of
 from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_shapes
-from lib_trainer.ports import Conditioning, PictureSize
-from lib_trainer.refusals import ModelError
+from lib_trainer.ports import Conditioning, PictureSize, PreviewRequest
+from lib_trainer.refusals import ConfigError, ModelError
 from tests import tiny_families
 from tests.support import relative, scaled_linear, tiny_schedule
 from tests.tiny_families import POOLED, TE1, TE2, TinyXl, build_sd2, build_sdxl, sgm_unet
@@ -108,6 +108,31 @@ def _copied(tiny: TinyXl, folder: Path, config: dict[str, Any], **changed: torch
     return path
 
 
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_is_told_before_it_is_loaded(xl: TinyXl, tmp_path: Path, archive: bool) -> None:
+    """By its names alone: of the older layout, whose numbers come last, these are not read."""
+    path = tmp_path / "xl.ckpt"
+    torch.save({"state_dict": load_file(xl.path)}, path, _use_new_zipfile_serialization=archive)
+    host = StandaloneHost(path, tmp_path, CPU)
+    assert host.family() is SDXL and "· SDXL ·" in host.describe()
+    assert host.parts().keys() == {"unet", "te1", "te2"}
+    if not archive:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2].ljust(len(whole), b"\0"))
+        assert read_shapes(path) == read_shapes(xl.path)
+        with pytest.raises(ModelError, match=r"xl\.ckpt"):
+            load_checkpoint(path)
+
+
+def test_a_hypernetwork_in_a_prompt_for_sdxl_is_refused(xl: TinyXl, tmp_path: Path) -> None:
+    host = StandaloneHost(xl.path, tmp_path, CPU)
+    host.hypernetwork_folder().mkdir()
+    (host.hypernetwork_folder() / "net.pt").touch()
+    assert host.calls() == []
+    with pytest.raises(ConfigError, match="<hypernet:net:…>: a hypernetwork cannot be used with SDXL"):
+        host.preview(PreviewRequest("a disc <hypernet:net:1>", width=64, height=64, steps=1))
+
+
 def test_without_a_description_heads_have_64_channels(xl: TinyXl, tmp_path: Path) -> None:
     config = tiny_families.sdxl_config()
     for section in config["model"]["params"]["conditioner_config"]["params"]["emb_models"][:2]:
@@ -139,7 +164,7 @@ def test_both_layouts_predict_alike(name: str, request: pytest.FixtureRequest) -
 def test_sgms_own_classes_predict_alike(tmp_path: Path) -> None:
     unet_class = sgm_unet()
     if unet_class is None:
-        pytest.skip("sgm's sources are not at hand: set SGM_DIR or WEBUI_DIR")
+        pytest.skip("sgm's sources are in requirements/test-no-deps.txt; or set SGM_DIR or WEBUI_DIR")
     tiny = build_sdxl(tmp_path, unet_class)
     one, other = by_class(tiny, SDXL), DiffusersModel.load(tiny.path, CPU)
     assert relative(predicted(one, SDXL), predicted(other, SDXL)) < 1e-5

@@ -15,17 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from lib_trainer.cli import main as cli
 from lib_trainer.config import from_values
-from lib_trainer.families.prediction import SD2_BIAS
+from lib_trainer.families.prediction import SD2_BIAS, said_in
 from lib_trainer.families.sd2 import SD2
 from lib_trainer.host.standalone.checkpoint import load_checkpoint
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.host.standalone.sampling import LEAST_ALPHA, SAMPLERS, draw
-from lib_trainer.networks.formats.description import predicted_by, read_description
+from lib_trainer.networks.formats.description import carry_description, predicted_by, read_description
 from lib_trainer.ports import Conditioning, NoiseSchedule, PreviewRequest
 from lib_trainer.refusals import ModelError
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 from tests.support import draw_pictures, ldm_config, make_job, scaled_linear
+from tests.tiny_families import sdxl_config
 
 CPU = torch.device("cpu")
 MARKS = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
@@ -58,13 +59,16 @@ def test_marked_tensors_are_found_before_and_after_loading(marked: Path, tmp_pat
     assert host.predicts() == before
 
 
-def test_a_pickle_tells_when_it_is_loaded(tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_tells_before_and_after_loading(tiny: Any, tmp_path: Path, archive: bool) -> None:
+    """Both layouts of `torch.save`."""
     path = tmp_path / "model.ckpt"
-    torch.save({"state_dict": load_file(tiny.path) | MARKS}, path)
+    held = {"state_dict": load_file(tiny.path) | MARKS}
+    torch.save(held, path, _use_new_zipfile_serialization=archive)
     path.with_suffix(".yaml").write_text(json.dumps(ldm_config()))
     shutil.copytree(tiny.path.parent / "clip", tmp_path / "clip")
     host = StandaloneHost(path, tmp_path, CPU)
-    assert host.predicts().prediction == "epsilon"
+    assert host.predicts().prediction == "v" and host.predicts().zero_terminal
     assert host.model().schedule.prediction == host.predicts().prediction == "v"
 
 
@@ -83,7 +87,9 @@ def test_metadata_are_found_and_a_changed_file_is_read_anew(tiny: Any, tmp_path:
 def test_sd2_is_told_by_a_bias(tmp_path: Path, spread: float) -> None:
     path = tmp_path / "sd2.safetensors"
     save_file({SD2_BIAS: torch.tensor([spread, -spread]).half()}, str(path))
-    assert predicted_by(path, SD2).prediction == ("v" if spread > 0.09 else "epsilon")
+    torch.save({"state_dict": load_file(path)}, tmp_path / "sd2.ckpt")
+    for one in (path, tmp_path / "sd2.ckpt"):
+        assert predicted_by(one, SD2).prediction == ("v" if spread > 0.09 else "epsilon")
 
 
 def test_edm_models_are_refused(tiny: Any, tmp_path: Path) -> None:
@@ -141,6 +147,42 @@ def test_a_run_of_a_marked_model_says_so_in_its_file(marked: Path, tmp_path: Pat
     assert not [one for one in seen if isinstance(one, ev.Message) and one.level == "warning"], (
         "nobody draws it wrongly"
     )
+
+
+@pytest.mark.parametrize(("says", "overruled", "result"), [("", "auto", "v"), ("v", "epsilon", "eps")])
+def test_the_yaml_of_a_checkpoint_says_what_it_predicts(
+    tiny: Any, tmp_path: Path, says: str, overruled: str, result: str
+) -> None:
+    """And not what that of its base says, where a tensor or the job knows better; all else is as it was."""
+    path = written(tmp_path, tiny, {"v_pred": torch.zeros(0)} if not says else {})
+    config = ldm_config()
+    if says:
+        config["model"]["params"]["parameterization"] = says
+        path.with_suffix(".yaml").write_text(json.dumps(config))
+    changes = {"network__kind": "checkpoint", "model__prediction": overruled, "training__max_steps": 1}
+    runner = TrainingDesk(StandaloneHost(path, tmp_path, CPU))
+    runner.start(make_job(draw_pictures(tmp_path / "pictures", 2), output__name="whole", **changes))
+    view = runner.wait()
+    assert view is not None and view.state == "finished" and view.output is not None, view
+    config["model"]["params"]["parameterization"] = result
+    assert read_description(view.output) == config
+
+
+def test_a_carried_yaml_of_sgm_says_it_in_two_places(tmp_path: Path) -> None:
+    base, result = tmp_path / "base.safetensors", tmp_path / "result.safetensors"
+    config = sdxl_config("EpsScaling")
+    own = config["model"]["params"]["denoiser_config"]["params"]
+    own["weighting_config"] = {"target": "sgm.modules.diffusionmodules.denoiser_weighting.EpsWeighting"}
+    base.with_suffix(".yaml").write_text(f"# as it was\n{json.dumps(config)}")
+    carry_description(base, result, "epsilon")
+    assert result.with_suffix(".yaml").read_bytes() == base.with_suffix(".yaml").read_bytes()
+    carry_description(base, result, "v")
+    assert said_in(read_description(result)) == "epsilon", "one that is there stays"
+    carry_description(base, result, "v", overwrite=True)
+    for name in ("scaling", "weighting"):
+        target = own[f"{name}_config"]["target"]
+        own[f"{name}_config"]["target"] = target.replace("Eps", "V")
+    assert read_description(result) == config and said_in(config) == "v"
 
 
 @torch.no_grad()

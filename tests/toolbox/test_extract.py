@@ -188,3 +188,14 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(tmp_path: P
     assert (tmp_path / "out.safetensors").read_bytes() == b"mine"
     left = {one.name for one in tmp_path.iterdir()}
     assert left == {f"{name}.safetensors" for name in ("base", "same", "nan", "xl", "cut", "out")}
+
+
+def test_what_was_extracted_from_a_v_model_says_so(tmp_path: Path) -> None:
+    model = checkpoint(SD1)
+    base = save(tmp_path / "base.safetensors", model)
+    file = save(tmp_path / "tuned.safetensors", tuned(model) | {"v_pred": torch.zeros(0)})
+    made = facts(run("extract", base=str(base), tuned=str(file), rank=2, output=str(tmp_path / "lora")).path)
+    assert (made["ss_base_model_version"], made["modelspec.prediction_type"]) == ("sd_v1_v", "v")
+    save(file, tuned(model))
+    plain = facts(run("extract", base=str(base), tuned=str(file), rank=2, output=str(tmp_path / "other")).path)
+    assert plain["ss_base_model_version"] == "sd_v1" and "modelspec.prediction_type" not in plain

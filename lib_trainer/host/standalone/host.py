@@ -28,7 +28,6 @@ from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
-from lib_trainer.networks.formats.reading import is_pickle
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import HeldPart, PreviewRequest, Rows
 from lib_trainer.refusals import ConfigError, Field, ModelError
@@ -70,14 +69,13 @@ class StandaloneHost:
         return predicted_by(self.checkpoint, self.family())
 
     def _found(self) -> Family | Stranger:
-        """Of what is not loaded yet a folder's description or a file's header tells; a pickle, which has none, tells
-        when it is loaded."""
+        """Of what is not loaded yet a folder's description or the names in a file tell."""
         if self._model is not None:
             return self._model.family
         path = found(self.checkpoint) if self.checkpoint else None
         if path is not None and path.is_dir():
             return model_of_folder(path)
-        if path is None or not path.is_file() or is_pickle(path):
+        if path is None or not path.is_file():
             return DEFAULT
         return _model_of_file(path, path.stat().st_mtime_ns)
 
@@ -113,6 +111,8 @@ class StandaloneHost:
             words = self._embeddings(model, f"{prompt} {request.negative_prompt}")
             for one in wanted:
                 if one.kind == "hypernet":
+                    if not model.family.hypernetworks:
+                        raise ConfigError("prompt.hypernetwork_family", name=one.name, family=model.family.word)
                     stack.enter_context(self._hypernetwork(model, one))
                 else:
                     file, network = self._network(model, one)
@@ -133,7 +133,8 @@ class StandaloneHost:
 
     def calls(self) -> Sequence[str]:
         """What a prompt can say to use a trained file: LoRAs, then hypernetworks, then embeddings."""
-        nets, words = sorted(by_stem(self.hypernetwork_folder(), (".pt",))), sorted(self._words())
+        hypernetworks = by_stem(self.hypernetwork_folder(), (".pt",)) if self.family().hypernetworks else {}
+        nets, words = sorted(hypernetworks), sorted(self._words())
         return [*(f"<lora:{name}:1>" for name in self.loras()), *(f"<hypernet:{name}:1>" for name in nets), *words]
 
     def describe(self) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from modules import devices, sd_hijack, sd_unet, shared
 from modules.textual_inversion.textual_inversion import Embedding
 from torch import nn
 
-from lib_trainer.families.detect import model_in
-from lib_trainer.families.family import Family, Stranger
+from lib_trainer.families.detect import LookedAt
+from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.prediction import Prediction, Predicts
 from lib_trainer.host.ldm.model import LdmModel
@@ -93,19 +92,15 @@ class WebuiModel(LdmModel):
             yield
 
 
-_looked_at: weakref.WeakKeyDictionary[nn.Module, Family | Stranger | None] = weakref.WeakKeyDictionary()
+_looked_at = LookedAt()
 
 
 def family_of(sd_model: Any) -> Family:
-    """The family of a loaded checkpoint. Raises `ModelError` where it cannot be trained.
-
-    A model is looked at once: the page asks at each of its polls.
-    """
+    """The family of a loaded checkpoint. Raises `ModelError` where it cannot be trained."""
     if not isinstance(sd_model, nn.Module):
         return DEFAULT
-    if sd_model not in _looked_at:
-        _looked_at[sd_model] = model_in(sd_model)
-    return checked(_looked_at[sd_model] or DEFAULT)
+    file = getattr(getattr(sd_model, "sd_checkpoint_info", None), "filename", None)  # set when its weights are in
+    return checked(_looked_at.model(sd_model, file) or DEFAULT)
 
 
 def check_model(sd_model: Any) -> None:

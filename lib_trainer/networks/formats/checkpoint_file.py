@@ -8,7 +8,6 @@ older names; any precision. Written is .safetensors.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,19 +55,15 @@ def write_checkpoint(
     tensors: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
     metadata: Mapping[str, str],
-    beside: Path | None,
     *,
     overwrite: bool,
 ) -> None:
-    """Write all tensors in `dtype`, and the base model's .yaml, where `beside` has one, under the new name.
+    """Write all tensors in `dtype`.
 
-    The tensors may be on any device: they are fetched and cast one after another. Raises `SaveError` naming the file
-    and the remedy.
+    They may be on any device: they are fetched and cast one after another. Raises `SaveError` naming the file and the
+    remedy.
     """
     write_tensors(path, tensors, metadata, overwrite=overwrite, dtype=dtype)
-    described = beside.with_suffix(".yaml") if beside else None
-    if described is not None and described.is_file():
-        shutil.copyfile(described, path.with_suffix(".yaml"))
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
@@ -76,12 +71,13 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in read_state_dict(path).items() if is_weight(name)}
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path, *, contents: bool = True) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint file, out of what it is nested in and by today's names.
 
-    Raises `ModelError` naming the file; no code that is in it is run.
+    Raises `ModelError` naming the file; no code that is in it is run. Without `contents` nobody will look at the
+    numbers, which may be left unread.
     """
-    held = unnested(reading.read_file(path))
+    held = unnested(reading.read_file(path, contents=contents))
     tensors = {name: one for name, one in held.items() if isinstance(name, str) and isinstance(one, torch.Tensor)}
     names = canonical_names({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     return {names[name]: tensor for name, tensor in tensors.items()}
@@ -96,12 +92,12 @@ def canonical_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """{today's name: shape} of every tensor of a checkpoint file; of a .safetensors file the header alone is read.
+    """{today's name: shape} of every tensor of a checkpoint file; its numbers are left unread where that can be.
 
     Raises `ModelError` naming the file.
     """
     if reading.is_pickle(path):
-        return {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
+        return {name: tuple(tensor.shape) for name, tensor in read_state_dict(path, contents=False).items()}
     shapes = reading.read_names(path)
     names = canonical_names(shapes)
     return {names[name]: shape for name, shape in shapes.items()}

@@ -19,9 +19,10 @@ import torch
 from omegaconf import OmegaConf
 
 from lib_trainer.families.family import Family
-from lib_trainer.families.prediction import SD2_BIAS, Clues, Prediction, Predicts, is_edm, predicts
+from lib_trainer.families.prediction import SD2_BIAS, Clues, Prediction, Predicts, is_edm, predicts, said_in
 from lib_trainer.files import found, write_atomically
 from lib_trainer.networks.formats import reading
+from lib_trainer.networks.formats.checkpoint_file import read_shapes, read_state_dict
 from lib_trainer.refusals import ConfigError, ModelError, SaveError
 
 
@@ -38,8 +39,8 @@ def predicted_by(
 ) -> Predicts:
     """What a checkpoint file, or a diffusers folder, predicts, and why.
 
-    Of a .safetensors file the header is read, and one small tensor; a pickle's tensors are not looked at unless it has
-    been read already, as `tensors`. `tried` is what a host has found by trying the model.
+    Of a file names are read, and one small tensor, unless it has been read already, as `tensors`. `tried` is what a
+    host has found by trying the model.
 
     Raises `ModelError` for a model of another kind of diffusion altogether.
     """
@@ -86,7 +87,9 @@ def _clues(path: Path, changed: int, described: int) -> Clues:
     said = read_description(path)
     try:
         if reading.is_pickle(path):
-            return Clues(described=said)
+            names = read_shapes(path).keys()
+            tried = read_state_dict(path)[SD2_BIAS] if SD2_BIAS in names else None  # mapped, where the file is large
+            return Clues(frozenset(names), {}, said, deviation=_deviation(tried))
         header = reading.read_header(path)
         bias = reading.read_tensor(path, SD2_BIAS) if SD2_BIAS in header.shapes else None
     except ModelError:
@@ -124,6 +127,44 @@ def write_description(checkpoint: Path, family: Family, prediction: Prediction) 
     except OSError as error:
         raise SaveError("file.not_written", path=path, reason=error.strerror or error) from error
     return path
+
+
+def carry_description(
+    base: Path, result: Path, prediction: Prediction | None = None, *, overwrite: bool = False
+) -> None:
+    """The .yaml beside a base model, where there is one, under the name of what was made of it.
+
+    It is the same file, unless what was made is known to predict something else than it says: then its word for that
+    is another. Without `overwrite` one that is there stays. Raises `SaveError`.
+    """
+    own = beside(base)
+    if not own.is_file():
+        return
+    told = read_description(base)
+    try:
+        same = prediction is None or not told or (said_in(told) or "epsilon") == prediction
+        data = own.read_bytes() if same or prediction is None else _saying(own, prediction)
+        write_atomically(beside(result), data, overwrite=overwrite)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise SaveError("file.not_written", path=beside(result), reason=error.strerror or error) from error
+
+
+def _saying(path: Path, prediction: Prediction) -> bytes:
+    """A .yaml as it is, but for its word of what the model predicts."""
+    config = OmegaConf.load(path)
+    params = config.model.params
+    denoiser = params.get("denoiser_config")
+    if denoiser is None:
+        params.parameterization = "v" if prediction == "v" else "eps"
+    else:
+        for part in ("Scaling", "Weighting"):
+            section = denoiser.params.get(f"{part.lower()}_config")
+            if section is not None:
+                section.target = f"{section.target.rpartition('.')[0]}.{'V' if prediction == 'v' else 'Eps'}{part}"
+    text: str = OmegaConf.to_yaml(config)
+    return text.encode()
 
 
 def description(family: Family, prediction: Prediction) -> dict[str, Any] | None:

@@ -52,12 +52,15 @@ def read_plain(path: Path) -> dict[Any, Any]:
     return data
 
 
-def read_values(path: Path) -> Any:
-    """What a file of `torch.save` holds: `read_plain` without the condition that it is a dictionary."""
+def read_values(path: Path, *, contents: bool = True) -> Any:
+    """What a file of `torch.save` holds: `read_plain` without the condition that it is a dictionary.
+
+    Without `contents` nobody will look at the tensors' numbers, and what can be left unread of them is.
+    """
     try:
         if path.stat().st_size == 0:
             raise Reason("tensors.empty")
-        data = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
+        data = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path, contents)
     except FileNotFoundError:
         raise ModelError("file.missing", path=path) from None
     except BROKEN as error:
@@ -141,7 +144,7 @@ def _whole(path: Path) -> Any:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _read_old(path: Path) -> Any:
+def _read_old(path: Path, contents: bool) -> Any:
     """The layout of torch before 1.6. Its pickles come first and the bytes that they refer to afterwards."""
     left, known = path.stat().st_size, dict[str, Storage]()
 
@@ -171,7 +174,7 @@ def _read_old(path: Path) -> Any:
         system, data, keys = following(), following(), following()
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise Reason("tensors.big_endian")
-        for key in keys if isinstance(keys, list) else ():
+        for key in keys if contents and isinstance(keys, list) else ():
             one = known[str(key)]
             (count,) = struct.unpack("<q", file.read(8))
             if count != one.count or file.readinto(one.buffer) != len(one.buffer):

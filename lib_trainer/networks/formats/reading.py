@@ -39,12 +39,13 @@ def is_pickle(path: Path) -> bool:
     return begins.startswith(PICKLES) or (path.suffix.lower() in ENDINGS and begins[8:] != b"{")
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, *, contents: bool = True) -> Any:
     """What a file holds: a {name: tensor} of a .safetensors file, or whatever else was given to `torch.save`.
 
-    Raises `ModelError` naming the file. No code that is in it is run.
+    Raises `ModelError` naming the file. No code that is in it is run. Without `contents` nobody will look at the
+    numbers, see `read_values`.
     """
-    return read_values(found(path)) if is_pickle(path) else read_safetensors(path)[0]
+    return read_values(found(path), contents=contents) if is_pickle(path) else read_safetensors(path)[0]
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
