@@ -1,13 +1,18 @@
 """Tiny models of SDXL's and SD 2's topology: random weights in real modules, and the same as a single file.
 
-sgm, whose classes SDXL is loaded into, is in no package index. Where its sources are at hand (the environment variable
-SGM_DIR, or WEBUI_DIR's repositories/generative-models) its own UNet is taken, and elsewhere `bench/labelled.py`'s.
+sgm, whose classes SDXL is loaded into, is in no package index under a name of its own. imaginAIry has its sources
+(requirements/test-no-deps.txt): names and forward of that UNet are those of the WebUI's, bit for bit. The environment
+variables SGM_DIR, or WEBUI_DIR for its repositories/generative-models, name the originals, which are taken first.
+Models that need no class of sgm's are of `bench/labelled.py`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -84,19 +89,35 @@ def in_ldm(tiny: TinyXl, family: Family, prediction: Prediction = "epsilon") -> 
     return LdmModel(tiny.unet, tiny.vae, texts, schedule, scale, "tiny", tiny.path, family=family)
 
 
+@functools.cache
 def sgm_unet() -> Any:
     """sgm's own UNetModel, or None where its sources are not at hand."""
     folders = [os.environ.get("SGM_DIR", "")]
     folders += [f"{os.environ['WEBUI_DIR']}/repositories/generative-models"] if os.environ.get("WEBUI_DIR") else []
     folder = next((Path(one) for one in folders if one and (Path(one) / "sgm").is_dir()), None)
-    if folder is None:
+    if folder is not None:
+        _without_their_packages(folder, "sgm", "sgm.modules", "sgm.modules.diffusionmodules")
+        with contextlib.redirect_stdout(None):
+            return importlib.import_module("sgm.modules.diffusionmodules.openaimodel").UNetModel
+    spec = importlib.util.find_spec("imaginairy")
+    if spec is None or not spec.submodule_search_locations:
         return None
-    for name in ("sgm", "sgm.modules", "sgm.modules.diffusionmodules"):  # their packages import far more than the UNet
+    root = "imaginairy.modules.sgm"
+    folder = Path(spec.submodule_search_locations[0]).parent
+    _without_their_packages(folder, "imaginairy", "imaginairy.modules", root, f"{root}.diffusionmodules")
+    module = importlib.import_module(f"{root}.diffusionmodules.openaimodel")
+    # It reaches for a transformer of ldm's, which knows less; sgm's lies beside it
+    module.SpatialTransformer = importlib.import_module(f"{root}.attention").SpatialTransformer  # type: ignore[attr-defined]
+    known = inspect.signature(module.UNetModel).parameters
+    return lambda **shape: module.UNetModel(**{name: value for name, value in shape.items() if name in known})
+
+
+def _without_their_packages(folder: Path, *names: str) -> None:
+    """Packages that import nothing: the real ones import far more than the UNet."""
+    for name in names:
         package = types.ModuleType(name)
         package.__path__ = [str(folder.joinpath(*name.split(".")))]
         sys.modules.setdefault(name, package)
-    with contextlib.redirect_stdout(None):
-        return importlib.import_module("sgm.modules.diffusionmodules.openaimodel").UNetModel
 
 
 def drawn(*modules: nn.Module) -> None:

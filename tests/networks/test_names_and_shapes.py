@@ -115,7 +115,7 @@ def _of_family(family: Family, host: str) -> Any:
         return DiffusersModel(parts, torch.device("meta"))
     unet_class: Any = sgm_unet() if host == "sgm" else None
     if host == "sgm" and unet_class is None:
-        pytest.skip("sgm's sources are not at hand: set SGM_DIR or WEBUI_DIR")
+        pytest.skip("sgm's sources are in requirements/test-no-deps.txt; or set SGM_DIR or WEBUI_DIR")
     if unet_class is None:
         unet_class = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel").UNetModel
     assert family.config is not None
