@@ -19,14 +19,15 @@ from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.networks.formats.lora_file import read_lora, write_lora
 from lib_trainer.networks.lora import LoraNetwork, module_keys, unmatched_keys
-from lib_trainer.ports import Conditioning
+from lib_trainer.ports import Conditioning, PictureSize
 from lib_trainer.refusals import ModelError, SaveError
 from tests.support import CONTEXT, relative
+from tests.tiny_families import POOLED, TE1, TE2, build_sdxl
 
 
-def learned(model: Any, rank: int = 4, alpha: float = 3.0) -> LoraNetwork:
+def learned(model: Any, rank: int = 4, alpha: float = 3.0, groups: tuple[str, ...] = ("transformer",)) -> LoraNetwork:
     """A network on a model's attention layers with weights as if it had learned something."""
-    targets = [target for target in model.adaptable_modules() if target.group == "transformer"]
+    targets = [target for target in model.adaptable_modules() if target.group in groups]
     generator = torch.Generator().manual_seed(1)
     network = LoraNetwork.create(targets, rank, alpha, generator)
     with torch.no_grad():
@@ -203,22 +204,29 @@ def test_a_linear_file_fits_a_1x1_convolution_and_alpha_may_be_absent(diffusers_
 
 
 @pytest.fixture
-def pipeline(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """diffusers' own pipeline over a copy of the tiny weights, with its own LoRA loader switched on.
-
-    The WebUI's pin of transformers (4.30) is older than what diffusers wants for its text encoders' adapters: their
-    `load_adapter` is given here as later versions of transformers define it, over peft.
-    """
+def own_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' own LoRA loader is switched on, which wants a newer transformers than the WebUI's pin (4.30)."""
     pytest.importorskip("peft")
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
     from diffusers.loaders import lora_base, lora_pipeline, peft, unet
 
     for module in (lora_base, lora_pipeline, peft, unet):
         monkeypatch.setattr(module, "USE_PEFT_BACKEND", True)
-    parts = DiffusersModel.load(tiny.path, torch.device("cpu"))
-    text = parts.text.encoders[0].module
+
+
+def adaptable(text: Any) -> Any:
+    """A text encoder with `load_adapter` as later versions of transformers define it, over peft."""
     if not hasattr(text, "load_adapter"):
         text.load_adapter = lambda **kw: _load_adapter(text, **kw)
+    return text
+
+
+@pytest.fixture
+def pipeline(tiny: Any, own_loader: None) -> Iterator[Any]:
+    """diffusers' own pipeline over a copy of the tiny weights."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    parts = DiffusersModel.load(tiny.path, torch.device("cpu"))
+    text = adaptable(parts.text.encoders[0].module)
     yield StableDiffusionPipeline(
         vae=parts.vae,
         text_encoder=text,
@@ -259,3 +267,37 @@ def test_diffusers_own_loader_takes_the_file(diffusers_model: DiffusersModel, pi
     assert relative(wanted, plain) > 0.01
     assert relative(out, wanted) < 1e-4
     assert relative(told, wanted_words) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["lora", "locon"])
+def test_diffusers_own_loader_takes_a_file_of_sdxl(own_loader: None, tmp_path: Path, kind: str) -> None:
+    """Layers of UNet and both encoders under sgm's names; those of convolutions, too."""
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+
+    path = build_sdxl(tmp_path).path
+    model, other = (DiffusersModel.load(path, torch.device("cpu")) for _ in range(2))
+    network = learned(model, groups=("transformer",) if kind == "lora" else ("transformer", "convolution"))
+    file = tmp_path / "learned.safetensors"
+    write_lora(file, network.tensors(torch.float32), {"ss_output_name": "learned"}, overwrite=False)
+    first, second = (adaptable(one.module) for one in other.text.encoders)
+    pipeline = StableDiffusionXLPipeline(
+        vae=other.vae, text_encoder=first, text_encoder_2=second, tokenizer=other.text.chunks.tokenizer,
+        tokenizer_2=other.text.chunks.tokenizer, unet=other.unet, scheduler=DDIMScheduler(), add_watermarker=False,
+    )  # fmt: skip
+    plain, said = predicted_xl(model), words(model)
+    with network.applied():
+        wanted, told = predicted_xl(model), words(model)
+    assert relative(wanted, plain) > 0.01 and relative(told, said) > 0.01
+    pipeline.load_lora_weights(str(tmp_path), weight_name=file.name)
+    assert relative(predicted_xl(other), wanted) < 1e-4
+    assert relative(words(other), told) < 1e-4
+
+
+@torch.no_grad()
+def predicted_xl(model: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    latents, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, TE1 + TE2, generator=generator)
+    size = PictureSize((64, 64), (0, 0), (64, 64))
+    told = Conditioning(context, torch.randn(2, POOLED, generator=generator)).sized([size, size])
+    out: torch.Tensor = model.predict(latents, torch.tensor([3, 700]), told)
+    return out

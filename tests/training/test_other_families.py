@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lib_trainer.config import from_values
 from lib_trainer.families.known import FAMILIES
 from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import HeldPart, PictureSize, TrainingState
@@ -297,3 +299,36 @@ def test_masks_are_of_every_family(
     prediction, noised, masks = seen[-1]
     assert masks is not None and sorted(bool(one.all()) for one in masks) == [False, True]
     assert view.loss == pytest.approx(by_hand(prediction, noised.target, masks, 0.0, True), rel=1e-5)
+
+
+def test_dreambooth_on_sdxl_saves_the_average_of_its_steps(pair: Pair, pictures: Path, tmp_path: Path) -> None:
+    """The host draws the class pictures, both sets are learned, and the file holds the average (EMA) of each weight."""
+    if not pair.ldm.family.sizes:
+        pytest.skip("it is the same code")
+    changes = {
+        "network.kind": "checkpoint", "finetune.text_encoder_lr": 1e-3, "finetune.unet_lr": 1e-3,
+        "prior.class_prompt": "disc", "prior.class_pictures": 3, "prior.class_folder": str(tmp_path / "class"),
+        "preview.steps": 1, "training.max_steps": 3, "output.save_every": 1, "optimizer.ema_decay": 0.25,
+    }  # fmt: skip
+    folders = {averaged: tmp_path / str(averaged) / "checkpoints" for averaged in (False, True)}
+    for averaged, folder in folders.items():
+        runner = TrainingDesk(StandaloneHost(pair.tiny.path, folder.parent, CPU))
+        values = job_values(pictures) | {"output.name": "zrk", "output.precision": "fp32", "optimizer.ema": averaged}
+        runner.start(from_values(values | changes))
+        view = runner.wait(300)
+        assert view is not None and (view.state, view.error) == ("finished", "")
+        assert len(list((tmp_path / "class").glob("*.png"))) == 3
+    with safe_open(folders[True] / "zrk.safetensors", "pt") as file:
+        told = file.metadata()
+    assert told["ss_num_reg_images"] == "3" and float(told["ss_prior_loss_weight"]) == 1
+    expected = load_file(pair.tiny.path)
+    for step, name in enumerate(("zrk-step00000001", "zrk-step00000002", "zrk"), 1):
+        decay = min(0.25, (1 + step) / (10 + step))
+        plain, averaged = (load_file(folders[one] / f"{name}.safetensors") for one in (False, True))
+        moved = 0
+        for key, tensor in plain.items():
+            if tensor.is_floating_point():
+                moved += not torch.equal(tensor, expected[key])
+                expected[key] = decay * expected[key] + (1 - decay) * tensor
+                torch.testing.assert_close(averaged[key], expected[key], rtol=1e-4, atol=1e-6)
+        assert moved > 100
