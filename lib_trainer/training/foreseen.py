@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
-from lib_trainer.dataset.folder import concept_of, list_folder
+from lib_trainer.dataset.folder import as_number, concept_of, list_folder
+from lib_trainer.dataset.weights import WEIGHTS, Weights, read_weights
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.refusals import Count, Decimals, Sentence
 from lib_trainer.training.order import Order, Shown
@@ -30,7 +31,8 @@ class Foreseen:
     def epochs(self) -> float:
         """How often the set is seen."""
         training = self.job.training
-        return self.steps * training.gradient_accumulation / self.batches if training.max_steps else training.epochs
+        each = self.steps * training.gradient_accumulation / max(1, self.batches)
+        return each if training.max_steps else training.epochs
 
     def told(self) -> Sentence:
         """'24 pictures × 10 repeats × 10 epochs = 2,400 steps'."""
@@ -46,7 +48,7 @@ class Foreseen:
     def _shown(self) -> Sentence:
         pictures = Count(len(self.repeats))
         if len(set(self.repeats)) == 1:
-            shown = Sentence("foreseen.even", pictures=pictures, repeats=self.repeats[0])
+            shown = Sentence("foreseen.even", pictures=pictures, repeats=as_number(str(self.repeats[0])))
         else:
             shown = Sentence("foreseen.uneven", pictures=pictures, shown=Count(round(sum(self.repeats))))
         if self.sizes > 1:
@@ -61,7 +63,7 @@ class Foresight:
         self._known: tuple[Path, float, Sequence[tuple[Path, int]], tuple[float, ...]] | None = None
 
     def of(self, job: JobConfig) -> Foreseen | None:
-        """None where no folder with pictures is given. Raises a `TrainerError` for sizes that are none."""
+        """None where no folder with pictures is given. Raises a `TrainerError` for sizes or weights that are none."""
         folder = Path(job.dataset.folder).expanduser()
         if not job.dataset.folder or not folder.is_dir():
             return None
@@ -84,16 +86,22 @@ class Foresight:
 
 
 def _listed(folder: Path, usual: float) -> tuple[Sequence[tuple[Path, int]], tuple[float, ...]]:
-    """The folders that were read, each with when it was changed, and how often an epoch shows each picture."""
+    """What was read, each with when it was changed, and how often an epoch shows each picture."""
     top = list_folder(folder)
-    inner = [(folder / name, (concept_of(name) or (0, ""))[0]) for name in top.folders]
-    places: list[tuple[Path, float, int]] = [(folder, usual, len(top.pictures))]
-    places += [(place, own, len(list_folder(place).pictures)) for place, own in inner if own]
-    read = [(place, _changed(place)) for place, _, _ in places]
-    return read, tuple(own for _, own, count in places for _ in range(count))
+    inner = [(name, (concept_of(name) or (0, ""))[0]) for name in top.folders]
+    listings = [(top, usual), *((list_folder(folder / name), own) for name, own in inner if own)]
+    read: list[Path] = []
+    repeats: list[float] = []
+    for listing, own in listings:
+        path = listing.folder / WEIGHTS
+        weights = Weights(path) if listing.files.like(WEIGHTS) is None else read_weights(path)
+        read += [listing.folder, path]
+        repeats += [weights.repeats(name, own) for name in listing.pictures]
+    return [(place, _changed(place)) for place in read], tuple(repeats)
 
 
 def _changed(place: Path) -> int:
+    """When; 0 for what is not there."""
     try:
         return place.stat().st_mtime_ns
     except OSError:

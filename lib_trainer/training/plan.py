@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from lib_trainer.dataset.batches import Sizer
 from lib_trainer.dataset.caption_files import CaptionRules, caption_files
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
 from lib_trainer.families.family import Family
+from lib_trainer.families.prediction import Predicts
 from lib_trainer.kinds.base import Kind, Outputs
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.kinds.registry import kind_of
@@ -138,13 +140,33 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     encoded = len(scan.samples) + len(before) + (job.prior.class_pictures if wants_class_pictures(job, kind) else 0)
     memory = outlook(job, host, pictures=encoded)
     warning, line = (memory.warning(), memory.note()) if memory else (None, None)
-    told = [
-        warning, small_warning(job, host.family()), mirror_warning(job, scan), _unheeded_skip(job, host.family()),
-        high_rate(job, kind), offset_at_the_end(job, ends_as_noise(job, predicted)),
-    ]  # fmt: skip
-    warnings, notes = (tuple(filter(None, own)) for own in (told, [settled.note, line, unread(job, kind)]))
+    warnings = (*filter(None, [warning]), *_warnings(job, kind, host, scan, predicted))
+    notes = tuple(filter(None, [settled.note, line, unread(job, kind)]))
     sizes = sizer_of(job)
-    steps = _foreseen(job, kind, sizes, [*scan.samples, *before])
+    steps = _checked_steps(job, kind, sizes, [*scan.samples, *before])
+    return Plan(
+        job, kind, scan, captions, outputs, sizes, steps, tuple(before), warnings, settled.replaced, notes,
+        () if caution is None else (caution,),
+    )  # fmt: skip
+
+
+def _warnings(job: JobConfig, kind: Kind, host: Host, scan: Scan, predicted: Predicts) -> Iterator[Sentence]:
+    """What may go wrong, beside the memory."""
+    yield from filter(
+        None,
+        (
+            small_warning(job, host.family()),
+            mirror_warning(job, scan),
+            _unheeded_skip(job, host.family()),
+            high_rate(job, kind),
+            offset_at_the_end(job, ends_as_noise(job, predicted)),
+        ),
+    )
+
+
+def _checked_steps(job: JobConfig, kind: Kind, sizes: Sizer, samples: list[Sample]) -> int:
+    """How many there will be. Raises all that is wrong with their number."""
+    steps, problems = _foreseen(job, kind, sizes, samples), Problems()
     if not steps:
         raise ConfigError("epochs.show_nothing", field="dataset.repeats", epochs=Field("training.epochs"))
     with problems.at():
@@ -152,10 +174,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     with problems.at():
         check_tag_warmup(job, steps)
     problems.raise_if_any()
-    return Plan(
-        job, kind, scan, captions, outputs, sizes, steps, tuple(before), warnings, settled.replaced, notes,
-        () if caution is None else (caution,),
-    )  # fmt: skip
+    return steps
 
 
 def _unheeded_skip(job: JobConfig, family: Family) -> Sentence | None:

@@ -48,6 +48,17 @@ def test_the_steps_are_the_plans(folder: Path, tmp_path: Path, values: dict[str,
     assert found.steps == prepare(found.job, FakeHost(tmp_path)).steps
 
 
+def test_shares_and_the_weights_of_single_pictures_count(folder: Path, tmp_path: Path) -> None:
+    (folder / "weights.csv").write_text("picture,repeats\n0.png,3\n", encoding="utf-8")
+    draw_pictures(folder / "0.5_share", count=3)
+    foresight = Foresight()
+    found = foreseen(folder, foresight, **{"dataset.repeats": 1})
+    assert sorted(found.repeats) == [0.5, 0.5, 0.5, 1, 1, 3, 4, 4]
+    assert found.steps == prepare(found.job, FakeHost(tmp_path)).steps
+    (folder / "weights.csv").unlink()
+    assert 3 not in foreseen(folder, foresight, **{"dataset.repeats": 1}).repeats
+
+
 def test_it_is_told_as_a_sum(folder: Path) -> None:
     told = foreseen(folder, **{"dataset.repeats": 4}).told
     assert str(told()) == "5 pictures × 4 repeats × 10 epochs = 200 steps"
