@@ -268,6 +268,9 @@ class ModelHost:
     def family(self) -> Family:
         return self.loaded.family
 
+    def inpaints(self) -> bool:
+        return self.loaded is not None and self.loaded.inpaints
+
     def predicts(self) -> Predicts:
         schedule = self.loaded.schedule if self.loaded is not None else NoiseSchedule(torch.ones(1), "epsilon")
         return Predicts(schedule.prediction, schedule.zero_terminal, Sentence("prediction.by_yaml"))

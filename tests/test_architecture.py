@@ -162,9 +162,9 @@ def family_words() -> list[str]:
     """What a family or a stranger is called, in sentences and in files."""
     from lib_trainer.families import known
 
-    called = [one.word for one in (*known.FAMILIES, known.INPAINTING, known.REFINER, known.SD3, known.FLUX)]
+    called = [one.word for one in (*known.FAMILIES, known.EDITING, known.REFINER, known.SD3, known.FLUX)]
     called += [word for one in known.FAMILIES for word in (one.model, one.version, one.architecture)]
-    return [word for word in called if word != known.INPAINTING.word]
+    return [word for word in called if word != known.EDITING.word]
 
 
 def texts(path: Path) -> Iterator[str]:

@@ -12,6 +12,7 @@ from lib_trainer.config.files import (
     to_values,
     typed_values,
 )
+from lib_trainer.config.inpainting import InpaintingConfig
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.masks import MasksConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
@@ -40,6 +41,7 @@ __all__ = [
     "FieldSpec",
     "FinetuneConfig",
     "HypernetworkConfig",
+    "InpaintingConfig",
     "JobConfig",
     "LossConfig",
     "MasksConfig",

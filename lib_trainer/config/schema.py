@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from lib_trainer.config.base import ADAPTERS, kinds
 from lib_trainer.config.captions import CaptionsConfig
+from lib_trainer.config.inpainting import InpaintingConfig
 from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.masks import MasksConfig
 from lib_trainer.config.network import BlocksConfig, NetworkConfig
@@ -384,6 +385,7 @@ class JobConfig(Section):
     buckets: BucketsConfig = BucketsConfig()
     augment: AugmentConfig = AugmentConfig()
     masks: MasksConfig = MasksConfig()
+    inpainting: InpaintingConfig = InpaintingConfig()
     prior: PriorConfig = PriorConfig()
     preserve: PreserveConfig = PreserveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

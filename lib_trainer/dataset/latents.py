@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from PIL import Image
 from lib_trainer.dataset import masks
 from lib_trainer.dataset.batches import Sizer
 from lib_trainer.dataset.folder import Skipped
+from lib_trainer.dataset.holes import Holes, at_latents, hole_key, random_hole
 from lib_trainer.dataset.pictures import PictureError, fit, load_picture, placement, read_size, to_pixels
 from lib_trainer.dataset.scan import Sample, listed
 from lib_trainer.dataset.variations import ALONE, PLAIN, Variation, Variations
@@ -100,10 +102,11 @@ class Encoded:
     """The pictures that could be encoded, in the order of the samples given; all tuples have one entry for each, or
     several in a row for a picture that is trained at several sizes.
 
-    `sizes` and `keys` have one for each variation of the picture, of which there are as many for all of them.
+    `sizes` and `keys` have one for each variation of the picture and, of a model that inpaints, each of its holes.
     `targets`: (width, height) in pixels. `skipped`: pictures that turned out broken while they were decoded. `stopped`:
     the caller asked to stop, and the rest is missing. `masks` are keys of masks, None for pictures that have none;
-    `blank` are masks without anything to learn.
+    `blank` are masks without anything to learn. `holes`, of a model that inpaints, are keys of a hole and of what is
+    left of the picture beside it.
     """
 
     samples: tuple[Sample, ...]
@@ -115,6 +118,7 @@ class Encoded:
     stopped: bool = False
     masks: tuple[tuple[str | None, ...], ...] = ()
     blank: tuple[Path, ...] = ()
+    holes: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -127,6 +131,14 @@ class Encoded:
         """(1, H/8, W/8) fp32 on the CPU, from 0 to 1; None where all of the picture is to be learned."""
         key = self.masks[index][variation] if self.masks else None
         return None if key is None else self._there(index, key, masks.CHANNELS)
+
+    def hole(self, index: int, variation: int = 0) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(1, H/8, W/8), 1 where the picture is hidden, and the moments (8, H/8, W/8) of the rest of it, as `moments`;
+        None where the model does not inpaint."""
+        if not self.holes:
+            return None
+        hole, rest = self.holes[index][variation]
+        return self._there(index, hole, masks.CHANNELS), self._there(index, rest, MOMENT_CHANNELS)
 
     def _there(self, index: int, key: str, channels: int) -> torch.Tensor:
         found = self.store.get(key, channels)
@@ -152,8 +164,10 @@ def encode_pictures(
     progress: Callable[[int, int], None],
     stopping: Callable[[], bool],
     variations: Variations = ALONE,
+    holes: Holes | None = None,
 ) -> Encoded:
-    """Bring the moments of every sample's variations into `store`, encoding those that it lacks.
+    """Bring the moments of every sample's variations into `store`, encoding those that it lacks; with `holes` those of
+    pictures with a hole too.
 
     `encode`: pixels (1, 3, H, W) fp32 in [-1, 1] → moments (1, 8, H/8, W/8); called in this thread, while a few others
     read ahead. `fingerprint` names the VAE. `progress(done, total)` is called at 0 and after each sample, `stopping`
@@ -166,7 +180,7 @@ def encode_pictures(
     stopped = False
     progress(0, len(samples))
     ended = threading.Event()
-    recipe = _Recipe(sizer, variations, fingerprint, store, ended.is_set)
+    recipe = _Recipe(sizer, variations, fingerprint, store, ended.is_set, holes)
     prepared = _read_ahead(samples, lambda sample: _prepare(sample, recipe))
     try:
         for done, sample in enumerate(samples, start=1):
@@ -199,6 +213,9 @@ def encode_pictures(
         stopped,
         tuple(tuple(item.mask for item in one) for _, one in kept),
         tuple(blank),
+        tuple(tuple((item.hole.key, item.hole.rest) for item in one if item.hole is not None) for _, one in kept)
+        if holes is not None
+        else (),
     )
 
 
@@ -214,6 +231,25 @@ def sample_latents(moments: torch.Tensor, scale: float, generator: torch.Generat
 
 
 @dataclass
+class _Hole:
+    """A hole's key and that of the rest's moments; `fitted` and `hidden` (1, H, W) are there where these lack."""
+
+    key: str
+    rest: str
+    fitted: Image.Image | None = None
+    hidden: torch.Tensor | None = None
+
+    @property
+    def result(self) -> str:
+        return self.rest
+
+    def pixels(self) -> torch.Tensor:
+        """(3, H, W): 0, a middle grey, in the hole."""
+        assert self.fitted is not None and self.hidden is not None
+        return to_pixels(self.fitted) * (self.hidden < 0.5)
+
+
+@dataclass
 class _Prepared:
     """`fitted` is None where the store has the moments already. What waits is a picture, whose numbers are bytes: of
     one with many variations they are all there at once. `mask` is the key of its mask; `blank`: nothing of it is to be
@@ -225,6 +261,17 @@ class _Prepared:
     fitted: Image.Image | None
     mask: str | None = None
     blank: bool = False
+    hole: _Hole | None = None
+
+    @property
+    def result(self) -> str:
+        """The key that its moments are kept under."""
+        return self.key
+
+    def pixels(self) -> torch.Tensor:
+        """(3, H, W)."""
+        assert self.fitted is not None
+        return to_pixels(self.fitted)
 
 
 Variants = list[list["_Prepared"]]
@@ -240,6 +287,7 @@ class _Recipe:
     fingerprint: str
     store: LatentStore
     ended: Callable[[], bool]
+    holes: Holes | None = None
 
 
 def _encode(
@@ -249,47 +297,101 @@ def _encode(
     store: LatentStore,
     stopping: Callable[[], bool],
 ) -> bool:
-    """Encode what the store lacks of a picture; whether that was not stopped."""
-    lacking = (item for one in found for item in one if item.fitted is not None)
-    for place, item in enumerate(lacking):
-        if place and stopping():
-            return False
-        assert item.fitted is not None
-        store.put(item.key, _encode_one(to_pixels(item.fitted).unsqueeze(0), encode, sample.path))
-        item.fitted = None
+    """Encode what the store lacks of a picture and of its holes; whether that was not stopped. What was decoded for it
+    is let go."""
+    begun = False
+    for item in (item for one in found for item in one):
+        for lacking in (item, item.hole):
+            if lacking is None or lacking.fitted is None:
+                continue
+            if begun and stopping():
+                return False
+            begun = True
+            store.put(lacking.result, _encode_one(lacking.pixels().unsqueeze(0), encode, sample.path))
+            lacking.fitted = None
+        if item.hole is not None:
+            item.hole.hidden = None
     return True
 
 
 def _prepare(sample: Sample, recipe: _Recipe) -> Variants | Skipped:
     """Read the file once, so that the key and the pixels are of the same content."""
-    fingerprint, store = recipe.fingerprint, recipe.store
     try:
         try:
             data = sample.path.read_bytes()
         except OSError as error:
             raise PictureError(sample.path, Sentence("system.says", reason=error)) from error
         original = read_size(sample.path, data)  # not the sample's: the file may have changed since the scan
-        digest, picture, found = hashlib.sha256(data).hexdigest(), None, []
-        mask = None if sample.mask is None else _PictureMask(sample.mask, sample.path, data, original, store)
-        for width, height in recipe.sizer.sizes_for(original):
+        reader, found = _Reader(sample, data, original, recipe.fingerprint, recipe.store), []
+        for target in recipe.sizer.sizes_for(original):
             own: list[_Prepared] = []
             found.append(own)
-            for variation in recipe.variations.of(digest):
+            for variation in recipe.variations.of(reader.digest):
                 if recipe.ended():
                     return []
-                key = _key(digest, (width, height), fingerprint, variation)
-                known = store.get(key)
-                masked = (None, False) if mask is None else mask.kept((width, height), variation)
-                if known is not None and known.shape == (MOMENT_CHANNELS, height // _FACTOR, width // _FACTOR):
-                    size = placement(original, width, height, variation)[1]
-                    own.append(_Prepared(key, size, (width, height), None, *masked))
-                    continue
-                picture = picture or load_picture(sample.path, data)
-                fitted, size = fit(picture, width, height, variation)
-                own.append(_Prepared(key, size, (width, height), fitted, *masked))
+                plain = reader.prepared(target, variation)
+                own += [plain] if recipe.holes is None else reader.with_holes(plain, variation, recipe.holes)
         return found
     except PictureError as error:
         return Skipped(sample.path, error.reason)
+
+
+class _Reader:
+    """A picture's file on its way into the store: decoded where something of it lacks there, and once."""
+
+    def __init__(
+        self, sample: Sample, data: bytes, original: tuple[int, int], fingerprint: str, store: LatentStore
+    ) -> None:
+        self._path, self._data, self._original = sample.path, data, original
+        self._fingerprint, self._store = fingerprint, store
+        self.digest = hashlib.sha256(data).hexdigest()
+        self._mask = None if sample.mask is None else _PictureMask(sample.mask, sample.path, data, original, store)
+        self._picture: Image.Image | None = None
+
+    def prepared(self, target: tuple[int, int], variation: Variation) -> _Prepared:
+        """At a target (width, height) in pixels."""
+        key = _key(self.digest, target, self._fingerprint, variation)
+        mask, blank = (None, False) if self._mask is None else self._mask.kept(target, variation)
+        if self._knows(key, target):
+            size = placement(self._original, *target, variation)[1]
+            return _Prepared(key, size, target, None, mask, blank)
+        fitted, size = self._fitted(target, variation)
+        return _Prepared(key, size, target, fitted, mask, blank)
+
+    def with_holes(self, plain: _Prepared, variation: Variation, holes: Holes) -> list[_Prepared]:
+        """The same with each of its holes; the picture itself is encoded once for all of them."""
+        if holes.masks and self._mask is not None:
+            wanted = [(f"mask {plain.mask}", lambda: self._mask_hole(plain.target, variation))]
+        else:
+            names = [f"{self.digest}{variation.told} {number}" for number in range(holes.count)]
+            wanted = [(name, functools.partial(random_hole, name, *plain.target)) for name in names]
+        made = [self._hole(name, make, plain, variation) for name, make in wanted]
+        first = [replace(plain, hole=made[0])]
+        return first + [replace(plain, fitted=None, hole=one) for one in made[1:]]
+
+    def _hole(self, name: str, make: Callable[[], torch.Tensor], plain: _Prepared, variation: Variation) -> _Hole:
+        width, height = plain.target
+        key, rest = hole_key(f"{width}x{height}", name), hole_key(plain.key, name)
+        cells = (masks.CHANNELS, height // _FACTOR, width // _FACTOR)
+        kept = self._store.get(key, masks.CHANNELS)
+        if kept is not None and kept.shape == cells and self._knows(rest, plain.target):
+            return _Hole(key, rest)
+        hidden = make()
+        self._store.put(key, at_latents(hidden, _FACTOR))
+        fitted = plain.fitted or self._fitted(plain.target, variation)[0]
+        return _Hole(key, rest, fitted, hidden)
+
+    def _mask_hole(self, target: tuple[int, int], variation: Variation) -> torch.Tensor:
+        assert self._mask is not None
+        return (self._mask.fitted(target, target, variation) > 0.5).float()
+
+    def _fitted(self, target: tuple[int, int], variation: Variation) -> tuple[Image.Image, PictureSize]:
+        self._picture = self._picture or load_picture(self._path, self._data)
+        return fit(self._picture, *target, variation)
+
+    def _knows(self, key: str, target: tuple[int, int]) -> bool:
+        known = self._store.get(key)
+        return known is not None and known.shape == (MOMENT_CHANNELS, target[1] // _FACTOR, target[0] // _FACTOR)
 
 
 class _PictureMask:
@@ -312,11 +414,15 @@ class _PictureMask:
         cells = target[0] // _FACTOR, target[1] // _FACTOR
         found = self._store.get(key, masks.CHANNELS)
         if found is None or found.shape != (masks.CHANNELS, cells[1], cells[0]):
-            if self._values is None:
-                self._values = self._mask.read(self._data)
-            found = masks.fitted_mask(self._values, self._original, target, cells, variation)
+            found = self.fitted(target, cells, variation)
             self._store.put(key, found)
         return key, not bool(found.any())
+
+    def fitted(self, target: tuple[int, int], cells: tuple[int, int], variation: Variation) -> torch.Tensor:
+        """(1, h, w) for `cells` (w, h)."""
+        if self._values is None:
+            self._values = self._mask.read(self._data)
+        return masks.fitted_mask(self._values, self._original, target, cells, variation)
 
 
 def _read_ahead(

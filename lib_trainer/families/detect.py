@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from lib_trainer.families.family import Family, Stranger
-from lib_trainer.families.known import FLUX, INPAINTING, REFINER, SD3, SSD
+from lib_trainer.families.family import INPAINTING, Family, Stranger
+from lib_trainer.families.known import EDITING, FLUX, REFINER, SD3, SSD
 from lib_trainer.families.sd1 import SD1
 from lib_trainer.families.sd2 import SD2
 from lib_trainer.families.sdxl import SDXL
@@ -34,7 +34,7 @@ def model_of(shapes: Shapes) -> Family | Stranger | None:
     if _any(shapes, "conditioner.embedders."):
         return _by_conditioner(shapes)
     if _other_input(shapes):
-        return INPAINTING
+        return EDITING
     if _any(shapes, SD2.encoders[0].prefix):
         return SD2
     if not _any(shapes, SD1.encoders[0].root):
@@ -46,14 +46,24 @@ def _by_conditioner(shapes: Shapes) -> Family | Stranger:
     if _any(shapes, f"{REFINER_ENCODER}."):
         return REFINER
     if _other_input(shapes):
-        return INPAINTING
+        return EDITING
     return SSD if _any(shapes, MIDDLE) and not _any(shapes, f"{MIDDLE}1.") else SDXL
 
 
 def _other_input(shapes: Shapes) -> bool:
-    """Whether the UNet reads more than a noisy latent."""
+    """Whether the UNet reads more than a noisy latent, and does not inpaint."""
+    return channels_of(shapes) not in (0, SD1.unet.channels, INPAINTING)
+
+
+def channels_of(shapes: Shapes) -> int:
+    """How many the UNet of a checkpoint file reads; 0 where that is not known."""
     first = shapes.get(FIRST, ())
-    return len(first) == 4 and first[1] != SD1.unet.channels
+    return first[1] if len(first) == 4 else 0
+
+
+def inpaints(shapes: Shapes) -> bool:
+    """Whether a checkpoint file's UNet reads a hole and the rest of the picture behind its latents."""
+    return channels_of(shapes) == INPAINTING
 
 
 def usual_root(shapes: Shapes) -> tuple[str, str] | None:
@@ -90,8 +100,8 @@ class LookedAt:
 
 def folder_model(unet: Mapping[str, Any], *, several: bool) -> Family | Stranger:
     """What a diffusers folder is, by its UNet's config.json and whether it has several text encoders."""
-    if unet.get("in_channels", SD1.unet.channels) != SD1.unet.channels:
-        return INPAINTING
+    if unet.get("in_channels", SD1.unet.channels) not in (SD1.unet.channels, INPAINTING):
+        return EDITING
     if unet.get("addition_embed_type") == "text_time":
         return SDXL if several else REFINER
     if several:

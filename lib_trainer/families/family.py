@@ -9,6 +9,8 @@ from typing import Any, Literal
 from lib_trainer.families import names
 
 Part = Literal["unet", "te1", "te2"]
+INPAINTING = 9
+"""Channels that a UNet reads where it inpaints: noisy latents, the hole, and the latents of the rest (4 + 1 + 4)."""
 VAE_PREFIX = "first_stage_model."
 """Of the VAE's tensors in a checkpoint file, in every family."""
 

@@ -14,7 +14,7 @@ FAMILIES = (SD1, SD2, SDXL)
 DEFAULT = next(family for family in FAMILIES if family.trainable)
 """What a model that does not tell is taken for."""
 
-INPAINTING = Stranger("inpainting or editing", draws=False)
+EDITING = Stranger("editing or depth", draws=False)
 REFINER = Stranger("the SDXL refiner")
 SSD = Stranger("SSD-1B")
 SD3 = Stranger("SD 3")
@@ -40,8 +40,8 @@ def checked(found: Family | Stranger, path: Path | None = None) -> Family:
         return found
     if isinstance(found, Stranger) and not found.draws:
         if path is None:
-            raise ModelError("family.loaded_for_inpainting")
-        raise ModelError("family.file_for_inpainting", path=path)
+            raise ModelError("family.loaded_for_editing")
+        raise ModelError("family.file_for_editing", path=path)
     if path is None:
         raise ModelError("family.loaded_not_supported", found=found.word, trained=trainable())
     raise ModelError("family.file_not_supported", path=path, found=found.word, trained=trainable())

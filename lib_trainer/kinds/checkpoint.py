@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lib_trainer.config import JobConfig
-from lib_trainer.families.detect import model_of
+from lib_trainer.families.detect import inpaints, model_of
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.open_clip import joined
 from lib_trainer.kinds.adapters import rates_by_part
@@ -72,7 +72,7 @@ class CheckpointKind(Kind):
                 )
         if job.network.continue_from:
             with problems.at(CONTINUE):
-                _check_start(job.network.continue_from, host.family())
+                _check_start(job.network.continue_from, host.family(), inpaints_here=host.inpaints())
         with problems.at():
             if not host.parts():
                 raise ModelError("checkpoint.no_single_file")
@@ -119,13 +119,17 @@ class CheckpointKind(Kind):
         yield [{"network.kind": "lora"}]
 
 
-def _check_start(path: str, family: Family) -> None:
+def _check_start(path: str, family: Family, *, inpaints_here: bool) -> None:
     shapes = read_shapes(Path(path).expanduser())
     found = model_of(shapes)
     if found is not None and found is not family:
         raise ConfigError("continue.other_family", field=CONTINUE, path=path, family=family.word)
     if not any(name.startswith(family.unet.prefix) for name in shapes):
         raise ModelError("checkpoint.no_unet", path=path)
+    if inpaints(shapes) and not inpaints_here:
+        raise ConfigError("continue.inpaints", field=CONTINUE, path=path)
+    if inpaints_here and not inpaints(shapes):
+        raise ConfigError("continue.does_not_inpaint", field=CONTINUE, path=path)
 
 
 def _learning_parts(job: JobConfig, family: Family) -> list[Part]:
@@ -220,7 +224,8 @@ class CheckpointRecipe(Recipe):
         write_checkpoint(files[0], tensors, dtype, facts, overwrite=overwrite)
         if self._model.file is not None:
             carry_description(self._model.file, files[0], self._prediction, overwrite=True)
-        if self._prediction == "v" and self._model.family.config and not beside(files[0]).exists():
+        described = self._model.family.config and not self._model.inpaints
+        if self._prediction == "v" and described and not beside(files[0]).exists():
             write_description(files[0], self._model.family, self._prediction)  # or hosts take it for an epsilon model
 
     def finish(

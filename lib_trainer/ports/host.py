@@ -30,6 +30,9 @@ class Models(Protocol):
     def family(self) -> Family:
         """Of the model that would be trained. Where there is none, or it cannot be trained, the usual one."""
 
+    def inpaints(self) -> bool:
+        """Whether the model that would be trained inpaints, as far as is known before it is loaded."""
+
     def predicts(self) -> Predicts:
         """What the model that would be trained predicts, as far as is known before it is loaded, and why.
 

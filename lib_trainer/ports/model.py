@@ -147,8 +147,13 @@ class LoadedModel(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet reads five channels behind the latents: a hole, and the latents of the rest of a picture."""
+
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """One UNet call. latents (B, 4, H, W); timesteps (B,) int64 in [0, T); returns (B, 4, H, W)."""
+        """One UNet call. latents (B, 4, H, W), or (B, 9, H, W) of one that inpaints; timesteps (B,) int64 in [0, T);
+        returns (B, 4, H, W)."""
 
     def encode_text(
         self, captions: Sequence[Wording], clip_skip: int, max_chunks: int, *, weighted: bool = False

@@ -162,8 +162,10 @@ def prediction_of(source: Source, family: Family | Stranger) -> tuple[str | None
     return found.prediction, found.zero_terminal
 
 
-def check_alike(sources: Sequence[Source]) -> list[Facts]:
+def check_alike(sources: Sequence[Source], *, channels: bool = True) -> list[Facts]:
     """Facts of checkpoints that are to be computed with together, of the first one's family.
+
+    `channels`: their UNets read as many; else who asks sees to the first layer's weight.
 
     Raises `ModelError` naming the first that is no checkpoint, is of another family, predicts something else, has
     another number of channels, or has a tensor of another shape.
@@ -171,19 +173,21 @@ def check_alike(sources: Sequence[Source]) -> list[Facts]:
     found: list[Facts] = []
     for source in sources:
         facts, first, path, other = facts_of(source), found[0] if found else None, source.path, sources[0].path
-        if first is not None and facts.channels and first.channels and facts.channels != first.channels:
+        differ = first is not None and facts.channels and first.channels and facts.channels != first.channels
+        if channels and differ and first is not None:
             one, another = facts.channels, first.channels
             raise ModelError("toolbox.two_channels", path=path, other=other, one=one, another=another)
         if "unet" not in facts.components or not isinstance(facts.family, Family):
             raise ModelError("toolbox.no_checkpoint", path=path, found=facts.word or facts.kind or "?")
         found.append(facts)
         if first is not None:
-            _check_pair(source, facts, sources[0], first)
+            _check_pair(source, facts, sources[0], first, without=() if channels else (FIRST,))
     return found
 
 
-def _check_pair(source: Source, facts: Facts, other: Source, first: Facts) -> None:
-    """Raise `ModelError` where a checkpoint cannot be computed with together with the first one."""
+def _check_pair(source: Source, facts: Facts, other: Source, first: Facts, *, without: Collection[str] = ()) -> None:
+    """Raise `ModelError` where a checkpoint cannot be computed with together with the first one, but for the shapes of
+    the tensors `without`."""
     path, beside = source.path, other.path
     if facts.family is not first.family:
         raise ModelError("toolbox.two_families", path=path, other=beside, one=facts.word, another=first.word)
@@ -194,7 +198,7 @@ def _check_pair(source: Source, facts: Facts, other: Source, first: Facts) -> No
         raise ModelError("toolbox.two_schedules", path=path, other=beside)
     firsts = other.shapes
     for name, shape in source.shapes.items():
-        wanted = firsts.get(name, shape) if _is_weight(name) else shape
+        wanted = firsts.get(name, shape) if _is_weight(name) and name not in without else shape
         if wanted != shape:
             told = Joined(shape, "×"), Joined(wanted, "×")
             raise ModelError("toolbox.two_shapes", path=path, other=beside, name=name, one=told[0], another=told[1])

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from lib_trainer import __version__
-from lib_trainer.families.family import VAE_PREFIX, Family
+from lib_trainer.families.detect import FIRST, channels_of
+from lib_trainer.families.family import INPAINTING, VAE_PREFIX, Family
 from lib_trainer.networks.formats.checkpoint_file import is_weight
 from lib_trainer.networks.formats.description import carry_description
 from lib_trainer.networks.formats.mapped import Stored
@@ -70,6 +72,8 @@ class Step:
         if self.mode.looks and name not in self.looked:
             self.looked = {name: self.mode.looks(self.rows(name), weights, self.choices, self.spread)}
         pieces = [_rows(one, name, rows) for one in self.inputs]
+        if name == FIRST:
+            pieces = [_widened(piece, pieces[0].shape[1]) for piece in pieces]
         return self.mode.compute(pieces, weights, self.choices, self.looked.get(name), name, rows.start or 0)
 
     def rows(self, name: str) -> Rows:
@@ -102,6 +106,12 @@ def _rows(one: Source | Step, name: str, rows: slice) -> torch.Tensor:
         return one.read(name, rows)
     tensor = one.raw(name)
     return (tensor[rows] if tensor.ndim else tensor).to(torch.float32, copy=True)
+
+
+def _widened(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """Rows of the UNet's first weight (O, C, 3, 3), with zeros for the channels that a model does not read."""
+    lacking = channels - weight.shape[1]
+    return F.pad(weight, (0, 0, 0, 0, 0, lacking)) if lacking else weight
 
 
 def merged(step: Step, name: str) -> torch.Tensor | Iterator[torch.Tensor]:
@@ -145,12 +155,13 @@ def planned(settings: MergeSettings) -> Plan:
     """Raises `TrainerError` for what cannot be merged; nothing but headers and single small tensors are read."""
     chain = _chain(settings)
     files = _open_all(chain)
-    facts = check_alike(list(files.values()))
+    facts = check_alike(list(files.values()), channels=False)
     family = facts[0].family
     assert isinstance(family, Family)  # `check_alike` lets nothing else pass
     steps: list[Step] = []
     for one in chain:
         steps.append(_step(one, steps, files, family))
+        _check_channels(steps[-1])
     sources = tuple(files.values())
     target = settle(settings.output, settings.existing, [source.path for source in sources])
     names, taken, notes = _divided(settings, steps[-1], sources, family)
@@ -158,7 +169,8 @@ def planned(settings: MergeSettings) -> Plan:
     layout = {}
     for name in (*names, *taken):
         stored = taken.get(name) or first.get(name) or next(one.tensors[name] for one in sources if name in one.tensors)
-        layout[name] = (stored.shape, stored_as(stored.dtype, settings.precision))
+        shape = stored.shape if name in taken else shape_in(steps[-1], name)
+        layout[name] = (shape, stored_as(stored.dtype, settings.precision))
     check_space(target, layout)
     lines = [
         Sentence("merge.model", number=number, path=source.path, family=told.word, prediction=told.prediction)
@@ -275,6 +287,34 @@ def _step(settings: MergeSettings, before: Sequence[Step], files: Mapping[str, S
     )  # fmt: skip
     choices = Choices(settings.seed, settings.dropped, settings.kept)
     return Step(MODES[settings.mode], inputs, shares, _own_shares(settings, len(inputs)), choices)
+
+
+def _check_channels(step: Step) -> None:
+    """Raise `ModelError` where UNets read different numbers of channels.
+
+    A + w(B − C) may be, with A one that inpaints and two that do not: what only A reads is A's.
+    """
+    own = [_channels(one) for one in step.inputs]
+    if 0 in own or len(set(own)) == 1:
+        return
+    if step.mode is MODES["add_difference"] and own == [INPAINTING, own[1], own[1]] and own[1] < INPAINTING:
+        return
+    place = next(place for place, count in enumerate(own) if count != own[0])
+    raise ModelError(
+        "toolbox.two_channels",
+        path=_file_of(step.inputs[place]),
+        other=_file_of(step.inputs[0]),
+        one=own[place],
+        another=own[0],
+    )
+
+
+def _file_of(one: Source | Step) -> Path:
+    return one.path if isinstance(one, Source) else _file_of(one.inputs[0])
+
+
+def _channels(one: Source | Step) -> int:
+    return channels_of(one.shapes) if isinstance(one, Source) else _channels(one.inputs[0])
 
 
 def _own_shares(settings: MergeSettings, models: int) -> tuple[float, ...]:

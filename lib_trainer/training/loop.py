@@ -30,7 +30,8 @@ class Batch:
 
     `weights` (B,) are factors on each picture's loss; None where all of them are 1. `masks` (B, 1, H, W) say from 0 to
     1 what of each picture is to be learned; None where that is all of them. `plain` are captions that do not name the
-    concept, where a run preserves what is said under them.
+    concept, where a run preserves what is said under them. `beside` (B, 5, H, W) is what a model that inpaints reads
+    behind its latents: the hole, and the latents of the rest of the picture.
     """
 
     latents: torch.Tensor
@@ -39,6 +40,7 @@ class Batch:
     weights: torch.Tensor | None = None
     masks: torch.Tensor | None = None
     plain: Sequence[Wording] = ()
+    beside: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def _gradients(
     device, dtype, keeper = model.device, options.dtype, options.keeper
     losses = []
     for batch in drawn.batches:
-        noised = state.objective.noised(batch.latents, state.noise, batch.weights, batch.masks).sent(device, dtype)
+        own = batch.weights, batch.masks, batch.beside
+        noised = state.objective.noised(batch.latents, state.noise, *own).sent(device, dtype)
         tell = telling(captions, batch.sizes, device)
         with autocast(device, dtype):
             bare = None if keeper is None else keeper.before(model, noised, tell, batch.captions, batch.plain)

@@ -23,7 +23,7 @@ from lib_trainer.transfer import sent
 
 @dataclass(frozen=True)
 class Noised:
-    """A batch as the UNet is shown it: `latents` (B, C, H, W) at `timesteps` (B,) int64.
+    """A batch as the UNet is shown it: `latents` (B, C, H, W), with what is put behind them, at `timesteps` (B,) int64.
 
     `target` (B, C, H, W) is what it is to say; `weights` (B,) are factors on each picture's loss, None where all of
     them are 1; `thresholds` (B,) are those of a Huber loss; `places` (B, 1, H, W) are factors on each place's error,
@@ -72,11 +72,13 @@ class Objective:
         generator: torch.Generator,
         weights: torch.Tensor | None = None,
         masks: torch.Tensor | None = None,
+        beside: torch.Tensor | None = None,
     ) -> Noised:
         """Noise clean latents (B, C, H, W), fp32, on the CPU, at timesteps that are drawn.
 
         `weights` (B,) are factors on the pictures' losses beside those of the objective; `masks` (B, 1, H, W) say
-        from 0 to 1 what of them is to be learned.
+        from 0 to 1 what of them is to be learned; `beside` (B, N, H, W) is put behind the noised latents, as models
+        read it that inpaint.
         """
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = draw_timesteps(self._noise, len(self.schedule.used), latents.shape[0], generator)
@@ -90,7 +92,10 @@ class Objective:
             weights = own if weights is None else weights * own
         thresholds = None if self._thresholds is None else self._thresholds[timesteps]
         places = None if masks is None else loss_weights(masks, self._masks)
-        return Noised(signal * latents + sigma * covering, timesteps, target, weights, thresholds, places, masks)
+        shown = signal * latents + sigma * covering
+        if beside is not None:
+            shown = torch.cat([shown, beside], dim=1)
+        return Noised(shown, timesteps, target, weights, thresholds, places, masks)
 
     def loss(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
         """The mean over everything in fp32, a scalar, of what the UNet has said of `noised`, on its device."""

@@ -65,7 +65,17 @@ class PictureSource:
         captions = [self.caption_of(index, generator, one) for index, one in zip(indices, told, strict=True)]
         sizes = [self.encoded.sizes[index][one] for index, one in zip(indices, chosen, strict=True)]
         plain = () if self.plain is None else tuple(each_text(caption, self.plain) for caption in captions)
-        return Batch(latents, captions, sizes, weights, self._masks(indices, chosen), plain)
+        beside = self._beside(indices, chosen, generator)
+        return Batch(latents, captions, sizes, weights, self._masks(indices, chosen), plain, beside)
+
+    def _beside(self, indices: list[int], chosen: list[int], generator: torch.Generator) -> torch.Tensor | None:
+        """(B, 5, H, W): holes, and latents of what they leave; None where the model does not inpaint."""
+        found = [self.encoded.hole(index, one) for index, one in zip(indices, chosen, strict=True)]
+        there = [one for one in found if one is not None]
+        if not there:
+            return None
+        holes, rest = (torch.stack(own) for own in zip(*there, strict=True))
+        return torch.cat([holes, sample_latents(rest, self.latent_scale, generator)], dim=1)
 
     def _masks(self, indices: list[int], chosen: list[int]) -> torch.Tensor | None:
         """(B, 1, H, W); a picture without a mask is learned whole."""

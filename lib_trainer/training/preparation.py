@@ -28,7 +28,7 @@ from lib_trainer.training.preservation import Keeper
 from lib_trainer.training.prior import class_samples
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
-from lib_trainer.training.sizes import variations_of
+from lib_trainer.training.sizes import holes_of, variations_of
 from lib_trainer.training.state import TrainState
 
 
@@ -121,6 +121,7 @@ class Preparation:
             self.place.phase(Sentence("phase.latents")),
             self.place.stopping,
             variations_of(self.plan.job),
+            holes_of(self.plan.job) if model.inpaints else None,
         )
         if model.vae_overflows:
             self.place.say(Sentence("run.vae_overflows", name=model.name))

@@ -8,6 +8,7 @@ from typing import Any
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import FixedSize, Sizer
 from lib_trainer.dataset.buckets import Buckets, Size
+from lib_trainer.dataset.holes import Holes
 from lib_trainer.dataset.variations import Variations
 from lib_trainer.families.family import Family
 from lib_trainer.ports import Host
@@ -78,6 +79,11 @@ def sizer_of(job: JobConfig) -> Sizer:
 def variations_of(job: JobConfig) -> Variations:
     own = job.augment
     return Variations(own.mirror, own.crop, own.colour, own.grey, own.count)
+
+
+def holes_of(job: JobConfig) -> Holes:
+    """Of a model that inpaints."""
+    return Holes(job.inpainting.count, masks=job.masks.source != "none" and job.inpainting.holes == "masks")
 
 
 def check_sizes(job: JobConfig, family: Family) -> None:

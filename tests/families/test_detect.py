@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from lib_trainer.families import detect
-from lib_trainer.families.detect import LookedAt, embedding_of, folder_model, lora_of, model_in, model_of
-from lib_trainer.families.known import FAMILIES, FLUX, INPAINTING, REFINER, SD3, SSD, checked
+from lib_trainer.families.detect import LookedAt, embedding_of, folder_model, inpaints, lora_of, model_in, model_of
+from lib_trainer.families.known import EDITING, FAMILIES, FLUX, REFINER, SD3, SSD, checked
 from lib_trainer.families.sd1 import SD1
 from lib_trainer.families.sd2 import SD2
 from lib_trainer.families.sdxl import SDXL
@@ -40,10 +40,11 @@ FILES: dict[str, tuple[dict[str, tuple[int, ...]], Any]] = {
     "refiner": (shapes(f"conditioner.embedders.0.{OPEN_CLIP}", width=1280), REFINER),
     "sdxl, whole": (shapes(f"conditioner.embedders.0.{CLIP_L}", f"{UNET}middle_block.1.norm.weight"), SDXL),
     "ssd-1b": (shapes(f"conditioner.embedders.0.{CLIP_L}", f"{UNET}middle_block.0.in_layers.0.weight"), SSD),
-    "sdxl, inpainting": (shapes(f"conditioner.embedders.0.{CLIP_L}", channels=9), INPAINTING),
-    "sd2, inpainting": (shapes(f"cond_stage_model.{OPEN_CLIP}", channels=9), INPAINTING),
-    "inpainting": (shapes(f"cond_stage_model.{CLIP_L}", channels=9), INPAINTING),
-    "pix2pix": (shapes(f"cond_stage_model.{CLIP_L}", channels=8), INPAINTING),
+    "sdxl, inpainting": (shapes(f"conditioner.embedders.0.{CLIP_L}", channels=9), SDXL),
+    "sd2, inpainting": (shapes(f"cond_stage_model.{OPEN_CLIP}", channels=9), SD2),
+    "inpainting": (shapes(f"cond_stage_model.{CLIP_L}", channels=9), SD1),
+    "pix2pix": (shapes(f"cond_stage_model.{CLIP_L}", channels=8), EDITING),
+    "depth": (shapes(f"cond_stage_model.{OPEN_CLIP}", channels=5), EDITING),
     "sd3": ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (8, 8)}, SD3),
     "flux": ({"double_blocks.0.img_attn.qkv.weight": (8, 8)}, FLUX),
     "flux, whole": ({f"{UNET}double_blocks.0.img_attn.qkv.weight": (8, 8)}, FLUX),
@@ -58,6 +59,7 @@ FILES: dict[str, tuple[dict[str, tuple[int, ...]], Any]] = {
 def test_a_file_is_told(name: str) -> None:
     held, wanted = FILES[name]
     assert model_of(held) is wanted
+    assert inpaints(held) == ("inpainting" in name)
 
 
 def test_a_loaded_model_is_told_also_behind_the_webuis_wrappers() -> None:
@@ -96,7 +98,9 @@ def test_a_folder_is_told() -> None:
     assert folder_model({}, several=False) is SD1
     assert folder_model({}, several=True) is SDXL
     assert folder_model({"use_linear_projection": True}, several=False) is SD2
-    assert folder_model({"in_channels": 9}, several=False) is INPAINTING
+    assert folder_model({"in_channels": 9}, several=False) is SD1
+    assert folder_model({"in_channels": 9, "addition_embed_type": "text_time"}, several=True) is SDXL
+    assert folder_model({"in_channels": 8}, several=False) is EDITING
     assert folder_model({"addition_embed_type": "text_time"}, several=True) is SDXL
     assert folder_model({"addition_embed_type": "text_time"}, several=False) is REFINER
 
@@ -107,7 +111,7 @@ def test_a_folder_is_told() -> None:
         (SSD, f"x.safetensors is of SSD-1B, {CHOOSE}"),
         (REFINER, f"x.safetensors is of the SDXL refiner, {CHOOSE}"),
         (FLUX, f"x.safetensors is of Flux, {CHOOSE}"),
-        (INPAINTING, "x.safetensors is made for inpainting or editing: choose one for txt2img."),
+        (EDITING, "x.safetensors is made for editing or depth: choose one for txt2img or inpainting."),
     ],
 )
 def test_what_cannot_be_trained_is_named(found: Any, sentence: str) -> None:

@@ -109,7 +109,7 @@ FILES: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
         lambda t: t | {"cond_stage_model.model.ln_final.weight": torch.zeros(1)},
         "does not fit",
     ),
-    "inpainting": (lambda t: t | {UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}, "inpainting"),
+    "editing": (lambda t: t | {UNET + "input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3)}, "editing"),
     "a LoRA": (lambda t: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "holds no UNet"),
     "a VAE": (lambda t: {n: v for n, v in t.items() if n.startswith("first_stage")}, "holds no UNet"),
     "no text encoder": (lambda t: {n: v for n, v in t.items() if not n.startswith(TEXT)}, "text encoder"),
@@ -257,7 +257,7 @@ def test_folders_that_cannot_be_trained(tmp_path: Path, tiny: Any) -> None:
     (folder / "text_encoder_2").rmdir()
     refiner = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
     refiner |= {"projection_class_embeddings_input_dim": 2560}
-    for changes, said in ((refiner, "SDXL refiner"), ({"in_channels": 9}, "inpainting")):
+    for changes, said in ((refiner, "SDXL refiner"), ({"in_channels": 8}, "editing")):
         shutil.rmtree(folder / "unet")
         from diffusers import UNet2DConditionModel
 

@@ -78,6 +78,7 @@ BASES: dict[str, dict[str, Any]] = {
     "colours": CALM | {"augment.colour": 0.2},
     "with masks": CALM | {"dataset.folder": "ROOT/masked"},
     "masked": CALM | {"dataset.folder": "ROOT/masked", "masks.source": "file"},
+    "inpainting": CALM | {"dataset.folder": "ROOT/masked", "masks.source": "file"},
     "strongly masked": CALM
     | {"dataset.folder": "ROOT/masked", "masks.source": "file", "optimizer.unet_lr": 1e-2, "network.rank": 3},
     "preserved": CALM | {"optimizer.unet_lr": 1e-2, "network.rank": 3, "preserve.weight": 1.0},
@@ -450,6 +451,8 @@ JOBS: list[Row] = [
     Row("masks.folder", "ROOT/masks", gradient, DIFFERS, "masked"),
     Row("masks.outside", 0.5, gradient, DIFFERS, "masked"),
     Row("masks.normalise", False, gradient, times(0.375), "masked"),
+    Row("inpainting.holes", "masks", lambda seen: seen.latents[0][:, 4], DIFFERS, "inpainting"),
+    Row("inpainting.count", 1, lambda seen: len(seen.pixels), 6, "inpainting"),
     Row("masks.prior", 2.0, lambda seen: seen.gradient(2), DIFFERS, "strongly masked"),
     Row("preserve.weight", 2.0, lambda seen: seen.gradient(2), DIFFERS, "preserved"),
     Row("preserve.caption", "round, [filewords]", lambda seen: any(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def lab(diffusers_model: Any, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The model must come out of all the runs as it went in."""
     from lib_trainer.host.standalone.model import DiffusersModel
+    from tests import support
     from tests.options.seen import Lab
     from tests.support import differences, roots_of, snapshot
     from tests.tiny_families import build_sdxl
@@ -28,6 +29,10 @@ def lab(diffusers_model: Any, tiny: Any, tmp_path_factory: pytest.TempPathFactor
     path = build_sdxl(tmp_path_factory.mktemp("xl")).path
     other = DiffusersModel.load(path, torch.device("cpu")), path
     apart = dict.fromkeys(("two encoders", "two tuned"), other)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support, "UNET", support.UNET | {"in_channels": 9, "channel_mult": [1, 2, 2, 2]})
+        path = support.build_tiny(tmp_path_factory.mktemp("nine")).path
+    apart["inpainting"] = DiffusersModel.load(path, torch.device("cpu")), path
     yield Lab(diffusers_model, tiny.path, tmp_path_factory.mktemp("lab"), BASES, apart)
     assert differences(before, snapshot(*roots_of(diffusers_model))) == []
 

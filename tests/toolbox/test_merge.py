@@ -464,3 +464,26 @@ def test_from_the_command_line(three: Path, capsys: pytest.CaptureFixture[str]) 
     found = load_file(three / "x.safetensors")
     assert torch.equal(found[ATTENTION], some(SD1, 0)[ATTENTION])
     assert torch.equal(found[FIRST], some(SD1, 1)[FIRST])
+
+
+def with_channels(tensors: Tensors, channels: int) -> Tensors:
+    generator = torch.Generator().manual_seed(channels)
+    first = tensors[FIRST]
+    return tensors | {FIRST: torch.randn(first.shape[0], channels, 3, 3, generator=generator).to(first.dtype)}
+
+
+def test_a_model_that_inpaints_takes_over_the_difference_of_two_that_do_not(three: Path) -> None:
+    """Inpainting model + (custom − base): what only the first one reads stays its own."""
+    inpainting = {name: one.clone() for name, one in with_channels(load_file(three / "a.safetensors"), 9).items()}
+    save(three / "a.safetensors", inpainting, format="pt")
+    custom, base = load_file(three / "b.safetensors"), load_file(three / "c.safetensors")
+    found = merge(three, "abc", mode="add_difference", weight=1.0)
+    assert found[FIRST].shape[1] == 9 and torch.equal(found[FIRST][:, 4:], inpainting[FIRST][:, 4:])
+    for name, own in ((FIRST, found[FIRST][:, :4]), (ATTENTION, found[ATTENTION])):
+        first = inpainting[name][:, :4] if name == FIRST else inpainting[name]
+        wanted = first.double() + custom[name].double() - base[name].double()
+        assert torch.allclose(own.double(), wanted, atol=1e-6)
+    for models, mode in (("ab", "weighted_sum"), ("bac", "add_difference"), ("abc", "sum_twice")):
+        given = {letter: str(three / f"{one}.safetensors") for letter, one in zip("abc", models, strict=False)}
+        with pytest.raises(ModelError, match=r"has \d input channels and that of"):
+            prepare(MergeSettings(mode=mode, weight=0.5, output=str(three / "no.safetensors"), **given))  # type: ignore[arg-type]

@@ -52,6 +52,9 @@ class FakeHost:
     def family(self) -> Family:
         return DEFAULT
 
+    def inpaints(self) -> bool:
+        return False
+
     def predicts(self) -> Predicts:
         return self.predicted
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib_trainer.families.family import VAE_PREFIX, Family, Part, Unet
+from lib_trainer.families.family import INPAINTING, VAE_PREFIX, Family, Part, Unet
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.host.held import Holdable
@@ -63,6 +63,10 @@ class LdmModel(Holdable):
     @property
     def latent_scale(self) -> float:
         return self._latent_scale
+
+    @property
+    def inpaints(self) -> bool:
+        return inpaints_in(self.unet)
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Calls the UNet itself: `apply_model` is hijacked by the WebUI to re-enter fp16 autocast."""
@@ -142,6 +146,11 @@ class LdmModel(Holdable):
                 blocks = recomputed_blocks(self.unet, "ResBlock")
                 stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))
             yield
+
+
+def inpaints_in(unet: Any) -> bool:
+    """Whether ldm's or sgm's UNet does."""
+    return int(unet.input_blocks[0][0].in_channels) == INPAINTING
 
 
 def _unrounded(owner: nn.Module, name: str, parameter: torch.Tensor) -> torch.Tensor | None:

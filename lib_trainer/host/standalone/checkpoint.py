@@ -21,7 +21,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lib_trainer.families.detect import folder_model, model_of
-from lib_trainer.families.family import VAE_PREFIX, Encoder, Family, Part, Stranger
+from lib_trainer.families.family import INPAINTING, VAE_PREFIX, Encoder, Family, Part, Stranger
 from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.families.prediction import Predicts
@@ -167,9 +167,19 @@ def _folder_encoder(folder: Path, number: int, encoder: Encoder) -> nn.Module:
 
 def model_of_folder(folder: Path) -> Family | Stranger:
     """What a diffusers folder is of, by the UNet's own description; loads nothing."""
-    try:
-        described = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # reading the UNet says the rest
-        described = {}
+    described = _unet_of_folder(folder)
     several = all((folder / name).is_dir() for name in ("text_encoder", "text_encoder_2"))
     return folder_model(described, several=several)
+
+
+def folder_inpaints(folder: Path) -> bool:
+    """Whether a diffusers folder's UNet does."""
+    return _unet_of_folder(folder).get("in_channels") == INPAINTING
+
+
+def _unet_of_folder(folder: Path) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # reading the UNet says the rest
+        return {}
+    return described

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lib_trainer.families.detect import model_of
+from lib_trainer.families.detect import inpaints, model_of
 from lib_trainer.families.family import Family, Stranger
 from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import by_stem, found
-from lib_trainer.host.standalone.checkpoint import model_of_folder
+from lib_trainer.host.standalone.checkpoint import folder_inpaints, model_of_folder
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
@@ -60,6 +60,16 @@ class StandaloneHost:
     def family(self) -> Family:
         model = self._found()
         return model if isinstance(model, Family) and model.trainable else DEFAULT
+
+    def inpaints(self) -> bool:
+        if self._model is not None:
+            return self._model.inpaints
+        path = found(self.checkpoint) if self.checkpoint else None
+        if path is not None and path.is_dir():
+            return folder_inpaints(path)
+        if path is None or not path.is_file():
+            return False
+        return _file_inpaints(path, path.stat().st_mtime_ns)
 
     def predicts(self) -> Predicts:
         if self._model is not None and self._model.said is not None:
@@ -141,7 +151,8 @@ class StandaloneHost:
         if self.checkpoint is None:
             return "no checkpoint"
         found = self._found()
-        told = f"{self.checkpoint.stem} · {found.word} · {self._device}"
+        word = f"{found.word}, inpainting" if self.inpaints() else found.word
+        told = f"{self.checkpoint.stem} · {word} · {self._device}"
         with contextlib.suppress(ModelError):
             told += f" · {self.predicts().line}"
         return told
@@ -231,6 +242,14 @@ def _model_of_file(path: Path, changed: int) -> Family | Stranger:
         return model_of(read_shapes(path)) or DEFAULT
     except ModelError:
         return DEFAULT
+
+
+@functools.lru_cache(maxsize=8)
+def _file_inpaints(path: Path, changed: int) -> bool:
+    try:
+        return inpaints(read_shapes(path))
+    except ModelError:
+        return False
 
 
 class StandaloneLease:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib_trainer.families.family import Part, Unet
+from lib_trainer.families.family import INPAINTING, Part, Unet
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.files import found
 from lib_trainer.host.held import Holdable
@@ -66,6 +66,10 @@ class DiffusersModel(Holdable):
     @property
     def latent_scale(self) -> float:
         return float(self.vae.config.scaling_factor)
+
+    @property
+    def inpaints(self) -> bool:
+        return int(self.unet.config.in_channels) == INPAINTING
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         context, told = conditioning.context.to(latents.dtype), {}

@@ -81,14 +81,28 @@ def draw_seeds(model: DiffusersModel, request: PreviewRequest, seeds: Sequence[i
     shape = (1, family.latent_channels, request.height // family.cell, request.width // family.cell)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     latents = noise.to(model.device) * sampler.init_noise_sigma
+    beside = _all_hidden(model, request, 2 * count)
     for timestep in sampler.timesteps:
         scaled = sampler.scale_model_input(latents, timestep)
         steps = timestep.expand(2 * count).to(model.device)
-        without, with_prompt = model.predict(torch.cat([scaled, scaled]), steps, told).chunk(2)
+        shown = torch.cat([scaled, scaled])
+        if beside is not None:
+            shown = torch.cat([shown, beside], dim=1)
+        without, with_prompt = model.predict(shown, steps, told).chunk(2)
         guided = without + request.cfg_scale * (with_prompt - without)
         latents = sampler.step(guided, timestep, latents, **_noise(sampler, generators), return_dict=False)[0]
     pixels = model.decode_latents(latents).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(one) for one in ((pixels + 1) * 127.5).round().astype(np.uint8)]
+
+
+def _all_hidden(model: DiffusersModel, request: PreviewRequest, count: int) -> torch.Tensor | None:
+    """(count, 5, h, w) for a model that inpaints, as the WebUI's txt2img has it (`txt2img_image_conditioning`): all of
+    the picture is hidden, and the latents beside it are those of a middle grey; None for other models."""
+    if not model.inpaints:
+        return None
+    grey = model.encode_images(torch.zeros(1, 3, request.height, request.width))[:, : model.family.latent_channels]
+    latents = grey.to(model.device) * model.latent_scale
+    return torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1).expand(count, -1, -1, -1)
 
 
 def _told(model: DiffusersModel, request: PreviewRequest) -> Conditioning:

@@ -16,6 +16,7 @@ from diffusers.loaders import single_file_utils as single_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from lib_trainer.families.detect import FIRST, channels_of
 from lib_trainer.families.family import VAE_PREFIX, Encoder, Family
 from lib_trainer.families.open_clip import InFile, places
 from lib_trainer.host.vector import SINES
@@ -35,7 +36,7 @@ def unet_section(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_unet(tensors: Tensors, config: dict[str, Any], family: Family) -> tuple[UNet2DConditionModel, Places]:
     """The UNet, and where its tensors are in the file."""
-    described = described_unet(config, family)
+    described = described_unet(config, family, channels_of({FIRST: tuple(tensors[FIRST].shape)}))
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(family.unet.prefix)}
     # diffusers' converter is given numbers instead of weights, and they tell where each has gone
     names = list(own)
@@ -46,12 +47,16 @@ def build_unet(tensors: Tensors, config: dict[str, Any], family: Family) -> tupl
     return unet, where
 
 
-def described_unet(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """diffusers' description. Its own reading of .yaml files knows SDXL by the published width alone."""
+def described_unet(config: Mapping[str, Any], family: Family, channels: int = 0) -> dict[str, Any]:
+    """diffusers' description. Its own reading of .yaml files knows SDXL by the published width alone.
+
+    `channels`: of the input, where a file's tensors say so; one that inpaints may have no .yaml.
+    """
     section = unet_section(config["model"]["params"])
     filled = {"transformer_depth": 1, "context_dim": None} | section
     params = {**config["model"]["params"], "unet_config": {"params": filled}}
     described: dict[str, Any] = single_file.create_unet_diffusers_config_from_ldm({"model": {"params": params}}, {})
+    described["in_channels"] = channels or section["in_channels"]
     described["attention_head_dim"] = _heads(section)  # of which diffusers says so and means their number
     if isinstance(described["layers_per_block"], list):
         described["layers_per_block"] = described["layers_per_block"][0]

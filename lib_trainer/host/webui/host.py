@@ -15,6 +15,7 @@ from PIL import Image
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.prediction import Predicts
+from lib_trainer.host.ldm.model import inpaints_in
 from lib_trainer.host.webui.interrupts import BUTTON, Interrupts
 from lib_trainer.host.webui.low_vram import LowVram
 from lib_trainer.host.webui.model import (
@@ -63,6 +64,13 @@ class WebuiHost:
         with contextlib.suppress(ModelError):
             return family_of(sd_models.model_data.sd_model)
         return DEFAULT
+
+    def inpaints(self) -> bool:
+        model = sd_models.model_data.sd_model
+        with contextlib.suppress(ModelError):
+            check_model(model)
+            return inpaints_in(model.model.diffusion_model)
+        return False
 
     def predicts(self) -> Predicts:
         self.check()
@@ -151,7 +159,8 @@ class WebuiHost:
         except ModelError as error:
             return str(error)
         info = model.sd_checkpoint_info
-        told = f"{info.name_for_extra} [{info.shorthash}] · {family_of(model).word}"
+        kind = ", inpainting" if inpaints_in(model.model.diffusion_model) else ""
+        told = f"{info.name_for_extra} [{info.shorthash}] · {family_of(model).word}{kind}"
         try:
             return f"{told} · {predicts_of(model).line}"
         except ModelError as error:

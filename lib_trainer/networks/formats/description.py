@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from lib_trainer.families.detect import inpaints
 from lib_trainer.families.family import Family
 from lib_trainer.families.prediction import SD2_BIAS, Clues, Prediction, Predicts, is_edm, predicts, said_in
 from lib_trainer.files import found, write_atomically
@@ -117,6 +118,8 @@ def write_description(checkpoint: Path, family: Family, prediction: Prediction) 
     path, content = beside(checkpoint), description(family, prediction)
     if content is None:
         raise ConfigError("description.unknown", family=family.word)
+    if _inpaints(checkpoint):
+        raise ConfigError("description.inpaints", path=checkpoint)
     if path.exists():
         raise ConfigError("description.exists", path=path, prediction=prediction)
     text = f"# {checkpoint.name} as its host is to build it\n{json.dumps(content, indent=2)}\n"  # JSON is YAML
@@ -165,6 +168,14 @@ def _saying(path: Path, prediction: Prediction) -> bytes:
                 section.target = f"{section.target.rpartition('.')[0]}.{'V' if prediction == 'v' else 'Eps'}{part}"
     text: str = OmegaConf.to_yaml(config)
     return text.encode()
+
+
+def _inpaints(checkpoint: Path) -> bool:
+    """Whether a .safetensors file's UNet does: the published architecture is then another one."""
+    try:
+        return not reading.is_pickle(checkpoint) and inpaints(reading.read_header(checkpoint).shapes)
+    except (ModelError, OSError):
+        return False
 
 
 def description(family: Family, prediction: Prediction) -> dict[str, Any] | None:
