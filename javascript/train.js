@@ -163,7 +163,7 @@
         tabs.forEach(bridge.openTab);
     }
 
-    window.trainerPage = {changed, fill, open};
+    window.trainerPage = {changed, fill, open, markFields};
     bridge.watch({panel: ".trainer-status[data-prefix]", isActive, polled, tend});
     bridge.everyTick(() => { if (find("generate", "notice")) markFields("generate"); });
 })();

@@ -239,13 +239,16 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigError("cli.no_checkpoint", path=checkpoint)
 
     from lib_trainer.host.standalone.host import StandaloneHost
+    from lib_trainer.toolbox.desk import process_desk as tool_desk
     from lib_trainer.training.desk import process_desk
     from lib_trainer.ui.standalone import build_app, serve
 
     host = StandaloneHost(checkpoint, options.root.absolute())
     desk = process_desk(lambda: host)
     tagger = cli_tag.make_desk(options.root.absolute())
-    app = build_app(desk, host, size=options.size, tagger=tagger, count_tokens=cli_captions.clip_tokens)
+    app = build_app(
+        desk, host, size=options.size, tagger=tagger, count_tokens=cli_captions.clip_tokens, tools=tool_desk()
+    )
     address = serve(app, options.host, options.port, options.open, block=False, password=options.password)
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     app.block_thread()

@@ -106,6 +106,7 @@ class Declared:
         bare: A page shows the label without the help.
         headless: Read by the command line alone; pages do not show it.
         offers: Under what name the place that shows the form offers values; an empty one is its default.
+        files: Under what name a page lists files for it, to choose from or to write another. One a line, if several.
         file_name: Letters with marks are brought into one form of Unicode, as macOS hands them out in another.
         flag: What the command line calls it, where that is not the field's name. One that begins with `no-` turns a
             switch off.
@@ -132,6 +133,7 @@ class Declared:
     bare: bool = False
     headless: bool = False
     offers: str = ""
+    files: str = ""
     file_name: bool = False
     flag: str = ""
     repeats: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,9 @@ class Folders(Protocol):
 
     def checkpoint_folder(self) -> Path:
         """Where a whole checkpoint is found by the host's menu."""
+
+    def model_folders(self) -> Mapping[str, Sequence[Path]]:
+        """Where the host looks for "checkpoints", "loras" and "vaes". A folder need not exist."""
 
     def template_folder(self) -> Path:
         """Where the host keeps templates for captions; it need not exist."""

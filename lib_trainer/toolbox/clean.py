@@ -22,7 +22,7 @@ from lib_trainer.toolbox.output import settle, stored_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import Source, need_tensors, open_source
 from lib_trainer.toolbox.streaming import Layout, Tally, bytes_needed, check_space, write_stream
-from lib_trainer.toolbox.vae import check_same_build, vae_of
+from lib_trainer.toolbox.vae import check_same_build, vae_file, vae_of
 
 KEEP, DROP = "keep", "drop"
 
@@ -31,7 +31,8 @@ def prepare(settings: CleanSettings) -> Prepared:
     """Raises `TrainerError` for what cannot be done; nothing but the header is read."""
     source = open_source(Path(settings.file.strip().strip('"')))
     need_tensors(source)
-    target = settle(settings.output, settings.existing, [source.path])
+    vae = [] if settings.vae.strip().lower() in (KEEP, DROP) else vae_file(settings.vae)
+    target = settle(settings.output, settings.existing, [source.path, *vae])
     tensors, notes = _chosen(source, settings) if facts_of(source).is_model else (dict(source.tensors), [])
     layout: Layout = {
         name: (

@@ -12,7 +12,8 @@ class CleanSettings(Writes, frozen=True):
     """Clean"""
 
     file: Annotated[
-        str, option("File", "A checkpoint, LoRA or VAE, or a diffusers folder.", place="path", width="wide")
+        str,
+        option("File", "A checkpoint, LoRA or VAE, or a diffusers folder.", place="path", width="wide", files="models"),
     ] = ""
     average: Annotated[
         Literal["drop", "take", "keep"],
@@ -29,7 +30,7 @@ class CleanSettings(Writes, frozen=True):
     ] = True
     vae: Annotated[
         str, option("VAE", "keep: as it is; drop: leave it out; a path: put the VAE of that file in its place.",
-                    place="path or name", width="wide")
+                    place="path or name", width="wide", files="vaes")
     ] = "keep"  # fmt: skip
     vae_precision: Annotated[
         Literal["same", "keep", "fp16", "bf16", "fp32"],

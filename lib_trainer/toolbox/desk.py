@@ -49,6 +49,7 @@ class Tool:
     settings  its options: a `Section`
     prepare   checks them and the files they name, reads no more than headers, and raises `TrainerError`
     places    options that the command line takes by their place and not as flags
+    makes     what kind of file it writes: "checkpoints" or "loras"; "" where that is what it reads, or nothing
     """
 
     name: str
@@ -56,6 +57,7 @@ class Tool:
     settings: type[Section]
     prepare: Callable[[Any], Prepared]
     places: tuple[str, ...] = ()
+    makes: str = ""
 
     @property
     def specs(self) -> dict[str, FieldSpec]:
@@ -89,9 +91,13 @@ class ToolDesk:
     def start(self, tool: Tool, settings: Section, *listeners: Listener) -> None:
         """Check and start in the background. Raises `TrainerError` for what cannot be done; nothing is written then."""
 
+        self.work(tool.name, lambda: tool.prepare(settings), settings, *listeners)
+
+    def work(self, name: str, prepare: Callable[[], Prepared], given: object, *listeners: Listener) -> None:
+        """As `start`, of what is no tool of the table."""
+
         def prepared() -> Job:
-            work = tool.prepare(settings)
-            return Job("toolbox", Sentence("toolbox.job", name=tool.name), partial(_run, work), settings)
+            return Job("toolbox", Sentence("toolbox.job", name=name), partial(_run, prepare()), given)
 
         self._queue.start(prepared, *listeners)
 

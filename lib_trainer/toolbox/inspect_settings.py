@@ -11,7 +11,14 @@ class InspectSettings(Section, frozen=True):
     """Inspect"""
 
     file: Annotated[
-        str, option("File", "A checkpoint, LoRA, VAE, embedding … or a diffusers folder.", place="path", width="wide")
+        str,
+        option(
+            "File",
+            "A checkpoint, LoRA, VAE, embedding … or a diffusers folder.",
+            place="path",
+            width="wide",
+            files="models",
+        ),
     ] = ""
     whole: Annotated[
         bool,
@@ -24,7 +31,8 @@ class DuplicatesSettings(Section, frozen=True):
     """Duplicates"""
 
     folders: Annotated[
-        tuple[str, ...], option("Folders", "Of models and VAEs, with what is below them.", place="path", width="wide")
+        tuple[str, ...],
+        option("Folders", "Of models and VAEs, with what is below them.", place="path", width="wide", files="folders"),
     ] = ()
     trash: Annotated[
         tuple[str, ...],
@@ -33,5 +41,6 @@ class DuplicatesSettings(Section, frozen=True):
             "Files that are moved into the folder .trainer-trash beside them, if another one holds the same.",
             place="path",
             width="wide",
+            files="nothing",
         ),
     ] = ()

@@ -28,8 +28,12 @@ FOR_BASE = (
 class ExtractSettings(Writes, frozen=True):
     """Extract"""
 
-    base: Annotated[str, option("Base", "The checkpoint that the LoRA is for.", place="path", width="wide")] = ""
-    tuned: Annotated[str, option("Tuned", "The checkpoint that it imitates.", place="path", width="wide")] = ""
+    base: Annotated[
+        str, option("Base", "The checkpoint that the LoRA is for.", place="path", width="wide", files="checkpoints")
+    ] = ""
+    tuned: Annotated[
+        str, option("Tuned", "The checkpoint that it imitates.", place="path", width="wide", files="checkpoints")
+    ] = ""
     rank: Annotated[int, option("Rank", RANK, low=0, high=4096)] = 32
     conv_rank: Annotated[
         int, option("Rank of 3×3 convolutions", "0: as the rank. -1: leave them out.", low=-1, high=4096)
@@ -55,27 +59,33 @@ class ExtractSettings(Writes, frozen=True):
 class InjectSettings(Writes, frozen=True):
     """Inject"""
 
-    model: Annotated[str, option("Checkpoint", "What the LoRAs are put into.", place="path", width="wide")] = ""
-    loras: Annotated[tuple[str, ...], option("LoRA", f"One or several, of any kind. {MEANT}", width="wide")] = ()
+    model: Annotated[
+        str, option("Checkpoint", "What the LoRAs are put into.", place="path", width="wide", files="checkpoints")
+    ] = ""
+    loras: Annotated[
+        tuple[str, ...], option("LoRA", f"One or several, of any kind. {MEANT}", width="wide", files="loras")
+    ] = ()
 
 
 class CombineSettings(Writes, frozen=True):
     """Combine"""
 
-    loras: Annotated[tuple[str, ...], option("LoRA", f"Two or more, of any kind. {MEANT}", width="wide")] = ()
+    loras: Annotated[
+        tuple[str, ...], option("LoRA", f"Two or more, of any kind. {MEANT}", width="wide", files="loras")
+    ] = ()
     rank: Annotated[int, option("Rank", "The most that a layer gets. 0: exact, ranks add up.", low=0, high=4096)] = 0
     keep: Annotated[float, option("Share to keep", KEEP, low=0, high=1, step=0.01)] = 0.0
-    base: Annotated[str, option("Checkpoint", FOR_BASE, place="path", width="wide")] = ""
+    base: Annotated[str, option("Checkpoint", FOR_BASE, place="path", width="wide", files="checkpoints")] = ""
     names: Annotated[Names, option("Names", "Of the modules.", names=NAMES)] = "keep"
 
 
 class ResizeSettings(Writes, frozen=True):
     """Resize"""
 
-    lora: Annotated[str, option("LoRA", "Of any kind.", place="path", width="wide")] = ""
+    lora: Annotated[str, option("LoRA", "Of any kind.", place="path", width="wide", files="loras")] = ""
     rank: Annotated[int, option("Rank", RANK, low=0, high=4096)] = 0
     keep: Annotated[float, option("Share to keep", KEEP, low=0, high=1, step=0.01)] = 0.0
-    base: Annotated[str, option("Checkpoint", FOR_BASE, place="path", width="wide")] = ""
+    base: Annotated[str, option("Checkpoint", FOR_BASE, place="path", width="wide", files="checkpoints")] = ""
     names: Annotated[Names, option("Names", "Of the modules.", names=NAMES)] = "keep"
     report: Annotated[str, option("Report", "A CSV file with what each layer loses.", place="path", advanced=True)] = ""
 
@@ -83,7 +93,7 @@ class ResizeSettings(Writes, frozen=True):
 class ConvertSettings(Writes, frozen=True):
     """Convert"""
 
-    lora: Annotated[str, option("LoRA", "Of any kind.", place="path", width="wide")] = ""
+    lora: Annotated[str, option("LoRA", "Of any kind.", place="path", width="wide", files="loras")] = ""
     names: Annotated[Literal["kohya", "sgm", "diffusers", "peft"], option("Names", "Of the modules.", names=NAMES)] = (
         "kohya"
     )
@@ -92,19 +102,35 @@ class ConvertSettings(Writes, frozen=True):
 class RepairSettings(Writes, frozen=True):
     """Repair"""
 
-    lora: Annotated[str, option("LoRA", f"The overfitted one. {MEANT}", width="wide")] = ""
+    lora: Annotated[str, option("LoRA", f"The overfitted one. {MEANT}", width="wide", files="loras")] = ""
+    blocks: Annotated[
+        str,
+        option(
+            "Strength by block",
+            "Of this LoRA: a list of LoRA Block Weight's (12, 17, 20 or 26 numbers, the first for the text encoders), "
+            "one of its presets, or blocks as in 'input_0-5=0, middle=0.5'. It replaces what stands behind the file.",
+            width="wide",
+        ),
+    ] = ""
     text: Annotated[
         Literal["keep", "drop"], option("Text encoders", "Of this LoRA.", names={"keep": "keep", "drop": "leave out"})
     ] = "keep"
     text_from: Annotated[
-        str, option("Text encoders from", f"Another LoRA, whose text encoders are taken instead. {MEANT}", width="wide")
+        str,
+        option(
+            "Text encoders from",
+            f"Another LoRA, whose text encoders are taken instead. {MEANT}",
+            width="wide",
+            files="loras",
+        ),
     ] = ""
     others: Annotated[
-        tuple[str, ...], option("Merged with", f"Other LoRAs that are added. {MEANT}", flag="with", width="wide")
+        tuple[str, ...],
+        option("Merged with", f"Other LoRAs that are added. {MEANT}", flag="with", width="wide", files="loras"),
     ] = ()
     rank: Annotated[
         int, option("Rank", "The most that a layer gets. 0: as it is, or the ranks together.", low=0, high=4096)
     ] = 0
     keep: Annotated[float, option("Share to keep", KEEP, low=0, high=1, step=0.01)] = 0.0
-    base: Annotated[str, option("Checkpoint", FOR_BASE, place="path", width="wide")] = ""
+    base: Annotated[str, option("Checkpoint", FOR_BASE, place="path", width="wide", files="checkpoints")] = ""
     names: Annotated[Names, option("Names", "Of the modules.", names=NAMES)] = "keep"

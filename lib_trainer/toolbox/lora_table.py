@@ -55,10 +55,10 @@ def _repair(settings: RepairSettings) -> Prepared:
 
 
 LORA_TOOLS = (
-    Tool("extract", "a LoRA out of two checkpoints", ExtractSettings, _extract, ("base", "tuned")),
-    Tool("inject", "LoRAs of any kind into a checkpoint", InjectSettings, _inject, ("model", "loras")),
-    Tool("combine", "several LoRAs into one, exactly or smaller", CombineSettings, _combine, ("loras",)),
-    Tool("resize", "a LoRA at a smaller rank", ResizeSettings, _resize, ("lora",)),
-    Tool("convert", "a LoRA's modules under other names", ConvertSettings, _convert, ("lora",)),
-    Tool("repair", "an overfitted LoRA made weaker, part by part", RepairSettings, _repair, ("lora",)),
+    Tool("extract", "a LoRA out of two checkpoints", ExtractSettings, _extract, ("base", "tuned"), "loras"),
+    Tool("inject", "LoRAs of any kind into a checkpoint", InjectSettings, _inject, ("model", "loras"), "checkpoints"),
+    Tool("combine", "several LoRAs into one, exactly or smaller", CombineSettings, _combine, ("loras",), "loras"),
+    Tool("resize", "a LoRA at a smaller rank", ResizeSettings, _resize, ("lora",), "loras"),
+    Tool("convert", "a LoRA's modules under other names", ConvertSettings, _convert, ("lora",), "loras"),
+    Tool("repair", "an overfitted LoRA made weaker, part by part", RepairSettings, _repair, ("lora",), "loras"),
 )

@@ -18,7 +18,7 @@ from lib_trainer.toolbox.decompose import Wanted
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.lora_options import ConvertSettings, ExtractSettings, InjectSettings
 from lib_trainer.toolbox.opened import OpenLora, open_lora
-from lib_trainer.toolbox.output import PRECISIONS, Target, settle, stored_as
+from lib_trainer.toolbox.output import PRECISIONS, Target, discard, settle, stored_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.results import LAYERS, one_files, recipe, spooled, write_result
 from lib_trainer.toolbox.source import open_source
@@ -34,6 +34,19 @@ def asked_path(text: str, field: str) -> Path:
     if not text.strip():
         raise ConfigError("adapter_file.no_file", field=field)
     return Path(text.strip().strip('"')).expanduser()
+
+
+def asked_report(report: str, existing: str, inputs: Sequence[Path]) -> Target | None:
+    """Where a table of the layers is written, if it is asked for: never over a file, as the result."""
+    return settle(report, existing, inputs, ".csv", "report") if report.strip() else None
+
+
+def write_report(target: Target | None, table: str) -> None:
+    if target is None:
+        return
+    if target.replace and target.path.exists():
+        discard(target.path)
+    write_atomically(target.path, table.encode())
 
 
 def percent(number: float) -> Decimals:
@@ -65,7 +78,9 @@ def prepare_extract(settings: ExtractSettings) -> Prepared:
     ]
     if planned.missing:
         lines.append(Sentence("adapter_file.missing", count=len(planned.missing), names=few(planned.missing)))
-    report = Path(settings.report).expanduser() if settings.report else None
+    report = asked_report(settings.report, settings.existing, (base, tuned))
+    if report is not None:
+        lines += report.notes
     return Prepared(tuple(lines), lambda progress: _extract(planned, how, target, report, progress))
 
 
@@ -82,7 +97,9 @@ def wanted_of(rank: int, keep: float) -> Wanted:
     return Wanted(rank, keep or 1.0)
 
 
-def _extract(planned: extract.Plan, how: extract.How, target: Target, report: Path | None, progress: Progress) -> Done:
+def _extract(
+    planned: extract.Plan, how: extract.How, target: Target, report: Target | None, progress: Progress
+) -> Done:
     progress.begin(Sentence("phase.difference"), extract.numbers(planned), "numbers")
     with spooled(target.path) as spool:
         found = extract.extract(planned, how, spool, progress)
@@ -116,8 +133,7 @@ def _extract(planned: extract.Plan, how: extract.How, target: Target, report: Pa
         named = {tensor_name(layer, suffix, how.scheme): tensor_name(layer, suffix, "kohya")
                  for layer in (*planned.layers, *planned.norms) for suffix in SUFFIXES_MADE}  # fmt: skip
         path = write_result(target, tensors, metadata, progress, named, tally)
-    if report is not None:
-        write_atomically(report, found.table().encode())
+    write_report(report, found.table())
     notes = [
         Sentence("adapter_file.lost", share=percent(found.share), all=percent(found.of_all), advised=found.advised),
         Sentence(

@@ -34,7 +34,7 @@ from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.shares import Shares, block_weights, part_weights, rules_of
 from lib_trainer.toolbox.source import Source, open_source
 from lib_trainer.toolbox.streaming import Layout, Tally, bytes_needed, check_space, write_stream
-from lib_trainer.toolbox.vae import vae_tensors
+from lib_trainer.toolbox.vae import vae_file, vae_tensors
 
 EARLIER = "#"
 """`#1` as a model of a chain is the result of its first step."""
@@ -140,21 +140,28 @@ class Plan:
     names: tuple[str, ...]
     taken: Mapping[str, Stored]
     layout: Layout
-    target: Target
     lines: tuple[Sentence, ...]
     notes: tuple[Sentence, ...]
     recipe: Mapping[str, object]
 
 
 def prepare(settings: MergeSettings) -> Prepared:
+    """Raises `TrainerError` for what cannot be merged or written."""
     plan = planned(settings)
-    return Prepared(plan.lines + plan.notes, lambda progress: _write(plan, progress))
+    vae = vae_file(settings.vae)
+    target = settle(settings.output, settings.existing, [*(source.path for source in plan.sources), *vae])
+    check_space(target, plan.layout)
+    size = Count(bytes_needed(plan.layout) >> 20)
+    result = Sentence("merge.result", path=target.path, tensors=Count(len(plan.layout)), size=size)
+    lines = (*plan.lines, result, *target.notes, *plan.notes)
+    return Prepared(lines, lambda progress: _write(plan, target, progress))
 
 
-def planned(settings: MergeSettings) -> Plan:
-    """Raises `TrainerError` for what cannot be merged; nothing but headers and single small tensors are read."""
+def planned(settings: MergeSettings, known: dict[str, Source] | None = None) -> Plan:
+    """What is merged and how. Raises `TrainerError` for what cannot be; nothing but headers and single small tensors
+    are read. `known`: files that are open already, by the names in the settings; others are added."""
     chain = _chain(settings)
-    files = _open_all(chain)
+    files = _open_all(chain, known)
     facts = check_alike(list(files.values()), channels=False)
     family = facts[0].family
     assert isinstance(family, Family)  # `check_alike` lets nothing else pass
@@ -163,7 +170,6 @@ def planned(settings: MergeSettings) -> Plan:
         steps.append(_step(one, steps, files, family))
         _check_channels(steps[-1])
     sources = tuple(files.values())
-    target = settle(settings.output, settings.existing, [source.path for source in sources])
     names, taken, notes = _divided(settings, steps[-1], sources, family)
     first = sources[0].tensors
     layout = {}
@@ -171,18 +177,15 @@ def planned(settings: MergeSettings) -> Plan:
         stored = taken.get(name) or first.get(name) or next(one.tensors[name] for one in sources if name in one.tensors)
         shape = stored.shape if name in taken else shape_in(steps[-1], name)
         layout[name] = (shape, stored_as(stored.dtype, settings.precision))
-    check_space(target, layout)
     lines = [
         Sentence("merge.model", number=number, path=source.path, family=told.word, prediction=told.prediction)
         for number, (source, told) in enumerate(zip(sources, facts, strict=True), 1)
     ]
     lines += [_told(number, step, one) for number, (step, one) in enumerate(zip(steps, chain, strict=True), 1)]
-    size = Count(bytes_needed(layout) >> 20)
-    lines.append(Sentence("merge.result", path=target.path, tensors=Count(len(layout)), size=size))
     recipe = {"type": "sd-webui-trainer", "version": __version__, "steps": [_recipe(one) for one in chain]}
     return Plan(
-        settings, steps[-1], tuple(steps), sources, family, tuple(names), taken, layout, target, tuple(lines),
-        (*target.notes, *notes), recipe | {"vae": settings.vae, "precision": settings.precision},
+        settings, steps[-1], tuple(steps), sources, family, tuple(names), taken, layout, tuple(lines),
+        tuple(notes), recipe | {"vae": settings.vae, "precision": settings.precision},
     )  # fmt: skip
 
 
@@ -255,9 +258,10 @@ def _model_names(settings: MergeSettings) -> list[str]:
     return [*given, *settings.more]
 
 
-def _open_all(chain: Sequence[MergeSettings]) -> dict[str, Source]:
+def _open_all(chain: Sequence[MergeSettings], known: dict[str, Source] | None) -> dict[str, Source]:
     """Every file of a chain once, in the order in which it is named. Raises `ConfigError` where a mode lacks one."""
     files: dict[str, Source] = {}
+    known = {} if known is None else known
     for number, settings in enumerate(chain, 1):
         mode, given = MODES[settings.mode], _model_names(settings)
         for place, letter in enumerate(MODELS[: mode.models[0]]):
@@ -269,7 +273,7 @@ def _open_all(chain: Sequence[MergeSettings]) -> dict[str, Source]:
         for name in given:
             earlier = name.removeprefix(EARLIER)
             if earlier == name:
-                files[name] = files.get(name) or open_source(Path(name))
+                files[name] = known[name] = known.get(name) or open_source(Path(name))
             elif not earlier.isdigit() or not 0 < int(earlier) < number:
                 raise ConfigError("merge.no_step", field="chain", name=name, number=number)
     return files
@@ -381,26 +385,40 @@ def _check_parts(step: Step, sources: Sequence[Source], family: Family, merged_n
             raise ModelError("merge.without_part", path=lacks.path, part=part, parts=Field("parts"))
 
 
-def _write(plan: Plan, progress: Progress) -> Done:
+def survey(plan: Plan, progress: Progress) -> None:
+    """What some modes have to know of all tensors before the first is merged."""
     for number, step in enumerate(plan.steps, 1):
         if step.mode.surveys is not None:
             step.spread = _surveyed(step, number, plan, progress)
+
+
+def made_of(plan: Plan, name: str) -> torch.Tensor | Iterator[torch.Tensor]:
+    """A tensor of the result, not rounded yet; maybe in pieces, one behind the other."""
+    stored = plan.taken.get(name)
+    return stored.load() if stored is not None else merged(plan.step, name)
+
+
+def _write(plan: Plan, target: Target, progress: Progress) -> Done:
+    survey(plan, progress)
     tally = Tally()
     progress.begin(Sentence("phase.merging"), bytes_needed(plan.layout), "bytes")
-
-    def make(name: str) -> torch.Tensor | Iterator[torch.Tensor]:
-        stored = plan.taken.get(name)
-        return stored.load() if stored is not None else merged(plan.step, name)
 
     def closing() -> dict[str, str]:
         return {"sd_merge_recipe": json.dumps({**plan.recipe, "clamped": tally.clamped}, ensure_ascii=False)}
 
     room = 2 * len(json.dumps(plan.recipe).encode()) + 256
     path = write_stream(
-        plan.target, plan.layout, make, _metadata(plan), progress, closing=closing, room=room, tally=tally
+        target,
+        plan.layout,
+        lambda name: made_of(plan, name),
+        _metadata(plan),
+        progress,
+        closing=closing,
+        room=room,
+        tally=tally,
     )
     carry_description(plan.sources[0].path, path)
-    return Done(Sentence("merge.done", path=path), path, (*plan.notes, *rounded(tally)))
+    return Done(Sentence("merge.done", path=path), path, (*target.notes, *plan.notes, *rounded(tally)))
 
 
 def _surveyed(step: Step, number: int, plan: Plan, progress: Progress) -> Spread:

@@ -33,14 +33,17 @@ MANY = one_of("mode", "ties", "average")
 class MergeSettings(Writes, frozen=True):
     """Merge"""
 
-    a: Annotated[str, option("Model A", "The checkpoint to begin with.", place="path", width="wide")] = ""
-    b: Annotated[str, option("Model B", "The second checkpoint.", place="path", width="wide")] = ""
+    a: Annotated[
+        str, option("Model A", "The checkpoint to begin with.", place="path", width="wide", files="checkpoints")
+    ] = ""
+    b: Annotated[str, option("Model B", "The second checkpoint.", place="path", width="wide", files="checkpoints")] = ""
     c: Annotated[
         str, option("Model C", "The third one; for differences the model that B was made from.", place="path",
-                    width="wide", when=THREE)
+                    width="wide", when=THREE, files="checkpoints")
     ] = ""  # fmt: skip
     more: Annotated[
-        tuple[str, ...], option("More models", "For averages and TIES.", place="path", width="wide", when=MANY)
+        tuple[str, ...],
+        option("More models", "For averages and TIES.", place="path", width="wide", when=MANY, files="checkpoints"),
     ] = ()
     mode: Annotated[ModeName, option("Mode", "The formula.", names=LABELS, width="wide")] = "weighted_sum"
     weight: Annotated[
@@ -71,6 +74,7 @@ class MergeSettings(Writes, frozen=True):
         option(
             "VAE",
             "a, b or c: that model's own; the path of a VAE or checkpoint: that one's; blend: merged like the rest.",
+            files="vaes",
         ),
     ] = "a"
     rules: Annotated[

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from lib_trainer.files import write_atomically
 from lib_trainer.networks.formats.lora_facts import BUNDLED
-from lib_trainer.refusals import ConfigError, ModelError, Sentence, few
+from lib_trainer.refusals import ConfigError, Field, ModelError, Sentence, few
 from lib_trainer.toolbox import inject
 from lib_trainer.toolbox.adapters import Kind, kind_of
 from lib_trainer.toolbox.decompose import Wanted
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.layers import Layer, Scheme
 from lib_trainer.toolbox.lora_options import CombineSettings, RepairSettings, ResizeSettings
-from lib_trainer.toolbox.lora_tools import asked_path, bytes_of_all, clamped, described, percent, wanted_of
+from lib_trainer.toolbox.lora_tools import (
+    asked_path,
+    asked_report,
+    bytes_of_all,
+    clamped,
+    described,
+    percent,
+    wanted_of,
+    write_report,
+)
 from lib_trainer.toolbox.mix import Figures, Mixer, Term
 from lib_trainer.toolbox.opened import OpenLora, open_lora
 from lib_trainer.toolbox.output import PRECISIONS, Target, settle
@@ -56,8 +64,11 @@ def prepare_repair(settings: RepairSettings) -> Prepared:
     if not settings.lora.strip():
         raise ConfigError("adapter_file.no_file", field="lora")
     meant = [parse_meant(settings.lora, "lora"), *(parse_meant(one, "others") for one in settings.others)]
+    if settings.blocks.strip():
+        meant[0] = replace(meant[0], blocks=settings.blocks)
     opened = _open([one.path for one in meant], settings.base)
-    pairs = [(lora, one.strength(lora.family, "lora")) for lora, one in zip(opened, meant, strict=True)]
+    fields = ["blocks" if settings.blocks.strip() else "lora", *["others"] * len(settings.others)]
+    pairs = [(lora, one.strength(lora.family, field)) for lora, one, field in zip(opened, meant, fields, strict=True)]
     told = [described(*pair) for pair in zip(opened, meant)]
     terms = _terms(pairs)
     if settings.text == "drop" or settings.text_from.strip():
@@ -112,11 +123,11 @@ def _mixing(
     report: str = "",
 ) -> Prepared:
     first = opened[0]
-    inputs = [one.path for one in opened]
+    base = open_source(asked_path(settings.base, "base")) if settings.base.strip() else None
+    inputs = [*(one.path for one in opened), *([base.path] if base is not None else [])]
     target = settle(settings.output, settings.existing, inputs)
     if not terms:
         raise ConfigError("adapter_file.nothing_left", field="lora")
-    base = open_source(asked_path(settings.base, "base")) if settings.base.strip() else None
     if base is not None:
         inject.check_family(first, base, inject.checkpoint_family(base))
     _check_base(terms, wanted, base)
@@ -124,13 +135,13 @@ def _mixing(
     order = (torch.float32, torch.float16, torch.bfloat16)
     widest = next((one for one in order if one in {lora.dtype for lora in opened}), torch.float16)
     dtype = PRECISIONS[settings.precision] or widest
-    lines = [Sentence("adapter_file.mixes", files=tuple(path.name for path in inputs), count=len(terms),
-                      path=target.path), *target.notes]  # fmt: skip
+    place = asked_report(report, settings.existing, inputs)
+    lines = [Sentence("adapter_file.mixes", files=tuple(one.path.name for one in opened), count=len(terms),
+                      path=target.path), *target.notes, *(place.notes if place else ())]  # fmt: skip
     lines += [Sentence("adapter_file.strange", path=lora.path, count=len(lora.strange), names=few(lora.strange))
               for lora in opened if lora.strange]  # fmt: skip
     mixer = Mixer(terms, wanted, dtype, base, Figures())
     facts = {"files": list(told), "rank": wanted.rank if wanted else 0, "keep": wanted.keep if wanted else 1.0}
-    place = Path(report).expanduser() if report else None
     work = _Mixing(tool, mixer, opened, scheme, target, facts, place)
     return Prepared(tuple(lines), work.run)
 
@@ -145,7 +156,8 @@ def _check_base(terms: Mapping[Layer, Sequence[Term]], wanted: Wanted | None, ba
                 continue
             dora = "dora_scale" in term.lora.modules[layer].tensors
             if len(own) > 1 or term.strength != 1 or (wanted is not None and not dora):
-                raise ModelError("adapter_file.needs_base", path=term.lora.path, name=term.lora.modules[layer].name)
+                raise ModelError("adapter_file.needs_base", path=term.lora.path, name=term.lora.modules[layer].name,
+                                 base=Field("base", "--base"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ class _Mixing:
     scheme: Scheme
     target: Target
     facts: Mapping[str, object]
-    report: Path | None
+    report: Target | None
 
     def run(self, progress: Progress) -> Done:
         progress.begin(Sentence("phase.difference"), len(self.mixer.terms), "layers")
@@ -179,8 +191,7 @@ class _Mixing:
             tensors = spool.tensors()
             progress.begin(Sentence("phase.writing"), bytes_of_all(tensors), "bytes")
             path = write_result(self.target, tensors, self._metadata(plain=plain), progress, named, tally)
-        if self.report is not None:
-            write_atomically(self.report, figures.table().encode())
+        write_report(self.report, figures.table())
         told = Sentence("adapter_file.mixed", path=path, count=len(self.mixer.terms))
         return Done(told, path, (*self._notes(), *clamped(tally)))
 

@@ -30,6 +30,12 @@ def vae_of(source: Source) -> dict[str, Stored]:
     return {name: one for name, one in own.items() if name.startswith(begins)}
 
 
+def vae_file(told: str) -> list[Path]:
+    """The file that is named, if one is."""
+    name = told.strip().strip('"')
+    return [] if not name or name.lower() in (BLEND, *LETTERS) else [Path(name).expanduser()]
+
+
 def vae_tensors(told: str, sources: Sequence[Source]) -> dict[str, Stored] | None:
     """The VAE that is to be taken: `a`, `b`, `c`, or a file's; None where it is to be blended.
 
@@ -39,7 +45,7 @@ def vae_tensors(told: str, sources: Sequence[Source]) -> dict[str, Stored] | Non
     name = told.strip().strip('"')
     if name.lower() == BLEND:
         return None
-    if name.lower() in LETTERS and len(name) == 1:
+    if name.lower() in tuple(LETTERS):
         place = LETTERS.index(name.lower())
         if place >= len(sources):
             raise ConfigError("merge.vae_of_nobody", field="vae", vae=name)

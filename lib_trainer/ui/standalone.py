@@ -18,11 +18,13 @@ from starlette.middleware.cors import CORSMiddleware
 from lib_trainer.dataset.desk import DatasetDesk
 from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.scores.known import known_tags
+from lib_trainer.toolbox.desk import ToolDesk
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.dataset.page import build_dataset_page
 from lib_trainer.ui.doors import Doors, asks_for, check_password
 from lib_trainer.ui.generate import INSERT_JS, Generator, build_generate_page
 from lib_trainer.ui.kit.gradio_compat import in_browser
+from lib_trainer.ui.models.page import build_models_page
 from lib_trainer.ui.tagger.page import TaggerOptions, build_tagger_page
 from lib_trainer.ui.train.page import PageOptions, build_train_page
 
@@ -44,10 +46,12 @@ def build_app(
     size: int = 512,
     tagger: TaggerDesk | None = None,
     count_tokens: Callable[[str], int] | None = None,
+    tools: ToolDesk | None = None,
 ) -> gr.Blocks:
     """The page. `size` is the width and height that the Generate tab starts with.
 
-    The Tagger tab is there where a `tagger` is given, the Dataset tab where `count_tokens` gives the tokens of a word.
+    The Tagger tab is there where a `tagger` is given, the Dataset tab where `count_tokens` gives the tokens of a word,
+    the Models tab where `tools` are.
     """
     samplers = tuple(desk.host.samplers())
     options = PageOptions(
@@ -74,6 +78,9 @@ def build_app(
                         DatasetDesk(count_tokens, known_tags, latents=desk.host.cache_folder),
                         train_tabs=["trainer_tab_train"],
                     )
+            if tools is not None:
+                with gr.Tab("Models", elem_id="trainer_tab_models"):
+                    build_models_page(tools, desk.host)
             with gr.Tab("Generate", elem_id="trainer_tab_generate"):
                 build_generate_page(generator, samplers, size)
         scripts = [path.read_text("utf-8") for path in sorted((ROOT / "javascript").glob("*.js"))]  # the bridge first

@@ -92,6 +92,9 @@ class FakeHost:
     def checkpoint_folder(self) -> Path:
         return self.root / "checkpoints"
 
+    def model_folders(self) -> dict[str, Sequence[Path]]:
+        return {"checkpoints": [self.checkpoint_folder()], "loras": [self.lora_folder()], "vaes": [self.root / "VAE"]}
+
     def template_folder(self) -> Path:
         return self.root / "templates"
 

@@ -172,6 +172,14 @@ class StandaloneHost:
     def checkpoint_folder(self) -> Path:
         return self.root / "checkpoints"
 
+    def model_folders(self) -> Mapping[str, Sequence[Path]]:
+        beside = [self.checkpoint.parent] if self.checkpoint is not None else []
+        return {
+            "checkpoints": [self.checkpoint_folder(), *beside],
+            "loras": [self.lora_folder()],
+            "vaes": [self.root / "vae"],
+        }
+
     def template_folder(self) -> Path:
         return self.root / "templates"
 

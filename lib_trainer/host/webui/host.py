@@ -182,6 +182,20 @@ class WebuiHost:
         given = getattr(shared.cmd_opts, "ckpt_dir", None)
         return Path(given or Path(paths.models_path) / "Stable-diffusion")
 
+    def model_folders(self) -> Mapping[str, Sequence[Path]]:
+        """The WebUI's own folders, and those that its command line names beside them."""
+        models = Path(paths.models_path)
+        named = {
+            "checkpoints": ("ckpt_dir", "Stable-diffusion"),
+            "loras": ("lora_dir", "Lora"),
+            "vaes": ("vae_dir", "VAE"),
+        }
+        found = {}
+        for kind, (option, folder) in named.items():
+            given = getattr(shared.cmd_opts, option, None)
+            found[kind] = list(dict.fromkeys([models / folder, *([Path(given)] if given else [])]))
+        return found
+
     def template_folder(self) -> Path:
         return Path(shared.cmd_opts.textual_inversion_templates_dir)
 

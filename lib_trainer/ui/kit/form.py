@@ -161,7 +161,7 @@ class _Layout:
 
     def add(self, spec: FieldSpec) -> None:
         identity = {"elem_id": field_id(self.prefix, spec.path), "visible": spec.shown_in(self.start)}
-        self.made[spec.path] = component(spec, self.start[spec.path], self.offers.get(spec.offers, ()), **identity)
+        self.made[spec.path] = component(spec, self.start[spec.path], self.offers.get(spec.offers or spec.files, ()), **identity)
         if spec.path in self.beside:
             self.beside[spec.path]()
 
@@ -284,7 +284,7 @@ def title(text: str) -> None:
 def to_widget(spec: FieldSpec, value: Any) -> Any:
     """A value as its component shows it."""
     if spec.kind == "list":
-        return list(value)
+        return "\n".join(value) if spec.files else list(value)
     if spec.offers:
         return value or HOST_DEFAULT
     return spec.shown_as(value) if spec.kind == "choice" else value
@@ -292,6 +292,8 @@ def to_widget(spec: FieldSpec, value: Any) -> Any:
 
 def from_widget(spec: FieldSpec, raw: Any) -> Any:
     """A component's value as its option wants it; its own check judges it."""
+    if spec.kind == "list" and spec.files:
+        return tuple(line for line in (one.strip().strip('"') for one in str(raw or "").splitlines()) if line)
     if spec.kind == "list":
         return (raw,) if isinstance(raw, str) and raw else tuple(raw or ())
     if spec.offers:
@@ -313,8 +315,12 @@ def component(spec: FieldSpec, value: Any, offered: Sequence[str] = (), **identi
 
 
 def _component(spec: FieldSpec, offered: Sequence[str], common: dict[str, Any]) -> Any:
+    if spec.kind == "list" and spec.files:
+        return gr.Textbox(lines=2, max_lines=8, placeholder="One a line", **common)
     if spec.kind == "list":
         return gr.Dropdown(list(offered), multiselect=True, **common)
+    if spec.files:  # what is not in the list is written
+        return gr.Dropdown(list(offered), allow_custom_value=True, **common)
     if spec.offers:
         # a job file may name what this host lacks: it stays visible, and the run says what is wrong
         return gr.Dropdown([HOST_DEFAULT, *offered], allow_custom_value=True, **common)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from lib_trainer.config.fields import label_of
-from lib_trainer.refusals import Problem, Sentence, TrainerError, one_line, spoken
+from lib_trainer.refusals import Named, Problem, Sentence, TrainerError, one_line, spoken
 
 _log = logging.getLogger(__name__)
 
@@ -16,8 +16,9 @@ _log = logging.getLogger(__name__)
 class Notices:
     """The notices of one page, by the prefix of its ids."""
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix, self._numbers = prefix, itertools.count(1)
+    def __init__(self, prefix: str, named: Named = label_of) -> None:
+        """`named`: what the page calls an option."""
+        self._prefix, self._named, self._numbers = prefix, named, itertools.count(1)
 
     def say(self, text: str | Sentence, *, error: bool = False, while_active: bool = False) -> str:
         return notice_html(told(text), error=error, number=next(self._numbers), while_active=while_active)
@@ -28,16 +29,16 @@ class Notices:
         try:
             answer = action()
         except TrainerError as error:
-            return problems_html(error.problems, prefix=self._prefix, number=next(self._numbers))
+            return problems_html(error.problems, prefix=self._prefix, number=next(self._numbers), named=self._named)
         except Exception as error:  # a bug must not cost what was typed
             _log.exception("The page '%s' met an unexpected error", self._prefix)
             return self.say(unexpected(error), error=True)
         return answer if isinstance(answer, str) else ""
 
 
-def told(sentence: Sentence | str) -> str:
+def told(sentence: Sentence | str, named: Named = label_of) -> str:
     """The sentence in the page's language, with the labels of options in place of their paths in a job file."""
-    return sentence.text(spoken(), label_of) if isinstance(sentence, Sentence) else sentence
+    return sentence.text(spoken(), named) if isinstance(sentence, Sentence) else sentence
 
 
 def unexpected(error: Exception) -> str:
@@ -60,10 +61,10 @@ def notice_html(text: str, *, error: bool = False, number: int = 0, while_active
     )
 
 
-def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0) -> str:
+def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0, named: Named = label_of) -> str:
     """What is to be mended, each with the id of its field, beside which `train.js` says it again."""
     items = [
-        f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(told(problem.sentence))}</{tag}>'
+        f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(told(problem.sentence, named))}</{tag}>'
         for tag in ["span" if len(problems) == 1 else "li"]
         for problem in problems
     ]

@@ -1,0 +1,111 @@
+// The tab Models: sliders of blocks, which write the list that the form reads, and ticks of duplicates. `bridge.js`
+// polls. It may be run more than once.
+
+(function () {
+    "use strict";
+
+    if (window.modelsPage) return;
+
+    const bridge = window.trainerBridge;
+    const pages = {};
+
+    const pageOf = (prefix) => (pages[prefix] = pages[prefix] || {active: false, opened: {}});
+    const isActive = (panel) => panel.dataset.active === "1";
+    const prefixOf = (element) => element.closest(".models-page")?.id.replace(/_page$/, "") || "";
+
+    // What a refusal names is marked: the notice holds the ids of the fields of any tool.
+    function tend(prefix) {
+        window.trainerPage?.markFields(prefix);
+        keepOpen(prefix);
+    }
+
+    function polled(prefix, panel) {
+        const page = pageOf(prefix);
+        if (page.active && !isActive(panel)) bridge.ask(prefix, "listed", {}, {line: "lists", latest: "listed"});
+        page.active = isActive(panel);
+    }
+
+    // -- blocks ----------------------------------------------------------------------------------------------------
+
+    const fieldOf = (panel) => bridge.box(panel.dataset.field);
+    const slidersOf = (panel) => [...panel.querySelectorAll("input[type=range]")];
+
+    // The drawing is made anew by the server when the text, the file or the weight has changed.
+    function draw(prefix, panel) {
+        const name = panel.dataset.field.slice(prefix.length + 1);
+        bridge.ask(prefix, `${name}_draw`, {}, {line: name, latest: "draw"});
+    }
+
+    // A drawing that was made anew is folded again: it stays as it was.
+    function keepOpen(prefix) {
+        const {opened} = pageOf(prefix);
+        document.querySelectorAll(`#${prefix}_page .models-blocks`).forEach((panel) => {
+            const {field} = panel.dataset;
+            if (!panel.dataset.known) {
+                panel.dataset.known = "1";
+                panel.open = Boolean(opened[field]);
+                panel.addEventListener("toggle", () => {
+                    opened[field] = panel.open;
+                });
+            }
+        });
+    }
+
+    function moved(slider) {
+        const panel = slider.closest(".models-blocks");
+        const sliders = slidersOf(panel);
+        slider.parentElement.querySelector("i").textContent = slider.value;
+        const line = panel.querySelector("polyline");
+        const {width, height} = panel.querySelector("svg").viewBox.baseVal;
+        const step = width / sliders.length;
+        line.setAttribute("points", sliders.map((one, n) => `${(n + 0.5) * step},${(height - 8) * (1 - one.value)}`).join(" "));
+    }
+
+    function put(panel, text) {
+        const field = fieldOf(panel);
+        if (field) bridge.put(field, text);
+    }
+
+    document.addEventListener("input", (event) => {
+        if (event.target.matches?.(".models-blocks input[type=range]")) moved(event.target);
+    });
+
+    document.addEventListener("change", (event) => {
+        const {target} = event;
+        if (!target.closest) return;
+        const panel = target.closest(".models-blocks");
+        if (panel && target.matches("input[type=range]")) put(panel, slidersOf(panel).map((one) => one.value).join(","));
+        if (panel && target.matches("select") && target.value) {
+            put(panel, target.value);
+            setTimeout(() => draw(prefixOf(panel), panel), 100); // gradio has to hear of the text first
+        }
+        if (target.matches("[data-trash]")) ticked(prefixOf(target));
+    });
+
+    document.addEventListener("click", (event) => {
+        const button = event.target.closest && event.target.closest(".models-clear");
+        if (!button) return;
+        const panel = button.closest(".models-blocks");
+        put(panel, "");
+        setTimeout(() => draw(prefixOf(panel), panel), 100);
+    });
+
+    // A field was left on which a drawing depends: the text itself, the file or the weight.
+    document.addEventListener("focusout", (event) => {
+        const prefix = event.target.closest ? prefixOf(event.target) : "";
+        const form = prefix && event.target.closest(`[id^="${prefix}_tool_"]`);
+        if (!form || event.target.closest(".models-blocks")) return;
+        form.querySelectorAll(".models-blocks[open]").forEach((panel) => setTimeout(() => draw(prefix, panel), 150));
+    });
+
+    // -- duplicates ------------------------------------------------------------------------------------------------
+
+    function ticked(prefix) {
+        const boxes = [...document.querySelectorAll(`#${prefix}_job [data-trash]`)];
+        const area = bridge.box(`${prefix}_duplicates_trash`);
+        if (area) bridge.put(area, boxes.filter((box) => box.checked).map((box) => box.dataset.trash).join("\n"));
+    }
+
+    window.modelsPage = {draw};
+    bridge.watch({panel: ".models-job[data-prefix]", isActive, polled, tend});
+})();

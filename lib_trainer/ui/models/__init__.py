@@ -1,0 +1,1 @@
+"""The tab Models: the tools of `lib_trainer/toolbox` as forms, and what they say as HTML."""

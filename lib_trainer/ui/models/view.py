@@ -1,0 +1,126 @@
+"""What the tab Models shows, as HTML. Pure functions: escaped markup comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from lib_trainer.families.family import Unet
+from lib_trainer.refusals import Named, Sentence
+from lib_trainer.toolbox.shares import BASE
+from lib_trainer.ui.kit.notices import told
+from lib_trainer.ui.train.status import clock
+from lib_trainer.work.monitor import JobView
+
+STATES = {"queued": "Running", "running": "Running", "finished": "Done", "stopped": "Stopped", "failed": "Failed"}
+STEP_WIDTH, HEIGHT = 30, 90
+"""Of the drawing of block weights, in pixels: a block's width, and the height from 0 to 1."""
+
+
+def job_html(view: JobView | None, prefix: str, named: Named) -> str:
+    """The panel of the job under way, or of the last one. The script reads whether to poll."""
+    active = "1" if view and view.active else "0"
+    attributes = f'class="models-job" data-prefix="{escape(prefix)}" data-active="{active}"'
+    if view is None:
+        body = '<div class="models-empty">Nothing is under way. Files that exist are never written over.</div>'
+        return f"<div {attributes}>{body}</div>"
+    badge = "Stopping" if view.stopping else STATES[view.state]
+    ended = view.told or view.failure
+    head = (
+        f'<div class="models-head"><span class="models-badge models-{view.state}">{badge}</span>'
+        f'<span class="models-name">{escape(told(view.name, named))}</span></div>'
+    )
+    sentence = f'<div class="models-ended models-{view.state}">{escape(told(ended, named))}</div>' if ended else ""
+    return f"<div {attributes}>{head}{_bar(view)}{sentence}{_said(view, named)}</div>"
+
+
+def _bar(view: JobView) -> str:
+    phase = view.progress
+    if not view.active:
+        return ""
+    if phase is None:
+        return '<div class="models-line">Starting</div>'
+    percent = 100 * phase.done / phase.total if phase.total else 0
+    scale, unit = (1 << 20, "MiB") if phase.unit == "bytes" else (1, phase.unit)
+    rate = f"{phase.rate / scale:.1f} {unit}/s · " if phase.rate else ""
+    line = (
+        f"{escape(told(phase.name))} {phase.done // scale:,} / {phase.total // scale:,} {unit} · "
+        f"{rate}time left {clock(phase.left)}"
+    )
+    return (
+        f'<div class="models-progress" role="progressbar" aria-label="{escape(told(phase.name))}" '
+        f'aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100">'
+        f'<div class="models-fill" style="width: {percent:.2f}%"></div></div><div class="models-line">{line}</div>'
+    )
+
+
+def _said(view: JobView, named: Named) -> str:
+    """Its notes, or while it runs what it has told so far."""
+    notes = view.notes if not view.active else tuple(line.told for line in view.lines)
+    items = [
+        _duplicates(note) if isinstance(note, Sentence) and note.code == "duplicates.same" else
+        f"<li>{escape(told(note, named))}</li>"
+        for note in notes
+    ]  # fmt: skip
+    return f'<ul class="models-notes">{"".join(items)}</ul>' if items else ""
+
+
+def _duplicates(note: Sentence) -> str:
+    """Files that hold the same, with a box for each: what is ticked is to go to the trash."""
+    kept, others = Path(note.facts["kept"]), [Path(path) for path in note.facts["paths"]]
+    boxes = "".join(
+        f'<label><input type="checkbox" data-trash="{escape(str(path))}"> {escape(str(path))}</label>'
+        for path in (kept, *others)
+    )
+    return f'<li class="models-same">{escape(told(note))}<div class="models-boxes">{boxes}</div></li>'
+
+
+def lines_html(lines: Sequence[Sentence], named: Named, number: int) -> str:
+    """What would be done."""
+    items = "".join(f"<li>{escape(told(line, named))}</li>" for line in lines)
+    return (
+        f'<div class="trainer-notice trainer-notice-info" role="status" data-number="{number}">'
+        f'<p>This would be done:</p><ul class="models-notes">{items}</ul></div>'
+    )
+
+
+def blocks_html(field: str, unet: Unet, weights: Mapping[str, float], start: float, presets: Sequence[str]) -> str:
+    """A slider for each block, and the curve that they make; the script writes them into the field of this id.
+
+    `start`: what a block has that `weights` does not name.
+    """
+    names = [BASE, *unet.blocks]
+    values = [weights.get(name, start) for name in names]
+    points = " ".join(f"{(n + 0.5) * STEP_WIDTH:g},{HEIGHT * (1 - _held(value)):g}" for n, value in enumerate(values))
+    width = len(names) * STEP_WIDTH
+    middle = f'<line x1="0" x2="{width}" y1="{HEIGHT / 2:g}" y2="{HEIGHT / 2:g}"/>'
+    drawing = (
+        f'<svg viewBox="0 -4 {width} {HEIGHT + 8}" width="{width}" height="{HEIGHT + 8}" role="img" '
+        f'aria-label="Weights by block">{middle}<polyline points="{points}"/></svg>'
+    )
+    sliders = "".join(
+        f'<label><i>{value:g}</i><input type="range" min="0" max="1" step="0.05" value="{value:g}" '
+        f'orient="vertical" aria-label="{escape(short_name(name))}"><span>{escape(short_name(name))}</span></label>'
+        for name, value in zip(names, values, strict=True)
+    )
+    choices = "".join(f"<option>{escape(name)}</option>" for name in presets)
+    chooser = f'<select aria-label="Preset"><option value="">Preset…</option>{choices}</select>'
+    clear = '<button type="button" class="models-clear">One weight for all</button>'
+    return (
+        f'<details class="models-blocks" data-field="{escape(field)}"><summary>Sliders and curve by block</summary>'
+        f'<div class="models-blocks-tools">{chooser}{clear}</div><div class="models-blocks-scroll">'
+        f'<div style="width: {width}px">{drawing}<div class="models-sliders">{sliders}</div></div></div></details>'
+    )
+
+
+def _held(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def short_name(block: str) -> str:
+    """A block as lists of weights call it."""
+    side, _, number = block.partition("_")
+    return {"input": f"IN{int(number or 0):02}", "output": f"OUT{int(number or 0):02}", "middle": "M00"}.get(
+        side, block.upper()
+    )

@@ -1,0 +1,111 @@
+"""The tab Models of the standalone page in a real browser: choose, see, merge; sliders; a refusal beside its field."""
+
+from __future__ import annotations
+
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_trainer.toolbox.desk import ToolDesk
+from lib_trainer.training.desk import TrainingDesk
+from tests.browser.axe import findings
+from tests.browser.chromium import MARKS, SLOW, driver
+from tests.toolbox.models import SD1, save, some
+from tests.ui.fakes import FakeGenerator, FakeHost
+
+SHOTS = Path(tempfile.gettempdir())
+playwright = driver()
+pytestmark = MARKS
+expect = playwright.expect
+
+
+@pytest.fixture
+def page(browser: Any, tmp_path: Path) -> Iterator[playwright.Page]:
+    from lib_trainer.ui.standalone import build_app, serve
+
+    (tmp_path / "checkpoints").mkdir()
+    for number, name in enumerate(("one", "two")):
+        save(tmp_path / "checkpoints" / f"{name}.safetensors", some(SD1, number), format="pt")
+    tools = ToolDesk()
+    app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), tools=tools)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    errors: list[str] = []
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(SLOW)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(serve(app, port=port, block=False))
+    open_tab(page, "Models")
+    yield page
+    page.context.close()
+    tools.stop()
+    tools.wait(20)
+    app.close()
+    assert errors == []
+
+
+def open_tab(page: playwright.Page, label: str) -> None:
+    page.locator(".tab-nav button:visible").filter(has_text=re.compile(rf"^\s*{label}\s*$")).first.click()
+
+
+def fill(page: playwright.Page, name: str, value: object) -> None:
+    box = page.locator(f"#models_{name}").locator("textarea, input:not([type=range])").first
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> None:
+    page.locator("#models_merge_a input").click()
+    page.locator("#models_merge_a .options li").filter(has_text="one.safetensors").click()
+    page.locator("#models_merge_start").click()
+    refused = page.locator("#models_merge_b .trainer-field-error")
+    expect(refused).to_contain_text("needs a model B")
+    fill(page, "merge_b", tmp_path / "checkpoints" / "two.safetensors")
+    expect(refused).to_have_count(0)
+    fill(page, "merge_output", "mixed")
+
+    page.locator("#models_merge_blocks_curve summary").click()
+    panel = page.locator("#models_merge_blocks_curve .models-blocks")
+    expect(panel.locator("input[type=range]")).to_have_count(26)
+    slider = panel.get_by_label("IN03")
+    slider.focus()
+    for _ in range(3):
+        slider.press("ArrowUp")
+    text = page.locator("#models_merge_blocks textarea, #models_merge_blocks input").first
+    expect(text).to_have_value(re.compile(r"^0\.5,0\.5,0\.5,0\.5,0\.65,0\.5"))
+    panel.locator("select").select_option("GRAD_V")
+    expect(text).to_have_value("GRAD_V")
+    expect(panel.get_by_label("M00")).to_have_value("0")
+    assert panel.evaluate("one => one.open"), "a drawing that is made anew stays open"
+    page.set_viewport_size({"width": 1280, "height": 1400})
+    page.screenshot(path=str(SHOTS / "models-merge.png"), full_page=True)
+
+    page.locator("#models_merge_look").click()
+    expect(page.locator("#models_notice").first).to_contain_text("This would be done")
+    page.locator("#models_merge_start").click()
+    expect(page.locator("#models_job .models-ended")).to_contain_text("Merged into")
+    assert (tmp_path / "checkpoints" / "mixed.safetensors").is_file()
+    page.locator("#models_merge_a input").click()
+    expect(page.locator("#models_merge_a .options li").filter(has_text="mixed.safetensors")).to_have_count(1)
+    page.screenshot(path=str(SHOTS / "models-done.png"), full_page=True)
+    assert findings(page, "#models_page") == []
+
+
+def test_duplicates_are_ticked(page: playwright.Page, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    (folder / "copy.safetensors").write_bytes((folder / "one.safetensors").read_bytes())
+    open_tab(page, "Duplicates")
+    page.locator("#models_duplicates_start").click()
+    expect(page.locator("#models_job [data-trash]")).to_have_count(2)
+    page.screenshot(path=str(SHOTS / "models-duplicates.png"), full_page=True)
+    page.locator(f'#models_job [data-trash="{folder / "copy.safetensors"}"]').check()
+    expect(page.locator("#models_duplicates_trash textarea")).to_have_value(str(folder / "copy.safetensors"))
+    page.locator("#models_duplicates_start").click()
+    expect(page.locator("#models_job").first).to_contain_text("is in the trash now")
+    assert not (folder / "copy.safetensors").exists()

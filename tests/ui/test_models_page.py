@@ -1,0 +1,145 @@
+"""The tab Models over the real desk and tiny files: what its buttons say and do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from safetensors.torch import load_file
+
+from lib_trainer.toolbox.desk import ToolDesk
+from lib_trainer.toolbox.tools import TOOLS
+from lib_trainer.ui.kit.form import build_form, from_widget, to_widget
+from lib_trainer.ui.models.actions import CURVES, ModelsActions
+from lib_trainer.ui.models.page import TITLES, _added, build_models_page
+from tests.toolbox.models import SD1, SDXL, save, some
+from tests.ui.fakes import FakeHost
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    for number, name in enumerate(("one", "two", "sub/three")):
+        path = tmp_path / "checkpoints" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, some(SD1, number), format="pt")
+    return FakeHost(tmp_path)
+
+
+@pytest.fixture
+def actions(host: FakeHost) -> Iterator[ModelsActions]:
+    actions = ModelsActions(ToolDesk(), host)
+    actions.offers()
+    yield actions
+    actions.desk.stop()
+    actions.desk.wait(20)
+
+
+def shown(name: str, **changes: Any) -> dict[str, Any]:
+    """What a form gives of its own first values, with changes as its components hold them."""
+    with gr.Blocks(analytics_enabled=False):
+        form = build_form(TOOLS[name].specs, prefix="m", offers={})
+    raw = {path: one.value for path, one in form.components.items()} | changes
+    return form.values(list(raw.values()))
+
+
+def test_every_tool_has_its_form_and_title(host: FakeHost) -> None:
+    assert set(TITLES) == set(TOOLS)
+    with gr.Blocks(analytics_enabled=False) as page:
+        build_models_page(ToolDesk(), host)
+    ids = {getattr(one, "elem_id", None) for one in page.blocks.values()}
+    for name, tool in TOOLS.items():
+        missing = {f"models_{name}_{path}" for path, spec in tool.specs.items() if not spec.headless} - ids
+        assert not missing and f"models_{name}_start" in ids
+        made = ModelsActions(ToolDesk(), host).settings(tool, shown(name))
+        assert made == tool.settings(), "an untouched form is the defaults"
+
+
+def test_a_merge_by_the_names_of_installed_files(actions: ModelsActions, host: FakeHost) -> None:
+    """Names become paths, a bare result goes to the host's folder, and the host hears of it."""
+    heard: list[Path] = []
+    host.added = heard.append  # type: ignore[method-assign]
+    values = shown("merge", a="one.safetensors", b="sub/three.safetensors", weight=1.0, output="mixed")
+    said = actions.look("merge", values)
+    assert "This would be done" in said and "mixed.safetensors" in said and not list(host.root.glob("**/mixed*"))
+    assert actions.start("merge", values) == ""
+    view = actions.desk.wait(30)
+    assert view is not None and view.state == "finished", view
+    path = host.checkpoint_folder() / "mixed.safetensors"
+    assert heard == [path] == [view.output]
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    assert load_file(path)[name].equal(load_file(host.checkpoint_folder() / "sub/three.safetensors")[name])
+    panel, stop, seen = actions.poll("")
+    assert 'data-active="0"' in panel and "Merged into" in panel and stop == gr.update(interactive=False)
+    assert actions.poll(seen)[:2] == (gr.update(), gr.update()), "what was seen is not sent again"
+    assert "mixed.safetensors" in actions.offers()["checkpoints"]
+
+
+@pytest.mark.parametrize(
+    "changes,field,words",
+    [
+        ({"b": ""}, "b", "needs a model B"),
+        ({"output": ""}, "output", "fill in “Result”"),
+        ({"output": "two.safetensors"}, "output", "is one of the files that are read"),
+        ({"blocks": "1, 2"}, "blocks", "Weights by block has 2 numbers"),
+        ({"weight": 11.0}, "weight", "Weight = 11.0 is not allowed"),
+        ({"parts": "te9=1"}, "parts", "Weights by part: &#x27;te9=1&#x27; names no part"),
+    ],
+)
+def test_a_refusal_names_its_field(actions: ModelsActions, changes: dict[str, Any], field: str, words: str) -> None:
+    values = shown("merge", a="one.safetensors", b="two.safetensors", output="mixed") | changes
+    for action in (actions.look, actions.start):
+        said = action("merge", values)
+        assert f'data-field="models_merge_{field}"' in said and words in said
+    assert not actions.desk.running and actions.desk.view() is None
+
+
+def test_duplicates_are_ticked_and_go_to_the_trash(actions: ModelsActions, host: FakeHost) -> None:
+    folder = host.checkpoint_folder()
+    (folder / "copy.safetensors").write_bytes((folder / "one.safetensors").read_bytes())
+    values = shown("duplicates", folders=str(folder))
+    assert actions.start("duplicates", values) == ""
+    actions.desk.wait(30)
+    panel = actions.poll("")[0]
+    assert panel.count("data-trash=") == 2 and f'data-trash="{folder / "copy.safetensors"}"' in panel
+    assert actions.start("duplicates", {**values, "trash": (str(folder / "copy.safetensors"),)}) == ""
+    actions.desk.wait(30)
+    assert not (folder / "copy.safetensors").exists() and (folder / "one.safetensors").exists()
+    assert [one for one in (folder / ".trainer-trash").rglob("*") if "copy" in one.name]
+
+
+def test_sliders_show_the_list_of_the_models_family(actions: ModelsActions, host: FakeHost, tmp_path: Path) -> None:
+    blocks, _, repair = CURVES
+    drawn = actions.curve(blocks, {"blocks": "GRAD_V", "a": "one.safetensors", "weight": 0.3})
+    assert drawn.count('type="range"') == 26 and 'aria-label="OUT11"' in drawn and "<option>GRAD_V" in drawn
+    assert drawn.count('value="0.3"') == 0 and actions.curve(blocks, {"weight": 0.3}).count('value="0.3"') == 26
+    save(host.checkpoint_folder() / "xl.safetensors", some(SDXL, 0), format="pt")
+    actions.offers()
+    assert actions.curve(blocks, {"a": "xl.safetensors", "weight": 0.3}).count('type="range"') == 20
+    assert actions.curve(blocks, {"blocks": "nonsense <b>", "weight": 0.3}).count('value="0.3"') == 26
+    assert actions.curve(repair, {"blocks": "MIDD"}).count('value="1"') == 10
+
+
+def test_lists_of_files_are_written_one_a_line() -> None:
+    spec = TOOLS["combine"].specs["loras"]
+    assert from_widget(spec, ' a.safetensors:0.5 \n\n"b c.safetensors"\n') == ("a.safetensors:0.5", "b c.safetensors")
+    assert from_widget(spec, to_widget(spec, ("x", "y"))) == ("x", "y") and from_widget(spec, None) == ()
+    assert _added("a", "b")[0] == "a\nb" and _added("", "b")[0] == "b" and _added("a", None)[0] == gr.update()
+
+
+def test_names_with_strengths_are_resolved(actions: ModelsActions, host: FakeHost) -> None:
+    path = host.checkpoint_folder() / "one.safetensors"
+    assert actions.installed.path("one.safetensors:te=0.5:unet=1") == f"{path}:te=0.5:unet=1"
+    assert actions.installed.path("one.safetensors") == str(path)
+    assert actions.installed.path("one.safetensorsx") == "one.safetensorsx"
+    assert actions.installed.path("/elsewhere/one.safetensors") == "/elsewhere/one.safetensors"
+
+
+def test_a_busy_desk_and_a_failure_are_told(actions: ModelsActions, host: FakeHost) -> None:
+    assert "Nothing is under way" in actions.stop()
+    broken = host.checkpoint_folder() / "broken.safetensors"
+    broken.write_bytes((host.checkpoint_folder() / "one.safetensors").read_bytes()[:-100])
+    said = actions.start("inspect", shown("inspect", file=str(broken)))
+    assert "trainer-notice-error" in said and "broken.safetensors" in said
