@@ -98,6 +98,13 @@
         form.querySelectorAll(".models-blocks[open]").forEach((panel) => setTimeout(() => draw(prefix, panel), 150));
     });
 
+    // gradio 3.41 hears of what is written into a list by a key alone, and not of what the mouse has pasted.
+    document.addEventListener("input", (event) => {
+        const {target} = event;
+        if (!target.matches?.(".models-page input") || ["range", "number", "checkbox"].includes(target.type)) return;
+        target.dispatchEvent(new KeyboardEvent("keyup", {bubbles: true}));
+    });
+
     // -- duplicates ------------------------------------------------------------------------------------------------
 
     function ticked(prefix) {

@@ -24,7 +24,7 @@ from torch import nn
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.families.family import Family
 from lib_trainer.families.prediction import Predicts
-from lib_trainer.ports import HeldPart, LoadedModel, NoiseSchedule, PreviewRequest
+from lib_trainer.ports import Exchange, HeldPart, LoadedModel, NoiseSchedule, PreviewRequest
 from lib_trainer.refusals import Sentence
 
 CONTEXT = 32
@@ -303,6 +303,16 @@ class ModelHost:
 
     def checkpoint_folder(self) -> Path:
         return self.root / "checkpoints"
+
+    @property
+    def exchanged(self) -> None:
+        return None
+
+    def exchange(self, told: Sentence) -> Exchange:
+        raise NotImplementedError
+
+    def model_folders(self) -> dict[str, list[Path]]:
+        return {}
 
     def template_folder(self) -> Path:
         return self.root / "templates"

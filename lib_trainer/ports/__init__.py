@@ -7,6 +7,7 @@ from lib_trainer.ports.folders import Folders
 from lib_trainer.ports.host import Host, Models
 from lib_trainer.ports.model import (
     AdaptableModule,
+    Exchange,
     Group,
     HeldModel,
     HeldPart,
@@ -22,6 +23,7 @@ from lib_trainer.ports.text import Conditioning, PictureSize, Rows, TokenTable, 
 __all__ = [
     "AdaptableModule",
     "Conditioning",
+    "Exchange",
     "Folders",
     "Group",
     "HeldModel",

@@ -10,9 +10,10 @@ import torch
 from lib_trainer.families.family import Family
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.ports.folders import Folders
-from lib_trainer.ports.model import HeldPart, LoadedModel
+from lib_trainer.ports.model import Exchange, HeldPart, LoadedModel
 from lib_trainer.ports.previews import Previews
 from lib_trainer.ports.process import Process
+from lib_trainer.refusals import Sentence
 
 
 class Models(Protocol):
@@ -41,6 +42,17 @@ class Models(Protocol):
 
     def model(self) -> LoadedModel:
         """The model to train. Called once, inside the lease."""
+
+    def exchange(self, told: Sentence) -> Exchange:
+        """Let the loaded model hold other weights, also for pictures drawn after the lease. `told`: what they are.
+
+        Called inside the lease, after `model`. They are put back by the next lease, and before the host loads another
+        checkpoint.
+        """
+
+    @property
+    def exchanged(self) -> Sentence | None:
+        """What the loaded model holds in place of its own weights; None where these are in it."""
 
     def describe(self) -> str:
         """One line for the page on what would be trained, its family, and what it predicts and why; or why not."""

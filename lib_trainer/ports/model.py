@@ -125,6 +125,19 @@ class HeldModel(Protocol):
         """As the host draws with it, until `train` is called again."""
 
 
+class Exchange(Protocol):
+    """Other numbers in parameters of the loaded model, for the pictures that follow."""
+
+    def write(self, parameter: OwnParameter, numbers: torch.Tensor) -> None:
+        """Put numbers of the parameter's shape in its place, rounded to its precision.
+
+        Raises `ModelError` where they do not fit, and what the device raises where it has no room.
+        """
+
+    def put_back(self) -> None:
+        """Every parameter as it was, bit for bit; nothing is allocated on the device. Called inside a lease."""
+
+
 class LoadedModel(Protocol):
     """The checkpoint that is loaded, in place."""
 

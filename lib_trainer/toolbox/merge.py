@@ -26,7 +26,7 @@ from lib_trainer.options.toml import read_toml
 from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Sentence, few
 from lib_trainer.toolbox.clean_names import EMA, POSITIONS
 from lib_trainer.toolbox.desk import Done, Prepared, made
-from lib_trainer.toolbox.facts import check_alike
+from lib_trainer.toolbox.facts import Facts, check_alike
 from lib_trainer.toolbox.merge_settings import STEP_FIELDS, MergeSettings
 from lib_trainer.toolbox.modes import MODES, Choices, Looked, Mode, Rows, Spread, Weights, spread_of
 from lib_trainer.toolbox.output import Target, settle, stored_as
@@ -130,12 +130,14 @@ def merged(step: Step, name: str) -> torch.Tensor | Iterator[torch.Tensor]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge that was checked. `taken`: tensors that are taken as they are, from where; `notes` on them."""
+    """A merge that was checked. `facts`: of the first model. `taken`: tensors that are taken as they are, from where;
+    `notes` on them."""
 
     settings: MergeSettings
     step: Step
     steps: tuple[Step, ...]
     sources: tuple[Source, ...]
+    facts: Facts
     family: Family
     names: tuple[str, ...]
     taken: Mapping[str, Stored]
@@ -184,7 +186,7 @@ def planned(settings: MergeSettings, known: dict[str, Source] | None = None) -> 
     lines += [_told(number, step, one) for number, (step, one) in enumerate(zip(steps, chain, strict=True), 1)]
     recipe = {"type": "sd-webui-trainer", "version": __version__, "steps": [_recipe(one) for one in chain]}
     return Plan(
-        settings, steps[-1], tuple(steps), sources, family, tuple(names), taken, layout, tuple(lines),
+        settings, steps[-1], tuple(steps), sources, facts[0], family, tuple(names), taken, layout, tuple(lines),
         tuple(notes), recipe | {"vae": settings.vae, "precision": settings.precision},
     )  # fmt: skip
 

@@ -113,7 +113,7 @@ def _write_tensor(
         for start in range(0, flat.numel(), AT_ONCE):
             numbers = flat[start : start + AT_ONCE]
             if tally is not None and numbers.is_floating_point():
-                numbers = _sound(name, numbers, dtype, tally)
+                numbers = sound(name, numbers, dtype, tally)
             data = numbers.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data
             file.write(data)
             written += len(data)
@@ -122,8 +122,8 @@ def _write_tensor(
         raise RuntimeError(f"{name}: {written} bytes were made for {shape} of {dtype}")
 
 
-def _sound(name: str, numbers: torch.Tensor, dtype: torch.dtype, tally: Tally) -> torch.Tensor:
-    """The numbers within the range of the new type. Raises `ModelError` for what is none."""
+def sound(name: str, numbers: torch.Tensor, dtype: torch.dtype, tally: Tally) -> torch.Tensor:
+    """The numbers, flat, within the range of the new type. Raises `ModelError` for what is none."""
     lowest, highest = (float(one) for one in torch.aminmax(numbers.float() if bytes_of(numbers.dtype) < 2 else numbers))
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ModelError("toolbox.not_finite", name=name)

@@ -18,7 +18,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.prediction import Predicts
-from lib_trainer.ports import HeldPart, Host, Lease, LoadedModel, PreviewRequest
+from lib_trainer.ports import Exchange, HeldPart, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import DatasetError, ModelError, Sentence, TrainerError
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.work import events as ev
@@ -94,6 +94,11 @@ class FakeHost:
 
     def model_folders(self) -> dict[str, Sequence[Path]]:
         return {"checkpoints": [self.checkpoint_folder()], "loras": [self.lora_folder()], "vaes": [self.root / "VAE"]}
+
+    exchanged: Sentence | None = None
+
+    def exchange(self, told: Sentence) -> Exchange:
+        raise ModelError("The fake host has no model.")
 
     def template_folder(self) -> Path:
         return self.root / "templates"

@@ -19,6 +19,7 @@ from lib_trainer.families.family import Family, Stranger
 from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import by_stem, found
+from lib_trainer.host.exchanged import Exchanged, Exchanging
 from lib_trainer.host.standalone.checkpoint import folder_inpaints, model_of_folder
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
@@ -30,7 +31,7 @@ from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import HeldPart, PreviewRequest, Rows
-from lib_trainer.refusals import ConfigError, Field, ModelError
+from lib_trainer.refusals import ConfigError, Field, ModelError, Sentence
 
 LORAS = (".safetensors", ".pt", ".ckpt")
 """Endings of what `<lora:name:1>` finds, as in the WebUI."""
@@ -38,7 +39,7 @@ LORAS = (".safetensors", ".pt", ".ckpt")
 ACCEPTED_SIZES = range(64, 4097)
 
 
-class StandaloneHost:
+class StandaloneHost(Exchanging):
     """Implements `ports.Host`. The checkpoint is loaded at its first use and kept."""
 
     def __init__(self, checkpoint: Path | None, root: Path, device: torch.device | None = None) -> None:
@@ -99,7 +100,12 @@ class StandaloneHost:
     @contextlib.contextmanager
     def lease(self, title: str) -> Iterator[StandaloneLease]:
         with self._busy:
+            self._put_back()
             yield StandaloneLease()
+
+    def exchange(self, told: Sentence) -> Exchanged:
+        self._exchange = Exchanged(told)
+        return self._exchange
 
     def preview(self, request: PreviewRequest) -> Image.Image:
         """Draw with the model as it stands.

@@ -15,8 +15,10 @@ from PIL import Image
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.prediction import Predicts
+from lib_trainer.host.exchanged import Exchanged, Exchanging
 from lib_trainer.host.ldm.model import inpaints_in
 from lib_trainer.host.webui.interrupts import BUTTON, Interrupts
+from lib_trainer.host.webui.loading import before_loading
 from lib_trainer.host.webui.low_vram import LowVram
 from lib_trainer.host.webui.model import (
     ZERO_TERMINAL,
@@ -46,7 +48,7 @@ PROMPT_CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 """Where the WebUI keeps the last prompt's encoding for the next picture of the same parameters, across jobs."""
 
 
-class WebuiHost:
+class WebuiHost(Exchanging):
     """One per process; holds nothing of the model between runs."""
 
     def __init__(self) -> None:
@@ -95,6 +97,7 @@ class WebuiHost:
             with call_queue.queue_lock, Interrupts(task).watched():
                 shared.state.begin(job=task)
                 progress.start_task(task)
+                self._put_back()
                 self._low_vram = LowVram(sd_models.model_data.sd_model)
                 try:
                     with self._low_vram.set_aside():
@@ -107,6 +110,18 @@ class WebuiHost:
             progress.pending_tasks.pop(task, None)
             self.task_id, self._low_vram = None, LowVram(None)
             devices.torch_gc()
+
+    def exchange(self, told: Sentence) -> Exchanged:
+        """Backups that the Lora extension makes meanwhile are of these weights: they go when its own come back."""
+        model = sd_models.model_data.sd_model
+        take_out_prompt_networks(model)
+        exchange = Exchanged(told, lambda: take_out_prompt_networks(model))
+        exchange.around.callback(_forget_prompts)
+        exchange.around.enter_context(own_backups(model))
+        exchange.around.enter_context(before_loading(self._put_back))
+        self._exchange = exchange
+        _forget_prompts()
+        return exchange
 
     def preview(self, request: PreviewRequest) -> Image.Image:
         """txt2img by the WebUI itself. Its picture is the run's: the user's last parameters stay as they are."""

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import gradio as gr
 
 from lib_trainer.config.fields import label_of
 from lib_trainer.families.family import Family, Unet
-from lib_trainer.options.describe import FieldSpec
+from lib_trainer.options.describe import FieldSpec, describe
 from lib_trainer.ports import Host
 from lib_trainer.refusals import Field, Named, TrainerError
-from lib_trainer.toolbox.desk import Tool, ToolDesk
+from lib_trainer.toolbox.desk import Prepared, Tool, ToolDesk, made
 from lib_trainer.toolbox.facts import facts_of
 from lib_trainer.toolbox.installed import CHECKPOINTS, LORAS, Installed
 from lib_trainer.toolbox.shares import PRESETS, block_weights
@@ -26,8 +26,10 @@ from lib_trainer.toolbox.source import open_source
 from lib_trainer.toolbox.strengths import PRESETS as LORA_PRESETS
 from lib_trainer.toolbox.strengths import parse_meant, parse_weights
 from lib_trainer.toolbox.tools import TOOLS
+from lib_trainer.toolbox.trial import prepare_block_grid, prepare_grid, prepare_put_back, prepare_try
+from lib_trainer.toolbox.trial_settings import BlockGridSettings, GridSettings, PictureSettings
 from lib_trainer.ui.kit.notices import Notices
-from lib_trainer.ui.models.view import blocks_html, job_html, lines_html
+from lib_trainer.ui.models.view import blocks_html, job_html, lines_html, tried_html
 from lib_trainer.work.events import Event, Finished
 
 PREFIX = "models"
@@ -72,10 +74,15 @@ class ModelsActions:
 
     def __init__(self, desk: ToolDesk, host: Host, *, prefix: str = PREFIX) -> None:
         self.desk, self.host, self.prefix = desk, host, prefix
+        self.drawing: dict[str, type[PictureSettings]] = {"merge": GridSettings, "repair": BlockGridSettings}
         self.installed = Installed(host.model_folders)
-        self.named = {name: naming(tool.specs) for name, tool in TOOLS.items()}
+        self.named = {name: naming({**tool.specs, **self.draw_specs(name)}) for name, tool in TOOLS.items()}
         self.notices = {name: Notices(f"{prefix}_{name}", self.named[name]) for name in TOOLS}
         self._numbers = itertools.count(1)
+
+    def draw_specs(self, name: str) -> Mapping[str, FieldSpec]:
+        """What pictures of a tool's grid are told; none for most tools."""
+        return describe(self.drawing[name]) if name in self.drawing else {}
 
     # -- tools ---------------------------------------------------------------------------------------------------
 
@@ -128,19 +135,44 @@ class ModelsActions:
             except Exception:  # the file is there, whatever the host makes of it
                 _log.exception("The host could not be told of %s", event.path)
 
+    # -- the loaded model ----------------------------------------------------------------------------------------
+
+    def try_merge(self, values: Mapping[str, Any]) -> str:
+        """The merge in the loaded model, for the pictures that follow."""
+        return self._on_the_model("merge", lambda: prepare_try(self.settings(TOOLS["merge"], values), self.host))
+
+    def put_back(self) -> str:
+        return self._on_the_model("merge", lambda: prepare_put_back(self.host))
+
+    def grid(self, name: str, values: Mapping[str, Any], drawing: Mapping[str, Any]) -> str:
+        """A grid of merges, or of a LoRA's blocks."""
+
+        def prepared() -> Prepared:
+            specs = self.draw_specs(name)
+            asked = made(self.drawing[name], {path: self._meant(specs[path], value) for path, value in drawing.items()})
+            settings = self.settings(TOOLS[name], values)
+            return (prepare_grid if name == "merge" else prepare_block_grid)(settings, asked, self.host)
+
+        return self._on_the_model(name, prepared)
+
+    def _on_the_model(self, name: str, prepare: Callable[[], Prepared]) -> str:
+        return self.notices[name].of(lambda: self.desk.work(name, prepare, None))
+
     def stop(self) -> str:
         if not self.desk.running:
             return self.notices["merge"].say("Nothing is under way.")
         self.desk.stop()
         return ""
 
-    def poll(self, seen: str) -> tuple[Any, Any, str]:
-        """The panel and Stop as they are now, and what has been seen."""
-        view = self.desk.view()
-        now = json.dumps([view.id, view.state, view.stopping] if view else ["", ""])
+    def poll(self, seen: str) -> tuple[Any, Any, Any, Any, str]:
+        """The panel, Stop, what the loaded model holds and Put back as they are now, and what has been seen."""
+        view, tried = self.desk.view(), self.host.exchanged
+        now = json.dumps([[view.id, view.state, view.stopping] if view else [], str(tried or "")])
         active, turned = bool(view and view.active), now != seen
         panel = job_html(view, self.prefix, self._named_of_last) if active or turned else gr.update()
-        return panel, gr.update(interactive=active) if turned else gr.update(), now
+        stop = gr.update(interactive=active) if turned else gr.update()
+        back = gr.update(interactive=tried is not None and not active) if turned else gr.update()
+        return panel, stop, tried_html(tried) if turned else gr.update(), back, now
 
     def _named_of_last(self, field: Field, begins: bool = True) -> str:
         """Of any tool: options that have the same name have the same label, but for few."""

@@ -17,9 +17,9 @@ from lib_trainer.toolbox.desk import ToolDesk
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.ui.kit.bridge import Asked, hurry, serve
 from lib_trainer.ui.kit.form import Form, build_form
-from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser
+from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, keep_out_of_ui_config
 from lib_trainer.ui.models.actions import CURVES, PREFIX, Curve, ModelsActions
-from lib_trainer.ui.models.view import job_html
+from lib_trainer.ui.models.view import job_html, tried_html
 
 TITLES = {
     "merge": "Merge", "inspect": "Look inside", "duplicates": "Duplicates", "clean": "Clean", "extract": "Extract",
@@ -31,6 +31,8 @@ ABOUT = {
     "inspect": "What a file is, what is in it and whether it is sound; a part has one hash in every container.",
 }
 START = {"inspect": "Look inside", "duplicates": "Compare"}
+TRIED = {"merge": "Try before saving", "repair": "Find the blocks that matter"}
+"""Tools with something that is tried on the loaded model."""
 LAST = ("output", "existing", "precision")
 """Options that a form ends with."""
 LOOKING = ("inspect",)
@@ -44,6 +46,8 @@ def build_models_page(desk: ToolDesk, host: Host, *, prefix: str = PREFIX) -> Mo
     forms: dict[str, Form] = {}
     panels: dict[tuple[str, str], Any] = {}
     buttons: dict[str, tuple[Any, Any]] = {}
+    grids: dict[str, tuple[Form, Any]] = {}
+    tries: dict[str, Any] = {}
     with (
         gr.Column(elem_id=f"{prefix}_page", elem_classes="trainer-page models-page"),
         gr.Row(elem_classes="trainer-columns", equal_height=False),
@@ -58,8 +62,11 @@ def build_models_page(desk: ToolDesk, host: Host, *, prefix: str = PREFIX) -> Mo
                         make(gr.HTML, f"{name}_about", value=f'<p class="models-about">{ABOUT[name]}</p>')
                     forms[name] = _form(name, actions, make, offers, panels)
                     buttons[name] = _buttons(name, make)
+                    if name in TRIED:
+                        grids[name] = _lay_out_grid(name, actions, make, tries)
         with gr.Column(elem_classes="trainer-right", min_width=320, scale=2):
             notice = make(gr.HTML, "notice", classes=("trainer-box-notice",))
+            tried = make(gr.HTML, "tried", value=tried_html(host.exchanged))
             job = make(gr.HTML, "job", value=job_html(None, prefix, actions.named["merge"]))
             with gr.Row(elem_classes="trainer-buttons"):
                 stop = make(gr.Button, "stop", value="Stop", variant="stop", interactive=False, min_width=90)
@@ -67,7 +74,9 @@ def build_models_page(desk: ToolDesk, host: Host, *, prefix: str = PREFIX) -> Mo
             seen = make.hidden_text("seen")
     _connect_tools(prefix, actions, forms, buttons, notice)
     stop.click(actions.stop, None, [notice], **QUIET)
-    serve(make, "poll", lambda asked, seen: actions.poll(seen), [seen], [job, stop, seen])
+    outputs = [job, stop, tried, tries["back"], seen]
+    serve(make, "poll", lambda asked, seen: actions.poll(seen), [seen], outputs)
+    _connect_trials(prefix, actions, forms, grids, tries, notice)
     _connect_lists(make, actions, forms, again)
     for curve in CURVES:
         _connect_curve(make, actions, forms[curve.tool], curve, panels[curve.tool, curve.option])
@@ -138,6 +147,44 @@ def _connect_tools(
         look.click(answered(actions.look, name), forms[name].inputs, [notice], **QUIET)
         started = start.click(answered(actions.start, name), forms[name].inputs, [notice], **QUIET)
         in_browser(started.then, hurry(prefix))
+
+
+def _lay_out_grid(name: str, actions: ModelsActions, make: Maker, tries: dict[str, Any]) -> tuple[Form, Any]:
+    """What is tried on the loaded model, below the tool that it is tried of."""
+    identity = {"elem_id": f"{actions.prefix}_{name}_trial", "elem_classes": "trainer-more"}
+    with keep_out_of_ui_config(gr.Accordion(TRIED[name], open=False, **identity)):
+        if name == "merge":
+            with gr.Row(elem_classes="trainer-buttons"):
+                tries["try"] = make(gr.Button, "try", value="Try on the loaded model", variant="primary", min_width=160)
+                tries["back"] = make(gr.Button, "put_back", value="Put back", interactive=False, min_width=100)
+        offers = {"samplers": list(actions.host.samplers())}
+        form = build_form(actions.draw_specs(name), prefix=f"{actions.prefix}_{name}", offers=offers)
+        button = make(gr.Button, f"{name}_grid", value="Draw the grid", min_width=120)
+    return form, button
+
+
+def _connect_trials(
+    prefix: str,
+    actions: ModelsActions,
+    forms: Mapping[str, Form],
+    grids: Mapping[str, tuple[Form, Any]],
+    tries: Mapping[str, Any],
+    notice: Any,
+) -> None:
+    def drawn(name: str) -> Callable[..., str]:
+        form, drawing = forms[name], grids[name][0]
+        count = len(form.inputs)
+        return lambda *raw: actions.grid(name, form.values(raw[:count]), drawing.values(raw[count:]))
+
+    merge = forms["merge"]
+    events = [
+        tries["try"].click(lambda *raw: actions.try_merge(merge.values(raw)), merge.inputs, [notice], **QUIET),
+        tries["back"].click(actions.put_back, None, [notice], **QUIET),
+    ]
+    for name, (drawing, button) in grids.items():
+        events.append(button.click(drawn(name), [*forms[name].inputs, *drawing.inputs], [notice], **QUIET))
+    for event in events:
+        in_browser(event.then, hurry(prefix))
 
 
 def _connect_lists(make: Maker, actions: ModelsActions, forms: Mapping[str, Form], again: Any) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from html import escape
+from io import BytesIO
 from pathlib import Path
+
+from PIL import Image
 
 from lib_trainer.families.family import Unet
 from lib_trainer.refusals import Named, Sentence
 from lib_trainer.toolbox.shares import BASE
 from lib_trainer.ui.kit.notices import told
+from lib_trainer.ui.kit.pictures import jpeg_uri
 from lib_trainer.ui.train.status import clock
 from lib_trainer.work.monitor import JobView
 
 STATES = {"queued": "Running", "running": "Running", "finished": "Done", "stopped": "Stopped", "failed": "Failed"}
+LONGEST = 2000
+"""Width of a grid that is shown, in pixels; the file is as it was drawn."""
 STEP_WIDTH, HEIGHT = 30, 90
 """Of the drawing of block weights, in pixels: a block's width, and the height from 0 to 1."""
 
@@ -32,7 +39,30 @@ def job_html(view: JobView | None, prefix: str, named: Named) -> str:
         f'<span class="models-name">{escape(told(view.name, named))}</span></div>'
     )
     sentence = f'<div class="models-ended models-{view.state}">{escape(told(ended, named))}</div>' if ended else ""
-    return f"<div {attributes}>{head}{_bar(view)}{sentence}{_said(view, named)}</div>"
+    return f"<div {attributes}>{head}{_bar(view)}{sentence}{_said(view, named)}{_picture(view)}</div>"
+
+
+def _picture(view: JobView) -> str:
+    """A grid that was drawn."""
+    path = view.output
+    if view.active or path is None or path.suffix != ".png" or not path.is_file():
+        return ""
+    return f'<img src="{_small(path)}" alt="{escape(path.name)}">'
+
+
+@lru_cache(maxsize=4)
+def _small(path: Path) -> str:
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((LONGEST, 4 * LONGEST))
+    buffer = BytesIO()
+    small.save(buffer, "JPEG", quality=88)
+    return jpeg_uri(buffer.getvalue())
+
+
+def tried_html(tried: Sentence | None) -> str:
+    """What the loaded model holds in place of its own weights."""
+    return f'<div class="models-tried" role="status">{escape(told(tried))}</div>' if tried is not None else ""
 
 
 def _bar(view: JobView) -> str:
