@@ -24,6 +24,7 @@ class Exchanged:
         self.told = told
         self._before = before
         self._kept: dict[str, tuple[nn.Module, str, torch.Tensor]] = {}
+        self.active = True
         self.around = contextlib.ExitStack()
         """What else is changed meanwhile; closed when the numbers are back."""
 
@@ -49,7 +50,7 @@ class Exchanged:
         finally:
             for owner, name, numbers in self._kept.values():
                 getattr(owner, name).data.copy_(numbers)
-            self._kept = {}
+            self._kept, self.active = {}, False
             self.around.close()
 
 
@@ -60,7 +61,7 @@ class Exchanging:
 
     @property
     def exchanged(self) -> Sentence | None:
-        return None if self._exchange is None else self._exchange.told
+        return self._exchange.told if self._exchange is not None and self._exchange.active else None
 
     def _put_back(self) -> None:
         """In the thread that holds the host's queue."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib_trainer.refusals import ModelError
+from lib_trainer.refusals import Field, ModelError
 from lib_trainer.toolbox.adapters import Kind, Own, bias_difference, difference, kind_of, needs_base, product
 from lib_trainer.toolbox.decompose import Parts, Wanted, energy, join, lost, lost_between, split
 from lib_trainer.toolbox.factors import factors, scaled
@@ -185,7 +185,8 @@ def base_weight(base: Source | None, layer: Layer, asked: OpenLora) -> torch.Ten
     """A layer's weight in fp32 from a checkpoint. Raises `ModelError` where there is none."""
     name = layer.tensor()
     if base is None:
-        raise ModelError("adapter_file.needs_base", path=asked.path, name=asked.modules[layer].name)
+        raise ModelError("adapter_file.needs_base", path=asked.path, name=asked.modules[layer].name,
+                         base=Field("base", "--base"))  # fmt: skip
     if name not in base.tensors:
         raise ModelError("adapter_file.base_lacks", path=base.path, name=name, lora=asked.path)
     return rows_of(base.number(name), layer)

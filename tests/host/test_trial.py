@@ -55,14 +55,22 @@ def shared_host(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 def host(shared_host: StandaloneHost) -> Iterator[StandaloneHost]:
     """It is as it was after every test."""
     before = weights(shared_host)
-    yield shared_host
-    assert shared_host.exchanged is None
-    after = weights(shared_host)
+    try:
+        yield shared_host
+    finally:
+        exchanged, after = shared_host.exchanged, weights(shared_host)
+        with shared_host.lease("the next test"):
+            pass
+    assert exchanged is None
     assert all(before[name].equal(after[name]) for name in before)
 
 
 def weights(host: StandaloneHost) -> dict[str, torch.Tensor]:
     return {one.key: getattr(one.owner, one.name).detach().clone() for one in host.model().own_parameters()}
+
+
+def farthest(one: bytes, other: bytes) -> int:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def merge(files: dict[str, Path], b: str = "other", **changes: Any) -> MergeSettings:
@@ -71,16 +79,18 @@ def merge(files: dict[str, Path], b: str = "other", **changes: Any) -> MergeSett
 
 def test_a_tried_merge_draws_what_its_file_draws(host: StandaloneHost, files: dict[str, Path], tmp_path: Path) -> None:
     plain = host.preview(REQUEST).tobytes()
-    settings = merge(files, output=str(tmp_path / "mixed"), blocks="GRAD_V")
+    settings = merge(files, output=str(files["own"].parent / "tried"), blocks="GRAD_V")
     prepared = prepare_try(settings, host)
     assert host.exchanged is None and "until it is put back" in str(prepared.lines[-1])
     prepared.work(Progress())
     assert host.exchanged is not None and "draws as a merge of" in str(host.exchanged)
     tried, held = host.preview(REQUEST).tobytes(), weights(host)
+    # the text encoder's description lies beside the checkpoint
     saved = StandaloneHost(prepare(settings).work(Progress()).path, tmp_path, CPU)
     assert weights(saved).keys() == held.keys()
     assert all(held[name].equal(one) for name, one in weights(saved).items())
-    assert tried == saved.preview(REQUEST).tobytes() != plain
+    drawn = saved.preview(REQUEST).tobytes()
+    assert farthest(tried, drawn) <= 2 < farthest(drawn, plain), "products round by where in memory weights lie"
     prepare_put_back(host).work(Progress())
     assert host.preview(REQUEST).tobytes() == plain
     with pytest.raises(ConfigError, match="nothing to put back"):

@@ -161,7 +161,9 @@ class _Layout:
 
     def add(self, spec: FieldSpec) -> None:
         identity = {"elem_id": field_id(self.prefix, spec.path), "visible": spec.shown_in(self.start)}
-        self.made[spec.path] = component(spec, self.start[spec.path], self.offers.get(spec.offers or spec.files, ()), **identity)
+        self.made[spec.path] = component(
+            spec, self.start[spec.path], self.offers.get(spec.offers or spec.files, ()), **identity
+        )
         if spec.path in self.beside:
             self.beside[spec.path]()
 
