@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from lib_trainer.work import events as ev
 
 LETTERS: dict[type, str] = {
-    ev.Phase: "p", ev.Message: "m", ev.Started: "S", ev.StepDone: "s", ev.PreviewMade: "v", ev.Saved: "f",
-    ev.Finished: "E", ev.Failed: "X",
+    ev.Phase: "p", ev.Message: "m", ev.Started: "S", ev.StepDone: "s", ev.Measured: "h", ev.PreviewMade: "v",
+    ev.Saved: "f", ev.Finished: "E", ev.Failed: "X",
 }  # fmt: skip
-TRAINING = re.compile(r"[pm]*(S[pm]*(s[pmvf]*)*)?[EX]")
+TRAINING = re.compile(r"[pm]*(S[pmh]*(s[pmvfh]*)*)?[EX]")
 """Before `Started`, and after it until the first step, nothing is drawn or saved."""
 OTHER = re.compile(r"[pm]*[EX]")
 
@@ -50,11 +50,12 @@ def _steps(events: Sequence[ev.Event]) -> None:
             case ev.StepDone():
                 step += 1
                 assert (event.step, event.total_steps) == (step, total) and event.epoch >= 1, event
-            case ev.PreviewMade() | ev.Saved():
+            case ev.Measured() | ev.PreviewMade() | ev.Saved():
                 assert event.step == step, event
             case ev.Finished():
                 assert event.step == step, event
-                assert event.stopped == (step < total or total == 0), "who is not stopped has done all steps"
+                undone = step < total or total == 0
+                assert event.stopped == (undone and not event.told), "who is not stopped has done all, or says why not"
 
 
 def _files(events: Sequence[ev.Event]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 
@@ -19,6 +19,9 @@ from lib_trainer.captions.tags import TagPatterns, either_spelling, tag_key
 
 TOGETHER = ";;;"
 """Between tags that stay together: sd-scripts' usual secondary separator."""
+
+AFTER_WARMUP = 2
+"""A step at which calm captions are told whole."""
 
 NO_TAGS = TagPatterns()
 
@@ -64,6 +67,11 @@ class Variation:
     def reads_tags(self) -> bool:
         """Whether captions are taken apart, so that `|||` and `;;;` mean something in them."""
         return self.shuffle or self.tag_dropout > 0 or self.warmup > 0
+
+    def calm(self) -> Variation:
+        """The same with every tag in its place: `|||` and `;;;` are read as before, and choices are still drawn."""
+        warmup = AFTER_WARMUP - 1 if self.reads_tags else 0
+        return replace(self, shuffle=False, tag_dropout=0.0, warmup=warmup, dropout=0.0, dropout_epochs=0)
 
     @property
     def endless(self) -> bool:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lib_trainer.refusals import Count, Sentence, printable
 from lib_trainer.work import events as ev
-from lib_trainer.work.monitor import STEPS
+from lib_trainer.work.monitor import STEPS, measured
 
 LOG_SECONDS = 15.0
 """Where the output is no terminal, a bar is a line in a log: seldom is enough."""
@@ -40,6 +40,8 @@ class ProgressBar:
                 self._say(Sentence("log.started_adapters", count=Count(event.trained_parameters), parts=parts))
             case ev.StepDone():
                 self._move(STEPS, event.step, event.total_steps, f"loss={event.loss:.4f}, epoch={event.epoch}")
+            case ev.Measured():
+                self._say(measured(event))
             case ev.PreviewMade(step, _, prompt):
                 self._say(Sentence("log.preview_of", step=step, prompt=prompt))
             case ev.Saved(step, path, final):
@@ -49,6 +51,8 @@ class ProgressBar:
                 self._say(text if level == "info" else Sentence("log.warning_line", text=text))
             case ev.Finished() | ev.Failed():
                 self._close()
+                if isinstance(event, ev.Finished) and event.told:
+                    self._say(event.told)
 
     def _move(self, name: Sentence | str, done: int, total: int, note: str) -> None:
         if name != self._name:

@@ -29,6 +29,7 @@ from lib_trainer.config.schema import (
     PriorConfig,
     TrainingConfig,
 )
+from lib_trainer.config.validation import ValidationConfig
 
 __all__ = [
     "AugmentConfig",
@@ -54,6 +55,7 @@ __all__ = [
     "PreviewConfig",
     "PriorConfig",
     "TrainingConfig",
+    "ValidationConfig",
     "differing",
     "dump_job",
     "dump_values",

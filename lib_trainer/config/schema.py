@@ -14,6 +14,7 @@ from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
 from lib_trainer.config.pictures import AugmentConfig, BucketsConfig
 from lib_trainer.config.preserve import PreserveConfig
+from lib_trainer.config.validation import ValidationConfig
 from lib_trainer.options.declare import Group, Section, given, one_of, option
 
 
@@ -393,5 +394,6 @@ class JobConfig(Section):
     noise: NoiseConfig = NoiseConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
     output: OutputConfig = OutputConfig()
     preview: PreviewConfig = PreviewConfig()

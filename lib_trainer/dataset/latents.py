@@ -123,6 +123,17 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def only(self, indices: Sequence[int]) -> Encoded:
+        """Some of them, in this order."""
+        return replace(
+            self,
+            samples=tuple(self.samples[index] for index in indices),
+            sizes=tuple(self.sizes[index] for index in indices),
+            targets=tuple(self.targets[index] for index in indices),
+            keys=tuple(self.keys[index] for index in indices),
+            masks=tuple(self.masks[index] for index in indices) if self.masks else (),
+        )
+
     def moments(self, index: int, variation: int = 0) -> torch.Tensor:
         """(8, H/8, W/8) fp32 on the CPU: mean and logarithmic variance. Raises `DatasetError` if the store lost it."""
         return self._there(index, self.keys[index][variation], MOMENT_CHANNELS)

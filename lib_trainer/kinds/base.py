@@ -54,10 +54,20 @@ class Outputs:
         """The files of an intermediate step, beside the final ones."""
         return Outputs(tuple(step_path(path, step) for path in self.results))
 
+    @property
+    def best(self) -> Outputs:
+        """The files of the step with the lowest held-out loss, beside the final ones."""
+        return Outputs(tuple(best_path(path) for path in self.results))
+
 
 def step_path(path: Path, step: int) -> Path:
     """The file of an intermediate step, beside the final one."""
     return path.with_name(f"{path.stem}-step{step:08d}{path.suffix}")
+
+
+def best_path(path: Path) -> Path:
+    """The file of the step with the lowest held-out loss, beside the final one."""
+    return path.with_name(f"{path.stem}-best{path.suffix}")
 
 
 class Kind:

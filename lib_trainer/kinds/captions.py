@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +45,10 @@ class CaptionMaker:
     def told(self, caption: str, generator: torch.Generator, moment: Moment) -> str:
         """What a picture is said to show at one step."""
         return self.variation(self(caption, generator), moment)
+
+    def calm(self) -> CaptionMaker:
+        """The same without what varies captions of one picture, except what is drawn of a template or of choices."""
+        return replace(self, variation=self.variation.calm())
 
     def forms(self, caption: str) -> list[str]:
         """Everything that a picture with this caption may be said to show, where that does not vary."""

@@ -21,6 +21,7 @@ from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.preservation import check_preservation
 from lib_trainer.training.prior import check_prior
 from lib_trainer.training.sizes import check_sizes
+from lib_trainer.training.validation import check_validation
 
 FILES = "dataset.caption_files"
 NAMES = ("output.name", "embedding.names")
@@ -63,6 +64,8 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
         check_rates(job, kind, family)
     with problems.at():
         check_shares(job, kind)
+    with problems.at():
+        check_validation(job)
     with problems.at():
         _check_sampler(job, host)
     problems.raise_if_any()

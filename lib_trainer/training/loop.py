@@ -15,6 +15,7 @@ from lib_trainer.memory import peak_bytes, release
 from lib_trainer.ports import LoadedModel, PictureSize, Wording
 from lib_trainer.refusals import Field, NumericalError, Sentence
 from lib_trainer.training.captions import CaptionSource
+from lib_trainer.training.objective import Noised
 from lib_trainer.training.optimizers import step_unless
 from lib_trainer.training.precision import autocast
 from lib_trainer.training.preservation import Keeper, telling
@@ -45,11 +46,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """The batches of one optimizer step; `base`: its pictures are those before a difference."""
+    """The batches of one optimizer step; `base`: its pictures are those before a difference.
+
+    `epoch_ends`: it is the last one of its epoch.
+    """
 
     epoch: int
     batches: list[Batch]
     base: bool = False
+    epoch_ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def train(
             if stopping():
                 break
             numbers, learned = _step(optimizer, trained, loss, scaler, options.max_gradient_norm)
-            results.put(step, drawn.epoch, current, numbers, model.device, learned=learned)
+            results.put(step, drawn, current, numbers, model.device, learned=learned)
             state.recipe.bound()
             if not (model.device.type == "cuda" or options.late):
                 results.tell()
@@ -161,6 +166,13 @@ def _backward(loss: torch.Tensor, batches: int, state: TrainState) -> torch.Tens
     return loss.detach()
 
 
+def said(model: LoadedModel, captions: CaptionSource, batch: Batch, noised: Noised, dtype: torch.dtype) -> torch.Tensor:
+    """What the UNet says of a batch that is noised and on its device."""
+    tell = telling(captions, batch.sizes, model.device)
+    with autocast(model.device, dtype):
+        return model.predict(noised.latents, noised.timesteps, tell(batch.captions))
+
+
 def _step(
     optimizer: Optimizer, trained: list[nn.Parameter], loss: torch.Tensor, scaler: Any, largest: float
 ) -> tuple[Callable[[], list[float]], bool]:
@@ -198,13 +210,15 @@ class _Results:
     def put(
         self,
         step: int,
-        epoch: int,
+        drawn: StepBatches,
         rates: dict[str, float],
         numbers: Callable[[], list[float]],
         device: torch.device,
         *,
         learned: bool,
     ) -> None:
+        epoch, epoch_ends = drawn.epoch, drawn.epoch_ends  # and nothing else of it is kept
+
         def done(numbers: list[float]) -> StepDone:
             return StepDone(
                 step=step,
@@ -216,6 +230,7 @@ class _Results:
                 seconds=time.perf_counter() - self._since,
                 memory_bytes=peak_bytes(device),
                 applied=learned and _finite(numbers[1]),
+                epoch_ends=epoch_ends,
             )
 
         self._waiting = done, numbers, self._state.noise.get_state(), self._state.objective.state_dict()

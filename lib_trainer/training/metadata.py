@@ -137,6 +137,11 @@ def _pictures(facts: RunFacts) -> dict[str, object]:
         "ss_num_train_images": round(counts["learn"] + counts["before"]),
         "ss_num_reg_images": round(counts["class"]),
     }
+    if held := facts.plan.held.pictures:
+        own = facts.plan.job.validation
+        values |= {"ss_num_validation_images": len(held), "ss_validation_seed": own.seed}
+        values |= {"ss_validation_split": own.share} if own.pictures == "share" else {}
+        values |= {"ss_validate_every_n_steps": own.every} if own.every else {"ss_validate_every_n_epochs": 1}
     return values | ({"ss_prior_loss_weight": facts.plan.job.prior.weight} if counts["class"] else {})
 
 

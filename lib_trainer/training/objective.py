@@ -84,18 +84,29 @@ class Objective:
         timesteps = draw_timesteps(self._noise, len(self.schedule.used), latents.shape[0], generator)
         noise = coloured(noise, latents, self._noise, generator)
         covering = perturbed(noise, self._noise, generator)
-        alpha_bar = self.schedule.used[timesteps].view(-1, 1, 1, 1)
-        signal, sigma = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
-        target = noise if self.schedule.prediction == "epsilon" else signal * noise - sigma * latents
+        noised = self.covered(latents, noise, timesteps, covering, beside)
         if self._level_weights is not None:
             own = self._level_weights[timesteps]
             weights = own if weights is None else weights * own
         thresholds = None if self._thresholds is None else self._thresholds[timesteps]
         places = None if masks is None else loss_weights(masks, self._masks)
-        shown = signal * latents + sigma * covering
-        if beside is not None:
-            shown = torch.cat([shown, beside], dim=1)
-        return Noised(shown, timesteps, target, weights, thresholds, places, masks)
+        return replace(noised, weights=weights, thresholds=thresholds, places=places, masks=masks)
+
+    def covered(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        covering: torch.Tensor | None = None,
+        beside: torch.Tensor | None = None,
+    ) -> Noised:
+        """Latents at given timesteps (B,) with given noise, without weights; `covering` where they are covered with
+        more than what is asked for, `beside` behind them."""
+        alpha_bar = self.schedule.used[timesteps].view(-1, 1, 1, 1)
+        signal, sigma = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+        target = noise if self.schedule.prediction == "epsilon" else signal * noise - sigma * latents
+        shown = signal * latents + sigma * (noise if covering is None else covering)
+        return Noised(shown if beside is None else torch.cat([shown, beside], dim=1), timesteps, target)
 
     def loss(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
         """The mean over everything in fp32, a scalar, of what the UNet has said of `noised`, on its device."""

@@ -31,8 +31,8 @@ class Shown:
 class Place:
     """A step: its number and its epoch's, both from 1 on, and the pictures of its batches, by index.
 
-    The pictures of a list have one size. `base`: they are those before a difference. `epoch_begins`: it is the first
-    step of its epoch.
+    The pictures of a list have one size. `base`: they are those before a difference. `epoch_begins` and `epoch_ends`:
+    it is the first or the last step of its epoch.
     """
 
     step: int
@@ -40,6 +40,7 @@ class Place:
     batches: list[list[int]]
     base: bool
     epoch_begins: bool
+    epoch_ends: bool
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,12 @@ class Order:
             else:
                 drawn = [[own] for own in epoch_batches(self._targets, repeats, training.batch_size, generator)]
             starts = range(0, len(drawn), training.gradient_accumulation)
-            for start in starts[: base_steps - step] if before else starts:
+            starts = starts[: base_steps - step] if before else starts
+            for start in starts:
                 step += 1
                 together = drawn[start : start + training.gradient_accumulation]
                 batches = [part for batch in together for part in batch]
-                yield Place(step, epoch, batches, before, epoch_begins=start == 0), generator
+                yield Place(step, epoch, batches, before, start == 0, start == starts[-1]), generator
             if before and step >= base_steps:
                 left = []  # those before are not shown again
 

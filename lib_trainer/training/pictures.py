@@ -42,7 +42,7 @@ class PictureSource:
             for earlier in passed:  # of its epoch: they draw from the same generator
                 self._drawn(earlier, generator)
             passed.clear()
-            yield StepBatches(place.epoch, self._drawn(place, generator), place.base)
+            yield StepBatches(place.epoch, self._drawn(place, generator), place.base, place.epoch_ends)
 
     def _drawn(self, place: Place, generator: torch.Generator) -> list[Batch]:
         seed, numbers = self.order.job.training.seed, itertools.count()

@@ -37,16 +37,17 @@ from lib_trainer.training.prior import wants_class_pictures
 from lib_trainer.training.results import Settled, outputs_of, settle
 from lib_trainer.training.schedules import check_schedule
 from lib_trainer.training.sizes import sizer_of, small_warning
+from lib_trainer.training.validation import NOTHING_HELD_OUT, HeldOut, check_patience, hold_out, reader
 
 
 @dataclass(frozen=True)
 class Plan:
     """A job that has passed every check that needs no model.
 
-    `scan` holds the pictures to learn, `before` those that are learned before them. `steps` are foreseen: a picture
-    that cannot be decoded has none. `warnings` are sentences on what may go wrong, told when the run starts: a
-    reckoning is no refusal. `cautions` are others, on what is wrong outside of the run. `replaced` files go to the
-    trash when their successors are written.
+    `scan` holds the pictures to learn, `before` those that are learned before them, `held` those that are measured.
+    `steps` are foreseen: a picture that cannot be decoded has none. `warnings` are sentences on what may go wrong, told
+    when the run starts: a reckoning is no refusal. `cautions` are others, on what is wrong outside of the run.
+    `replaced` files go to the trash when their successors are written.
     """
 
     job: JobConfig
@@ -61,12 +62,13 @@ class Plan:
     replaced: tuple[Path, ...] = ()
     notes: tuple[Sentence, ...] = ()
     cautions: tuple[Sentence, ...] = ()
+    held: HeldOut = NOTHING_HELD_OUT
 
     @property
     def reads(self) -> tuple[Path, ...]:
         """Files of the user's that the run opens: pictures, and what it goes on from."""
         start = self.job.network.continue_from
-        pictures = [sample.path for sample in (*self.scan.samples, *self.before)]
+        pictures = [sample.path for sample in (*self.scan.samples, *self.before, *self.held.pictures)]
         return (*pictures, *([Path(start).expanduser()] if start else []))
 
     @property
@@ -125,6 +127,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
         caution = drawn_wrongly(predicted, job)
     with problems.at("dataset.template"):
         captions = kind.captions(job, host)
+    held = NOTHING_HELD_OUT
     with problems.at("dataset.folder"):
         trigger = data.trigger_word or " ".join(kind.words(job))  # a new word is caption enough where there is none
         folder = Path(data.folder).expanduser()
@@ -132,6 +135,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
         rules = CaptionRules(data.caption_lines, marks, caption_files(data.caption_files, FILES), data.second_captions)
         scan = scan_folder(folder, trigger_word=trigger, repeats=data.repeats, captions=rules, masks=masks_of(job))
         check_masks(job, scan)
+        scan, held = hold_out(job, scan, reader(job, trigger, rules))
     before: list[Sample] = []
     with problems.at("difference.before"):
         before = [] if problems.found else kind.before(job, scan)
@@ -141,12 +145,12 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     memory = outlook(job, host, pictures=encoded)
     warning, line = (memory.warning(), memory.note()) if memory else (None, None)
     warnings = (*filter(None, [warning]), *_warnings(job, kind, host, scan, predicted))
-    notes = tuple(filter(None, [settled.note, line, unread(job, kind)]))
+    notes = tuple(filter(None, [settled.note, line, held.note, unread(job, kind)]))
     sizes = sizer_of(job)
     steps = _checked_steps(job, kind, sizes, [*scan.samples, *before])
     return Plan(
         job, kind, scan, captions, outputs, sizes, steps, tuple(before), warnings, settled.replaced, notes,
-        () if caution is None else (caution,),
+        () if caution is None else (caution,), held,
     )  # fmt: skip
 
 
@@ -173,6 +177,8 @@ def _checked_steps(job: JobConfig, kind: Kind, sizes: Sizer, samples: list[Sampl
         check_schedule(job, steps, kind.base_steps(job, steps))
     with problems.at():
         check_tag_warmup(job, steps)
+    with problems.at():
+        check_patience(job, steps, kind.base_steps(job, steps))
     problems.raise_if_any()
     return steps
 

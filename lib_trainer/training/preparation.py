@@ -10,11 +10,14 @@ import torch
 from lib_trainer.dataset.latent_cache import reading
 from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
 from lib_trainer.dataset.scan import Sample, listed
+from lib_trainer.dataset.variations import ALONE, Variations
 from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.refusals import DatasetError, Sentence
 from lib_trainer.training.average import Average
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
+from lib_trainer.training.course import Course
 from lib_trainer.training.loop import LoopOptions
+from lib_trainer.training.measuring import Measuring, make_measuring, measured_captions, measured_pictures
 from lib_trainer.training.metadata import RunFacts
 from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import make_optimizer, wants_average
@@ -42,6 +45,7 @@ class Prepared:
     state: TrainState
     rates: LearningRates
     options: LoopOptions
+    measuring: Measuring | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -62,13 +66,14 @@ class Preparation:
         """Encode what the steps need; None if the run was stopped meanwhile."""
         plan, model, progress = self.plan, self.place.model, self.progress
         progress.point = "encoding"
-        encoded = self._encode_pictures(samples)
+        encoded = self._encode_pictures(samples, Sentence("phase.latents"), variations_of(plan.job))
         self._check_readable(samples, encoded)
         shown = zip(encoded.samples, encoded.targets, strict=True)
         order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
         source = PictureSource(order, encoded, plan.captions, model.latent_scale, plan.plain)
         progress.point = "captions"
         captions = self._captions(source, recipe, dtype)
+        measuring = self._measuring(encoded, recipe, dtype, order.base_steps())
         if self.place.stopping():
             return None
         progress.point = "setup"
@@ -81,11 +86,12 @@ class Preparation:
         noise = torch.Generator().manual_seed(job.training.seed + 1)
         average = Average(parameters(recipe), job.optimizer.ema_decay) if wants_average(job.optimizer) else None
         objective = Objective(schedule, job.noise, job.loss, job.masks)
-        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, objective, average)
+        course = Course(order.base_steps())
+        state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, objective, average, course)
         rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
         keeper = Keeper.of(job, plan.kind, recipe, objective)
         options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates, keeper)
-        return Prepared(facts, source, captions, state, rates, options)
+        return Prepared(facts, source, captions, state, rates, options, measuring)
 
     def _check_readable(self, samples: Sequence[Sample], encoded: Encoded) -> None:
         """Of what a step needs, something must be there: an epoch without pictures would never end."""
@@ -103,7 +109,22 @@ class Preparation:
         phase = place.phase(Sentence("phase.class_pictures"))
         return class_samples(self.plan.job, place.host, place.model, phase, place.stopping, place.warn)
 
-    def _encode_pictures(self, samples: Sequence[Sample]) -> Encoded:
+    def _measuring(self, trained: Encoded, recipe: Recipe, dtype: torch.dtype, begins: int) -> Measuring | None:
+        """None where nothing is measured, or the run was stopped."""
+        plan, model, training = self.plan, self.place.model, self.plan.job.training
+        if not plan.held.pictures or self.place.stopping():
+            return None
+        samples = measured_pictures(plan, trained)
+        encoded = self._encode_pictures(samples, Sentence("phase.held_out"), ALONE)
+        if encoded.stopped:
+            return None
+        live = LiveCaptions(model, training.clip_skip, training.max_tokens)
+        captions: CaptionSource = live
+        if not recipe.trains_text_encoder:
+            captions = measured_captions(plan, encoded.samples, live, model.device, dtype, self.place.stopping)
+        return make_measuring(plan, encoded, captions, model.latent_scale, begins)
+
+    def _encode_pictures(self, samples: Sequence[Sample], phase: Sentence, variations: Variations) -> Encoded:
         data, model = self.plan.job.dataset, self.place.model
         fingerprint = model.vae_fingerprint()
         if data.cache == "disk" and not fingerprint:
@@ -118,9 +139,9 @@ class Preparation:
             model.encode_images,
             fingerprint,
             store,
-            self.place.phase(Sentence("phase.latents")),
+            self.place.phase(phase),
             self.place.stopping,
-            variations_of(self.plan.job),
+            variations,
             holes_of(self.plan.job) if model.inpaints else None,
         )
         if model.vae_overflows:

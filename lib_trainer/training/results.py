@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lib_trainer.config import JobConfig
 from lib_trainer.files import plain, to_trash
-from lib_trainer.kinds.base import Outputs, step_path
+from lib_trainer.kinds.base import Outputs, best_path, step_path
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
@@ -68,7 +68,7 @@ def outputs_of(job: JobConfig, host: Host) -> Outputs:
 
 
 def taken_files(job: JobConfig, host: Host) -> list[Path]:
-    """What is there under these names, or under the names of intermediate steps, in any case of letters.
+    """What is there under these names, or under those of steps and of the best one, in any case of letters.
 
     Also embeddings anywhere in the host's folder that a prompt would find by the name of one that is to be learned.
     """
@@ -125,9 +125,10 @@ def discard_taken(job: JobConfig, host: Host) -> list[Path]:
     return moved
 
 
-def is_of_step(path: Path, step: int) -> bool:
-    """Whether a file is the one of an intermediate step."""
-    return path.stem.endswith(f"-step{step:08d}")
+def takes_the_place_of(outputs: Outputs, path: Path) -> bool:
+    """Whether a file of an earlier run has the name of one of these, or of what lies beside it for a card."""
+    names = {plain(one.name) for result in outputs.results for one in (result, *sidecars(result))}
+    return plain(path.name) in names
 
 
 def check_replaced(replaced: Iterable[Path], model: LoadedModel) -> None:
@@ -155,9 +156,10 @@ def existing_embedding(folder: Path, name: str) -> Path | None:
 
 
 def _alike(path: Path) -> list[Path]:
-    """The file itself and those of its steps, as file systems compare names that fold case and composition."""
+    """The file itself, the best and those of steps, as file systems compare names that fold case and composition."""
     step = re.escape(plain(step_path(path, 0).name)).replace("0" * 8, r"\d{8}")
-    pattern = re.compile(f"(?:{re.escape(plain(path.name))}|{step})")
+    own, best = (re.escape(plain(one.name)) for one in (path, best_path(path)))
+    pattern = re.compile(f"(?:{own}|{step}|{best})")
     try:
         names = sorted(os.listdir(path.parent))
     except OSError:

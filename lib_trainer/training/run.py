@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from lib_trainer.training.place import Place, Progress
 from lib_trainer.training.plan import Plan
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.preparation import Preparation, Prepared
-from lib_trainer.training.results import check_replaced, discard, is_of_step
+from lib_trainer.training.results import check_replaced, discard, takes_the_place_of
 from lib_trainer.training.session import Session
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
@@ -119,8 +120,11 @@ class Run:
             return ev.Finished(0, None, stopped=True)
         self._save(self.prepared, plan.outputs, final=True)
         self.place.take_up(plan.outputs.result)
+        if self.progress.best is not None:
+            self.place.take_up(plan.outputs.best.result)
         self._finish(self.prepared)
-        return ev.Finished(self.step, plan.outputs.result, stopped=self.step < self.prepared.facts.total_steps)
+        done_all = self.step == self.prepared.facts.total_steps
+        return ev.Finished(self.step, plan.outputs.result, not (done_all or self.progress.enough), self._told())
 
     @contextlib.contextmanager
     def _freed(self, recipe: Recipe) -> Iterator[None]:
@@ -155,6 +159,8 @@ class Run:
         own_devices = [model.device] if model.device.type == "cuda" else []
         own_random = torch.random.fork_rng(own_devices)  # a recipe's dropouts seed torch's own generator
         with own_random, ahead(prepared.source.steps(prepared.state.step + 1)) as steps:
+            if not self.step:
+                self._measure(prepared)
             train(
                 model,
                 prepared.captions,
@@ -163,8 +169,35 @@ class Run:
                 prepared.rates,
                 prepared.options,
                 lambda done: self._after_step(done, prepared, session),
-                self.place.stopping,
+                lambda: self.progress.enough or self.place.stopping(),
             )
+
+    def _measure(self, prepared: Prepared, *, epoch_ends: bool = False, last: bool = False) -> None:
+        """The held-out loss of what would be saved now, and what it decides."""
+        measuring, state, own = prepared.measuring, prepared.state, self.plan.job.validation
+        if measuring is None or not measuring.due(self.step, epoch_ends=epoch_ends, last=last):
+            return
+        with state.as_saved():
+            dtype = prepared.options.dtype
+            point = measuring.point(self.step, self.place.model, state.objective, dtype, self.place.stopping)
+        if point is None:
+            return
+        if not math.isfinite(point.held_out):  # the training's own loss says what is wrong, if it is so there too
+            self.place.warn(Sentence("run.not_measured", step=self.step))
+            return
+        best = state.course.put(point)
+        self.place.emit(ev.Measured(point.step, point.held_out, point.trained, best))
+        if best and own.keep_best:
+            self._save_between(prepared, self.plan.outputs.best)
+        if own.patience and state.course.since_best >= own.patience and not last:
+            self.progress.enough = True
+
+    def _told(self) -> Sentence | str:
+        """How a run ended that has not done all of its steps and was not stopped."""
+        best = self.prepared.state.course.best if self.prepared else None
+        if not self.progress.enough or best is None:
+            return ""
+        return Sentence("run.enough", step=self.step, best=best.step)
 
     def _after_step(self, done: ev.StepDone, prepared: Prepared, session: Session) -> None:
         job, control, device = self.plan.job, self.place.control, self.place.model.device
@@ -174,20 +207,21 @@ class Run:
             lower = failures.what_to_lower(job, self.plan.kind, "step", device)
             self.place.warn(Sentence("run.crawls", what=told, lower=lower))
         self.place.lease.progress(done.step, done.total_steps, f"loss {done.loss:.4f}")
-        last = done.step == done.total_steps
+        self._measure(prepared, epoch_ends=done.epoch_ends, last=done.step == done.total_steps)
+        last = done.step == done.total_steps or self.progress.enough
         every, save_every = job.preview.every, job.output.save_every
         due = bool(job.preview.prompt and every and (done.step % every == 0 or last))
         if (due or control.take_sample()) and not self.place.stopping():
             with prepared.state.as_saved():
                 self._preview(session)
         if not last and (control.take_save() or (save_every and done.step % save_every == 0)):
-            self._save_between(prepared)
+            self._save_between(prepared, self.plan.outputs.of_step(self.step))
 
-    def _save_between(self, prepared: Prepared) -> None:
+    def _save_between(self, prepared: Prepared, outputs: Outputs) -> None:
         """A full disk or memory must not cost what is still to be learned: the run goes on, and its end saves again."""
         try:
             with prepared.state.as_saved():
-                self._save(prepared, self.plan.outputs.of_step(self.step), final=False)
+                self._save(prepared, outputs, final=False)
         except Exception as error:
             if not (isinstance(error, SaveError) or failures.short_of_memory(error)):
                 raise
@@ -238,16 +272,21 @@ class Run:
         self.progress.saved = (self.step, outputs.result)
         if final:
             words = self.plan.kind.card_words(self.plan.job)
-            for path in outputs.results:
+            best = self.plan.outputs.best.results if self.progress.best is not None else ()
+            for path in (*outputs.results, *best):
                 write_card(path, words, self.place.model.family, self.progress.cover)
         self.place.emit(ev.Saved(self.step, outputs.result, final))
 
     def _write(self, prepared: Prepared, outputs: Outputs, *, final: bool) -> None:
         """What is to be replaced is moved away when its successor is there, and not before."""
-        due = [old for old in self.progress.replaced if final or is_of_step(old, self.step)]
+        due = [old for old in self.progress.replaced if final or takes_the_place_of(outputs, old)]
         discard(due)
         self.progress.replaced = [old for old in self.progress.replaced if old not in due]
-        prepared.recipe.save(outputs.results, self._metadata(prepared), overwrite=False)
+        best = outputs == self.plan.outputs.best
+        again = best and self.progress.best is not None  # what this run has written itself
+        prepared.recipe.save(outputs.results, self._metadata(prepared), overwrite=again)
+        if best:
+            self.progress.best = self.step
 
     def _metadata(self, prepared: Prepared) -> dict[str, str]:
         state = prepared.state

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.training.average import Average
+from lib_trainer.training.course import Course
 from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import averaged, restore, to_average
 
@@ -21,8 +22,8 @@ class TrainState:
     """The loop takes it and gives it back, after each step it tells of, as that step left it.
 
     `objective` says what the UNet is asked for. `noise` draws what is added to the pictures; `scaler` is loss scaling's
-    (torch's GradScaler); `average` is a running one of what learns. Dropouts and the order of the pictures hang on the
-    step's number alone.
+    (torch's GradScaler); `average` is a running one of what learns; `course` is that of the held-out loss. Dropouts and
+    the order of the pictures hang on the step's number alone.
     """
 
     recipe: Recipe
@@ -31,6 +32,7 @@ class TrainState:
     noise: torch.Generator
     objective: Objective
     average: Average | None = None
+    course: Course = field(default_factory=Course)
     step: int = 0
     epoch: int = 0
     noise_after: torch.Tensor = field(init=False)
@@ -52,6 +54,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "recipe": self.recipe.state_dict(),
+            "course": self.course.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
         }
 
@@ -64,6 +67,7 @@ class TrainState:
         restore(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.recipe.load_state_dict(state["recipe"])
+        self.course.load_state_dict(state["course"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 

@@ -3,7 +3,7 @@
 The core imports no host and no page: whoever wants to watch passes a listener. Events are plain frozen data, so that a
 page, a progress bar, a log file and a test read the same stream. Every stream has this form:
 
-    (Phase | Message)* [Started (Phase | Message | StepDone | PreviewMade | Saved)*] (Finished | Failed)
+    (Phase | Message)* [Started (Phase | Message | StepDone | Measured | PreviewMade | Saved)*] (Finished | Failed)
 
 `Started` and what follows from it is of training alone. Steps ascend by one, and nothing comes after the end.
 """
@@ -52,7 +52,7 @@ class StepDone:
     """One optimizer step. `loss` is the mean over its micro-batches, `learning_rates` by part ('unet', 'te1' …).
 
     `applied` is false where the weights are what they were before: loss scaling found gradients that overflow, or
-    dropouts left nothing to learn.
+    dropouts left nothing to learn. `epoch_ends`: it is the last step of its epoch.
     """
 
     step: int
@@ -64,6 +64,21 @@ class StepDone:
     seconds: float
     memory_bytes: int
     applied: bool = True
+    epoch_ends: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Pictures were measured with noise that is always the same, after `step` steps (0: before the first one).
+
+    `held_out` is the mean loss of those that are never trained, `trained` that of as many others, None where these are
+    not measured. `best`: no earlier step's `held_out` is as low; the start itself is no step.
+    """
+
+    step: int
+    held_out: float
+    trained: float | None = None
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ class Message:
 class Finished:
     """The job ended by itself or was stopped. What training has is saved at `path` (None if there was nothing to keep).
 
+    A run that its held-out pictures have ended was not stopped, though it has not done all steps; `told` says so.
     `told`: a sentence on what was done; `notes`: what else deserves a word; `left_out`: what was passed over.
     """
 
@@ -111,5 +127,5 @@ class Failed:
     path: Path | None = None
 
 
-Event = Phase | Started | StepDone | PreviewMade | Saved | Message | Finished | Failed
+Event = Phase | Started | StepDone | Measured | PreviewMade | Saved | Message | Finished | Failed
 Listener = Callable[[Event], None]

@@ -17,7 +17,7 @@ from typing import Literal
 from PIL import Image
 
 from lib_trainer.dataset.folder import Skipped
-from lib_trainer.refusals import Count, Sentence, printable
+from lib_trainer.refusals import Count, Decimals, Sentence, printable
 from lib_trainer.work import events as ev
 
 State = Literal["queued", "running", "finished", "stopped", "failed"]
@@ -46,6 +46,16 @@ class LossPoint:
     step: int
     loss: float
     smoothed: float
+
+
+@dataclass(frozen=True)
+class HeldOutPoint:
+    """Losses of pictures that are measured with noise that is always the same; `trained` is None where those to learn
+    are not measured."""
+
+    step: int
+    held_out: float
+    trained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,8 @@ class JobView:
 
 @dataclass(frozen=True)
 class RunView(JobView):
-    """A snapshot of a training run. `eta_seconds` and `steps_per_second` are None until they are known."""
+    """A snapshot of a training run. `eta_seconds` and `steps_per_second` are None until they are known. `best_step` is
+    that of the lowest held-out loss."""
 
     step: int = 0
     total_steps: int = 0
@@ -112,6 +123,8 @@ class RunView(JobView):
     trained_parameters: int = 0
     curve: tuple[LossPoint, ...] = ()
     previews: tuple[Preview, ...] = ()
+    held_out: tuple[HeldOutPoint, ...] = ()
+    best_step: int | None = None
 
 
 class Monitor:
@@ -190,6 +203,7 @@ class RunMonitor(Monitor):
         super().__init__(name, kind, id)
         self._curve: list[LossPoint] = []
         self._last: LossPoint | None = None
+        self._held_out: list[HeldOutPoint] = []
         self._stride = 1
         self._mean = 0.0
         self._weight = 0.0
@@ -205,7 +219,8 @@ class RunMonitor(Monitor):
             tail = () if self._last is None or self._curve[-1:] == [self._last] else (self._last,)
             view = self._snapshot()
             assert isinstance(view, RunView)
-            return replace(view, curve=(*self._curve, *tail), previews=tuple(self._previews))
+            curve, held_out = (*self._curve, *tail), tuple(self._held_out)
+            return replace(view, curve=curve, previews=tuple(self._previews), held_out=held_out)
 
     def _fold(self, event: ev.Event) -> None:
         match event:
@@ -220,6 +235,8 @@ class RunMonitor(Monitor):
                 self._say(Sentence("log.started", count=Count(event.trained_parameters), parts=parts))
             case ev.StepDone():
                 self._step(event)
+            case ev.Measured():
+                self._measured(event)
             case ev.PreviewMade(step, image, prompt):
                 self._previews_made += 1
                 self._previews.append(Preview(step, image, prompt, self._previews_made))
@@ -229,9 +246,18 @@ class RunMonitor(Monitor):
                 self._say(Sentence("log.saved", step=step, path=path))
             case ev.Finished(step, path, stopped):
                 self._end("stopped" if stopped else "finished", path, "")
-                self._say(Sentence("log.stopped_at" if stopped else "log.finished_at", step=step))
+                self._set(told=event.told, notes=event.notes)
+                self._say(event.told or Sentence("log.stopped_at" if stopped else "log.finished_at", step=step))
             case _:
                 super()._fold(event)
+
+    def _measured(self, event: ev.Measured) -> None:
+        if len(self._held_out) >= CURVE_POINTS:  # the first, and every other one
+            self._held_out = self._held_out[::2]
+        self._held_out.append(HeldOutPoint(event.step, event.held_out, event.trained))
+        if event.best:
+            self._set(best_step=event.step)
+        self._say(measured(event))
 
     def _end(self, state: State, path: Path | None, failure: Sentence | str) -> None:
         super()._end(state, path, failure)
@@ -266,3 +292,12 @@ class RunMonitor(Monitor):
             self._stride *= 2
             first, *rest = self._curve
             self._curve = [first, *(point for point in rest if point.step % self._stride == 0)]
+
+
+def measured(event: ev.Measured) -> Sentence:
+    """A measurement as a line of the log."""
+    held_out, step = Decimals(event.held_out, 4), event.step
+    if event.trained is None:
+        return Sentence("log.measured_best" if event.best else "log.measured", step=step, held_out=held_out)
+    code = "log.measured_both_best" if event.best else "log.measured_both"
+    return Sentence(code, step=step, held_out=held_out, trained=Decimals(event.trained, 4))

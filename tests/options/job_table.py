@@ -20,6 +20,7 @@ from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.ports import PreviewRequest
+from lib_trainer.work import events as ev
 from tests.options.seen import Group, Seen
 
 RATE = 1e-9
@@ -41,6 +42,7 @@ CALM: dict[str, Any] = {
 }
 WORDS = CALM | {"network.kind": "embedding", "output.name": "zrk-a", "embedding.initial_text": "disc red"}
 SHAPES = CALM | {"dataset.folder": "ROOT/shapes", "dataset.width": 128, "dataset.height": 128, "buckets.low": 64}
+HELD = CALM | {"validation.pictures": "share", "validation.levels": 1}
 BASES: dict[str, dict[str, Any]] = {
     "lora": CALM,
     "narrow": CALM | {"network.rank": 3, "optimizer.unet_lr": 1e-2, "output.name": "narrow"},
@@ -84,6 +86,10 @@ BASES: dict[str, dict[str, Any]] = {
     "preserved": CALM | {"optimizer.unet_lr": 1e-2, "network.rank": 3, "preserve.weight": 1.0},
     "class": CALM | {"prior.class_prompt": "circle"},
     "taken": CALM,
+    "held": HELD,
+    "six held": HELD | {"dataset.folder": "ROOT/shapes"},
+    "held folder": HELD | {"validation.pictures": "folder", "validation.folder": "ROOT/others"},
+    "getting worse": HELD | {"training.max_steps": 12, "validation.every": 1, "optimizer.unet_lr": 0.5},
     "embedding": WORDS,
     "random words": WORDS | {"embedding.initial_text": ""},
     "pivotal": CALM | {"network.kind": "pivotal", "embedding.names": "zrk-a"},
@@ -155,6 +161,16 @@ def drawn(name: str, prompt: str = "") -> Callable[[Seen], Any]:
 def channel_shift(seen: Seen) -> float:
     """How far the means of the channels of what the UNet is shown lie apart, over all steps."""
     return float(torch.stack([one.mean(dim=(2, 3)).std() for one in seen.latents]).mean())
+
+
+def measured_steps(seen: Seen) -> list[int]:
+    return [one.step for one in seen.of(ev.Measured)]
+
+
+def held_out(seen: Seen) -> int:
+    """How many pictures are held out."""
+    notes = [one.text for one in seen.of(ev.Message) if getattr(one.text, "code", "") == "validation.held_out"]
+    return int(notes[0].facts["count"])
 
 
 def class_requests(seen: Seen) -> list[PreviewRequest]:
@@ -534,6 +550,17 @@ JOBS: list[Row] = [
     Row("training.clip_skip", 2, lambda seen: {skip for _, skip, _ in seen.texts}, {2}, run=SAMPLE),
     Row("training.clip_skip", 2, drawn("clip_skip"), 2, run=SAMPLE),
     Row("training.max_tokens", 75, lambda seen: {chunks for _, _, chunks in seen.texts}, {1}, run=SAMPLE),
+    # what is held out
+    Row("validation.pictures", "share", measured_steps, [0, 2], run="share"),
+    Row("validation.share", 0.5, held_out, 2, "six held"),
+    Row("validation.folder", "ROOT/shapes", lambda seen: seen.of(ev.Measured)[0].held_out, DIFFERS, "held folder"),
+    Row("validation.every", 1, measured_steps, [0, 1, 2], "held"),
+    Row("validation.levels", 2, lambda seen: seen.of(ev.Measured)[0].held_out, DIFFERS, "held"),
+    Row("validation.trained", False, lambda seen: seen.of(ev.Measured)[0].trained, None, "held"),
+    Row("validation.keep_best", False, names_in("lora"), {"lora/learned.safetensors"}, "held"),
+    Row("validation.patience", 1, lambda seen: len(seen.of(ev.StepDone)), Judge(
+        "fewer steps", lambda now, before: now < before == 12), "getting worse"),
+    Row("validation.seed", 2, lambda seen: seen.of(ev.Measured)[0].held_out, DIFFERS, "held"),
     # the file
     Row("output.name", "other", names_in("lora"), {"lora/other.safetensors"}, run=SAMPLE),
     Row("output.existing", "number", names_in("lora"), {"lora/learned.safetensors", "lora/learned-2.safetensors"},

@@ -9,9 +9,10 @@ import pytest
 
 from lib_trainer.ui.kit.notices import notice_html
 from lib_trainer.ui.train.chart import HEIGHT, MAX_DRAWN, WIDTH, chart_html, ticks
+from lib_trainer.ui.train.held_out_chart import held_out_html
 from lib_trainer.ui.train.status import clock, header_html, log_html, rate_text, size, speed, status_html
 from lib_trainer.work.events import Phase
-from lib_trainer.work.monitor import LogLine, LossPoint, RunView
+from lib_trainer.work.monitor import HeldOutPoint, LogLine, LossPoint, RunView
 
 EVIL = "<img src=x onerror=alert(1)>&\"'"
 
@@ -147,3 +148,16 @@ def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
 def test_odd_curves_are_drawn(losses: tuple[float, ...]) -> None:
     html = chart_html(curve(*losses))
     assert "nan" not in html and "inf" not in html
+
+
+def test_the_held_out_loss_has_an_axis_of_its_own_and_its_lowest_is_marked() -> None:
+    course = [HeldOutPoint(0, 0.130, 0.128), HeldOutPoint(50, 0.126, 0.120), HeldOutPoint(100, 0.127, 0.110)]
+    html = held_out_html(course, 120)
+    held, trained = points(html, "trainer-held-out"), points(html, "trainer-measured")
+    assert [x for x, _ in held] == [x for x, _ in trained] and held[-1][0] < WIDTH - 24
+    assert held[1][1] > held[2][1] > held[0][1], "downwards is larger: lower is better"
+    assert f'cx="{held[1][0]:.1f}" cy="{held[1][1]:.1f}"' in html
+    assert 'aria-label="Held-out loss at step 100: 0.1270, lowest at step 50: 0.1260"' in html
+    assert held_out_html(course[:1], 120) == ""
+    alone = held_out_html([HeldOutPoint(one.step, one.held_out) for one in course], 120)
+    assert "trainer-measured" not in alone and "trained pictures" not in alone

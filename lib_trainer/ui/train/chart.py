@@ -15,7 +15,7 @@ MAX_DRAWN = 400
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """Maps values to places on the picture."""
 
     low: float
@@ -32,16 +32,16 @@ def chart_html(curve: Sequence[LossPoint]) -> str:
     if len(curve) < 2:
         return '<div class="trainer-chart trainer-chart-empty">The loss curve appears here.</div>'
     drawn = _thin(curve)
-    x = _Scale(0, max(curve[-1].step, 1), LEFT, WIDTH - RIGHT)
+    x = Scale(0, max(curve[-1].step, 1), LEFT, WIDTH - RIGHT)
     low, high = _range(drawn)
-    y = _Scale(low, high, HEIGHT - BOTTOM, TOP)
+    y = Scale(low, high, HEIGHT - BOTTOM, TOP)
     raw = " ".join(f"{x(p.step):.1f},{min(max(y(p.loss), TOP), HEIGHT - BOTTOM):.1f}" for p in drawn)
     smoothed = " ".join(f"{x(p.step):.1f},{y(p.smoothed):.1f}" for p in drawn)
     last = curve[-1]
     label = f"Loss at step {last.step}: {last.loss:.4f}, smoothed {last.smoothed:.4f}"
     return (
         f'<div class="trainer-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-        f"{_grid(x, y)}{_legend()}"
+        f"{grid(x, y, HEIGHT)}{_legend()}"
         f'<polyline class="trainer-raw" points="{raw}"/><polyline class="trainer-smoothed" points="{smoothed}"/>'
         f'<circle class="trainer-last" cx="{x(last.step):.1f}" cy="{y(last.smoothed):.1f}" r="3"/></svg></div>'
     )
@@ -73,7 +73,8 @@ def _range(points: Sequence[LossPoint]) -> tuple[float, float]:
     return max(low - margin, 0.0) if low >= 0 else low - margin, high + margin
 
 
-def _grid(x: _Scale, y: _Scale) -> str:
+def grid(x: Scale, y: Scale, height: int) -> str:
+    """Lines and labels of both axes, on a picture of that height."""
     lines = []
     vertical = ticks(y.low, y.high, 5)
     digits = max(0, -math.floor(math.log10(vertical[1] - vertical[0]) + 1e-9)) if len(vertical) > 1 else 4
@@ -86,7 +87,7 @@ def _grid(x: _Scale, y: _Scale) -> str:
     for value in ticks(x.low, x.high, 6):
         if value == int(value):
             place = f"{x(value):.1f}"
-            lines.append(f'<text x="{place}" y="{HEIGHT - 10}" text-anchor="middle">{int(value):,}</text>')
+            lines.append(f'<text x="{place}" y="{height - 10}" text-anchor="middle">{int(value):,}</text>')
     return f'<g class="trainer-grid">{"".join(lines)}</g>'
 
 
