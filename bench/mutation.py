@@ -331,6 +331,7 @@ def run(work: Path, options: argparse.Namespace) -> None:
                 tries.append(one)
             elif not tell(one, forked(name, partial(fresh, one), one.seconds, work / "last.log")):
                 return
+        tries.sort(key=lambda one: one.seconds)
         if tries:
             pytest.main(
                 [*PYTEST, f"--basetemp={work / 'tmp'}", *PARTS[part][1]],
