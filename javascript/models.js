@@ -17,6 +17,20 @@
     function tend(prefix) {
         window.trainerPage?.markFields(prefix);
         keepOpen(prefix);
+        hideWithField(prefix);
+    }
+
+    // What stands beside a field that the form hides is hidden with it.
+    function hideWithField(prefix) {
+        const shown = (id) => bridge.isVisible(document.getElementById(id));
+        document.querySelectorAll(`#${prefix}_page [id^="${prefix}_"][id$="_add"]`).forEach((one) => {
+            const form = one.closest(`[id^="${prefix}_tool_"]`);
+            if (bridge.isVisible(form)) one.style.display = shown(one.id.replace(/_add$/, "")) ? "" : "none";
+        });
+        document.querySelectorAll(`#${prefix}_page .models-blocks`).forEach((panel) => {
+            const form = panel.closest(`[id^="${prefix}_tool_"]`);
+            if (bridge.isVisible(form)) panel.hidden = !shown(panel.dataset.field);
+        });
     }
 
     function polled(prefix, panel) {

@@ -149,7 +149,7 @@ def is_sound(tensor: torch.Tensor) -> bool:
     flat = tensor.reshape(-1)
     for start in range(0, len(flat), AT_ONCE):
         piece = flat[start : start + AT_ONCE]
-        ends = torch.aminmax(piece.float() if piece.element_size() < 2 else piece)
+        ends = torch.aminmax(piece.float() if piece.element_size() < 4 else piece)
         if not all(math.isfinite(float(one)) for one in ends):
             return False
     return True

@@ -124,7 +124,7 @@ def _write_tensor(
 
 def sound(name: str, numbers: torch.Tensor, dtype: torch.dtype, tally: Tally) -> torch.Tensor:
     """The numbers, flat, within the range of the new type. Raises `ModelError` for what is none."""
-    lowest, highest = (float(one) for one in torch.aminmax(numbers.float() if bytes_of(numbers.dtype) < 2 else numbers))
+    lowest, highest = (float(one) for one in torch.aminmax(numbers.float() if bytes_of(numbers.dtype) < 4 else numbers))
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ModelError("toolbox.not_finite", name=name)
     if not dtype.is_floating_point:

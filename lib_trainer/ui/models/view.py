@@ -130,7 +130,7 @@ def blocks_html(field: str, unet: Unet, weights: Mapping[str, float], start: flo
         f'aria-label="Weights by block">{middle}<polyline points="{points}"/></svg>'
     )
     sliders = "".join(
-        f'<label><i>{value:g}</i><input type="range" min="0" max="1" step="0.05" value="{value:g}" '
+        f'<label><i>{round(value, 2):g}</i><input type="range" min="0" max="1" step="0.05" value="{value:g}" '
         f'orient="vertical" aria-label="{escape(short_name(name))}"><span>{escape(short_name(name))}</span></label>'
         for name, value in zip(names, values, strict=True)
     )

@@ -7,9 +7,9 @@ from typing import Any
 
 from fastapi import Body, FastAPI
 
-from webui_probe import buttons, facts, kinds, leftovers, runs, snapshots, vae
+from webui_probe import buttons, facts, kinds, leftovers, runs, snapshots, trials, vae
 
-MODULES = (buttons, facts, kinds, leftovers, runs, snapshots, vae)
+MODULES = (buttons, facts, kinds, leftovers, runs, snapshots, trials, vae)
 
 
 def add_routes(_: Any, app: FastAPI) -> None:
