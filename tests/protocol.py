@@ -9,11 +9,11 @@ from lib_trainer.work import events as ev
 
 LETTERS: dict[type, str] = {
     ev.Phase: "p", ev.Message: "m", ev.Started: "S", ev.StepDone: "s", ev.Measured: "h", ev.PreviewMade: "v",
-    ev.Saved: "f", ev.Finished: "E", ev.Failed: "X",
+    ev.Saved: "f", ev.Finished: "E", ev.Failed: "X", ev.Found: "r",
 }  # fmt: skip
 TRAINING = re.compile(r"[pm]*(S[pmh]*(s[pmvfh]*)*)?[EX]")
 """Before `Started`, and after it until the first step, nothing is drawn or saved."""
-OTHER = re.compile(r"[pm]*[EX]")
+OTHER = re.compile(r"[pmr]*[EX]")
 
 
 def check(events: Sequence[ev.Event], *, training: bool = True) -> None:

@@ -21,9 +21,11 @@ from lib_trainer.cli import main as cli
 from lib_trainer.config import FieldSpec, JobConfig, dump_job, field_specs, from_values, to_values, typed_values
 from lib_trainer.options.document import options_text
 from lib_trainer.ports import Host
-from lib_trainer.refusals import DatasetError, SaveError
+from lib_trainer.refusals import DatasetError, SaveError, Sentence
 from lib_trainer.training import desk as training_desk
 from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.training.finder import Report, told
+from lib_trainer.training.rate_answer import Range, Tried
 from lib_trainer.training.run import Plan
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
@@ -168,6 +170,36 @@ def test_stopped_before_the_first_step(
 
     assert cli.train(JOB, desk(body, monkeypatch, tmp_path)) == cli.DONE
     assert "nothing was saved" in capsys.readouterr().out
+
+
+def test_a_learning_rate_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table of what was tried, the answer, and what to set."""
+    rates = {"optimizer.unet_lr": 1e-4, "optimizer.text_encoder_lr": 1e-5}
+    tried = (Tried(1.0, 24, 0.125, 0.01), Tried(10.0, 24, None))
+    report = Report(rates, 400, tried, Range(0.5, 1.234, 3.0, 0.91), notes=(Sentence("finder.none_held", least=8),))
+
+    def search(plan: Plan, host: Host, control: Control, emit: ev.Listener) -> None:
+        assert plan.job.optimizer.unet_lr == 1e-4
+        emit(ev.Phase("Trying learning rates", 0, 2, "runs"))
+        emit(ev.Found(report))
+        emit(ev.Finished(told=told(report), notes=report.notes))
+
+    monkeypatch.setattr(training_desk, "search", search)
+    monkeypatch.setattr(training_desk, "prepare_search", lambda job, host: SimpleNamespace(job=job))
+    dump_job(JOB, tmp_path / "job.toml")
+    monkeypatch.setattr(TrainingDesk, "__init__", _on_a_fake(TrainingDesk.__init__, tmp_path))
+    assert cli.main(["find-rate", str(tmp_path / "job.toml"), "--set", "optimizer.unet_lr=1e-4"]) == cli.DONE
+    told_of = capsys.readouterr().out
+    assert "+12.5% ± 1.0%" in told_of and "overflowed" in told_of and "fewer than 8" in told_of
+    assert "optimizer.unet_lr: between 5e-5 and 3e-4, about 1.2e-4; 91%" in told_of
+    assert "optimizer.unet_lr = 0.00012\noptimizer.text_encoder_lr = 1.2e-05\n" in told_of
+
+
+def _on_a_fake(made: Callable[..., None], folder: Path) -> Callable[..., None]:
+    """A desk's constructor, on a host without a model."""
+    return lambda self, host: made(self, FakeHost(folder))
 
 
 def test_a_refusal_at_the_start_reaches_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lib_trainer import __version__
 from lib_trainer.captions.edits import EDITS, edit_specs
 from lib_trainer.cli import cache as cli_cache
 from lib_trainer.cli import captions as cli_captions
+from lib_trainer.cli import find_rate as cli_rate
 from lib_trainer.cli import install as cli_install
 from lib_trainer.cli import model as cli_model
 from lib_trainer.cli import tag as cli_tag
@@ -65,17 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Run a job file. Relative paths in it are meant from its own folder. Ctrl-C ends the run after the "
         "step in progress and keeps the LoRA so far. Exit codes: 0 finished or stopped, 1 failed, 2 a bad job.",
     )
-    train.add_argument("job", type=Path, metavar="JOB.toml")
-    train.add_argument(
-        "--preset", type=Path, action="append", default=[], metavar="FILE.toml",
-        help="a part of a job that is put over it; may be repeated",
-    )  # fmt: skip
-    train.add_argument(
-        "--set", action="append", default=[], metavar="OPTION=VALUE",
-        help="an option of the job, as in network.rank=16; may be repeated (`options` lists them)",
-    )  # fmt: skip
-    _add_host_options(train)
+    _add_job_options(train)
     train.set_defaults(run=_train)
+
+    cli_rate.add_parser(commands, _add_job_options, _job_and_desk)
 
     serve = commands.add_parser("serve", help="open the page without a WebUI")
     _add_host_options(serve)
@@ -132,6 +126,19 @@ def _describe(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", type=Path, metavar="JOB.toml")
+    parser.add_argument(
+        "--preset", type=Path, action="append", default=[], metavar="FILE.toml",
+        help="a part of a job that is put over it; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE",
+        help="an option of the job, as in network.rank=16; may be repeated (`options` lists them)",
+    )  # fmt: skip
+    _add_host_options(parser)
+
+
 def _add_host_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
@@ -185,13 +192,18 @@ def job_of(file: Path, presets: Sequence[Path] = (), assignments: Sequence[str] 
 
 
 def _train(options: argparse.Namespace) -> int:
+    return train(*_job_and_desk(options))
+
+
+def _job_and_desk(options: argparse.Namespace) -> tuple[JobConfig, TrainingDesk]:
+    """The job that is asked for, and a desk on its checkpoint."""
     job = job_of(options.job, options.preset, options.set)
     checkpoint = options.checkpoint or (Path(job.model.checkpoint) if job.model.checkpoint else None)
 
     from lib_trainer.host.standalone.host import StandaloneHost
     from lib_trainer.training.desk import TrainingDesk
 
-    return train(job, TrainingDesk(StandaloneHost(_absolute(checkpoint), options.root.absolute())))
+    return job, TrainingDesk(StandaloneHost(_absolute(checkpoint), options.root.absolute()))
 
 
 def train(job: JobConfig, desk: TrainingDesk) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lib_trainer.config import JobConfig
 from lib_trainer.ports import Host
-from lib_trainer.refusals import ConfigError, Joined, MemoryShort, TrainerError
+from lib_trainer.refusals import ConfigError, Joined, MemoryShort, Sentence, TrainerError
+from lib_trainer.training.finder import prepare_search, search
 from lib_trainer.training.paces import Watch, keep
 from lib_trainer.training.plan import Plan, prepare
 from lib_trainer.training.results import discard_taken
@@ -16,7 +17,7 @@ from lib_trainer.training.run import run_plan
 from lib_trainer.work.control import Control
 from lib_trainer.work.events import Listener
 from lib_trainer.work.job import Job
-from lib_trainer.work.monitor import RunMonitor, RunView
+from lib_trainer.work.monitor import JobView, RunMonitor, RunView
 from lib_trainer.work.runner import Runner, kept
 
 
@@ -27,6 +28,7 @@ class TrainingDesk:
         self.host = host
         self.runner = runner or Runner()
         self._queue = self.runner.queue("training", _busy)
+        self._searches = self.runner.queue("search", _busy_searching)
 
     def start(self, job: JobConfig, listener: Listener | None = None, *, confirmed: bool = True) -> None:
         """Check the job and start it in the background.
@@ -37,12 +39,40 @@ class TrainingDesk:
         """
 
         def prepared() -> Job:
+            if self._searches.running:
+                raise _busy_searching()
             plan = prepare(job, self.host)
             if plan.warnings and not confirmed:
                 raise MemoryShort("memory.short", warnings=Joined(plan.warnings))
             return Job("training", plan.job.output.name, partial(_run, plan, self.host), plan.job, RunMonitor)
 
         self._queue.start(prepared, *([] if listener is None else [listener]))
+
+    def find_rate(self, job: JobConfig, listener: Listener | None = None) -> None:
+        """Look for the learning rate of a job in the background; `search()` tells of it, and nothing is written.
+
+        Raises a `TrainerError` with the user's sentence if that cannot be, or something is under way.
+        """
+
+        def prepared() -> Job:
+            if self.running:
+                raise _busy()
+            plan = prepare_search(job, self.host)
+            return Job("search", Sentence("finder.title"), partial(search, plan, self.host), plan.job)
+
+        self._searches.start(prepared, *([] if listener is None else [listener]))
+
+    def search(self) -> JobView | None:
+        """The search for a rate under way or the last one, whose `result` is a `Report`; None before the first."""
+        return self._searches.view()
+
+    @property
+    def searching(self) -> bool:
+        return self._searches.running
+
+    def wait_for_search(self, timeout: float | None = None) -> JobView | None:
+        """Block until the search has ended (or `timeout` seconds have passed)."""
+        return self._searches.wait(timeout)
 
     def check(self, job: JobConfig) -> None:
         """Raise what `start` would raise for the job itself, and start nothing."""
@@ -74,8 +104,12 @@ class TrainingDesk:
         return view if isinstance(view, RunView) else None
 
     def stop(self) -> None:
-        """End the run after the step in progress and keep what it has. A queued run ends before its first step."""
+        """End the run after the step in progress and keep what it has. A queued run ends before its first step.
+
+        A search for a rate ends too.
+        """
         self._queue.stop()
+        self._searches.stop()
 
     def save(self) -> None:
         """Write the file as it stands, without stopping."""
@@ -98,6 +132,10 @@ class TrainingDesk:
 
 def _busy() -> TrainerError:
     return ConfigError("training.busy")
+
+
+def _busy_searching() -> TrainerError:
+    return ConfigError("finder.busy")
 
 
 def _busy_with_files() -> TrainerError:

@@ -84,11 +84,14 @@ class Objective:
         timesteps = draw_timesteps(self._noise, len(self.schedule.used), latents.shape[0], generator)
         noise = coloured(noise, latents, self._noise, generator)
         covering = perturbed(noise, self._noise, generator)
-        noised = self.covered(latents, noise, timesteps, covering, beside)
+        return self.weighed(self.covered(latents, noise, timesteps, covering, beside), weights, masks)
+
+    def weighed(self, noised: Noised, weights: torch.Tensor | None = None, masks: torch.Tensor | None = None) -> Noised:
+        """The same with the objective's weights, and what else `noised()` takes."""
         if self._level_weights is not None:
-            own = self._level_weights[timesteps]
+            own = self._level_weights[noised.timesteps]
             weights = own if weights is None else weights * own
-        thresholds = None if self._thresholds is None else self._thresholds[timesteps]
+        thresholds = None if self._thresholds is None else self._thresholds[noised.timesteps]
         places = None if masks is None else loss_weights(masks, self._masks)
         return replace(noised, weights=weights, thresholds=thresholds, places=places, masks=masks)
 
@@ -107,6 +110,11 @@ class Objective:
         target = noise if self.schedule.prediction == "epsilon" else signal * noise - sigma * latents
         shown = signal * latents + sigma * (noise if covering is None else covering)
         return Noised(shown if beside is None else torch.cat([shown, beside], dim=1), timesteps, target)
+
+    def measured(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
+        """(B,) fp32: what `loss` means over, but for weights that are learned, and nothing is learned of it."""
+        losses = self._losses(prediction.float(), noised)
+        return losses if noised.weights is None else losses * noised.weights
 
     def loss(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
         """The mean over everything in fp32, a scalar, of what the UNet has said of `noised`, on its device."""

@@ -137,6 +137,16 @@ def wants_average(config: OptimizerConfig) -> bool:
     return config.ema and not known(config).averages
 
 
+def finds_rate(config: OptimizerConfig) -> bool:
+    """Whether a job's optimizer finds the rate itself; of a class by its path its parameter groups tell."""
+    if config.name != BY_PATH:
+        return known(config).finds_rate
+    try:
+        return "d" in make_optimizer(_tried(), config).param_groups[0]
+    except ConfigError:  # it cannot run at all, and the job's checks say why
+        return False
+
+
 def described(config: OptimizerConfig) -> str:
     """An optimizer with its arguments, as files tell them."""
     given = " ".join(config.arguments.split())
@@ -230,8 +240,12 @@ def check_optimizer(config: OptimizerConfig, device: torch.device) -> None:
     entry = known(config)
     if entry.card and device.type != "cuda":
         raise ConfigError("optimizer.no_card", field="optimizer.name", name=config.name, kin=entry.kin)
-    tried = [{"params": [torch.nn.Parameter(torch.zeros(2, 2))], "lr": 1e-3, "name": "tried"}]
-    make_optimizer(tried, config)
+    make_optimizer(_tried(), config)
+
+
+def _tried() -> Groups:
+    """The least that an optimizer can be made over."""
+    return [{"params": [torch.nn.Parameter(torch.zeros(2, 2))], "lr": 1e-3, "name": "tried"}]
 
 
 # ---------------------------------------------------------------------------------------------------- how one steps

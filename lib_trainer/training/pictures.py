@@ -50,10 +50,11 @@ class PictureSource:
         found = []
         for number, indices in enumerate(place.batches):
             own = list(itertools.islice(moments, len(indices)))
-            found.append(self._batch(indices, own, self.order.share(place.batches, number), generator))
+            found.append(self.batch(indices, own, self.order.share(place.batches, number), generator))
         return found
 
-    def _batch(self, indices: list[int], told: list[Moment], share: float, generator: torch.Generator) -> Batch:
+    def batch(self, indices: list[int], told: list[Moment], share: float, generator: torch.Generator) -> Batch:
+        """Pictures of one size, as they are at the moments that are `told`; `share` is a factor on their loss."""
         chosen = [self._variation(index, generator) for index in indices]
         moments = torch.stack([self.encoded.moments(index, one) for index, one in zip(indices, chosen, strict=True)])
         samples = [self.encoded.samples[index] for index in indices]

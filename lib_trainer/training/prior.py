@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -86,6 +86,21 @@ def class_samples(
         _draw(job, host, folder, next(numbers))
     if there < wanted:
         progress(wanted, wanted)
+    return _read(job, folder, broken, tell)
+
+
+def class_samples_there(
+    job: JobConfig, host: Host, model: LoadedModel, tell: Callable[[str | Sentence], None]
+) -> list[Sample]:
+    """As `class_samples`, but none are drawn, and nothing is written."""
+    folder = class_folder(job, host, model)
+    broken = [path for path in _pictures(folder) if _trouble(path)]
+    return _read(job, folder, broken, tell) if len(_pictures(folder)) > len(broken) else []
+
+
+def _read(
+    job: JobConfig, folder: Path, broken: Container[Path], tell: Callable[[str | Sentence], None]
+) -> list[Sample]:
     scan = scan_folder(folder, trigger_word=job.prior.class_prompt, repeats=1)
     for note in scan.notes:
         tell(note)

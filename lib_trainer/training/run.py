@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from lib_trainer.dataset.scan import Sample
 from lib_trainer.kinds.base import Outputs
 from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.memory import forget_peak, release
@@ -34,8 +35,17 @@ from lib_trainer.work.control import Control
 logger = logging.getLogger(__name__)
 
 
-def run_plan(plan: Plan, host: Host, control: Control, emit: ev.Listener) -> None:
-    """Run to the end, to a stop, or to an error, which is raised after everything has been put back.
+def run_plan(
+    plan: Plan,
+    host: Host,
+    control: Control,
+    emit: ev.Listener,
+    make: Callable[[Plan, Place], Run] | None = None,
+    *,
+    title: str = "",
+) -> None:
+    """Run to the end, to a stop, or to an error, which is raised after everything has been put back. `make`: what is
+    to run where it is no training, and its `title` in the host's queue.
 
     Emits `Finished` at the end. A `TrainerError` carries the file with the last good weights in `kept`. When the host
     gets its device back nothing of the run is alive any more, also after an error.
@@ -51,21 +61,23 @@ def run_plan(plan: Plan, host: Host, control: Control, emit: ev.Listener) -> Non
     for told in plan.scan.notes:
         emit(ev.Message(told))
     emit(ev.Phase(Sentence("phase.queue")))
-    with host.lease(f"Training {plan.job.output.name}") as lease:
+    with host.lease(title or f"Training {plan.job.output.name}") as lease:
         if control.stopping:
             outcome: ev.Finished | TrainerError = ev.Finished(0, None, stopped=True)
         else:
-            outcome = _outcome(plan, host, lease, control, emit)
+            outcome = _outcome(plan, host, lease, control, emit, make or Run)
     if isinstance(outcome, TrainerError):
         raise outcome
     emit(outcome)
 
 
-def _outcome(plan: Plan, host: Host, lease: Lease, control: Control, emit: ev.Listener) -> ev.Finished | TrainerError:
+def _outcome(
+    plan: Plan, host: Host, lease: Lease, control: Control, emit: ev.Listener, make: Callable[[Plan, Place], Run]
+) -> ev.Finished | TrainerError:
     """How a run ends. An error comes back instead of being raised: its traceback holds this frame, which holds all."""
     run: Run | None = None
     try:
-        run = Run(plan, Place(host, host.model(), lease, control, emit))
+        run = make(plan, Place(host, host.model(), lease, control, emit))
         return run.execute()
     except Exception as error:
         point: Point = "loading" if run is None else run.progress.point
@@ -97,11 +109,28 @@ class Run:
 
     def execute(self) -> ev.Finished:
         """Prepare, train, save. Whatever is raised, the model is its host's again."""
+        plan = self.plan
+        check_replaced(plan.replaced, self.place.model)
+        with self.ready() as session:
+            if self.prepared is not None:
+                self._train(self.prepared, session)
+        if self.prepared is None or self.step == 0:
+            return ev.Finished(0, None, stopped=True)
+        self._save(self.prepared, plan.outputs, final=True)
+        self.place.take_up(plan.outputs.result)
+        if self.progress.best is not None:
+            self.place.take_up(plan.outputs.best.result)
+        self._finish(self.prepared)
+        done_all = self.step == self.prepared.facts.total_steps
+        return ev.Finished(self.step, plan.outputs.result, not (done_all or self.progress.enough), self._told())
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[Session]:
+        """While this holds, the model is the run's, and `prepared` is there unless the run was stopped meanwhile."""
         plan, job, model = self.plan, self.plan.job, self.place.model
-        check_replaced(plan.replaced, model)
         preparation = Preparation(plan, self.place, self.progress)
         self.progress.point = "class pictures"
-        samples = [*plan.scan.samples, *plan.before, *preparation.class_pictures()]
+        samples = [*plan.scan.samples, *plan.before, *self.class_pictures(preparation)]
         self.progress.point = "setup"
         recipe = plan.kind.recipe(job, model, plan.outputs)
         state = TrainingState(
@@ -112,19 +141,12 @@ class Run:
             eight_bits=job.training.weights == "fp8",
         )
         with self.progress.leaving, Session(model, recipe, state) as session, self._freed(recipe):
-            prepared = preparation.prepared(samples, recipe, session, state.dtype)
-            if prepared is not None:
-                self.prepared = prepared
-                self._train(prepared, session)
-        if self.prepared is None or self.step == 0:
-            return ev.Finished(0, None, stopped=True)
-        self._save(self.prepared, plan.outputs, final=True)
-        self.place.take_up(plan.outputs.result)
-        if self.progress.best is not None:
-            self.place.take_up(plan.outputs.best.result)
-        self._finish(self.prepared)
-        done_all = self.step == self.prepared.facts.total_steps
-        return ev.Finished(self.step, plan.outputs.result, not (done_all or self.progress.enough), self._told())
+            self.prepared = preparation.prepared(samples, recipe, session, state.dtype)
+            yield session
+
+    def class_pictures(self, preparation: Preparation) -> list[Sample]:
+        """Those that the run shows beside the others."""
+        return preparation.class_pictures()
 
     @contextlib.contextmanager
     def _freed(self, recipe: Recipe) -> Iterator[None]:

@@ -3,9 +3,11 @@
 The core imports no host and no page: whoever wants to watch passes a listener. Events are plain frozen data, so that a
 page, a progress bar, a log file and a test read the same stream. Every stream has this form:
 
-    (Phase | Message)* [Started (Phase | Message | StepDone | Measured | PreviewMade | Saved)*] (Finished | Failed)
+    (Phase | Message | Found)*
+    [Started (Phase | Message | StepDone | Measured | PreviewMade | Saved)*] (Finished | Failed)
 
-`Started` and what follows from it is of training alone. Steps ascend by one, and nothing comes after the end.
+`Started` and what follows from it is of training alone, `Found` of jobs that answer a question. Steps ascend by one,
+and nothing comes after the end.
 """
 
 from __future__ import annotations
@@ -104,6 +106,13 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What is known by now of what a job is to find out, as plain data of its own; the last one is its answer."""
+
+    result: object
+
+
+@dataclass(frozen=True)
 class Finished:
     """The job ended by itself or was stopped. What training has is saved at `path` (None if there was nothing to keep).
 
@@ -127,5 +136,5 @@ class Failed:
     path: Path | None = None
 
 
-Event = Phase | Started | StepDone | Measured | PreviewMade | Saved | Message | Finished | Failed
+Event = Phase | Started | StepDone | Measured | PreviewMade | Saved | Message | Found | Finished | Failed
 Listener = Callable[[Event], None]

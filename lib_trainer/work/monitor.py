@@ -75,6 +75,7 @@ class JobView:
     `id` tells it from every other, also after a restart, and `revision` counts what was folded in: a watcher that has
     seen both need not be told again. `kind`: "training", "tagging", … `stopping`: it was told to stop and has not yet.
     `told`: the sentence about its end, `notes`: what else deserves a word. `output`: the last file it has saved.
+    `result`: what it has found out by now.
     """
 
     name: Sentence | str
@@ -91,6 +92,7 @@ class JobView:
     notes: tuple[Sentence | str, ...] = ()
     left_out: tuple[Skipped, ...] = ()
     lines: tuple[LogLine, ...] = ()
+    result: object = None
 
     @property
     def error(self) -> str:
@@ -174,6 +176,8 @@ class Monitor:
                 self._set(state="running", progress=event, left_out=event.left_out or self._view.left_out)
             case ev.Message(text, level):
                 self._say(text if level == "info" else Sentence("log.warning", text=text))
+            case ev.Found(result):
+                self._set(result=result)
             case ev.Finished():
                 self._end("stopped" if event.stopped else "finished", event.path, "")
                 self._set(told=event.told, notes=event.notes, left_out=event.left_out)

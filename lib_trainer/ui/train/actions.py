@@ -27,30 +27,38 @@ from lib_trainer.config import (
     load_values,
     to_values,
 )
+from lib_trainer.config.fields import label_of
 from lib_trainer.files import TRASH, write_atomically
-from lib_trainer.kinds.registry import kind_of, prompt_for
-from lib_trainer.refusals import ConfigError, MemoryShort, Problems, Sentence, TrainerError
-from lib_trainer.training.checks import idle_options
+from lib_trainer.kinds.registry import KINDS, kind_of, prompt_for
+from lib_trainer.refusals import ConfigError, Field, MemoryShort, Problems, Sentence, TrainerError
+from lib_trainer.training.checks import SECOND_RATES, idle_options
 from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.training.finder import Report
 from lib_trainer.training.foreseen import Foresight
 from lib_trainer.training.packages import missing_for, package_of, start_install
 from lib_trainer.training.prediction import can_describe, describe_checkpoint, drawn_wrongly
+from lib_trainer.training.rate_answer import rate_text
 from lib_trainer.training.sizes import usual_note, usual_values
 from lib_trainer.ui.kit.form import usual_html
 from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
 from lib_trainer.ui.train.held_out_chart import held_out_html
 from lib_trainer.ui.train.memory_line import MemoryLine
+from lib_trainer.ui.train.rate_line import rate_html
 from lib_trainer.ui.train.schedule_line import ScheduleLine
 from lib_trainer.ui.train.status import caution_html, header_html, log_html, status_html
 from lib_trainer.ui.train.steps_line import StepsLine
-from lib_trainer.work.monitor import Preview, RunView
+from lib_trainer.work.monitor import JobView, Preview, RunView
 
 LAST_JOB = "last.toml"
 OPTIMIZER, SCHEDULE, HEIGHT = "optimizer.name", "optimizer.warmup", "dataset.height"
 """After which options stand the button that installs, the drawing, and the note on the loaded model's own size."""
 PATIENCE = 100.0
 """Seconds that a press of Install waits for its end; browsers wait longer."""
+RATE = "optimizer.text_encoder_lr"
+"""After which stand the search for a rate and what it has found."""
+RATES = tuple(dict.fromkeys((*(path for kind in KINDS.values() for path in kind.all_rates), *SECOND_RATES)))
+"""What a search may put into the form."""
 NAME, EXISTING, CONTINUE = "output.name", "output.existing", "network.continue_from"
 CHANGED = (NAME, "embedding.names", CONTINUE)
 """What a way out of a taken name may change of the form."""
@@ -86,6 +94,9 @@ class PageUpdate:
     chart: Any
     gallery: Any
     log: Any
+    rate: Any
+    use_rate: Any
+    find_rate: Any
     start: Any
     stop: Any
     save: Any
@@ -188,6 +199,37 @@ class TrainActions:
             problems.raise_if_any()
         return job
 
+    def find_rate(self, values: Mapping[str, Any]) -> str:
+        """Look for the learning rate of the form's job; the notice says what is wrong with it."""
+
+        def begin() -> str:
+            problems = Problems()
+            job = from_values(_read(values), problems)
+            problems.raise_if_any()
+            self.runner.find_rate(job)
+            return ""
+
+        return self.notices.of(begin)
+
+    def rates_found(self) -> dict[str, float]:
+        """{option: rate} of the middle of the range that was found last; empty where none was."""
+        view = self.runner.search()
+        report = view.result if view is not None else None
+        return report.at(report.range.middle) if isinstance(report, Report) and report.range is not None else {}
+
+    def _use_rate(self, view: JobView | None) -> Any:
+        """The button that puts the middle of the range into the form."""
+        found = self.rates_found()
+        told_rates = " and ".join(f"{label_of(Field(path))} {rate_text(rate)}" for path, rate in found.items())
+        return gr.update(visible=bool(found), value=f"Set {told_rates}" if found else "")
+
+    def stop(self) -> str:
+        """End the run or the search under way; the notice says what becomes of it."""
+        if self.runner.searching:
+            self.runner.stop()
+            return self.notices.say("Stopping after the step in progress.", while_active=True)
+        return self.command(self.runner.stop, "Stopping after the step in progress; what has been learned is saved.")
+
     def command(self, action: Callable[[], None], told: str) -> str:
         """Tell the running job something; the notice confirms it."""
         if not self.runner.running:
@@ -260,42 +302,38 @@ class TrainActions:
 
     def poll(self, seen: str) -> PageUpdate:
         """What has changed since a watcher saw `seen`; the clock moves while a run is active."""
-        view = self.runner.view()
+        view, found = self.runner.view(), self.runner.search()
         header, (caution, remedy) = self.runner.host.describe(), self._caution()
         task, idle = self.options.task_id(), idle_options(self.runner.host.family())
         note = told(usual_note(self.runner.host))
         usual = usual_html(field_specs(), self.usual(), idle, note, self.options.prefix)
-        now = _Seen(
-            self._token,
-            header,
-            caution,
-            usual,
-            task or "",
-            view.id if view else "",
-            view.revision if view else 0,
-            view.step if view else 0,
-            view.previews[-1].number if view and view.previews else 0,
-            bool(view and view.active),
-        )
+        now = self._now(view, found, (header, caution, usual), task or "")
         before = _Seen.parse(seen)
         same_run = before is not None and (before.token, before.run) == (now.token, now.run)
         fresh = before if same_run else None
         skip = gr.update()
-        turned = fresh is None or fresh.active != now.active
-        idle = gr.update(interactive=not now.active) if turned else skip
+        turned = fresh is None or (fresh.active, fresh.searching) != (now.active, now.searching)
+        under_way = now.active or now.searching
+        ready = gr.update(interactive=not under_way) if turned else skip
         busy = gr.update(interactive=now.active) if turned else skip
+        told_of = fresh is None or (fresh.search, fresh.searched) != (now.search, now.searched)
         moved = fresh is None or (fresh.revision, fresh.task) != (now.revision, now.task)
         use = self._use(view) if moved else Use()
         return PageUpdate(
             header=skip if fresh and fresh.header == header else header_html(header),
             caution=skip if fresh and fresh.caution == caution else caution_html(caution),
             describe=skip if fresh and fresh.caution == caution else gr.update(visible=remedy),
-            status=status_html(view, prefix=self.options.prefix, task_id=task) if moved or now.active else skip,
+            status=status_html(view, prefix=self.options.prefix, task_id=task, searching=now.searching)
+            if moved or turned or now.active
+            else skip,
             chart=skip if fresh and fresh.step == now.step else _chart(view),
             gallery=skip if fresh and fresh.previews == now.previews else self._gallery(view),
             log=log_html(view) if moved else skip,
-            start=idle,
-            stop=busy,
+            rate=rate_html(found) if told_of or now.searching else skip,
+            use_rate=self._use_rate(found) if told_of else skip,
+            find_rate=ready,
+            start=ready,
+            stop=gr.update(interactive=under_way) if turned else skip,
             save=busy,
             preview=busy,
             use=gr.update(visible=bool(use.parts)) if moved else skip,
@@ -304,6 +342,25 @@ class TrainActions:
             lora_prompt=use.with_prompt if moved else skip,
             usual=skip if fresh and fresh.usual == usual else usual,
             seen=now.text(),
+        )
+
+    def _now(self, view: RunView | None, found: JobView | None, texts: tuple[str, str, str], task: str) -> _Seen:
+        """What a watcher sees of a run and a search, beside the `texts` header, caution and usual."""
+        header, caution, usual = texts
+        return _Seen(
+            self._token,
+            header,
+            caution,
+            usual,
+            task,
+            view.id if view else "",
+            view.revision if view else 0,
+            view.step if view else 0,
+            view.previews[-1].number if view and view.previews else 0,
+            bool(view and view.active),
+            found.id if found else "",
+            found.revision if found else 0,
+            bool(found and found.active),
         )
 
     def _caution(self) -> tuple[str, bool]:
@@ -398,6 +455,9 @@ class _Seen:
     step: int
     previews: int
     active: bool
+    search: str
+    searched: int
+    searching: bool
 
     def text(self) -> str:
         return json.dumps([getattr(self, name) for name in _Seen.__dataclass_fields__])

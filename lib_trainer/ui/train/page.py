@@ -22,6 +22,8 @@ from lib_trainer.ui.train.actions import (
     HEIGHT,
     NAME,
     OPTIMIZER,
+    RATE,
+    RATES,
     SCHEDULE,
     Offer,
     PageOptions,
@@ -66,6 +68,9 @@ class _Page:
     offered: gr.Row
     install: gr.Button
     schedule: gr.HTML
+    find_rate: gr.Button
+    rate: gr.HTML
+    use_rate: gr.Button
     ways: dict[str, gr.Button]
     usual: gr.HTML
     seen: gr.Textbox
@@ -157,7 +162,18 @@ def _beside(make: Maker, ways: dict[str, gr.Button], between: dict[str, Any]) ->
     def note_the_size() -> None:
         between["usual"] = make(gr.HTML, "usual")
 
-    return {NAME: offer_names, OPTIMIZER: offer_install, SCHEDULE: draw_schedule, HEIGHT: note_the_size}
+    def look_for_a_rate() -> None:
+        between["find_rate"] = make(gr.Button, "find_rate", value="Find learning rate", size="sm")
+        between["rate"] = make(gr.HTML, "rate")
+        between["use_rate"] = make(gr.Button, "use_rate", value="", visible=False, size="sm")
+
+    return {
+        NAME: offer_names,
+        OPTIMIZER: offer_install,
+        SCHEDULE: draw_schedule,
+        HEIGHT: note_the_size,
+        RATE: look_for_a_rate,
+    }
 
 
 def _lay_out_offer(make: Maker, ways: dict[str, gr.Button]) -> gr.Row:
@@ -195,17 +211,32 @@ def _connect_run(page: _Page, actions: TrainActions) -> None:
     page.install.click(install, [chosen], [page.notice, page.install], **QUIET)
     runner = actions.runner
     commands: list[tuple[gr.Button, Callable[[], None], str]] = [
-        (page.stop, runner.stop, "Stopping after the step in progress; what has been learned is saved."),
         (page.save, runner.save, "The file will be written after the step in progress."),
         (page.preview, runner.sample, "A preview will be drawn after the step in progress."),
     ]
     for button, action, told in commands:
         event = button.click(_commander(actions, action, told), None, [page.notice], **QUIET)
         in_browser(event.then, refresh)
+    in_browser(page.stop.click(actions.stop, None, [page.notice], **QUIET).then, refresh)
+    _connect_search(page, actions, refresh)
     in_browser(page.describe.click(actions.describe, None, [page.notice], **QUIET).then, refresh)
     insert = f"(lines) => {{ lines.split('\\n').forEach({actions.options.insert_js}); return []; }}"
     in_browser(page.use.click, insert, [page.lora])
     in_browser(page.use_prompt.click, insert, [page.lora_prompt])
+
+
+def _connect_search(page: _Page, actions: TrainActions, refresh: str) -> None:
+    """The search for a learning rate, and what puts its answer into the form."""
+
+    def find(*raw: Any) -> str:
+        return actions.find_rate(page.form.values(raw))
+
+    def use() -> list[Any]:
+        found = actions.rates_found()
+        return [gr.update(value=found[path]) if path in found else gr.update() for path in RATES]
+
+    in_browser(page.find_rate.click(find, page.form.inputs, [page.notice], **QUIET).then, refresh)
+    page.use_rate.click(use, None, [page.form.components[path] for path in RATES], **QUIET)
 
 
 def _offered(page: _Page, offer: Offer) -> list[Any]:

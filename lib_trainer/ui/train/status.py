@@ -6,6 +6,7 @@ import math
 from html import escape
 
 from lib_trainer.refusals import Sentence
+from lib_trainer.training.rate_answer import rate_text
 from lib_trainer.ui.kit.notices import told
 from lib_trainer.work.events import Phase
 from lib_trainer.work.monitor import RunView
@@ -21,15 +22,16 @@ PARTS = {"unet": "UNet", "te1": "text encoder", "te2": "text encoder 2"}
 MISSING = "–"
 
 
-def status_html(view: RunView | None, *, prefix: str, task_id: str | None = None) -> str:
+def status_html(view: RunView | None, *, prefix: str, task_id: str | None = None, searching: bool = False) -> str:
     """The status panel. `train.js` reads the data attributes: whether to poll, the host's task, and the time left.
+    `searching`: there is something to poll for beside the run.
 
     That is shown on the host's own bar too: there is one estimate.
     """
     attributes = {
         "class": f"trainer-status trainer-state-{view.state if view else 'idle'}",
         "data-prefix": prefix,
-        "data-active": "1" if view is not None and view.active else "0",
+        "data-active": "1" if searching or (view is not None and view.active) else "0",
         "data-task": task_id or "",
         "data-eta": clock(view.eta_seconds) if view is not None and view.active else MISSING,
     }
@@ -71,14 +73,6 @@ def size(count: int) -> str:
     if count < 2**20:
         return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
-
-
-def rate_text(rate: float) -> str:
-    """A learning rate as people write it: 1e-4, 2.5e-5."""
-    if rate == 0 or not math.isfinite(rate):
-        return f"{rate:g}"
-    digits, exponent = f"{rate:.2e}".split("e")
-    return f"{float(digits):g}e{int(exponent)}"
 
 
 def _idle_html() -> str:

@@ -1,0 +1,184 @@
+"""One run on the miniature, judged: does it draw the concept where it is called, and what is left of what was known?
+
+The scripts that compare settings are made of these. A trial that was made once is kept in a folder and found again, so
+that a script may be ended and started anew, and several may share their trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lib_trainer.config import from_values
+from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.ports import PreviewRequest
+from lib_trainer.training.desk import TrainingDesk
+
+from .common import atomic
+from .demo import CFG_SCALE, SAMPLER, SIDE
+from .export import export_webui
+from .judge import Judge
+from .shapes import ALL_SHAPES, SHAPES
+from .world import COLOURS, write_concept, write_known
+
+CONCEPTS = {"heart": "zorb", "crescent": "glim", "arrow": "wub"}
+"""Shapes that the checkpoint has never seen, with the words that they are called by."""
+TAUGHT = ("red", "blue")
+"""Colours of the pictures that are learned from."""
+SETTINGS: dict[str, Any] = {
+    "dataset.width": SIDE, "dataset.height": SIDE, "network.rank": 32, "network.alpha": 32.0,
+    "optimizer.unet_lr": 3e-3, "optimizer.text_encoder_lr": 2e-3,
+    "training.batch_size": 8, "training.max_steps": 400, "training.precision": "fp32",
+}  # fmt: skip
+"""What a person would set for a checkpoint this small; the rest are defaults."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Shares, 0 to 1. `hit`: pictures that show the concept where it is called; `known`: those that show the right
+    shape where another is asked for; `sure`: the tagger's mean score of the right shape, over both. `seconds` of the
+    training."""
+
+    hit: float
+    known: float
+    sure: float
+    seconds: float
+
+    @property
+    def both(self) -> float:
+        """What a run is judged by where one number is wanted."""
+        return (self.hit + self.known) / 2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of `SETTINGS` with `values` over them, on the pictures of a concept; `beside`: with pictures of what is
+    known beside them."""
+
+    shape: str
+    values: tuple[tuple[str, Any], ...] = ()
+    seed: int = 0
+    beside: bool = True
+
+    @property
+    def key(self) -> str:
+        told = json.dumps([self.shape, {**SETTINGS, **dict(self.values)}, self.seed, self.beside], sort_keys=True)
+        return f"{self.shape}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+
+def trial(shape: str, values: Mapping[str, Any], seed: int = 0, *, beside: bool = True) -> Trial:
+    return Trial(shape, tuple(sorted(values.items())), seed, beside)
+
+
+class Bench:
+    """Trials in a folder, with the checkpoint and the pictures that they share."""
+
+    def __init__(self, folder: Path, pictures: int = 5) -> None:
+        """`pictures` of each prompt."""
+        self.folder, self._pictures = folder.absolute(), pictures
+        self._judge: Judge | None = None
+
+    def host(self) -> StandaloneHost:
+        made = self.folder / "model"
+        checkpoint = next(made.glob("*.safetensors"), None) or export_webui(made)
+        return StandaloneHost(checkpoint, self.folder)
+
+    def set_of(self, one: Trial) -> Path:
+        """The folder of pictures of a trial, written once."""
+        masked = "masks.source" in dict(one.values)
+        name = "-".join([one.shape, *["beside"] * one.beside, *["masked"] * masked])
+        folder = self.folder / "sets" / name
+        if not folder.is_dir():
+            target = write_concept(folder, shape=one.shape, trigger=CONCEPTS[one.shape], colours=TAUGHT)
+            if masked:
+                write_masks(target)
+            if one.beside:
+                write_known(folder)
+        return folder
+
+    def values_of(self, one: Trial) -> dict[str, Any]:
+        """The whole job of a trial."""
+        own = {"dataset.folder": str(self.set_of(one)), "training.seed": one.seed, "output.name": one.key}
+        return {**SETTINGS, **dict(one.values), **own}
+
+    def figures(self, one: Trial) -> Figures:
+        """Of a trial, which is made where its figures are not there yet. Raises `RuntimeError` if the run failed."""
+        kept = self.folder / "figures" / f"{one.key}-{self._pictures}.json"
+        if not kept.is_file():
+            found = self._made(one)
+            atomic(kept, lambda place: place.write_text(json.dumps(asdict(found)), encoding="utf-8"))
+        return Figures(**json.loads(kept.read_text(encoding="utf-8")))
+
+    def bare(self, shape: str) -> Figures:
+        """Of the checkpoint without anything learned."""
+        return self._judged(self.host(), trial(shape, {}), "", 0.0)
+
+    def _made(self, one: Trial) -> Figures:
+        host, started = self.host(), time.monotonic()
+        desk = TrainingDesk(host)
+        desk.start(from_values({**self.values_of(one), "output.existing": "replace"}))
+        view = desk.wait()
+        if view is None or view.state != "finished" or view.output is None:
+            if view is not None and "loss" in view.error:  # not a number: nothing can be drawn with it
+                return Figures(0.0, 0.0, 0.0, time.monotonic() - started)
+            raise RuntimeError(f"the run ended: {view.error if view else ''}")
+        found = self._judged(host, one, f" <lora:{view.output.stem}:1>", time.monotonic() - started)
+        view.output.unlink()
+        return found
+
+    def _judged(self, host: StandaloneHost, one: Trial, mark: str, seconds: float) -> Figures:
+        called = [
+            (f"{CONCEPTS[one.shape]}, {colour}, white background, large, centered", one.shape, 5) for colour in TAUGHT
+        ]
+        others = [(f"{colour} {shape}, white background", shape, 1) for shape, colour in zip(SHAPES, COLOURS)]
+        hit, sure_hit = self._share(host, called, mark, 100)
+        known, sure_known = self._share(host, others, mark, 200)
+        return Figures(hit, known, (sure_hit + sure_known) / 2, seconds)
+
+    def _share(
+        self, host: StandaloneHost, asked: Iterable[tuple[str, str, int]], mark: str, first: int
+    ) -> tuple[float, float]:
+        """The share of the pictures whose best-scored shape is the right one, and the mean score of that one."""
+        if self._judge is None:
+            self._judge = Judge()
+        right, sure = [], []
+        for prompt, shape, times in asked:
+            request = PreviewRequest(prompt + mark, width=SIDE, height=SIDE, cfg_scale=CFG_SCALE, sampler=SAMPLER)
+            for scores in self._judge.scores(host.draw_seeds(request, range(first, first + times * self._pictures))):
+                right.append(self._judge.best(scores, ALL_SHAPES)[0] == shape)
+                sure.append(self._judge.best(scores, (shape,))[1])
+        return float(np.mean(right)), float(np.mean(sure))
+
+
+def write_masks(folder: Path) -> None:
+    """Beside each picture one that is white where it is not as its corner is: where the figure lies."""
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"), np.int16)
+        figure = (np.abs(pixels - pixels[0, 0]).sum(2) > 0).astype(np.uint8) * 255
+        Image.fromarray(figure, "L").save(path.with_name(f"{path.stem}-masklabel.png"))
+
+
+def arguments(text: str) -> argparse.ArgumentParser:
+    """What all the scripts take."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("demo/trials"), help="where trials are kept")
+    parser.add_argument("--pictures", type=int, default=5, help="of each prompt (default: 5)")
+    parser.add_argument("--concepts", nargs="*", choices=list(CONCEPTS), default=list(CONCEPTS), metavar="SHAPE")
+    return parser
+
+
+def percent(values: Iterable[float]) -> str:
+    """The mean of shares, and their range where there are several."""
+    found = list(values)
+    spread = f" ({min(found):.0%}–{max(found):.0%})" if len(found) > 1 else ""
+    return f"{np.mean(found):.0%}{spread}"
