@@ -11,8 +11,8 @@ LETTERS: dict[type, str] = {
     ev.Phase: "p", ev.Message: "m", ev.Started: "S", ev.StepDone: "s", ev.Measured: "h", ev.PreviewMade: "v",
     ev.Saved: "f", ev.Finished: "E", ev.Failed: "X", ev.Found: "r",
 }  # fmt: skip
-TRAINING = re.compile(r"[pm]*(S[pmh]*(s[pmvfh]*)*)?[EX]")
-"""Before `Started`, and after it until the first step, nothing is drawn or saved."""
+TRAINING = re.compile(r"[pm]*(S[pmvh]*(s[pmvfh]*)*)?[EX]")
+"""Before `Started` nothing is drawn, and until the first step nothing is saved."""
 OTHER = re.compile(r"[pmr]*[EX]")
 
 

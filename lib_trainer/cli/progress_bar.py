@@ -51,8 +51,9 @@ class ProgressBar:
                 self._say(text if level == "info" else Sentence("log.warning_line", text=text))
             case ev.Finished() | ev.Failed():
                 self._close()
-                if isinstance(event, ev.Finished) and event.told:
-                    self._say(event.told)
+                if isinstance(event, ev.Finished):
+                    for line in (*event.notes, *([event.told] if event.told else [])):
+                        self._say(line)
 
     def _move(self, name: Sentence | str, done: int, total: int, note: str) -> None:
         if name != self._name:

@@ -347,6 +347,13 @@ class PreviewConfig(Section):
         int,
         option("Preview every", "0 draws only when you ask.", low=0, high=10_000_000, unit="steps", step=1),
     ] = 100
+    at_start: Annotated[
+        bool,
+        option(
+            "Preview before the first step",
+            "Turn it on to see from the same seed what the checkpoint draws by itself, beside what it draws later.",
+        ),
+    ] = False
     width: Annotated[
         int, option("Preview width", "0: the training width.", low=0, high=4096, unit="px", step=64, advanced=True)
     ] = 0

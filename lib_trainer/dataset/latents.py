@@ -132,6 +132,7 @@ class Encoded:
             targets=tuple(self.targets[index] for index in indices),
             keys=tuple(self.keys[index] for index in indices),
             masks=tuple(self.masks[index] for index in indices) if self.masks else (),
+            holes=tuple(self.holes[index] for index in indices) if self.holes else (),
         )
 
     def moments(self, index: int, variation: int = 0) -> torch.Tensor:

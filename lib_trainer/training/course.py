@@ -9,11 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Point:
-    """Mean losses after a step; `trained` is None where trained pictures are not measured."""
+    """Mean losses after a step; `trained` is None where trained pictures are not measured. `by_picture` are
+    the losses of the held-out pictures."""
 
     step: int
     held_out: float
     trained: float | None = None
+    by_picture: tuple[float, ...] = ()
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Course:
         return 0 if best is None else sum(one.step > best.step for one in self.points)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"points": [[one.step, one.held_out, one.trained] for one in self.points]}
+        return {"points": [[one.step, one.held_out, one.trained, list(one.by_picture)] for one in self.points]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.points = [Point(*values) for values in state["points"]]
+        self.points = [Point(step, held, trained, tuple(own)) for step, held, trained, own in state["points"]]

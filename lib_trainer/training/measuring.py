@@ -44,8 +44,9 @@ class Measuring:
             losses = probe.losses(model, self.captions, objective, dtype, stopping)
             if losses is None:
                 return None
-            found.append(float(losses.double().mean()))
-        return Point(step, *found)
+            found.append(losses.double().mean(1))
+        means = [float(one.mean()) for one in found]
+        return Point(step, means[0], means[1] if len(means) > 1 else None, tuple(found[0].tolist()))
 
 
 def measured_pictures(plan: Plan, trained: Encoded) -> list[Sample]:

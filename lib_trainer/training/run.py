@@ -18,6 +18,7 @@ from lib_trainer.memory import forget_peak, release
 from lib_trainer.ports import Host, Lease, TrainingState
 from lib_trainer.refusals import SaveError, Sentence, TrainerError
 from lib_trainer.training import failures
+from lib_trainer.training.advice import advice
 from lib_trainer.training.ahead import ahead
 from lib_trainer.training.card import write_card
 from lib_trainer.training.failures import Point, all_finite, explained
@@ -122,7 +123,8 @@ class Run:
             self.place.take_up(plan.outputs.best.result)
         self._finish(self.prepared)
         done_all = self.step == self.prepared.facts.total_steps
-        return ev.Finished(self.step, plan.outputs.result, not (done_all or self.progress.enough), self._told())
+        stopped = not (done_all or self.progress.enough)
+        return ev.Finished(self.step, plan.outputs.result, stopped, self._told(), self._notes(self.prepared))
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[Session]:
@@ -174,7 +176,7 @@ class Run:
             state.optimizer.state.clear()
 
     def _train(self, prepared: Prepared, session: Session) -> None:
-        model, recipe = self.place.model, prepared.recipe
+        job, model, recipe = self.plan.job, self.place.model, prepared.recipe
         forget_peak(model.device)
         trained = sum(parameter.numel() for parameter in parameters(recipe))
         self.place.emit(ev.Started(prepared.options.total_steps, trained, recipe.modules()))
@@ -183,6 +185,8 @@ class Run:
         with own_random, ahead(prepared.source.steps(prepared.state.step + 1)) as steps:
             if not self.step:
                 self._measure(prepared)
+                if job.preview.at_start and job.preview.prompt and not self.place.stopping():
+                    self._preview(session)
             train(
                 model,
                 prepared.captions,
@@ -213,6 +217,11 @@ class Run:
             self._save_between(prepared, self.plan.outputs.best)
         if own.patience and state.course.since_best >= own.patience and not last:
             self.progress.enough = True
+
+    def _notes(self, prepared: Prepared) -> tuple[Sentence, ...]:
+        """What the held-out loss says of the run."""
+        said = advice(prepared.state.course, self.plan.job, self.plan.kind)
+        return () if said is None else (said,)
 
     def _told(self) -> Sentence | str:
         """How a run ended that has not done all of its steps and was not stopped."""
@@ -276,7 +285,8 @@ class Run:
         if failed:
             self.place.warn(failed)
         if image is not None:
-            self.progress.cover = image
+            if self.step:  # before the first step it shows nothing of what is saved
+                self.progress.cover = image
             self.place.emit(ev.PreviewMade(self.step, image, request.prompt))
         self.progress.point = "step"
 

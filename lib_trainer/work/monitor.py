@@ -251,6 +251,8 @@ class RunMonitor(Monitor):
             case ev.Finished(step, path, stopped):
                 self._end("stopped" if stopped else "finished", path, "")
                 self._set(told=event.told, notes=event.notes)
+                for note in event.notes:
+                    self._say(note)
                 self._say(event.told or Sentence("log.stopped_at" if stopped else "log.finished_at", step=step))
             case _:
                 super()._fold(event)
@@ -303,5 +305,9 @@ def measured(event: ev.Measured) -> Sentence:
     held_out, step = Decimals(event.held_out, 4), event.step
     if event.trained is None:
         return Sentence("log.measured_best" if event.best else "log.measured", step=step, held_out=held_out)
-    code = "log.measured_both_best" if event.best else "log.measured_both"
-    return Sentence(code, step=step, held_out=held_out, trained=Decimals(event.trained, 4))
+    return Sentence(
+        "log.measured_both_best" if event.best else "log.measured_both",
+        step=step,
+        held_out=held_out,
+        trained=Decimals(event.trained, 4),
+    )

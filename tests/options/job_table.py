@@ -578,6 +578,7 @@ JOBS: list[Row] = [
     Row("preview.prompt", "another", drawn("prompt"), "another", run=SAMPLE),
     Row("preview.negative_prompt", "blurred", drawn("negative_prompt"), "blurred", run=SAMPLE),
     Row("preview.every", 1, lambda seen: len(seen.previews), 2, run=SAMPLE),
+    Row("preview.at_start", True, lambda seen: [one.step for one in seen.of(ev.PreviewMade)], [0, 2], run="at start"),
     Row("preview.width", 256, drawn("width"), 256, run=SAMPLE),
     Row("preview.height", 320, drawn("height"), 320, run=SAMPLE),
     Row("preview.steps", 3, drawn("steps"), 3, run=SAMPLE),

@@ -286,3 +286,26 @@ def test_previews_and_files_are_of_the_average_and_learning_does_not_feel_them(
         tensors = [one for key, one in watched.tensors(f"{name}.safetensors").items() if not key.endswith("alpha")]
         found = torch.cat([one.flatten() for one in tensors])
         torch.testing.assert_close(found.sort().values, places.sort().values, rtol=0, atol=0)
+
+
+def test_a_picture_before_the_first_step(watched: Watched, pictures: Path) -> None:
+    """It is what the checkpoint draws by itself, it changes nothing, and it stands for nothing that was learned."""
+    assert watched.run(pictures, output__name="plain").state == "finished"
+    changes = {"preview__prompt": "a disc", "preview__at_start": True, "preview__steps": 2, "preview__every": 0}
+    drawn: list[PreviewRequest] = []
+    real = watched.host.preview
+
+    def preview(request: PreviewRequest) -> Image.Image:
+        drawn.append(request)
+        return real(request)
+
+    watched.host.preview = preview  # type: ignore[method-assign]
+    assert watched.run(pictures, **changes).state == "finished"
+    (made,) = watched.of(ev.PreviewMade)
+    assert made.step == 0 and len(drawn) == 1
+    assert made.image.tobytes() == real(drawn[0]).tobytes(), "the bare checkpoint draws it"
+    plain, seen = watched.tensors("plain.safetensors"), watched.tensors()
+    assert all(torch.equal(plain[name], seen[name]) for name in plain)
+    assert not list(watched.host.lora_folder().glob("*.preview.png")), "no card shows it"
+    metadata = read_lora(watched.host.lora_folder() / "learned.safetensors").metadata
+    assert "ssmd_cover_images" not in metadata

@@ -188,6 +188,15 @@ def test_a_measurement_can_be_stopped(pictures: Path) -> None:
     assert found is None and len(model.shown) == 2
 
 
+def test_some_of_the_pictures_have_their_own_masks_and_holes(pictures: Path) -> None:
+    encoded = probe(pictures).encoded
+    names = [str(number) for number in range(len(encoded))]
+    whole = replace(encoded, masks=tuple((one,) for one in names), holes=tuple(((one, one),) for one in names))
+    some = whole.only([4, 1])
+    assert (some.masks, some.holes) == ((("4",), ("1",)), ((("4", "4"),), (("1", "1"),)))
+    assert [one.path.stem for one in some.samples] == ["4", "1"] and some.keys == (whole.keys[4], whole.keys[1])
+
+
 def test_the_best_is_the_first_of_the_lowest_and_never_the_start() -> None:
     course = Course(begins=2)
     assert course.best is None and course.since_best == 0
@@ -237,6 +246,7 @@ def test_what_is_told_of_measurements(watched: Watched, pictures: Path) -> None:
     assert told[0].held_out != told[1].held_out
     assert view.best_step == min(told[1:], key=lambda one: one.held_out).step
     assert any("Held out of training: " in line for line in view.log)
+    assert view.notes == () == watched.of(ev.Finished)[0].notes, "two measurements after the start have no shape"
     assert any(f"Step 2: held-out loss {told[1].held_out:.4f}, the lowest so far" in line for line in view.log)
 
 
@@ -283,6 +293,7 @@ def test_a_run_ends_early_and_the_best_is_kept(watched: Watched, pictures: Path)
     assert view.state == "finished" and view.step == best + 3 < 30
     assert view.log[-1].endswith(f"Ended at step {view.step}: the held-out loss has not fallen since step {best}.")
     assert watched.files == ["learned-best.safetensors", "learned.safetensors"]
+    assert str(watched.of(ev.Finished)[0].notes[0]) in " ".join(view.log), "what they say is told"
     kept = watched.tensors("learned-best.safetensors")
     assert same(kept, weights_after(watched.host, pictures, best, **changes)), "the average, as the file has it"
     assert not same(kept, watched.tensors())

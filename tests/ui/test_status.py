@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from lib_trainer.refusals import Sentence
 from lib_trainer.training.rate_answer import rate_text
 from lib_trainer.ui.kit.notices import notice_html
 from lib_trainer.ui.train.chart import HEIGHT, MAX_DRAWN, WIDTH, chart_html, ticks
-from lib_trainer.ui.train.held_out_chart import held_out_html
+from lib_trainer.ui.train.held_out_chart import advice_html, held_out_html
 from lib_trainer.ui.train.status import clock, header_html, log_html, size, speed, status_html
 from lib_trainer.work.events import Phase
 from lib_trainer.work.monitor import HeldOutPoint, LogLine, LossPoint, RunView
@@ -162,3 +163,9 @@ def test_the_held_out_loss_has_an_axis_of_its_own_and_its_lowest_is_marked() -> 
     assert held_out_html(course[:1], 120) == ""
     alone = held_out_html([HeldOutPoint(one.step, one.held_out) for one in course], 120)
     assert "trainer-measured" not in alone and "trained pictures" not in alone
+
+
+def test_what_the_course_says_stands_below_it() -> None:
+    view = RunView("mine", "finished", notes=(Sentence("advice.still_falling"),))
+    assert "was still falling at the end" in advice_html(view)
+    assert advice_html(RunView("mine", "running")) == ""

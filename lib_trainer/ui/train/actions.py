@@ -42,7 +42,7 @@ from lib_trainer.training.sizes import usual_note, usual_values
 from lib_trainer.ui.kit.form import usual_html
 from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
-from lib_trainer.ui.train.held_out_chart import held_out_html
+from lib_trainer.ui.train.held_out_chart import advice_html, held_out_html
 from lib_trainer.ui.train.memory_line import MemoryLine
 from lib_trainer.ui.train.rate_line import rate_html
 from lib_trainer.ui.train.schedule_line import ScheduleLine
@@ -493,7 +493,9 @@ class PreviewFiles:
 
 
 def _chart(view: RunView | None) -> str:
-    return chart_html(view.curve) + held_out_html(view.held_out, view.step) if view else chart_html(())
+    if view is None:
+        return chart_html(())
+    return chart_html(view.curve) + held_out_html(view.held_out, view.step) + advice_html(view)
 
 
 def _read(values: Mapping[str, Any]) -> dict[str, Any]:

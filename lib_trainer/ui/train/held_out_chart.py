@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
+from lib_trainer.ui.kit.notices import told
 from lib_trainer.ui.train.chart import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, grid
-from lib_trainer.work.monitor import HeldOutPoint
+from lib_trainer.work.monitor import HeldOutPoint, RunView
 
 HEIGHT = 180
 
@@ -34,6 +36,12 @@ def held_out_html(points: Sequence[HeldOutPoint], last_step: int) -> str:
         f'<div class="trainer-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f"{grid(x, y, HEIGHT)}{_legend(trained=len(trained) > 1)}{lines}{mark}</svg></div>"
     )
+
+
+def advice_html(view: RunView) -> str:
+    """What the course says of a run that has ended, below it."""
+    lines = "".join(f"<p>{escape(told(note))}</p>" for note in view.notes)
+    return f'<div class="trainer-advice" role="status">{lines}</div>' if lines else ""
 
 
 def _places(points: Sequence[tuple[int, float]], x: Scale, y: Scale) -> str:
