@@ -215,19 +215,20 @@ def encode_pictures(
         prepared.close()
     if not kept and not stopped:
         raise DatasetError("pictures.none_readable", count=len(samples), pictures=listed(skipped))
+    encoded = _encoded(kept, store)
+    return replace(encoded, skipped=tuple(skipped), stopped=stopped, blank=tuple(blank))
+
+
+def _encoded(kept: Sequence[tuple[Sample, list[_Prepared]]], store: LatentStore) -> Encoded:
+    holes = [tuple((item.hole.key, item.hole.rest) for item in one if item.hole is not None) for _, one in kept]
     return Encoded(
         tuple(sample for sample, _ in kept),
         tuple(tuple(item.size for item in one) for _, one in kept),
         tuple(one[0].target for _, one in kept),
         tuple(tuple(item.key for item in one) for _, one in kept),
         store,
-        tuple(skipped),
-        stopped,
-        tuple(tuple(item.mask for item in one) for _, one in kept),
-        tuple(blank),
-        tuple(tuple((item.hole.key, item.hole.rest) for item in one if item.hole is not None) for _, one in kept)
-        if holes is not None
-        else (),
+        masks=tuple(tuple(item.mask for item in one) for _, one in kept),
+        holes=tuple(holes) if any(holes) else (),
     )
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import shutil
 import tempfile
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from lib_trainer.config import (
     to_values,
 )
 from lib_trainer.config.fields import label_of
-from lib_trainer.files import TRASH, write_atomically
+from lib_trainer.files import TRASH
 from lib_trainer.kinds.registry import KINDS, kind_of, prompt_for
 from lib_trainer.refusals import ConfigError, Field, MemoryShort, Problems, Sentence, TrainerError
 from lib_trainer.training.checks import SECOND_RATES, idle_options
@@ -44,11 +41,12 @@ from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
 from lib_trainer.ui.train.held_out_chart import advice_html, held_out_html
 from lib_trainer.ui.train.memory_line import MemoryLine
+from lib_trainer.ui.train.preview_files import PreviewFiles
 from lib_trainer.ui.train.rate_line import rate_html
 from lib_trainer.ui.train.schedule_line import ScheduleLine
 from lib_trainer.ui.train.status import caution_html, header_html, log_html, status_html
 from lib_trainer.ui.train.steps_line import StepsLine
-from lib_trainer.work.monitor import JobView, Preview, RunView
+from lib_trainer.work.monitor import JobView, RunView
 
 LAST_JOB = "last.toml"
 OPTIMIZER, SCHEDULE, HEIGHT = "optimizer.name", "optimizer.warmup", "dataset.height"
@@ -468,28 +466,6 @@ class _Seen:
             return cls(*json.loads(text))
         except (TypeError, ValueError):
             return None
-
-
-class PreviewFiles:
-    """Previews as files, each written once however many watch: gradio would encode all of them at every change."""
-
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="trainer-previews-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # with the page, or when Python ends
-
-    def items(self, view: RunView | None) -> list[tuple[str, str]]:
-        """(file, caption) for the gallery, the newest first."""
-        if view is None:
-            return []
-        return [(str(self._file(view.id, preview)), f"Step {preview.step}") for preview in reversed(view.previews)]
-
-    def _file(self, run: str, preview: Preview) -> Path:
-        path = self._folder / f"{run}-{preview.number:05}-step{preview.step}.png"
-        if not path.exists():
-            buffer = BytesIO()
-            preview.image.save(buffer, "PNG", compress_level=1)
-            write_atomically(path, buffer.getvalue())
-        return path
 
 
 def _chart(view: RunView | None) -> str:
