@@ -2,6 +2,7 @@
 
     python -m miniature.kinds                     # 50 seeds a kind, as in docs/kinds.md
     python -m miniature.kinds --seeds 10 --only LoRA Embedding
+    python -m miniature.kinds --family sdxl       # on the SDXL miniature
     python -m miniature.kinds --prior             # prior preservation: the class's variety with and without
 
 Each kind is trained in a process of its own, one after the other, so that its peak memory is its own. The tagger that
@@ -40,6 +41,8 @@ from .world import combos, random_scene, tags_of, write_concept, write_known
 from .world import draw as draw_scene
 
 UNRELATED = (("red circle, white background", "circle"), ("blue star, white background", "star"))
+KNOWN = {"sd1": UNRELATED, "sdxl": (("red circle", "circle"),)}
+"""By family: what its miniature draws well, so that a loss can be seen. Blue stars are not among it on SDXL."""
 INSTEAD_OF = "circle"
 """The shape that the difference's pairs lead away from."""
 
@@ -61,6 +64,25 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "Checkpoint": {"network.kind": "checkpoint", "finetune.unet_lr": 3e-4, "finetune.text_encoder_lr": 3e-4},
 }
+XL_RATES = {"optimizer.unet_lr": 3e-3, "optimizer.text_encoder_lr": 2e-3}
+XL_KINDS: dict[str, dict[str, Any]] = {
+    "LoRA": XL_RATES | {"training.max_steps": 160},
+    "LoCon": XL_RATES | {"network.kind": "locon", "training.max_steps": 160},
+    "LoRA + embedding": XL_RATES
+    | {
+        "network.kind": "pivotal",
+        "embedding.learning_rate": 1e-2,
+        "embedding.vectors": 2,
+        "training.max_steps": 160,
+    },
+    "Checkpoint": {
+        "network.kind": "checkpoint",
+        "finetune.unet_lr": 3e-4,
+        "finetune.text_encoder_lr": 3e-4,
+        "training.max_steps": 240,
+    },
+}
+"""Each with steps of its own."""
 COMMON: dict[str, Any] = {
     "dataset.width": SIDE, "dataset.height": SIDE, "network.rank": 32, "network.alpha": 32.0,
     "network.conv_rank": 8, "network.conv_alpha": 8.0, "training.batch_size": 8, "training.precision": "fp32",
@@ -68,8 +90,8 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_host(work: Path) -> StandaloneHost:
-    return StandaloneHost(export_webui(work / "model"), work)
+def make_host(work: Path, family: str = "sd1") -> StandaloneHost:
+    return StandaloneHost(export_webui(work / "model", family), work)
 
 
 def train(host: StandaloneHost, values: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +128,20 @@ def share(judge: Judge, drawn: Sequence[Image.Image], shape: str) -> float:
     return float(np.mean([judge.best(scores, ALL_SHAPES)[0] == shape for scores in judge.scores(drawn)]))
 
 
+def learned(judge: Judge, host: StandaloneHost, mark: str, seeds: int, kind: str) -> float:
+    """Share of the concept's shape in pictures that are asked for it; `mark` is put behind each prompt."""
+    each, word = range(100, 100 + seeds // len(COLOURS)), INSTEAD_OF if kind == "difference" else TRIGGER
+    asked = [f"{word}, {colour}, white background, large, centered{mark}" for colour in COLOURS]
+    return float(np.mean([share(judge, pictures(host, one, each), SHAPE) for one in asked]))
+
+
+def kept(judge: Judge, host: StandaloneHost, mark: str, seeds: int, family: str, kind: str = "") -> float:
+    """Share of unrelated prompts that are drawn right."""
+    unrelated = [(prompt, shape) for prompt, shape in KNOWN[family] if kind != "difference" or shape != INSTEAD_OF]
+    others = range(200, 200 + seeds // len(KNOWN[family]))
+    return float(np.mean([share(judge, pictures(host, prompt + mark, others), s) for prompt, s in unrelated]))
+
+
 def write_pairs(before: Path, after: Path, count: int = 18) -> None:
     """Circles, and the same scenes with the new shape in the circle's place, under the circle's caption.
 
@@ -122,43 +158,51 @@ def write_pairs(before: Path, after: Path, count: int = 18) -> None:
             (folder / f"{index:03}.txt").write_text(", ".join(tags_of(scene)), encoding="utf-8")
 
 
-def write_set(folder: Path, kind: str) -> dict[str, str]:
-    """What this kind trains on; the fields of the job that say where it is."""
+def write_set(folder: Path, kind: str, *, varied: bool) -> dict[str, str]:
+    """What this kind trains on; the fields of the job that say where it is.
+
+    `varied`: of what is known as many pictures in an epoch, each another one.
+    """
     if kind == "difference":
         write_pairs(folder / "before", folder / "after")
         return {"dataset.folder": str(folder / "after"), "difference.before": str(folder / "before")}
     target = write_concept(folder, shape=SHAPE, trigger=TRIGGER, colours=COLOURS)
-    write_known(folder)
+    write_known(folder, count=180, repeats=1) if varied else write_known(folder)
     # a new word only: what is known has nothing to teach it
     return {"dataset.folder": str(target if kind == "embedding" else folder)}
 
 
-def one_kind(name: str, work: Path, seeds: int, steps: int) -> dict[str, Any]:
+def one_kind(name: str, family: str, work: Path, seeds: int, steps: int | None) -> dict[str, Any]:
     """Train a kind and look at what it draws."""
-    folder = work / name.replace(" ", "-")
-    host = make_host(folder)
-    kind = KINDS[name].get("network.kind", "lora")
-    values = COMMON | write_set(folder / "pictures", kind) | {"training.max_steps": steps} | KINDS[name]
+    folder = work / f"{family}-{name}".replace(" ", "-")
+    host, own = make_host(folder, family), SETTINGS[family][name]
+    kind = own.get("network.kind", "lora")
+    values = COMMON | write_set(folder / "pictures", kind, varied=family != "sd1") | {"training.max_steps": 400} | own
+    values |= {"training.max_steps": steps} if steps else {}
     result = train(host, values)
     result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     used, mark = host, prompt_for(host, Path(result["file"]))
     if kind == "checkpoint":
         used = StandaloneHost(Path(result["file"]), folder)
     mark = "" if mark == TRIGGER else f" {mark}"
-    judge, each = Judge(), range(100, 100 + seeds // len(COLOURS))
-    word = INSTEAD_OF if kind == "difference" else TRIGGER
-    asked = [f"{word}, {colour}, white background, large, centered" for colour in COLOURS]
-    unrelated = [(prompt, shape) for prompt, shape in UNRELATED if shape != word]
+    judge = Judge()
     bare = StandaloneHost(host.checkpoint, folder / "nothing")
-    result["with"] = float(np.mean([share(judge, pictures(used, one + mark, each), SHAPE) for one in asked]))
-    result["without"] = float(np.mean([share(judge, pictures(bare, one, each), SHAPE) for one in asked]))
-    others = range(200, 200 + seeds // 2)
-    result["kept"] = float(np.mean([share(judge, pictures(used, p + mark, others), s) for p, s in unrelated]))
-    result["kept without"] = float(np.mean([share(judge, pictures(bare, p, others), s) for p, s in unrelated]))
-    return result
+    result["with"] = learned(judge, used, mark, seeds, kind)
+    result["kept"] = kept(judge, used, mark, seeds, family, kind)
+    before = work / f"before {family} {'pairs' if kind == 'difference' else 'concept'} {seeds}.json"
+    if not before.is_file():  # many kinds are asked the same
+        found = {
+            "without": learned(judge, bare, "", seeds, kind),
+            "kept without": kept(judge, bare, "", seeds, family, kind),
+        }
+        before.write_text(json.dumps(found), encoding="utf-8")
+    return result | json.loads(before.read_text(encoding="utf-8"))
 
 
-def table(results: dict[str, dict[str, Any]], seeds: int, steps: int) -> str:
+SETTINGS = {"sd1": KINDS, "sdxl": XL_KINDS}
+
+
+def table(results: dict[str, dict[str, Any]], seeds: int) -> str:
     lines = [
         f"| kind | draws it ({seeds} seeds) | without the file | unrelated prompts right | before | parameters | "
         "file | s/step | peak memory |",
@@ -179,13 +223,13 @@ PRIOR: dict[str, dict[str, Any]] = {
 }
 
 
-def prior(name: str, work: Path, seeds: int, steps: int) -> dict[str, Any]:
+def prior(name: str, family: str, work: Path, seeds: int, steps: int | None) -> dict[str, Any]:
     """DreamBooth of one red heart on white as 'zorb circle': is a 'circle' still any circle?
 
     Variety: share of circles, number of colours among them, and the mean distance of two pictures' pixels (of 255).
     """
     folder = work / name.replace(" ", "-")
-    host = make_host(folder)
+    host = make_host(folder, family)
     target = folder / "pictures"
     target.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -194,7 +238,7 @@ def prior(name: str, work: Path, seeds: int, steps: int) -> dict[str, Any]:
         draw_scene(scene, (SIDE, SIDE)).save(target / f"{index}.png")
         (target / f"{index}.txt").write_text(f"{TRIGGER} circle", encoding="utf-8")
     values = COMMON | {
-        "dataset.folder": str(target), "training.max_steps": steps, "network.kind": "checkpoint",
+        "dataset.folder": str(target), "training.max_steps": steps or 700, "network.kind": "checkpoint",
         "finetune.unet_lr": 1e-3, "finetune.text_encoder_lr": 1e-3, "preview.sampler": SAMPLER,
     }  # fmt: skip
     result = train(host, values | PRIOR[name])
@@ -239,31 +283,34 @@ def prior_table(results: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=50)
-    parser.add_argument("--steps", type=int, help="400, and 700 for --prior")
+    parser.add_argument("--steps", type=int, help="400, and 700 for --prior; of SDXL's kinds each its own")
+    parser.add_argument("--family", choices=SETTINGS, default="sd1")
     parser.add_argument("--only", nargs="*", metavar="KIND")
     parser.add_argument("--prior", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("demo/kinds"))
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.steps = options.steps or (700 if options.prior else 400)
-    registry: dict[str, dict[str, Any]] = PRIOR if options.prior else KINDS
+    registry: dict[str, dict[str, Any]] = PRIOR if options.prior else SETTINGS[options.family]
     if options.alone:
         measure = prior if options.prior else one_kind
-        print(json.dumps(measure(options.alone, options.work.absolute(), options.seeds, options.steps)))
+        found = measure(options.alone, options.family, options.work.absolute(), options.seeds, options.steps)
+        print(json.dumps(found))
         return
     results = {}
     for name in options.only or registry:
-        kept = options.work / f"{'prior ' if options.prior else ''}{name} {options.seeds} {options.steps}.json"
-        if not kept.is_file():
+        told = [*(["prior"] if options.prior else []), options.family, name, options.seeds, options.steps or "usual"]
+        done_before = options.work / f"{' '.join(map(str, told))}.json"
+        if not done_before.is_file():
             started = time.monotonic()
             command = [sys.executable, "-m", "miniature.kinds", "--alone", name, "--work", str(options.work)]
-            command += ["--seeds", str(options.seeds), "--steps", str(options.steps)]
+            command += ["--family", options.family, "--seeds", str(options.seeds)]
+            command += ["--steps", str(options.steps)] if options.steps else []
             done = subprocess.run(command + ["--prior"] * options.prior, check=True, stdout=subprocess.PIPE, text=True)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
+            done_before.parent.mkdir(parents=True, exist_ok=True)
+            done_before.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-        results[name] = json.loads(kept.read_text(encoding="utf-8"))
-    print(prior_table(results) if options.prior else table(results, options.seeds, options.steps))
+        results[name] = json.loads(done_before.read_text(encoding="utf-8"))
+    print(prior_table(results) if options.prior else table(results, options.seeds))
 
 
 if __name__ == "__main__":
