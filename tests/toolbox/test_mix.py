@@ -117,7 +117,7 @@ def test_what_depends_on_a_model_is_combined_for_that_model(kind: str, model: Te
     first, second = lora(SDXL, model, kind), lora(SDXL, model, "lora", seed=2)
     files = save(tmp_path / "a.safetensors", first), save(tmp_path / "b.safetensors", second)
     meant = (f"{files[0]}:0.5", str(files[1]))
-    with pytest.raises(TrainerError, match=r"depends on the model .* give the checkpoint as --base"):
+    with pytest.raises(TrainerError, match=r"depends on the model .* give the checkpoint it was made for as --base"):
         run("combine", loras=meant, output=str(tmp_path / "sum"))
     assert not (tmp_path / "sum.safetensors").exists()
     done = run("combine", loras=meant, base=str(base), output=str(tmp_path / "sum"))
