@@ -87,10 +87,10 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, Noised, t
     noise, loss = Objective.noised, Objective.loss
 
     def noised(
-        self: Objective, latents: Any, generator: Any, weights: Any = None, masks: Any = None, **more: Any
+        self: Objective, latents: Any, generator: Any, weights: Any = None, masks: Any = None, *more: Any
     ) -> Any:
         seen.append(masks)
-        return noise(self, latents, generator, weights, masks, **more)
+        return noise(self, latents, generator, weights, masks, *more)
 
     def judged(self: Objective, prediction: Any, noised: Any, *more: Any) -> Any:
         seen[-1] = (prediction.detach(), noised, seen[-1])

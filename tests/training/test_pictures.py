@@ -36,6 +36,7 @@ def source(learn: int, others: int, role: str = "class", shapes: int = 1, **valu
         targets=[SHAPES[number % shapes] for number in range(len(samples))],
         sizes=[(None,)] * len(samples),
         mask=lambda index, variation: None,
+        hole=lambda index, variation: None,
         moments=lambda index, variation: torch.zeros(8, *(side // 8 for side in reversed(encoded.targets[index]))),
     )
     job = from_values({"training.batch_size": 2, **values})
