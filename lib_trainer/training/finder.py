@@ -122,7 +122,7 @@ class Search(Run):
         rates = rates_of(self.plan)
         longest = 1 / max(rates.values())
         notes = () if short.held else (Sentence("finder.none_held", least=ENOUGH),)
-        first = max(LEAST, short.steps // 3)
+        first = min(short.steps, max(LEAST, short.steps // 3))
         rounds = _Rounds(self, short, Report(rates, short.whole, notes=notes))
         rounds.go(Sentence("phase.rates_first"), [one for one in FIRST if one <= longest], first, seeds=1)
         while not rounds.stopped and (further := rounds.beyond(first, longest)):

@@ -7,12 +7,12 @@ compared pair by pair, and what is common to both falls out of the difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
 
-from lib_trainer.captions.variation import Moment
+from lib_trainer.captions.variation import AFTER_WARMUP, Moment
 from lib_trainer.config import NoiseConfig
 from lib_trainer.ports import LoadedModel, PictureSize, Wording
 from lib_trainer.training.captions import CaptionSource
@@ -63,7 +63,8 @@ def make_probe(
     source: PictureSource, indices: Sequence[int], pairs: int, objective: Objective, noise: NoiseConfig, size: int
 ) -> Probe:
     """`pairs` of points on the pictures of those indices, each as often as an epoch shows it, in batches of at most
-    `size`. All is drawn from the job's seed."""
+    `size`, told with all their tags. All is drawn from the job's seed."""
+    source = replace(source, captions=source.captions.calm())
     shown = source.order.pictures
     generator = torch.Generator().manual_seed((source.order.job.training.seed + 4) % 2**32)
     low, high = noise.min_timestep, min(noise.max_timestep, len(objective.schedule.used))
@@ -92,10 +93,11 @@ def _points(
     generator: torch.Generator,
 ) -> Points:
     """Both of each pair."""
-    moments = [Moment(source.order.job.training.seed, 0, 1, place) for place in range(len(indices))]
+    moments = [Moment(source.order.job.training.seed, AFTER_WARMUP, 1, place) for place in range(len(indices))]
     batch = source.batch(list(indices), moments, 1.0, generator)
     noise = torch.randn(batch.latents.shape, generator=generator)
     latents, noises, places = torch.cat([batch.latents] * 2), torch.cat([noise, -noise]), torch.cat([timesteps] * 2)
-    masks, beside = (None if one is None else torch.cat([one] * 2) for one in (batch.masks, batch.beside))
-    noised = objective.weighed(objective.covered(latents, noises, places, beside=beside), masks=masks)
+    given = (batch.weights, batch.masks, batch.beside)
+    weights, masks, beside = (None if one is None else torch.cat([one] * 2) for one in given)
+    noised = objective.weighed(objective.covered(latents, noises, places, beside=beside), weights, masks)
     return Points(noised, batch.captions * 2, batch.sizes * 2)

@@ -16,6 +16,7 @@ from lib_trainer.refusals import ConfigError
 from lib_trainer.training import finder
 from lib_trainer.training.finder import Report, ShortRuns, prepare_search
 from lib_trainer.training.place import Place
+from lib_trainer.training.probe import Probe
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 from lib_trainer.work.monitor import JobView
@@ -185,6 +186,52 @@ def test_what_is_wrong_with_the_job_is_told_as_of_a_run(watched: Watched, pictur
     with pytest.raises(ConfigError) as found:
         watched.runner.find_rate(make_job(pictures / "nowhere", optimizer__unet_lr=0, optimizer__text_encoder_lr=0))
     assert {problem.field for problem in found.value.problems} == {"dataset.folder", "optimizer.unet_lr"}
+
+
+def probed(watched: Watched, pictures: Path, **changes: Any) -> tuple[Probe, list[torch.Tensor]]:
+    """The points of a job's search, and what the model says at them."""
+    found: list[tuple[Probe, list[torch.Tensor]]] = []
+
+    class Looked(finder.Search):
+        def _searched(self, short: ShortRuns) -> Report | None:
+            found.append((short.probe, short._answers()))
+            return None
+
+    host, plan = watched.host, prepare_search(make_job(pictures, **changes), watched.host)
+    with host.lease("a test") as lease:
+        Looked(plan, Place(host, host.model(), lease, Control(), lambda event: None)).execute()
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "varied",
+    [
+        {"captions__shuffle": True},
+        {"captions__tag_dropout": 0.9},
+        {"captions__warmup": 2, "optimizer__text_encoder_lr": 0.0},
+        {"captions__dropout": 0.9},
+    ],
+    ids=lambda varied: next(iter(varied)),
+)
+def test_points_are_told_with_all_their_tags(watched: Watched, pictures: Path, varied: dict[str, Any]) -> None:
+    probe, _ = probed(watched, pictures, **varied)
+    told = {str(caption) for points in probe._batches for caption in points.captions}
+    assert told <= {f"zork, disc, colour {index}, saber_(fate)" for index in range(6)} and len(told) > 1
+
+
+def test_points_weigh_as_much_as_their_pictures(watched: Watched, pictures: Path) -> None:
+    plain, said = probed(watched, pictures)
+    (pictures / "weights.csv").write_text("picture,weight\n*,1\n[0-2].png,3\n", encoding="utf-8")
+    weighed, again = probed(watched, pictures)
+    assert plain.pictures == weighed.pictures and all(torch.equal(*pair) for pair in zip(said, again, strict=True))
+    factors = torch.tensor([3.0 if picture < 3 else 1.0 for picture in weighed.pictures])
+    assert len(factors.unique()) == 2
+    assert torch.allclose(weighed.losses(again), factors * plain.losses(said))
+
+
+def test_no_run_is_longer_than_the_job(watched: Watched, pictures: Path) -> None:
+    view, _ = searched(watched, pictures, training__max_steps=1)
+    assert isinstance(view.result, Report) and {one.steps for one in view.result.tried} == {1}
 
 
 def test_a_rate_that_overflows_is_told_and_costs_nothing(watched: Watched, pictures: Path) -> None:
