@@ -133,7 +133,7 @@ class DatasetConfig(Section):
             high=1000,
             step=1,
         ),
-    ] = 10
+    ] = 10.0
     cache: Annotated[
         Literal["memory", "disk"],
         option(

@@ -79,9 +79,9 @@ def concept_of(name: str) -> tuple[float, str] | None:
     return (as_number(match[1]), match[2].strip()) if match else None
 
 
-def as_number(text: str) -> float:
+def as_number(given: str | float) -> float:
     """A number as it is written in names and files: 10 and 10.0 are one, and told as 10."""
-    value = float(text)
+    value = float(given)
     return int(value) if value.is_integer() else value
 
 

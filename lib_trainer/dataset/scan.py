@@ -17,6 +17,7 @@ from lib_trainer.dataset.folder import (
     Listing,
     PassedBy,
     Skipped,
+    as_number,
     checked_folder,
     concept_of,
     counted_endings,
@@ -99,7 +100,8 @@ class Scan:
         """
         result: dict[str, dict[str, float]] = {}
         for sample in self.samples:
-            entry = result.setdefault(sample.path.parent.name, {"n_repeats": sample.repeats, "img_count": 0})
+            first = {"n_repeats": as_number(sample.repeats), "img_count": 0}  # readers want a whole number as one
+            entry = result.setdefault(sample.path.parent.name, first)
             entry["img_count"] += 1
         return result
 

@@ -48,7 +48,7 @@ class Foreseen:
     def _shown(self) -> Sentence:
         pictures = Count(len(self.repeats))
         if len(set(self.repeats)) == 1:
-            shown = Sentence("foreseen.even", pictures=pictures, repeats=as_number(str(self.repeats[0])))
+            shown = Sentence("foreseen.even", pictures=pictures, repeats=as_number(self.repeats[0]))
         else:
             shown = Sentence("foreseen.uneven", pictures=pictures, shown=Count(round(sum(self.repeats))))
         if self.sizes > 1:

@@ -74,8 +74,11 @@ class Plan:
     @property
     def plain(self) -> PlainCaptions | None:
         """What captions are where they do not name the concept, if a run preserves what is said under them."""
-        keeps = self.job.preserve.weight or keeps_outside(self.job)
-        return PlainCaptions.of(self.job, self.kind, self.captions) if keeps else None
+        if not (self.job.preserve.weight or keeps_outside(self.job)):
+            return None
+        samples = (*self.scan.samples, *self.before)
+        told = (text for sample in samples for text in (*sample.captions, *sample.seconds))
+        return PlainCaptions.of(self.job, self.kind, self.captions, told)
 
     @property
     def class_pictures(self) -> int:

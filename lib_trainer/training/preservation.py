@@ -9,13 +9,14 @@ the place of class pictures. The passes follow each other, so a step holds the a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lib_trainer.captions.tags import either_spelling
 from lib_trainer.config import JobConfig
+from lib_trainer.dataset.scan import NAME
 from lib_trainer.kinds.base import Kind
 from lib_trainer.kinds.captions import FILEWORDS, CaptionMaker
 from lib_trainer.kinds.recipe import Recipe
@@ -54,8 +55,12 @@ class PlainCaptions:
     around: str = ""
 
     @classmethod
-    def of(cls, job: JobConfig, kind: Kind, maker: CaptionMaker) -> PlainCaptions:
-        given = [*kind.words(job), *job.dataset.trigger_word.split(","), *maker.names, maker.called]
+    def of(cls, job: JobConfig, kind: Kind, maker: CaptionMaker, captions: Iterable[str] = ()) -> PlainCaptions:
+        """Without a trigger word the concept is called as its file is only where one of `captions`, as they are in the
+        set, or what stands around them says `[name]`."""
+        trigger = job.dataset.trigger_word
+        told = any(NAME in text for text in (job.captions.prefix, job.captions.suffix, *captions))
+        given = [*kind.words(job), trigger, *trigger.split(","), *maker.names, *([maker.called] if told else [])]
         words = dict.fromkeys(word.strip() for word in given if word.strip())
         around = job.preserve.caption.strip() if job.preserve.weight else ""
         return cls(tuple(sorted(words, key=len, reverse=True)), around)

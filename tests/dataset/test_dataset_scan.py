@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,9 @@ def test_tag_frequency_counts_as_sd_scripts_does(tmp_path: Path, make_picture: M
         tmp_path.name: {"n_repeats": 3, "img_count": 1},
         "10_dog": {"n_repeats": 10, "img_count": 2},
     }
+    for repeats, told in ((10.0, "10"), (0.5, "0.5")):
+        whole = json.dumps(scan_folder(tmp_path, trigger_word="", repeats=repeats).dataset_dirs())
+        assert f'"n_repeats": {told}, "img_count": 1' in whole
 
 
 def test_broken_pictures_are_left_out_with_a_reason(tmp_path: Path, make_picture: MakePicture) -> None:

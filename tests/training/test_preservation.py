@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lib_trainer.config import field_specs
 from lib_trainer.refusals import TrainerError
 from lib_trainer.training.objective import Noised, Objective
+from lib_trainer.training.plan import prepare
 from lib_trainer.training.preservation import PlainCaptions
 from lib_trainer.work import events as ev
 from tests.support import draw_pictures, make_job
@@ -169,6 +170,25 @@ def test_captions_without_the_trigger_word(caption: str, around: str, plain: str
 
     found = PlainCaptions.of(job, kind_of(job), CaptionMaker((), (), "zork"))
     assert found.words == ("zork",) and found.around == around
+
+
+@pytest.mark.parametrize(
+    ("caption", "around", "words"),
+    [
+        ("a dog on a hill", {}, ()),
+        ("[name] on a hill", {}, ("dog",)),
+        ("a hill", {"captions__prefix": "[name]"}, ("dog",)),
+    ],
+)
+def test_the_name_of_the_file_is_cut_out_only_where_it_was_put_in(
+    caption: str, around: dict[str, Any], words: tuple[str, ...], watched: Watched, tmp_path: Path
+) -> None:
+    folder = draw_pictures(tmp_path / "set", 2)
+    (folder / "1.txt").write_text(caption, encoding="utf-8")
+    own = {"output__name": "dog", "dataset__trigger_word": "", "preserve__weight": 1.0, "preserve__caption": "a pet"}
+    found = prepare(make_job(folder, **own, **around), watched.host).plain
+    assert found is not None and found.words == words
+    assert found.without("a dog on a hill") == ("a on a hill" if words else "a dog on a hill")
 
 
 def test_the_forecast_knows_that_the_second_term_adds_to_gradients(tmp_path: Path) -> None:
