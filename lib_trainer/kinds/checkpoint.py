@@ -223,7 +223,7 @@ class CheckpointRecipe(Recipe):
         tensors = self._rest | learned | self._marks
         write_checkpoint(files[0], tensors, dtype, facts, overwrite=overwrite)
         if self._model.file is not None:
-            carry_description(self._model.file, files[0], self._prediction, overwrite=True)
+            carry_description(self._model.file, files[0], self._prediction)
         described = self._model.family.config and not self._model.inpaints
         if self._prediction == "v" and described and not beside(files[0]).exists():
             write_description(files[0], self._model.family, self._prediction)  # or hosts take it for an epsilon model

@@ -12,6 +12,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.files import plain, to_trash
 from lib_trainer.kinds.base import Outputs, best_path, step_path
 from lib_trainer.kinds.registry import kind_of
+from lib_trainer.networks.formats.description import beside
 from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
 from lib_trainer.ports import Host, LoadedModel
@@ -68,11 +69,12 @@ def outputs_of(job: JobConfig, host: Host) -> Outputs:
 
 
 def taken_files(job: JobConfig, host: Host) -> list[Path]:
-    """What is there under these names, or under those of steps and of the best one, in any case of letters.
+    """What is there under these names, or under those of steps and of the best one where the job keeps it, in any case
+    of letters.
 
     Also embeddings anywhere in the host's folder that a prompt would find by the name of one that is to be learned.
     """
-    found = [there for path in outputs_of(job, host).all for there in _alike(path)]
+    found = [there for path in outputs_of(job, host).all for there in _alike(path, best=keeps_best(job))]
     words = (existing_embedding(host.embedding_folder(), name) for name in kind_of(job).words(job))
     found += [path for path in words if path is not None]
     return list(dict.fromkeys(found))
@@ -126,17 +128,22 @@ def discard_taken(job: JobConfig, host: Host) -> list[Path]:
 
 
 def takes_the_place_of(outputs: Outputs, path: Path) -> bool:
-    """Whether a file of an earlier run has the name of one of these, or of what lies beside it for a card."""
-    names = {plain(one.name) for result in outputs.results for one in (result, *sidecars(result))}
+    """Whether a file of an earlier run has the name of one of these, or of what lies beside it: a card, a .yaml."""
+    names = {plain(one.name) for result in outputs.results for one in (result, beside(result), *sidecars(result))}
     return plain(path.name) in names
 
 
 def check_replaced(replaced: Iterable[Path], model: LoadedModel) -> None:
-    """Raise `ConfigError` if the checkpoint that is loaded would be moved away under the run."""
-    loaded = None if model.file is None else os.path.realpath(model.file)
+    """Raise `ConfigError` if the checkpoint that is loaded, or its .yaml, would be moved away under the run."""
+    if model.file is None:
+        return
+    loaded = os.path.realpath(model.file)
+    described = {os.path.realpath(beside(model.file)), os.path.realpath(beside(Path(loaded)))}
     for path in replaced:
-        if loaded is not None and os.path.realpath(path) == loaded:
+        if os.path.realpath(path) == loaded:
             raise ConfigError("name.loaded", field="output.name", path=path)
+        if os.path.realpath(path) in described:
+            raise ConfigError("name.describes_loaded", field="output.name", path=path)
 
 
 def existing_embedding(folder: Path, name: str) -> Path | None:
@@ -155,11 +162,17 @@ def existing_embedding(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _alike(path: Path) -> list[Path]:
-    """The file itself, the best and those of steps, as file systems compare names that fold case and composition."""
+def keeps_best(job: JobConfig) -> bool:
+    """Whether a run writes the step with the lowest held-out loss under a name of its own."""
+    return job.validation.keep_best and job.validation.pictures != "none"
+
+
+def _alike(path: Path, *, best: bool) -> list[Path]:
+    """The file itself, those of steps and on demand the best, as file systems compare names that fold case and
+    composition."""
     step = re.escape(plain(step_path(path, 0).name)).replace("0" * 8, r"\d{8}")
-    own, best = (re.escape(plain(one.name)) for one in (path, best_path(path)))
-    pattern = re.compile(f"(?:{own}|{step}|{best})")
+    others = [re.escape(plain(one.name)) for one in (path, *([best_path(path)] if best else []))]
+    pattern = re.compile("|".join([step, *others]))
     try:
         names = sorted(os.listdir(path.parent))
     except OSError:
@@ -169,4 +182,4 @@ def _alike(path: Path) -> list[Path]:
 
 def _written_here(path: Path, job: JobConfig, host: Host) -> bool:
     """Whether a file is one of this job's own results; others are never moved."""
-    return path.is_file() and any(path in _alike(one) for one in outputs_of(job, host).all)
+    return path.is_file() and any(path in _alike(one, best=keeps_best(job)) for one in outputs_of(job, host).all)

@@ -178,11 +178,30 @@ def test_a_carried_yaml_of_sgm_says_it_in_two_places(tmp_path: Path) -> None:
     assert result.with_suffix(".yaml").read_bytes() == base.with_suffix(".yaml").read_bytes()
     carry_description(base, result, "v")
     assert said_in(read_description(result)) == "epsilon", "one that is there stays"
-    carry_description(base, result, "v", overwrite=True)
+    result.with_suffix(".yaml").unlink()
+    carry_description(base, result, "v")
     for name in ("scaling", "weighting"):
         target = own[f"{name}_config"]["target"]
         own[f"{name}_config"]["target"] = target.replace("Eps", "V")
     assert read_description(result) == config and said_in(config) == "v"
+
+
+@pytest.mark.parametrize(
+    "text", ["model: {target: some.Model}", "model: a text", "model: {params: [1]}", "other: 1"], ids=ascii
+)
+def test_a_yaml_that_has_no_place_for_it_is_carried_as_it_is(tmp_path: Path, text: str) -> None:
+    base, result = tmp_path / "base.safetensors", tmp_path / "result.safetensors"
+    base.with_suffix(".yaml").write_text(text)
+    carry_description(base, result, "v")
+    assert result.with_suffix(".yaml").read_text() == text
+
+
+def test_the_bases_own_yaml_stays_what_it_is(tmp_path: Path) -> None:
+    """A result of the same name beside it, with another ending, shares it."""
+    base = tmp_path / "base.ckpt"
+    base.with_suffix(".yaml").write_text("model: {params: {parameterization: eps}}")
+    carry_description(base, tmp_path / "base.safetensors", "v")
+    assert base.with_suffix(".yaml").read_text() == "model: {params: {parameterization: eps}}"
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from lib_trainer.networks.formats.lora_file import read_lora, write_lora
 from lib_trainer.refusals import ConfigError, SaveError
 from lib_trainer.training.checks import check_names
 from lib_trainer.training.names import FORBIDDEN, LONGEST, check_name, numbered, what_is_wrong
-from lib_trainer.training.results import next_free_name, settle, taken_files
+from lib_trainer.training.results import check_replaced, next_free_name, settle, taken_files
 from lib_trainer.work import events as ev
 from tests.support import make_job
 from tests.training.test_kinds import drawn
@@ -282,6 +282,25 @@ def test_the_checkpoint_that_is_trained_is_not_replaced(watched: Watched, pictur
     )
     assert view.state == "failed" and "is the checkpoint that is being trained" in view.error
     assert model.file.is_file()
+
+
+def test_the_yaml_of_the_checkpoint_that_is_trained_is_not_replaced(watched: Watched) -> None:
+    model: Any = watched.host.model()
+    with pytest.raises(ConfigError, match="describes the checkpoint that is being trained"):
+        check_replaced([model.file.with_suffix(".yaml")], model)
+    check_replaced([model.file.with_name("other.yaml")], model)
+
+
+def test_no_yaml_of_others_is_written_over(watched: Watched, pictures: Path) -> None:
+    """One of an earlier run goes to the trash before the new one is there; what comes meanwhile stays."""
+    folder, base = watched.host.checkpoint_folder(), watched.host.checkpoint.with_suffix(".yaml").read_bytes()
+    old = put(folder / "learned-step00000001.yaml")
+    watched.react = lambda event: put(folder / "learned.yaml") and None if isinstance(event, ev.StepDone) else None
+    job = {"network__kind": "checkpoint", "finetune__unet_lr": 1e-4, "finetune__text_encoder_lr": 0.0}
+    view = watched.run(pictures, **job, training__max_steps=2, output__save_every=1, output__existing="replace")
+    assert view.state == "finished", view.error
+    assert old.read_bytes() == base and (folder / "learned.yaml").read_bytes() == b"precious"
+    assert [path.read_bytes() for path in (folder / TRASH).rglob("*.yaml.old")] == [b"precious"]
 
 
 def test_going_on_from_a_file_under_its_own_name(watched: Watched, pictures: Path) -> None:

@@ -19,6 +19,7 @@ from lib_trainer.training.course import Course, Point
 from lib_trainer.training.fixed_loss import FixedLoss, compared, fixed_captions
 from lib_trainer.training.objective import Objective
 from lib_trainer.training.plan import prepare
+from lib_trainer.training.results import settle, taken_files
 from lib_trainer.training.validation import hold_out
 from lib_trainer.work import events as ev
 from tests.support import ModelHost, draw_pictures, make_job
@@ -322,10 +323,27 @@ def test_a_best_file_that_is_there_is_taken_and_goes_with_the_others(watched: Wa
     assert "learned-best.safetensors" in watched.files
     (watched.host.lora_folder() / "learned.safetensors").unlink()
     with pytest.raises(TrainerError, match=r"learned-best\.safetensors exists already"):
-        watched.runner.start(make_job(pictures))
+        watched.runner.start(make_job(pictures, **SHARE))
+    old = (watched.host.lora_folder() / "learned-best.safetensors").read_bytes()
     watched.events.clear()
-    assert watched.run(pictures, output__existing="replace").state == "finished"
-    assert watched.files == [".trainer-trash", "learned.safetensors"]
+    assert watched.run(pictures, **SHARE, output__existing="replace").state == "finished"
+    assert watched.files == [".trainer-trash", "learned-best.safetensors", "learned.safetensors"]
+    trash = watched.host.lora_folder() / ".trainer-trash"
+    assert [path.read_bytes() for path in trash.rglob("learned-best.safetensors*")] == [old]
+
+
+@pytest.mark.parametrize("keeps_none", [{}, {**SHARE, "validation__keep_best": False}], ids=["no pictures", "no best"])
+def test_the_name_of_a_best_file_is_free_where_none_is_kept(
+    watched: Watched, pictures: Path, keeps_none: dict[str, Any]
+) -> None:
+    """It may be the finished result of a job that is called so."""
+    other = watched.host.lora_folder() / "learned-best.safetensors"
+    other.parent.mkdir()
+    other.write_bytes(b"precious")
+    assert taken_files(make_job(pictures, **keeps_none), watched.host) == []
+    assert taken_files(make_job(pictures, **SHARE), watched.host) == [other]
+    settled = settle(make_job(pictures, **keeps_none, output__existing="replace"), watched.host)
+    assert settled.replaced == () and settled.job.output.name == "learned"
 
 
 def test_without_the_option_no_best_file_is_written(watched: Watched, pictures: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lib_trainer.families.detect import inpaints
 from lib_trainer.families.family import Family
@@ -132,13 +133,11 @@ def write_description(checkpoint: Path, family: Family, prediction: Prediction) 
     return path
 
 
-def carry_description(
-    base: Path, result: Path, prediction: Prediction | None = None, *, overwrite: bool = False
-) -> None:
+def carry_description(base: Path, result: Path, prediction: Prediction | None = None) -> None:
     """The .yaml beside a base model, where there is one, under the name of what was made of it.
 
     It is the same file, unless what was made is known to predict something else than it says: then its word for that
-    is another. Without `overwrite` one that is there stays. Raises `SaveError`.
+    is another, where it has a place for it. One that is there stays, also the base's own. Raises `SaveError`.
     """
     own = beside(base)
     if not own.is_file():
@@ -147,7 +146,7 @@ def carry_description(
     try:
         same = prediction is None or not told or (said_in(told) or "epsilon") == prediction
         data = own.read_bytes() if same or prediction is None else _saying(own, prediction)
-        write_atomically(beside(result), data, overwrite=overwrite)
+        write_atomically(beside(result), data, overwrite=False)
     except FileExistsError:
         return
     except OSError as error:
@@ -155,9 +154,17 @@ def carry_description(
 
 
 def _saying(path: Path, prediction: Prediction) -> bytes:
-    """A .yaml as it is, but for its word of what the model predicts."""
-    config = OmegaConf.load(path)
-    params = config.model.params
+    """A .yaml as it is, but for its word of what the model predicts; just as it is where that has no place in it."""
+    try:
+        config = OmegaConf.load(path)
+        _say(config.model.params, prediction)
+        text: str = OmegaConf.to_yaml(config)
+    except (OmegaConfBaseException, AttributeError, TypeError, ValueError):  # it describes no model of ldm's or sgm's
+        return path.read_bytes()
+    return text.encode()
+
+
+def _say(params: Any, prediction: Prediction) -> None:
     denoiser = params.get("denoiser_config")
     if denoiser is None:
         params.parameterization = "v" if prediction == "v" else "eps"
@@ -166,8 +173,6 @@ def _saying(path: Path, prediction: Prediction) -> bytes:
             section = denoiser.params.get(f"{part.lower()}_config")
             if section is not None:
                 section.target = f"{section.target.rpartition('.')[0]}.{'V' if prediction == 'v' else 'Eps'}{part}"
-    text: str = OmegaConf.to_yaml(config)
-    return text.encode()
 
 
 def _inpaints(checkpoint: Path) -> bool:
