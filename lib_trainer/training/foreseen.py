@@ -14,11 +14,12 @@ from lib_trainer.refusals import Count, Decimals, Sentence
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.prior import wants_class_pictures
 from lib_trainer.training.sizes import resolutions_of
+from lib_trainer.training.validation import by_share
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """`repeats` of each picture in the folder. `steps` are those of the optimizer, if every picture can be read."""
+    """`repeats` of each picture that is trained. `steps` are those of the optimizer, if every picture can be read."""
 
     job: JobConfig
     repeats: tuple[float, ...]
@@ -56,48 +57,61 @@ class Foreseen:
         return Sentence("foreseen.of_class", shown=shown) if self.with_class else shown
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A picture by its name, and how often an epoch shows it."""
+
+    path: Path
+    concept: str
+    repeats: float
+
+
 class Foresight:
     """Reads a folder again when it has changed, and not at every key."""
 
     def __init__(self) -> None:
-        self._known: tuple[Path, float, Sequence[tuple[Path, int]], tuple[float, ...]] | None = None
+        self._known: tuple[Path, float, Sequence[tuple[Path, int]], tuple[_Entry, ...]] | None = None
 
     def of(self, job: JobConfig) -> Foreseen | None:
-        """None where no folder with pictures is given. Raises a `TrainerError` for sizes or weights that are none."""
+        """None where no folder with pictures is given. Raises a `TrainerError` for sizes or weights that are none, and
+        where all pictures would be held out."""
         folder = Path(job.dataset.folder).expanduser()
         if not job.dataset.folder or not folder.is_dir():
             return None
-        repeats = self._repeats(folder, job.dataset.repeats)
-        if not repeats:
+        entries = self._entries(folder, job.dataset.repeats)
+        if not entries:
             return None
+        own = job.validation
+        held = {one.path for one in by_share(own, entries)[0]} if own.pictures == "share" else frozenset()
+        repeats = tuple(one.repeats for one in entries if one.path not in held)
         kind, sizes = kind_of(job), resolutions_of(job)
-        shown = [Shown("learn", own, size) for own in repeats for size in sizes]
+        shown = [Shown("learn", each, size) for each in repeats for size in sizes]
         with_class = wants_class_pictures(job, kind)
         if with_class:
             shown += [Shown("class", 1, size) for size in sizes] * job.prior.class_pictures
         order = Order(job, kind, tuple(shown))
         return Foreseen(job, repeats, len(sizes), with_class, order.total_steps(), order.batches_per_epoch())
 
-    def _repeats(self, folder: Path, usual: float) -> tuple[float, ...]:
+    def _entries(self, folder: Path, usual: float) -> tuple[_Entry, ...]:
         known = self._known
         if known is None or known[:2] != (folder, usual) or any(_changed(place) != then for place, then in known[2]):
             self._known = known = (folder, usual, *_listed(folder, usual))
         return known[3]
 
 
-def _listed(folder: Path, usual: float) -> tuple[Sequence[tuple[Path, int]], tuple[float, ...]]:
-    """What was read, each with when it was changed, and how often an epoch shows each picture."""
+def _listed(folder: Path, usual: float) -> tuple[Sequence[tuple[Path, int]], tuple[_Entry, ...]]:
+    """What was read, each with when it was changed, and the pictures in it."""
     top = list_folder(folder)
-    inner = [(name, (concept_of(name) or (0, ""))[0]) for name in top.folders]
-    listings = [(top, usual), *((list_folder(folder / name), own) for name, own in inner if own)]
+    inner = [(name, *(concept_of(name) or (0, ""))) for name in top.folders]
+    listings = [(top, usual, ""), *((list_folder(folder / name), own, concept) for name, own, concept in inner if own)]
     read: list[Path] = []
-    repeats: list[float] = []
-    for listing, own in listings:
+    entries: list[_Entry] = []
+    for listing, own, concept in listings:
         path = listing.folder / WEIGHTS
         weights = Weights(path) if listing.files.like(WEIGHTS) is None else read_weights(path)
         read += [listing.folder, path]
-        repeats += [weights.repeats(name, own) for name in listing.pictures]
-    return [(place, _changed(place)) for place in read], tuple(repeats)
+        entries += [_Entry(listing.folder / name, concept, weights.repeats(name, own)) for name in listing.pictures]
+    return [(place, _changed(place)) for place in read], tuple(entries)
 
 
 def _changed(place: Path) -> int:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from lib_trainer.config import JobConfig, ValidationConfig
 from lib_trainer.dataset.caption_files import CaptionRules
@@ -32,6 +33,19 @@ class HeldOut:
 NOTHING_HELD_OUT = HeldOut()
 
 
+class Named(Protocol):
+    """What a picture is told from others by: its path, and the concept of its folder's name."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def concept(self) -> str: ...
+
+
+Picture = TypeVar("Picture", bound=Named)
+
+
 def hold_out(job: JobConfig, scan: Scan, read: Callable[[Path], Scan]) -> tuple[Scan, HeldOut]:
     """The pictures that are trained, and those that are measured. `read` reads a folder of them.
 
@@ -41,17 +55,25 @@ def hold_out(job: JobConfig, scan: Scan, read: Callable[[Path], Scan]) -> tuple[
     own = job.validation
     if own.pictures == "none":
         return scan, NOTHING_HELD_OUT
-    ranked = _ranked(scan.samples, own.seed)
     if own.pictures == "folder":
-        held = _of_folder(own, scan, read)
+        held, ranked = _of_folder(own, scan, read), _ranked(scan.samples, own.seed)
     else:
-        count = max(1, round(own.share * len(ranked)))
-        if count >= len(ranked):
-            raise ConfigError("validation.nothing_left", field="validation.share", count=len(ranked))
-        held, ranked = ranked[:count], ranked[count:]
+        held, ranked = by_share(own, scan.samples)
         paths = {sample.path for sample in ranked}
         scan = Scan(tuple(one for one in scan.samples if one.path in paths), scan.skipped, scan.notes)
     return scan, HeldOut(tuple(held), tuple(ranked[: len(held)]) if own.trained else ())
+
+
+def by_share(own: ValidationConfig, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
+    """Those that are held out where a share of the set is, and those that are left, of each subfolder in its share.
+
+    Raises `ConfigError` where none is left.
+    """
+    ranked = _ranked(pictures, own.seed)
+    count = max(1, round(own.share * len(ranked)))
+    if count >= len(ranked):
+        raise ConfigError("validation.nothing_left", field="validation.share", count=len(ranked))
+    return ranked[:count], ranked[count:]
 
 
 def _of_folder(own: ValidationConfig, scan: Scan, read: Callable[[Path], Scan]) -> list[Sample]:
@@ -69,9 +91,9 @@ def _of_folder(own: ValidationConfig, scan: Scan, read: Callable[[Path], Scan]) 
     return list(found.samples)
 
 
-def _ranked(samples: Sequence[Sample], seed: int) -> list[Sample]:
+def _ranked(samples: Sequence[Picture], seed: int) -> list[Picture]:
     """In an order whose beginning has each subfolder in its share."""
-    folders: dict[Path, list[tuple[str, Sample]]] = {}
+    folders: dict[Path, list[tuple[str, Picture]]] = {}
     for sample in samples:
         drawn = hashlib.sha256(f"{seed}/{sample.concept}/{sample.path.name}".encode()).hexdigest()
         folders.setdefault(sample.path.parent, []).append((drawn, sample))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lib_trainer.config import from_values
+from lib_trainer.refusals import ConfigError
 from lib_trainer.training.foreseen import Foreseen, Foresight
 from lib_trainer.training.paces import FILE, Watch, expected, keep
 from lib_trainer.training.plan import prepare
@@ -46,6 +47,25 @@ def foreseen(folder: Path, foresight: Foresight | None = None, **values: Any) ->
 def test_the_steps_are_the_plans(folder: Path, tmp_path: Path, values: dict[str, Any]) -> None:
     found = foreseen(folder, **values)
     assert found.steps == prepare(found.job, FakeHost(tmp_path)).steps
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("more", [{}, {"validation.trained": False, "dataset.repeats": 0.5}], ids=["", "halves"])
+def test_held_out_pictures_are_not_counted(folder: Path, tmp_path: Path, seed: int, more: dict[str, Any]) -> None:
+    """Which ones they are changes the steps where subfolders have repeats of their own."""
+    draw_pictures(folder / "4_thing", count=6)
+    draw_pictures(folder / "1_other", count=5)
+    whole = foreseen(folder, **more)
+    values = more | {"validation.pictures": "share", "validation.share": 0.2, "validation.seed": seed}
+    found = foreseen(folder, **values)
+    assert found.steps == prepare(found.job, FakeHost(tmp_path)).steps < whole.steps
+    assert (len(whole.repeats), len(found.repeats)) == (14, 11)
+
+
+def test_where_all_would_be_held_out_it_is_refused(tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "set", count=1)
+    with pytest.raises(ConfigError, match="none is left to train"):
+        foreseen(tmp_path / "set", **{"validation.pictures": "share"})
 
 
 def test_shares_and_the_weights_of_single_pictures_count(folder: Path, tmp_path: Path) -> None:
