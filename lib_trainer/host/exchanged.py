@@ -48,10 +48,13 @@ class Exchanged:
             if self._kept and self._before is not None:
                 self._before()
         finally:
-            for owner, name, numbers in self._kept.values():
-                getattr(owner, name).data.copy_(numbers)
-            self._kept, self.active = {}, False
-            self.around.close()
+            self.active = False
+            try:
+                for owner, name, numbers in self._kept.values():
+                    getattr(owner, name).data.copy_(numbers)
+                self._kept = {}
+            finally:
+                self.around.close()
 
 
 class Exchanging:

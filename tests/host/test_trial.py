@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lib_trainer.families.open_clip import InFile
+from lib_trainer.host.exchanged import Exchanged
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.lora import LoraNetwork
-from lib_trainer.ports import PreviewRequest
-from lib_trainer.refusals import ConfigError, ModelError, TrainerError
+from lib_trainer.ports import OwnParameter, PreviewRequest
+from lib_trainer.refusals import ConfigError, ModelError, Sentence, TrainerError
 from lib_trainer.toolbox.lora_options import RepairSettings
 from lib_trainer.toolbox.merge import prepare
 from lib_trainer.toolbox.merge_settings import MergeSettings
@@ -106,6 +108,17 @@ def test_a_lease_and_another_trial_put_back_first(host: StandaloneHost, files: d
     with host.lease("a training"):
         assert host.exchanged is None
         assert all(before[name].equal(one) for name, one in weights(host).items())
+
+
+def test_what_else_was_changed_is_undone_although_numbers_cannot_be_put_back() -> None:
+    layer, undone = torch.nn.Linear(2, 2, bias=False), list[str]()
+    exchange = Exchanged(Sentence("system.says", reason="a trial"))
+    exchange.around.callback(undone.append, "around")
+    exchange.write(OwnParameter(InFile("a.weight"), layer, "weight", "unet"), torch.ones(2, 2))
+    layer.weight.data = torch.ones(3, 3)  # another program has put its own there
+    with pytest.raises(RuntimeError, match="must match"):
+        exchange.put_back()
+    assert undone == ["around"] and not exchange.active
 
 
 @pytest.mark.parametrize("ends", ["stop", "nan"])

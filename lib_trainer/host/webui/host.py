@@ -97,9 +97,9 @@ class WebuiHost(Exchanging):
             with call_queue.queue_lock, Interrupts(task).watched():
                 shared.state.begin(job=task)
                 progress.start_task(task)
-                self._put_back()
-                self._low_vram = LowVram(sd_models.model_data.sd_model)
                 try:
+                    self._put_back()
+                    self._low_vram = LowVram(sd_models.model_data.sd_model)
                     with self._low_vram.set_aside():
                         yield WebuiLease(title)
                 finally:
@@ -116,11 +116,13 @@ class WebuiHost(Exchanging):
         model = sd_models.model_data.sd_model
         take_out_prompt_networks(model)
         exchange = Exchanged(told, lambda: take_out_prompt_networks(model))
-        exchange.around.callback(_forget_prompts)
-        exchange.around.enter_context(own_backups(model))
-        exchange.around.enter_context(before_loading(self._put_back))
+        with contextlib.ExitStack() as around:
+            around.callback(_forget_prompts)
+            around.enter_context(own_backups(model))
+            around.enter_context(before_loading(self._put_back))
+            _forget_prompts()
+            exchange.around = around.pop_all()
         self._exchange = exchange
-        _forget_prompts()
         return exchange
 
     def preview(self, request: PreviewRequest) -> Image.Image:
