@@ -12,7 +12,9 @@ from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.refusals import Field, MemoryExhausted, Sentence, TrainerError, UnexpectedError, one_line
 
-Point = Literal["loading", "class pictures", "setup", "encoding", "captions", "step", "preview", "saving", "finishing"]
+Point = Literal[
+    "loading", "class pictures", "setup", "encoding", "captions", "step", "measuring", "preview", "saving", "finishing"
+]  # fmt: skip
 """Where a run is, for the sentence that says what to lower."""
 
 WHILE: dict[Point, Sentence] = {
@@ -21,6 +23,7 @@ WHILE: dict[Point, Sentence] = {
     "setup": Sentence("memory.while_setup"),
     "encoding": Sentence("memory.while_encoding"),
     "captions": Sentence("memory.while_captions"),
+    "measuring": Sentence("memory.while_measuring"),
     "preview": Sentence("memory.while_preview"),
     "saving": Sentence("memory.while_saving"),
     "finishing": Sentence("memory.while_finishing"),
@@ -75,7 +78,10 @@ def what_to_lower(job: JobConfig, kind: Kind, point: Point, device: torch.device
     lower = []
     if training.batch_size > 1:
         lower.append(Sentence("lower.option", option=Field("training.batch_size"), now=training.batch_size))
-    lower += [_sides("dataset", data.width, data.height), *kind.to_lower(job, device)]
+    lower.append(_sides("dataset", data.width, data.height))
+    if point == "measuring":
+        return Sentence("lower.step", options=lower)
+    lower += kind.to_lower(job, device)
     if training.gradient_checkpointing:
         return Sentence("lower.step", options=lower)
     checkpointing = Field("training.gradient_checkpointing")

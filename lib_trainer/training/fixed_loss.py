@@ -117,12 +117,14 @@ class FixedLoss:
 def fixed_captions(samples: Sequence[Sample], captions: CaptionMaker) -> list[Wording]:
     """What each picture is said to show whenever it is measured: its first caption whole, with all of its tags.
 
-    Of what is drawn (lines of a template, `{a|b}`) it is always the same.
+    Of what is drawn (lines of a template, `{a|b}`) it is always the same, whichever pictures stand beside it.
     """
     calm = captions.calm()
     told: list[Wording] = []
-    for place, sample in enumerate(samples):
-        generator, moment = torch.Generator().manual_seed(place), Moment(0, AFTER_WARMUP, 1, place)
+    for sample in samples:
+        digest = hashlib.sha256(f"{sample.path.parent.name}/{sample.path.name}".encode()).digest()
+        own = int.from_bytes(digest[:8], "big")
+        generator, moment = torch.Generator().manual_seed(own), Moment(0, AFTER_WARMUP, 1, own)
         first = calm.told(sample.caption, generator, moment)
         told.append((first, calm.told(sample.seconds[0], generator, moment)) if sample.seconds else first)
     return told

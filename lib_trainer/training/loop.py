@@ -114,6 +114,7 @@ def train(
             # a graph that is still held, by frames that are held by their error, is most of a card's memory
             optimizer.zero_grad(set_to_none=True)
             release(error, model.device)
+            state.failing = True
             results.tell()
             raise
     results.tell()

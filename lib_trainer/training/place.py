@@ -65,14 +65,16 @@ class Progress:
     """What changes during a run, beside its training state.
 
     `saved` is the step of the newest file, with its path. `replaced` files are still to go to the trash. `best` is the
-    step of the file with the lowest held-out loss; `enough`: by that loss the run ends early. `trace` is that of the
-    error that ended the steps, as text: a log that kept the traceback would keep all tensors.
+    step of the file with the lowest held-out loss, and `best_begun`: what has its name is this run's; `enough`: by that
+    loss the run ends early. `trace` is that of the error that ended the steps, as text: a log that kept the traceback
+    would keep all tensors.
     """
 
     replaced: list[Path]
     point: Point = "setup"
     saved: tuple[int, Path] | None = None
     best: int | None = None
+    best_begun: bool = False
     enough: bool = False
     cover: Image.Image | None = None
     trace: str = ""

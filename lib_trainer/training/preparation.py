@@ -111,14 +111,14 @@ class Preparation:
 
     def _measuring(self, trained: Encoded, recipe: Recipe, dtype: torch.dtype, begins: int) -> Measuring | None:
         """None where nothing is measured, or the run was stopped."""
-        plan, model, training = self.plan, self.place.model, self.plan.job.training
+        plan, model = self.plan, self.place.model
         if not plan.held.pictures or self.place.stopping():
             return None
         samples = measured_pictures(plan, trained)
         encoded = self._encode_pictures(samples, Sentence("phase.held_out"), ALONE)
         if encoded.stopped:
             return None
-        live = LiveCaptions(model, training.clip_skip, training.max_tokens)
+        live = self._live()
         captions: CaptionSource = live
         if not recipe.trains_text_encoder:
             captions = measured_captions(plan, encoded.samples, live, model.device, dtype, self.place.stopping)
@@ -152,10 +152,12 @@ class Preparation:
             self.place.warn(Sentence("masks.blank", path=mask))
         return encoded
 
+    def _live(self) -> LiveCaptions:
+        training, weighted = self.plan.job.training, self.plan.captions.weighted
+        return LiveCaptions(self.place.model, training.clip_skip, training.max_tokens, weighted=weighted)
+
     def _captions(self, source: PictureSource, recipe: Recipe, dtype: torch.dtype) -> CaptionSource:
-        training, model = self.plan.job.training, self.place.model
-        weighted = self.plan.captions.weighted
-        live = LiveCaptions(model, training.clip_skip, training.max_tokens, weighted=weighted)
+        model, live = self.place.model, self._live()
         if recipe.trains_text_encoder:
             return live
         cached = CachedCaptions(live, encodes=source.varies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -199,13 +200,21 @@ class Run:
             )
 
     def _measure(self, prepared: Prepared, *, epoch_ends: bool = False, last: bool = False) -> None:
-        """The held-out loss of what would be saved now, and what it decides."""
+        """The held-out loss of what would be saved now, and what it decides. Without room for it the run goes on."""
         measuring, state, own = prepared.measuring, prepared.state, self.plan.job.validation
-        if measuring is None or not measuring.due(self.step, epoch_ends=epoch_ends, last=last):
+        if measuring is None or state.failing or not measuring.due(self.step, epoch_ends=epoch_ends, last=last):
             return
-        with state.as_saved():
-            dtype = prepared.options.dtype
-            point = measuring.point(self.step, self.place.model, state.objective, dtype, self.place.stopping)
+        try:
+            with state.as_saved():
+                dtype = prepared.options.dtype
+                point = measuring.point(self.step, self.place.model, state.objective, dtype, self.place.stopping)
+        except Exception as error:
+            if not failures.short_of_memory(error):
+                raise
+            failure = self._explained(error, "measuring")
+            logger.warning("%s\n%s", failure, release(error, self.place.model.device))
+            self.place.warn(Sentence("run.no_room_to_measure", step=self.step, reason=failure))
+            return
         if point is None:
             return
         if not math.isfinite(point.held_out):  # the training's own loss says what is wrong, if it is so there too
@@ -228,7 +237,9 @@ class Run:
         best = self.prepared.state.course.best if self.prepared else None
         if not self.progress.enough or best is None:
             return ""
-        return Sentence("run.enough", step=self.step, best=best.step)
+        told = Sentence("run.enough", step=self.step, best=best.step)
+        kept = self.progress.best
+        return told if kept in (None, best.step) else Sentence("run.enough_older", told=told, kept=kept)
 
     def _after_step(self, done: ev.StepDone, prepared: Prepared, session: Session) -> None:
         job, control, device = self.plan.job, self.place.control, self.place.model.device
@@ -315,7 +326,9 @@ class Run:
         discard(due)
         self.progress.replaced = [old for old in self.progress.replaced if old not in due]
         best = outputs == self.plan.outputs.best
-        again = best and self.progress.best is not None  # what this run has written itself
+        if best and not any(os.path.lexists(path) for path in outputs.results):
+            self.progress.best_begun = True  # whatever of them is there later is this run's, also if it breaks off now
+        again = best and self.progress.best_begun
         prepared.recipe.save(outputs.results, self._metadata(prepared), overwrite=again)
         if best:
             self.progress.best = self.step

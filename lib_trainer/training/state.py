@@ -35,6 +35,9 @@ class TrainState:
     course: Course = field(default_factory=Course)
     step: int = 0
     epoch: int = 0
+    failing: bool = False
+    """The next step has failed: what is told of is the last one, and the device may be full."""
+
     noise_after: torch.Tensor = field(init=False)
     """The generator's state as `step` left it: it may have drawn for the next one already."""
 

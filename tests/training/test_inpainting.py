@@ -27,6 +27,7 @@ from lib_trainer.networks.formats.checkpoint_file import read_shapes
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.refusals import TrainerError
 from lib_trainer.training import pictures as picture_source
+from lib_trainer.training import preparation
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 from tests import support, tiny_families
@@ -161,6 +162,30 @@ def test_every_kind_learns_on_it_with_random_holes(kind: str, inpainting_host: S
         ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
         assert inpaints(read_shapes(view.output)) and written.keys() == before.keys() - {ids}
         assert written[FIRST].shape[1] == 9 and not torch.equal(written[FIRST][:, 4:], before[FIRST][:, 4:])
+
+
+def test_held_out_pictures_are_measured_with_holes_of_their_own(
+    inpainting_host: StandaloneHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, Any]] = []
+    make = preparation.make_measuring
+
+    def watch(plan: Any, encoded: Any, *given: Any) -> Any:
+        made.append((encoded, make(plan, encoded, *given)))
+        return made[-1][1]
+
+    monkeypatch.setattr(preparation, "make_measuring", watch)
+    watched = Watched(inpainting_host)
+    share = {"validation__pictures": "share", "validation__share": 0.3, "validation__levels": 1}
+    view = watched.run(
+        draw_pictures(tmp_path / "set", 4), **share, output__name="held-out", training__max_steps=1,
+        validation__keep_best=False,
+    )  # fmt: skip
+    assert (view.state, view.error) == ("finished", "") and len(watched.of(ev.Measured)) == 2
+    ((whole, measuring),) = made
+    holes = dict(zip((one.path for one in whole.samples), whole.holes, strict=True))
+    for probe in (measuring.held, measuring.trained):
+        assert probe.encoded.holes == tuple(holes[one.path] for one in probe.encoded.samples) != ()
 
 
 def test_a_preview_is_drawn_as_the_webuis_txt2img(

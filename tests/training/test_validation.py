@@ -13,6 +13,7 @@ import torch
 from lib_trainer.dataset.latents import MemoryStore, encode_pictures
 from lib_trainer.dataset.scan import Sample, Scan
 from lib_trainer.kinds.captions import CaptionMaker
+from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.ports import Conditioning, NoiseSchedule
 from lib_trainer.refusals import ConfigError, SaveError, TrainerError
 from lib_trainer.training.course import Course, Point
@@ -96,6 +97,8 @@ def test_captions_are_measured_whole_and_always_the_same() -> None:
     assert {one.replace("blue", "red") for one in told} == {"of zrk, disc, red, round, thing, small"}
     lines = CaptionMaker(("a [name]", "b [name]", "c [name]"), ("zrk",))
     assert fixed_captions(shown, lines) == fixed_captions(shown, lines) and len(set(fixed_captions(shown, lines))) > 1
+    for one in (maker, lines):
+        assert fixed_captions(shown, one)[1:] == fixed_captions(shown[1:], one), "whatever stands beside a picture"
 
 
 # ------------------------------------------------------------------------------------------------ how they are measured
@@ -251,6 +254,26 @@ def test_what_is_told_of_measurements(watched: Watched, pictures: Path) -> None:
     assert any(f"Step 2: held-out loss {told[1].held_out:.4f}, the lowest so far" in line for line in view.log)
 
 
+def test_captions_of_both_sides_are_those_that_were_encoded(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where their words are drawn and weighted."""
+    model, weighted = watched.host.model(), []
+    encode = model.encode_text
+
+    def encode_text(*given: Any, **named: Any) -> Any:
+        weighted.append(named.get("weighted", False))
+        return encode(*given, **named)
+
+    monkeypatch.setattr(model, "encode_text", encode_text)
+    for number, path in enumerate(sorted(pictures.glob("*.txt"))):
+        path.write_text(f"a {{red{number}|(blue{number}:1.3)|green{number}|grey{number}}} disc")
+    changes = SHARE | {"captions__wildcards": True, "captions__weights": True, "optimizer__text_encoder_lr": 0.0}
+    view = watched.run(pictures, **changes, training__max_steps=1)
+    assert (view.state, view.error) == ("finished", "")
+    assert len(watched.of(ev.Measured)) == 2 and weighted and all(weighted)
+
+
 def test_epochs_end_with_a_measurement(watched: Watched, pictures: Path) -> None:
     watched.run(pictures, **SHARE | {"validation__every": 0}, training__max_steps=10, training__epochs=1)
     assert [one.step for one in watched.of(ev.Measured)] == [0, 4, 8, 10], "an epoch has the four pictures left"
@@ -365,6 +388,124 @@ def test_a_full_disk_does_not_end_the_run(watched: Watched, pictures: Path, monk
     view = watched.run(pictures, **SHARE)
     assert view.state == "finished" and watched.files == ["learned.safetensors"]
     assert any("Step 1 was not saved" in line for line in view.log)
+
+
+def measured_as(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """Let the held-out loss be one of these after another, of the start first; -1: there is no room for it."""
+    left, real = list(values), FixedLoss.losses
+
+    def losses(self: FixedLoss, *given: Any) -> torch.Tensor | None:
+        found, value = real(self, *given), left.pop(0)
+        if value < 0:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return None if found is None else torch.full_like(found, value)
+
+    monkeypatch.setattr(FixedLoss, "losses", losses)
+
+
+ALONE: dict[str, Any] = SHARE | {"validation__trained": False}
+
+
+def test_without_room_to_measure_the_run_goes_on(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ALONE | {"optimizer__ema": True, "training__batch_size": 2}
+    learned = weights_after(watched.host, pictures, 3, **changes)
+    measured_as(monkeypatch, 0.5, -1, 0.4, -1)
+    view = watched.run(pictures, **changes)
+    assert (view.state, view.step) == ("finished", 3)
+    assert [one.step for one in watched.of(ev.Measured)] == [0, 2]
+    told = [line for line in view.log if "was not measured at step 1" in line]
+    assert len(told) == 1 and "ran out of memory while held-out pictures were measured" in told[0]
+    assert "training.batch_size (now 2)" in told[0] and "network.rank" not in told[0]
+    assert same(watched.tensors(), learned)
+
+
+def test_any_other_error_of_a_measurement_ends_the_run(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_as(monkeypatch, 0.5)  # and no value for the next
+    view = watched.run(pictures, **ALONE)
+    assert view.state == "failed" and view.step == 1
+
+
+def test_nothing_is_measured_while_a_step_fails(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a step is told of when the next one's gradients are under way, also where these do not fit."""
+    from functools import partial
+
+    from lib_trainer.training import preparation
+
+    model, trained = watched.host.model(), []
+    predict = model.predict
+
+    def full(*given: Any) -> Any:
+        trained.extend([1] * torch.is_grad_enabled())
+        if torch.is_grad_enabled() and len(trained) == 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return predict(*given)
+
+    monkeypatch.setattr(model, "predict", full)
+    monkeypatch.setattr(preparation, "LoopOptions", partial(preparation.LoopOptions, late=True))
+    view = watched.run(pictures, **ALONE)
+    assert (view.state, view.step) == ("failed", 2) and "at step 3" in view.error
+    assert [one.step for one in watched.of(ev.Measured)] == [0, 1]
+    assert "learned-step00000002.safetensors" in watched.files
+
+
+def test_a_best_of_several_files_that_broke_off_is_saved_again(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lib_trainer.kinds import embedding
+
+    real, once = embedding.write_embedding, ["zrk-b-best"]
+
+    def full(path: Path, *given: Any, **named: Any) -> None:
+        if path.stem in once:
+            once.remove(path.stem)
+            raise SaveError("system.says", reason="No space left on device")
+        real(path, *given, **named)
+
+    monkeypatch.setattr(embedding, "write_embedding", full)
+    measured_as(monkeypatch, 0.5, 0.4, 0.3)
+    names = {"network__kind": "embedding", "embedding__names": "zrk-a, zrk-b", "output__name": "zrk-pair"}
+    view = watched.run(pictures, **ALONE, **names, training__max_steps=2)
+    assert view.state == "finished", view.error
+    folder = watched.host.embedding_folder()
+    for name in ("zrk-a", "zrk-b"):
+        best, last = (read_embedding(folder / f"{name}{end}.safetensors") for end in ("-best", ""))
+        assert torch.equal(best["te1"], last["te1"]), "of step 2, both"
+    assert not any("Step 2 was not saved" in line for line in view.log)
+
+
+def test_a_best_file_of_somebody_else_stays(watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = watched.host.lora_folder() / "learned-best.safetensors"
+    watched.react = at_step(1, lambda: other.parent.mkdir(exist_ok=True) or other.write_bytes(b"other"))
+    measured_as(monkeypatch, 0.5, 0.4, 0.3)
+    view = watched.run(pictures, **ALONE, training__max_steps=2)
+    assert view.state == "finished" and other.read_bytes() == b"other"
+    assert [f"Step {step} was not saved" in " ".join(view.log) for step in (1, 2)] == [True, True]
+
+
+def test_the_step_of_the_best_file_is_told_where_a_later_one_could_not_be_saved(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lib_trainer.kinds.adapters import AdapterRecipe
+
+    real, saves = AdapterRecipe.save, []
+
+    def full(self: AdapterRecipe, files: Any, facts: Any, *, overwrite: bool) -> None:
+        saves.extend([1] * ("-best" in files[0].name))
+        if "-best" in files[0].name and len(saves) == 2:
+            raise SaveError("system.says", reason="No space left on device")
+        real(self, files, facts, overwrite=overwrite)
+
+    monkeypatch.setattr(AdapterRecipe, "save", full)
+    measured_as(monkeypatch, 0.5, 0.4, 0.3, 0.6, 0.7)
+    view = watched.run(pictures, **ALONE, training__max_steps=9, validation__patience=2)
+    assert (view.state, view.step) == ("finished", 4)
+    assert view.log[-1].endswith("since step 2. That step could not be saved: the best file is of step 1.")
 
 
 @pytest.mark.parametrize(
