@@ -199,8 +199,9 @@ class _Reader:
                 self.animated.append(path.relative_to(self.passed_by.root).as_posix())
 
     def _weights(self, listing: Listing) -> Weights:
-        path = listing.folder / WEIGHTS
-        if not listing.pictures or listing.files.like(WEIGHTS) is None:
+        name = listing.files.like(WEIGHTS)
+        path = listing.folder / (name or WEIGHTS)
+        if not listing.pictures or name is None:
             return Weights(path)
         weights = read_weights(path)
         if idle := weights.idle(listing.pictures):

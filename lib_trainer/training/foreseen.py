@@ -107,8 +107,9 @@ def _listed(folder: Path, usual: float) -> tuple[Sequence[tuple[Path, int]], tup
     read: list[Path] = []
     entries: list[_Entry] = []
     for listing, own, concept in listings:
-        path = listing.folder / WEIGHTS
-        weights = Weights(path) if listing.files.like(WEIGHTS) is None else read_weights(path)
+        told = listing.files.like(WEIGHTS)
+        path = listing.folder / (told or WEIGHTS)
+        weights = Weights(path) if told is None else read_weights(path)
         read += [listing.folder, path]
         entries += [_Entry(listing.folder / name, concept, weights.repeats(name, own)) for name in listing.pictures]
     return [(place, _changed(place)) for place in read], tuple(entries)

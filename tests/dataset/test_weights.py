@@ -33,9 +33,9 @@ def test_single_pictures_and_patterns(tmp_path: Path, make_picture: MakePicture,
 
 def test_a_line_that_means_no_picture_is_told(tmp_path: Path, make_picture: MakePicture) -> None:
     make_picture("a.png", caption="c")
-    (tmp_path / "weights.csv").write_text("picture,weight\nz.png,2\n")
+    (tmp_path / "weights.CSV").write_text("picture,weight\nz.png,2\n")  # the ending in any letters
     (note,) = scan_folder(tmp_path, trigger_word="", repeats=1).notes
-    assert "z.png" in str(note) and "weights.csv" in str(note)
+    assert "z.png" in str(note) and "weights.CSV" in str(note)
 
 
 @pytest.mark.parametrize(

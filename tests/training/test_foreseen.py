@@ -69,13 +69,14 @@ def test_where_all_would_be_held_out_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_shares_and_the_weights_of_single_pictures_count(folder: Path, tmp_path: Path) -> None:
-    (folder / "weights.csv").write_text("picture,repeats\n0.png,3\n", encoding="utf-8")
+    weights = folder / "weights.CSV"  # the ending in any letters
+    weights.write_text("picture,repeats\n0.png,3\n", encoding="utf-8")
     draw_pictures(folder / "0.5_share", count=3)
     foresight = Foresight()
     found = foreseen(folder, foresight, **{"dataset.repeats": 1})
     assert sorted(found.repeats) == [0.5, 0.5, 0.5, 1, 1, 3, 4, 4]
     assert found.steps == prepare(found.job, FakeHost(tmp_path)).steps
-    (folder / "weights.csv").unlink()
+    weights.unlink()
     assert 3 not in foreseen(folder, foresight, **{"dataset.repeats": 1}).repeats
 
 
