@@ -148,15 +148,22 @@
         fold.classList.toggle("trainer-has-changed", inside.length > 0);
     }
 
+    function askBack(form, body) {
+        const done = () => {
+            look(form);
+            form.finder.closest(".trainer-form").dispatchEvent(new CustomEvent("trainer-put-back", {bubbles: true}));
+        };
+        bridge.ask(form.prefix, "put_back", body, {line: "put_back", done});
+    }
+
     function putBack(form, paths) {
-        const over = () => { look(form); };
-        bridge.ask(form.prefix, "put_back", {paths}, {line: "put_back", done: over});
+        askBack(form, {paths});
         form.undo = true;
     }
 
     function undo(form) {
         form.undo = false;
-        bridge.ask(form.prefix, "put_back", {undo: true}, {line: "put_back", done: () => look(form)});
+        askBack(form, {undo: true});
     }
 
     // -- folds -----------------------------------------------------------------------------------------------------

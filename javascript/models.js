@@ -18,6 +18,7 @@
         window.trainerPage?.markFields(prefix);
         keepOpen(prefix);
         hideWithField(prefix);
+        forget(prefix);
     }
 
     // What stands beside a field that the form hides is hidden with it.
@@ -43,6 +44,7 @@
 
     const fieldOf = (panel) => bridge.box(panel.dataset.field);
     const slidersOf = (panel) => [...panel.querySelectorAll("input[type=range]")];
+    const exactOf = (slider) => slider.dataset.exact; // its value is rounded to a step
 
     // The drawing is made anew by the server when the text, the file or the weight has changed.
     function draw(prefix, panel) {
@@ -68,11 +70,14 @@
     function moved(slider) {
         const panel = slider.closest(".models-blocks");
         const sliders = slidersOf(panel);
+        slider.dataset.exact = slider.value;
         slider.parentElement.querySelector("i").textContent = slider.value;
         const line = panel.querySelector("polyline");
         const {width, height} = panel.querySelector("svg").viewBox.baseVal;
         const step = width / sliders.length;
-        line.setAttribute("points", sliders.map((one, n) => `${(n + 0.5) * step},${(height - 8) * (1 - one.value)}`).join(" "));
+        const [low, high] = [Number(slider.min), Number(slider.max)];
+        const place = (one) => (height - 8) * (high - exactOf(one)) / (high - low);
+        line.setAttribute("points", sliders.map((one, n) => `${(n + 0.5) * step},${place(one)}`).join(" "));
     }
 
     function put(panel, text) {
@@ -88,7 +93,7 @@
         const {target} = event;
         if (!target.closest) return;
         const panel = target.closest(".models-blocks");
-        if (panel && target.matches("input[type=range]")) put(panel, slidersOf(panel).map((one) => one.value).join(","));
+        if (panel && target.matches("input[type=range]")) put(panel, slidersOf(panel).map(exactOf).join(","));
         if (panel && target.matches("select") && target.value) {
             put(panel, target.value);
             setTimeout(() => draw(prefixOf(panel), panel), 100); // gradio has to hear of the text first
@@ -102,6 +107,13 @@
         const panel = button.closest(".models-blocks");
         put(panel, "");
         setTimeout(() => draw(prefixOf(panel), panel), 100);
+    });
+
+    // An option was put back.
+    document.addEventListener("trainer-put-back", (event) => {
+        const prefix = prefixOf(event.target);
+        if (!prefix) return;
+        event.target.querySelectorAll(".models-blocks[open]").forEach((panel) => setTimeout(() => draw(prefix, panel), 150));
     });
 
     // A field was left on which a drawing depends: the text itself, the file or the weight.
@@ -121,10 +133,18 @@
 
     // -- duplicates ------------------------------------------------------------------------------------------------
 
+    const chosenOf = (prefix) => [...document.querySelectorAll(`#${prefix}_job [data-trash]:checked`)];
+
     function ticked(prefix) {
-        const boxes = [...document.querySelectorAll(`#${prefix}_job [data-trash]`)];
+        const chosen = chosenOf(prefix);
         const area = bridge.box(`${prefix}_duplicates_trash`);
-        if (area) bridge.put(area, boxes.filter((box) => box.checked).map((box) => box.dataset.trash).join("\n"));
+        if (area) bridge.put(area, chosen.map((box) => box.dataset.trash).join("\n"));
+        pageOf(prefix).ticked = chosen.length > 0;
+    }
+
+    // What was ticked is not asked for again where its boxes are gone: a job has begun, or moved the files.
+    function forget(prefix) {
+        if (pageOf(prefix).ticked && !chosenOf(prefix).length) ticked(prefix);
     }
 
     window.modelsPage = {draw};

@@ -45,7 +45,7 @@ class Exchanged:
     def put_back(self) -> None:
         """Again does nothing."""
         try:
-            if self._kept and self._before is not None:
+            if self.active and self._before is not None:  # also where nothing was kept: a merge at weight 0
                 self._before()
         finally:
             self.active = False

@@ -23,7 +23,8 @@ class Folders(Protocol):
         """Where a whole checkpoint is found by the host's menu."""
 
     def model_folders(self) -> Mapping[str, Sequence[Path]]:
-        """Where the host looks for "checkpoints", "loras" and "vaes". A folder need not exist."""
+        """Where the host looks for "checkpoints", "loras" and "vaes": folders, with all that is below them, and single
+        models. Neither need exist."""
 
     def template_folder(self) -> Path:
         """Where the host keeps templates for captions; it need not exist."""

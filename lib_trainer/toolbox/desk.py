@@ -18,6 +18,9 @@ from lib_trainer.work.job import Job
 from lib_trainer.work.monitor import JobView
 from lib_trainer.work.runner import Runner, kept
 
+ON_THE_MODEL = ("training", "search")
+"""Kinds of jobs that hold the loaded model."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -82,7 +85,8 @@ class ToolDesk:
     """Runs tools, one at a time."""
 
     def __init__(self, runner: Runner | None = None) -> None:
-        self._queue = (runner or Runner()).queue("toolbox", _busy)
+        self._runner = runner or Runner()
+        self._queue = self._runner.queue("toolbox", _busy)
 
     def look(self, tool: Tool, settings: Section) -> tuple[Sentence, ...]:
         """What would be done. Raises as `start` does, and does nothing."""
@@ -100,6 +104,16 @@ class ToolDesk:
             return Job("toolbox", Sentence("toolbox.job", name=name), partial(_run, prepare()), given)
 
         self._queue.start(prepared, *listeners)
+
+    def on_the_model(self, name: str, prepare: Callable[[], Prepared]) -> None:
+        """As `work`, of what uses the loaded model. Raises `ConfigError` also while a training has it."""
+
+        def prepared() -> Prepared:
+            if any(one.alive and one.job.kind in ON_THE_MODEL for one in self._runner.jobs()):
+                raise ConfigError("toolbox.training")
+            return prepare()
+
+        self.work(name, prepared, None)
 
     @property
     def running(self) -> bool:

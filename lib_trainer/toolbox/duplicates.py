@@ -62,14 +62,33 @@ def prepare(settings: DuplicatesSettings) -> Prepared:
 
 
 def models_in(folder: Path) -> Iterable[Path]:
-    """Model files below a folder; a diffusers folder counts as one."""
-    for place, below, names in os.walk(folder):
-        if FOLDER in names:
-            below.clear()
-            yield Path(place)
-            continue
-        below[:] = sorted(name for name in below if name != TRASH)
-        yield from (Path(place) / name for name in names if name.lower().endswith(ENDINGS))
+    """Model files below a folder; a diffusers folder counts as one. Links to folders are followed, after what is below
+    the folder itself, and no folder is gone through twice."""
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        for place, below, names in os.walk(waiting.pop(0)):
+            real = os.path.realpath(place)
+            if real in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            if FOLDER in names:
+                below.clear()
+                yield Path(place)
+                continue
+            below[:] = sorted(name for name in below if name != TRASH)
+            waiting += [Path(place) / name for name in below if os.path.islink(os.path.join(place, name))]
+            yield from (Path(place) / name for name in names if name.lower().endswith(ENDINGS))
+
+
+def models_beside(path: Path) -> list[Path]:
+    """A model file or folder and those that lie in the same folder, without what is below that."""
+    try:
+        entries = sorted(path.parent.iterdir())
+    except OSError:
+        return []
+    return [one for one in entries if one.name.lower().endswith(ENDINGS) or (one / FOLDER).is_file()]
 
 
 def distinct(paths: Sequence[Path]) -> list[Path]:
@@ -157,7 +176,9 @@ def _work(files: Sequence[Path], trash: Sequence[Path], progress: Progress) -> D
 
 
 def _moved(report: Report, trash: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Move files to the trash. Raises `ConfigError`, and moves none, where one is no duplicate or all would go."""
+    """Move files to the trash; those that are gone already are passed by. Raises `ConfigError`, and moves none, where
+    one is no duplicate or all would go."""
+    trash = [path for path in trash if os.path.lexists(path)]
     wanted = set(trash)
     for path in trash:
         group = next((group for group in report.same if path in [one.path for one in group]), None)

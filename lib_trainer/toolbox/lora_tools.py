@@ -9,8 +9,8 @@ import torch
 
 from lib_trainer.families.family import Part
 from lib_trainer.families.prediction import predicts
-from lib_trainer.files import write_atomically
 from lib_trainer.networks.formats.description import carry_description, clues_of
+from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.refusals import ConfigError, Count, Decimals, ModelError, Sentence, few
 from lib_trainer.toolbox import convert, extract, inject
 from lib_trainer.toolbox.adapters import Kind, kind_of
@@ -42,11 +42,13 @@ def asked_report(report: str, existing: str, inputs: Sequence[Path]) -> Target |
 
 
 def write_report(target: Target | None, table: str) -> None:
+    """Raises `SaveError` for a name that is taken by now, and what is there stays."""
     if target is None:
         return
     if target.replace and target.path.exists():
         discard(target.path)
-    write_atomically(target.path, table.encode())
+    with new_file(target.path, overwrite=False) as file:
+        file.write(table.encode())
 
 
 def percent(number: float) -> Decimals:

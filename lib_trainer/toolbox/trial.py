@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from lib_trainer.families.family import VAE_PREFIX, Family
 from lib_trainer.files import write_atomically
 from lib_trainer.grids import painted
 from lib_trainer.ports import Exchange, Host, Lease, LoadedModel, PreviewRequest
-from lib_trainer.refusals import ConfigError, Count, ModelError, Sentence
+from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Sentence
 from lib_trainer.toolbox import inject
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.layers import Layer
@@ -35,6 +35,8 @@ from lib_trainer.work.job import new_id
 
 TEXT = "text encoders"
 """What stands for them among the blocks of a grid."""
+NOT_DRAWN = ("text", "text_from", "others", "rank", "keep")
+"""Options of a repaired file that a grid of its blocks does not show."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ def prepare_put_back(host: Host) -> Prepared:
 def prepare_grid(settings: MergeSettings, asked: GridSettings, host: Host) -> Prepared:
     """Pictures of merges, a column for each weight and a row for each list of blocks."""
     _check_pictures(asked)
+    if settings.chain.strip():
+        raise ConfigError("trial.chain", field="chain")
+    if settings.mode == "average":
+        raise ConfigError("trial.average", field="mode")
     weights = _numbers(asked.weights) or [settings.weight]
     rows = [line.strip() for line in asked.rows.splitlines() if line.strip()] or [settings.blocks]
     opened: dict[str, Source] = {}
@@ -150,10 +156,12 @@ def prepare_block_grid(settings: RepairSettings, asked: BlockGridSettings, host:
     host.check()
     family = host.family()
     meant = parse_meant(settings.lora, "lora")
+    if settings.blocks.strip():
+        meant = replace(meant, blocks=settings.blocks)
     lora = open_lora(meant.path, family)
     if lora.family is not family:
         raise ModelError("trial.other_family", one=lora.family.word, another=family.word)
-    whole = meant.strength(family, "lora")
+    whole = meant.strength(family, "blocks" if settings.blocks.strip() else "lora")
     blocks = _blocks_of(lora, family)
     columns = {"both": ("off", "alone"), "off": ("off",), "alone": ("alone",)}[asked.shown]
 
@@ -173,7 +181,14 @@ def prepare_block_grid(settings: RepairSettings, asked: BlockGridSettings, host:
 
     above = ["with | without"] if len(columns) == 2 else ["with", "without"]
     told = Sentence("trial.blocks_of", lora=lora.path.name)
-    return _grid(host, asked, _Cells(columns, [*above, *blocks], cells), told)
+    return _grid(host, asked, _Cells(columns, [*above, *blocks], cells), told, _without(settings))
+
+
+def _without(settings: RepairSettings) -> tuple[Sentence, ...]:
+    """What the file would be made with, and the pictures are not."""
+    usual = RepairSettings()
+    idle = [name for name in NOT_DRAWN if getattr(settings, name) != getattr(usual, name)]
+    return (Sentence("trial.alone", options=tuple(Field(name) for name in idle)),) if idle else ()
 
 
 def _rounded(source: Source, name: str, numbers: torch.Tensor) -> torch.Tensor:
@@ -232,9 +247,11 @@ class _Cells:
         return len(self.columns) * len(self.rows)
 
 
-def _grid(host: Host, asked: PictureSettings, cells: _Cells, told: Sentence) -> Prepared:
+def _grid(
+    host: Host, asked: PictureSettings, cells: _Cells, told: Sentence, notes: tuple[Sentence, ...] = ()
+) -> Prepared:
     path = host.cache_folder().parent / "grids" / f"{new_id()}.png"
-    lines = (told, Sentence("trial.pictures", count=Count(cells.count), path=path))
+    lines = (told, Sentence("trial.pictures", count=Count(cells.count), path=path), *notes)
 
     def work(progress: Progress) -> Done:
         with host.lease(str(told)) as lease:
@@ -252,10 +269,12 @@ def _grid(host: Host, asked: PictureSettings, cells: _Cells, told: Sentence) -> 
                         progress.advance(done)
                         lease.progress(done, cells.count, str(told))
                         drawn[-1].append(host.preview(request_of(asked)))
+                        if lease.interrupted:  # the host has cut that picture short
+                            raise StopAsked
             finally:
                 exchange.put_back()
         _save(path, painted(cells.columns, cells.rows, drawn))
-        return Done(Sentence("trial.grid", path=path), path)
+        return Done(Sentence("trial.grid", path=path), path, notes)
 
     return Prepared(lines, work)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.host.exchanged import Exchanged
-from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.host.standalone.host import StandaloneHost, StandaloneLease
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import OwnParameter, PreviewRequest
@@ -121,6 +121,14 @@ def test_what_else_was_changed_is_undone_although_numbers_cannot_be_put_back() -
     assert undone == ["around"] and not exchange.active
 
 
+def test_what_a_prompt_has_put_in_is_taken_out_although_no_number_was_changed() -> None:
+    taken_out: list[str] = []
+    exchange = Exchanged(Sentence("trial.put_back"), lambda: taken_out.append("networks"))
+    exchange.put_back()
+    exchange.put_back()
+    assert taken_out == ["networks"]
+
+
 @pytest.mark.parametrize("ends", ["stop", "nan"])
 def test_a_trial_that_ends_early_leaves_nothing(host: StandaloneHost, files: dict[str, Path], ends: str) -> None:
     progress = Progress()
@@ -149,6 +157,23 @@ def test_a_grid_of_weights_and_blocks(host: StandaloneHost, files: dict[str, Pat
     assert first.tobytes() == plain.tobytes() != last.tobytes(), "ALL_A at 0 is the loaded model"
 
 
+def test_an_interrupted_picture_is_no_grid(
+    host: StandaloneHost, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one picture: the last is cut short as any other."""
+
+    def preview(request: PreviewRequest) -> Image.Image:
+        monkeypatch.setattr(StandaloneLease, "interrupted", "Interrupt")
+        return Image.new("RGB", (request.width, request.height))
+
+    monkeypatch.setattr(host, "preview", preview)
+    before = set(host.root.rglob("*.png"))
+    prepared = prepare_grid(merge(files), GridSettings(prompt="a disc", weights="0.5", **SMALL), host)
+    with pytest.raises(StopAsked):
+        prepared.work(Progress())
+    assert set(host.root.rglob("*.png")) == before
+
+
 def test_blocks_of_a_lora_switched_off_and_alone(host: StandaloneHost, files: dict[str, Path]) -> None:
     model = host.model()
     draw = torch.Generator().manual_seed(1)
@@ -162,7 +187,12 @@ def test_blocks_of_a_lora_switched_off_and_alone(host: StandaloneHost, files: di
     write_lora(path, network.tensors(torch.float32), {}, overwrite=True)
     asked = BlockGridSettings(prompt="a disc", **SMALL)
     prepared = prepare_block_grid(RepairSettings(lora=str(path)), asked, host)
-    assert "6 pictures" in str(prepared.lines[1])
+    assert "6 pictures" in str(prepared.lines[1]) and len(prepared.lines) == 2
+    own = RepairSettings(lora=f"{path}:lbw=nonsense", blocks="output_5=0", text="drop", others=("b",))
+    told = prepare_block_grid(own, asked, host).lines
+    assert "text, others have no part" in str(told[2]), "what stands behind the file is replaced, as in a repair"
+    with pytest.raises(ConfigError, match="blocks"):
+        prepare_block_grid(RepairSettings(lora=str(path), blocks="1, 2"), asked, host)
     done = prepared.work(Progress())
     assert done.path is not None
     with Image.open(done.path) as sheet:
@@ -178,6 +208,8 @@ def test_blocks_of_a_lora_switched_off_and_alone(host: StandaloneHost, files: di
 def test_what_cannot_be_tried_is_said_first(host: StandaloneHost, files: dict[str, Path]) -> None:
     refused: list[tuple[Any, str]] = [
         (lambda: prepare_grid(merge(files), GridSettings(), host), "no prompt"),
+        (lambda: prepare_grid(MergeSettings(chain="x.toml"), GridSettings(prompt="a"), host), "leave chain empty"),
+        (lambda: prepare_grid(merge(files, mode="average"), GridSettings(prompt="a"), host), "choose another mode"),
         (lambda: prepare_grid(merge(files), GridSettings(prompt="a", weights="x"), host), "are no numbers"),
         (lambda: prepare_grid(merge(files), GridSettings(prompt="a", width=100), host), "no multiple of 8"),
         (lambda: prepare_block_grid(RepairSettings(), BlockGridSettings(prompt="a"), host), "No file is named"),

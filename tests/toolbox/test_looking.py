@@ -11,12 +11,16 @@ import torch
 
 from lib_trainer.cli.main import main
 from lib_trainer.families.family import Family
-from lib_trainer.refusals import ConfigError, ModelError
+from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.refusals import ConfigError, ModelError, SaveError
+from lib_trainer.toolbox.duplicates import models_in
 from lib_trainer.toolbox.duplicates import prepare as prepare_duplicates
 from lib_trainer.toolbox.facts import facts_of
 from lib_trainer.toolbox.identity import components, glance, identity
 from lib_trainer.toolbox.inspect import prepare as prepare_inspect
 from lib_trainer.toolbox.inspect_settings import DuplicatesSettings, InspectSettings
+from lib_trainer.toolbox.installed import Installed
+from lib_trainer.toolbox.lora_tools import asked_report, write_report
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import open_source
 from tests.toolbox.models import SD1, SD2, SDXL, Tensors, checkpoint, save, save_folder, some
@@ -155,6 +159,49 @@ def test_only_duplicates_go_to_the_trash(models: Path) -> None:
     assert not half.exists() and len(list((models / "below" / ".trainer-trash").rglob("*.old"))) == 1
     with pytest.raises(ConfigError, match="is no folder"):
         duplicates(models / "nowhere")
+
+
+def test_what_is_in_the_trash_already_is_passed_by(models: Path) -> None:
+    half = models / "below" / "half.safetensors"
+    assert "is in the trash now" in duplicates(models, half)
+    assert "is in the trash now" not in duplicates(models, half)
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "models", tmp_path / "disk"
+    for path in (inside / "a.ckpt", inside / "b" / "b.ckpt", outside / "c.ckpt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (inside / "a disk").symlink_to(outside)
+    (inside / "round").symlink_to(inside)
+    (outside / "back").symlink_to(inside / "b")
+    found = [path.relative_to(inside).as_posix() for path in models_in(inside)]
+    assert found == ["a.ckpt", "b/b.ckpt", "a disk/c.ckpt"]
+
+
+def test_a_checkpoint_s_folder_is_not_gone_through(tmp_path: Path) -> None:
+    """Whatever else is kept there, and each file has one name."""
+    downloads, root = tmp_path / "downloads", tmp_path / "root"
+    for path in (downloads / "a.safetensors", downloads / "deep" / "b.safetensors", root / "checkpoints" / "c.ckpt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (downloads / "a.txt").touch()
+    found = Installed(StandaloneHost(downloads / "a.safetensors", root).model_folders)
+    assert found.names()["checkpoints"] == ["c.ckpt", "a.safetensors"]
+    assert found.path("a.safetensors") == str(downloads / "a.safetensors")
+    assert found.folders() == [root / "checkpoints"], "where duplicates are looked for"
+    found = Installed(StandaloneHost(root / "checkpoints" / "c.ckpt", root).model_folders)
+    assert found.names()["models"] == ["c.ckpt"]
+
+
+def test_a_report_is_never_written_over_another_file(tmp_path: Path) -> None:
+    """It has come since the name was free."""
+    taken = tmp_path / "taken.csv"
+    target = asked_report(str(taken), "refuse", ())
+    taken.write_text("mine")
+    with pytest.raises(SaveError, match=r"taken\.csv exists already"):
+        write_report(target, "its own")
+    assert taken.read_text() == "mine"
 
 
 def test_a_link_is_no_duplicate_of_what_it_leads_to(models: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,17 @@ import gradio as gr
 import pytest
 from safetensors.torch import load_file
 
+from lib_trainer.refusals import ConfigError
 from lib_trainer.toolbox.desk import ToolDesk
+from lib_trainer.toolbox.shares import block_weights
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.ui.kit.form import build_form, from_widget, to_widget
 from lib_trainer.ui.models.actions import CURVES, ModelsActions
 from lib_trainer.ui.models.page import TITLES, _added, build_models_page
+from lib_trainer.work.control import Control
+from lib_trainer.work.events import Finished, Listener
+from lib_trainer.work.job import Job
+from lib_trainer.work.runner import Runner
 from tests.toolbox.models import SD1, SDXL, save, some
 from tests.ui.fakes import FakeHost
 
@@ -49,7 +57,11 @@ def test_every_tool_has_its_form_and_title(host: FakeHost) -> None:
     assert set(TITLES) == set(TOOLS)
     with gr.Blocks(analytics_enabled=False) as page:
         build_models_page(ToolDesk(), host)
-    ids = {getattr(one, "elem_id", None) for one in page.blocks.values()}
+    told = [one.elem_id for one in page.blocks.values() if getattr(one, "elem_id", None)]
+    ids = set(told)
+    assert len(told) == len(ids), "an id is one component's"
+    for form in [one.removesuffix("_finder") for one in ids if one.endswith("_finder")]:
+        assert {f"{form}_put_back", f"{form}_before"} <= ids, "its marks put back"
     for name, tool in TOOLS.items():
         missing = {f"models_{name}_{path}" for path, spec in tool.specs.items() if not spec.headless} - ids
         assert not missing and f"models_{name}_start" in ids
@@ -110,6 +122,47 @@ def test_duplicates_are_ticked_and_go_to_the_trash(actions: ModelsActions, host:
     assert [one for one in (folder / ".trainer-trash").rglob("*") if "copy" in one.name]
 
 
+def test_a_slider_keeps_its_number_exactly(actions: ModelsActions) -> None:
+    blocks = CURVES[0]
+    told = actions.curve(blocks, {"blocks": "GRAD_V", "weight": 0.3})
+    exact = re.findall('data-exact="([^"]+)"', told)
+    unet = actions.host.family().unet
+    assert block_weights(",".join(exact), "blocks", unet) == block_weights("GRAD_V", "blocks", unet)
+    told = actions.curve(blocks, {"blocks": ",".join(["1.5", "-1", *["0.3"] * 24]), "weight": 0.3})
+    assert told.count('min="-1" max="2"') == 26 and 'data-exact="1.5"' in told and 'data-exact="-1"' in told
+
+
+def test_the_model_is_left_to_a_training(actions: ModelsActions, host: FakeHost) -> None:
+    runner, over = Runner(), threading.Event()
+
+    def trains(control: Control, emit: Listener) -> None:
+        over.wait(60)
+        emit(Finished())
+
+    actions.desk = ToolDesk(runner)
+    training = runner.queue("training", lambda: ConfigError("training.busy"))
+    training.start(lambda: Job("training", "a run", trains, None))
+    try:
+        merge = shown("merge", a="one.safetensors", b="two.safetensors")
+        assert "A training run has the loaded model" in actions.try_merge(merge)
+        assert "A training run has the loaded model" in actions.grid("merge", merge, {"prompt": "a"})
+    finally:
+        over.set()
+        training.wait(20)
+    assert "no prompt" in actions.grid("merge", merge, {})
+
+
+def test_what_a_grid_lacks_is_said_beside_the_grids_own_field(actions: ModelsActions) -> None:
+    merge = shown("merge", a="one.safetensors", b="two.safetensors")
+    assert 'data-field="models_merge_trial_prompt"' in actions.grid("merge", merge, {})
+    assert 'data-field="models_merge_b"' in actions.grid("merge", merge | {"b": ""}, {"prompt": "a"})
+
+
+def test_a_report_lies_beside_its_result(actions: ModelsActions, host: FakeHost) -> None:
+    made = actions.settings(TOOLS["resize"], shown("resize", lora="x.safetensors", output="small", report="r.csv"))
+    assert Path(made.report) == Path(made.output).with_name("r.csv") == host.lora_folder() / "r.csv"
+
+
 def test_sliders_show_the_list_of_the_models_family(actions: ModelsActions, host: FakeHost, tmp_path: Path) -> None:
     blocks, _, repair = CURVES
     drawn = actions.curve(blocks, {"blocks": "GRAD_V", "a": "one.safetensors", "weight": 0.3})
@@ -118,6 +171,8 @@ def test_sliders_show_the_list_of_the_models_family(actions: ModelsActions, host
     save(host.checkpoint_folder() / "xl.safetensors", some(SDXL, 0), format="pt")
     actions.offers()
     assert actions.curve(blocks, {"a": "xl.safetensors", "weight": 0.3}).count('type="range"') == 20
+    assert "<select" not in actions.curve(repair, {"lora": "xl.safetensors"}), "LoRA Block Weight has none for SDXL"
+    assert "<option>MIDD" in actions.curve(repair, {"lora": "one.safetensors"})
     assert actions.curve(blocks, {"blocks": "nonsense <b>", "weight": 0.3}).count('value="0.3"') == 26
     assert actions.curve(repair, {"blocks": "MIDD"}).count('value="1"') == 9
 

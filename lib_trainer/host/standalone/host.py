@@ -32,6 +32,7 @@ from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import HeldPart, PreviewRequest, Rows
 from lib_trainer.refusals import ConfigError, Field, ModelError, Sentence
+from lib_trainer.toolbox.duplicates import models_beside
 
 LORAS = (".safetensors", ".pt", ".ckpt")
 """Endings of what `<lora:name:1>` finds, as in the WebUI."""
@@ -179,7 +180,8 @@ class StandaloneHost(Exchanging):
         return self.root / "checkpoints"
 
     def model_folders(self) -> Mapping[str, Sequence[Path]]:
-        beside = [self.checkpoint.parent] if self.checkpoint is not None else []
+        """Beside the checkpoint there may be anything: the models there, without what is below."""
+        beside = models_beside(self.checkpoint) if self.checkpoint is not None else []
         return {
             "checkpoints": [self.checkpoint_folder(), *beside],
             "loras": [self.lora_folder()],

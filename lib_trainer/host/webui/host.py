@@ -103,12 +103,14 @@ class WebuiHost(Exchanging):
                     with self._low_vram.set_aside():
                         yield WebuiLease(title)
                 finally:
+                    self._low_vram = LowVram(None)  # before another lease may set its own
                     progress.finish_task(task)
                     shared.state.end()
                     _forget_interrupts()
         finally:
             progress.pending_tasks.pop(task, None)
-            self.task_id, self._low_vram = None, LowVram(None)
+            if self.task_id == task:  # another one may wait by now
+                self.task_id = None
             devices.torch_gc()
 
     def exchange(self, told: Sentence) -> Exchanged:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from lib_trainer.config.fields import label_of
 from lib_trainer.refusals import Named, Problem, Sentence, TrainerError, one_line, spoken
 
 _log = logging.getLogger(__name__)
+NOWHERE: Mapping[str, str] = {}
 
 
 class Notices:
     """The notices of one page, by the prefix of its ids."""
 
-    def __init__(self, prefix: str, named: Named = label_of) -> None:
-        """`named`: what the page calls an option."""
+    def __init__(self, prefix: str, named: Named = label_of, elsewhere: Mapping[str, str] = NOWHERE) -> None:
+        """`named`: what the page calls an option. `elsewhere`: {option: prefix} of those in another form."""
         self._prefix, self._named, self._numbers = prefix, named, itertools.count(1)
+        self._elsewhere = elsewhere
 
     def say(self, text: str | Sentence, *, error: bool = False, while_active: bool = False) -> str:
         return notice_html(told(text), error=error, number=next(self._numbers), while_active=while_active)
@@ -29,7 +31,10 @@ class Notices:
         try:
             answer = action()
         except TrainerError as error:
-            return problems_html(error.problems, prefix=self._prefix, number=next(self._numbers), named=self._named)
+            return problems_html(
+                error.problems, prefix=self._prefix, number=next(self._numbers), named=self._named,
+                elsewhere=self._elsewhere,
+            )  # fmt: skip
         except Exception as error:  # a bug must not cost what was typed
             _log.exception("The page '%s' met an unexpected error", self._prefix)
             return self.say(unexpected(error), error=True)
@@ -61,13 +66,20 @@ def notice_html(text: str, *, error: bool = False, number: int = 0, while_active
     )
 
 
-def problems_html(problems: Sequence[Problem], *, prefix: str, number: int = 0, named: Named = label_of) -> str:
+def problems_html(
+    problems: Sequence[Problem],
+    *,
+    prefix: str,
+    number: int = 0,
+    named: Named = label_of,
+    elsewhere: Mapping[str, str] = NOWHERE,
+) -> str:
     """What is to be mended, each with the id of its field, beside which `train.js` says it again."""
-    items = [
-        f'<{tag} data-field="{escape(field_id(prefix, problem.field))}">{escape(told(problem.sentence, named))}</{tag}>'
-        for tag in ["span" if len(problems) == 1 else "li"]
-        for problem in problems
-    ]
+    tag = "span" if len(problems) == 1 else "li"
+    items = []
+    for problem in problems:
+        field = field_id(elsewhere.get(problem.field, prefix), problem.field)
+        items.append(f'<{tag} data-field="{escape(field)}">{escape(told(problem.sentence, named))}</{tag}>')
     many = told(Sentence("page.mend", count=len(items)))
     body = items[0] if len(items) == 1 else f"<p>{escape(many)}</p><ul>{''.join(items)}</ul>"
     return f'<div class="trainer-notice trainer-notice-error" role="alert" data-number="{number}">{body}</div>'

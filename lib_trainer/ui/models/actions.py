@@ -77,12 +77,19 @@ class ModelsActions:
         self.drawing: dict[str, type[PictureSettings]] = {"merge": GridSettings, "repair": BlockGridSettings}
         self.installed = Installed(host.model_folders)
         self.named = {name: naming({**tool.specs, **self.draw_specs(name)}) for name, tool in TOOLS.items()}
-        self.notices = {name: Notices(f"{prefix}_{name}", self.named[name]) for name in TOOLS}
+        self.notices = {
+            name: Notices(f"{prefix}_{name}", self.named[name], dict.fromkeys(self.draw_specs(name), self.trial(name)))
+            for name in TOOLS
+        }
         self._numbers = itertools.count(1)
 
     def draw_specs(self, name: str) -> Mapping[str, FieldSpec]:
         """What pictures of a tool's grid are told; none for most tools."""
         return describe(self.drawing[name]) if name in self.drawing else {}
+
+    def trial(self, name: str) -> str:
+        """How the ids begin of what a tool's grid is told."""
+        return f"{self.prefix}_{name}_trial"
 
     # -- tools ---------------------------------------------------------------------------------------------------
 
@@ -92,8 +99,9 @@ class ModelsActions:
         Raises `ConfigError` naming an option whose value is not allowed.
         """
         told = {path: self._meant(tool.specs[path], value) for path, value in values.items()}
-        if told.get("output"):
-            told["output"] = self._placed(tool, told)
+        for written in ("output", "report"):
+            if told.get(written):
+                told[written] = self._placed(tool, str(told[written]), told)
         return tool.made(told)
 
     def _meant(self, spec: FieldSpec, value: Any) -> Any:
@@ -105,8 +113,7 @@ class ModelsActions:
             return tuple(self.installed.path(one) for one in value)
         return self.installed.path(value)
 
-    def _placed(self, tool: Tool, values: Mapping[str, Any]) -> str:
-        output = str(values["output"])
+    def _placed(self, tool: Tool, output: str, values: Mapping[str, Any]) -> str:
         if Path(output).name != output or output.startswith("~"):
             return output
         first = str(values[tool.places[0]])
@@ -156,7 +163,7 @@ class ModelsActions:
         return self._on_the_model(name, prepared)
 
     def _on_the_model(self, name: str, prepare: Callable[[], Prepared]) -> str:
-        return self.notices[name].of(lambda: self.desk.work(name, prepare, None))
+        return self.notices[name].of(lambda: self.desk.on_the_model(name, prepare))
 
     def stop(self) -> str:
         if not self.desk.running:
@@ -194,7 +201,7 @@ class ModelsActions:
         weights: Mapping[str, float] = {}
         with contextlib.suppress(TrainerError):
             weights = _weights(curve, str(values.get(curve.option, "")), unet)
-        return blocks_html(field, unet, weights, start, curve.presets)
+        return blocks_html(field, unet, weights, start, [name for name in curve.presets if _fits(curve, name, unet)])
 
     def _unet(self, text: str) -> Unet:
         """Of the family of a file, or of the host's where none is named."""
@@ -206,6 +213,15 @@ class ModelsActions:
                 if isinstance(family, Family):
                     return family.unet
         return self.host.family().unet
+
+
+def _fits(curve: Curve, preset: str, unet: Unet) -> bool:
+    """Whether there is that preset for UNets of so many blocks."""
+    try:
+        _weights(curve, preset, unet)
+    except TrainerError:
+        return False
+    return True
 
 
 def _weights(curve: Curve, text: str, unet: Unet) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ from lib_trainer.ports import Host
 from lib_trainer.toolbox.desk import ToolDesk
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.ui.kit.bridge import Asked, hurry, serve
-from lib_trainer.ui.kit.form import Form, build_form
+from lib_trainer.ui.kit.form import Form, build_form, serve_put_back
 from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, keep_out_of_ui_config
 from lib_trainer.ui.models.actions import CURVES, PREFIX, Curve, ModelsActions
 from lib_trainer.ui.models.view import job_html, tried_html
@@ -116,6 +116,7 @@ def _form(
     }
     values = {"folders": tuple(offers["folders"])} if name == "duplicates" else {}
     form = build_form(specs, prefix=prefix, offers=offers, values=values, beside=beside)
+    serve_put_back(Maker(prefix, "models"), form, dict)
     for path, add in adders.items():
         box = form.components[path]
         add.input(_added, [box, add], [box, add], **QUIET)
@@ -151,14 +152,15 @@ def _connect_tools(
 
 def _lay_out_grid(name: str, actions: ModelsActions, make: Maker, tries: dict[str, Any]) -> tuple[Form, Any]:
     """What is tried on the loaded model, below the tool that it is tried of."""
-    identity = {"elem_id": f"{actions.prefix}_{name}_trial", "elem_classes": "trainer-more"}
+    identity = {"elem_id": actions.trial(name), "elem_classes": "trainer-more"}
     with keep_out_of_ui_config(gr.Accordion(TRIED[name], open=False, **identity)):
         if name == "merge":
             with gr.Row(elem_classes="trainer-buttons"):
                 tries["try"] = make(gr.Button, "try", value="Try on the loaded model", variant="primary", min_width=160)
                 tries["back"] = make(gr.Button, "put_back", value="Put back", interactive=False, min_width=100)
         offers = {"samplers": list(actions.host.samplers())}
-        form = build_form(actions.draw_specs(name), prefix=f"{actions.prefix}_{name}", offers=offers)
+        form = build_form(actions.draw_specs(name), prefix=actions.trial(name), offers=offers)
+        serve_put_back(Maker(actions.trial(name), "models"), form, dict)
         button = make(gr.Button, f"{name}_grid", value="Draw the grid", min_width=120)
     return form, button
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from html import escape
@@ -118,11 +119,16 @@ def lines_html(lines: Sequence[Sentence], named: Named, number: int) -> str:
 def blocks_html(field: str, unet: Unet, weights: Mapping[str, float], start: float, presets: Sequence[str]) -> str:
     """A slider for each block, and the curve that they make; the script writes them into the field of this id.
 
-    `start`: what a block has that `weights` does not name.
+    `start`: what a block has that `weights` does not name. A slider shows its number to a step of 0.05, and keeps it
+    exactly until it is moved.
     """
     names = [BASE, *unet.blocks]
     values = [weights.get(name, start) for name in names]
-    points = " ".join(f"{(n + 0.5) * STEP_WIDTH:g},{HEIGHT * (1 - _held(value)):g}" for n, value in enumerate(values))
+    told = [value for value in values if math.isfinite(value)]
+    low, high = math.floor(min(0, *told)), math.ceil(max(1, *told))
+    points = " ".join(
+        f"{(n + 0.5) * STEP_WIDTH:g},{HEIGHT * (high - value) / (high - low):g}" for n, value in enumerate(values)
+    )
     width = len(names) * STEP_WIDTH
     middle = f'<line x1="0" x2="{width}" y1="{HEIGHT / 2:g}" y2="{HEIGHT / 2:g}"/>'
     drawing = (
@@ -130,12 +136,13 @@ def blocks_html(field: str, unet: Unet, weights: Mapping[str, float], start: flo
         f'aria-label="Weights by block">{middle}<polyline points="{points}"/></svg>'
     )
     sliders = "".join(
-        f'<label><i>{round(value, 2):g}</i><input type="range" min="0" max="1" step="0.05" value="{value:g}" '
-        f'orient="vertical" aria-label="{escape(short_name(name))}"><span>{escape(short_name(name))}</span></label>'
+        f'<label><i>{round(value, 2):g}</i><input type="range" min="{low}" max="{high}" step="0.05" '
+        f'value="{value:g}" data-exact="{exactly(value)}" orient="vertical" '
+        f'aria-label="{escape(short_name(name))}"><span>{escape(short_name(name))}</span></label>'
         for name, value in zip(names, values, strict=True)
     )
     choices = "".join(f"<option>{escape(name)}</option>" for name in presets)
-    chooser = f'<select aria-label="Preset"><option value="">Preset…</option>{choices}</select>'
+    chooser = f'<select aria-label="Preset"><option value="">Preset…</option>{choices}</select>' if presets else ""
     clear = '<button type="button" class="models-clear">One weight for all</button>'
     return (
         f'<details class="models-blocks" data-field="{escape(field)}"><summary>Sliders and curve by block</summary>'
@@ -144,8 +151,8 @@ def blocks_html(field: str, unet: Unet, weights: Mapping[str, float], start: flo
     )
 
 
-def _held(value: float) -> float:
-    return min(1.0, max(0.0, value))
+def exactly(value: float) -> str:
+    return str(float(value)).removesuffix(".0")
 
 
 def short_name(block: str) -> str:
