@@ -245,7 +245,7 @@ class WebuiHost(Exchanging):
         elif self.hypernetwork_folder().resolve() in folders:
             shared.reload_hypernetworks()
         elif self.checkpoint_folder().resolve() in folders:
-            sd_models.list_models()
+            _list_checkpoints()
 
     def cache_folder(self) -> Path:
         given = getattr(shared.cmd_opts, "trainer_data_dir", None)
@@ -280,6 +280,16 @@ def _state_kept() -> Iterator[None]:
             setattr(shared.state, name, value)
         if hasattr(shared, "total_tqdm"):
             shared.total_tqdm.clear()
+
+
+def _list_checkpoints() -> None:
+    """The menu of checkpoints anew. Listing them sets the one that is chosen back to that of `--ckpt`."""
+    chosen = shared.opts.data.get("sd_model_checkpoint")
+    try:
+        sd_models.list_models()
+    finally:
+        if chosen is not None:
+            shared.opts.data["sd_model_checkpoint"] = chosen
 
 
 def _forget_prompts() -> None:

@@ -42,7 +42,9 @@ def remove_files(paths: list[str]) -> dict[str, list[str]]:
         path.unlink(missing_ok=True)
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
     shared.reload_hypernetworks()
+    chosen = shared.opts.data["sd_model_checkpoint"]
     sd_models.list_models()
+    shared.opts.data["sd_model_checkpoint"] = chosen  # it is set back to that of --ckpt
     return known()
 
 
