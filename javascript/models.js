@@ -9,7 +9,7 @@
     const bridge = window.trainerBridge;
     const pages = {};
 
-    const pageOf = (prefix) => (pages[prefix] = pages[prefix] || {active: false, opened: {}});
+    const pageOf = (prefix) => (pages[prefix] = pages[prefix] || {ended: "", opened: {}});
     const isActive = (panel) => panel.dataset.active === "1";
     const prefixOf = (element) => element.closest(".models-page")?.id.replace(/_page$/, "") || "";
 
@@ -34,10 +34,13 @@
         });
     }
 
+    // The lists are read anew after each job; a short one may never have been seen at work.
     function polled(prefix, panel) {
         const page = pageOf(prefix);
-        if (page.active && !isActive(panel)) bridge.ask(prefix, "listed", {}, {line: "lists", latest: "listed"});
-        page.active = isActive(panel);
+        const {job} = panel.dataset;
+        if (isActive(panel) || !job || page.ended === job) return;
+        page.ended = job;
+        bridge.ask(prefix, "listed", {}, {line: "lists", latest: "listed"});
     }
 
     // -- blocks ----------------------------------------------------------------------------------------------------

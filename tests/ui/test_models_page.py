@@ -60,6 +60,8 @@ def test_every_tool_has_its_form_and_title(host: FakeHost) -> None:
     told = [one.elem_id for one in page.blocks.values() if getattr(one, "elem_id", None)]
     ids = set(told)
     assert len(told) == len(ids), "an id is one component's"
+    folds = [one for one in page.blocks.values() if isinstance(one, gr.Accordion) and "_section_" in str(one.elem_id)]
+    assert len(folds) >= len(TOOLS) and all(one.open for one in folds), "a form of one section is seen"
     for form in [one.removesuffix("_finder") for one in ids if one.endswith("_finder")]:
         assert {f"{form}_put_back", f"{form}_before"} <= ids, "its marks put back"
     for name, tool in TOOLS.items():

@@ -29,7 +29,8 @@ STEP_WIDTH, HEIGHT = 30, 90
 def job_html(view: JobView | None, prefix: str, named: Named) -> str:
     """The panel of the job under way, or of the last one. The script reads whether to poll."""
     active = "1" if view and view.active else "0"
-    attributes = f'class="models-job" data-prefix="{escape(prefix)}" data-active="{active}"'
+    job = escape(view.id) if view else ""
+    attributes = f'class="models-job" data-prefix="{escape(prefix)}" data-active="{active}" data-job="{job}"'
     if view is None:
         body = '<div class="models-empty">Nothing is under way. Files that exist are never written over.</div>'
         return f"<div {attributes}>{body}</div>"
