@@ -94,12 +94,12 @@ def test_the_page_says_labels_wherever_a_field_is_named(monkeypatch: pytest.Monk
     assert Sentence("a.b", field=Field("x", "Ours"), other="", strange="", more="").text(named=label_of)[:4] == "Ours"
 
 
-def test_a_translation_is_filled_and_falls_back_to_english() -> None:
+def test_a_translation_is_filled_and_falls_back_to_english(monkeypatch: pytest.MonkeyPatch) -> None:
     chinese = EMPTY.text(language="zh")
     assert "network.rank" in chinese and "不能为空" in chinese and "1" in chinese and "8" in chinese
     assert "“" not in chinese and "Rank (dim)" in EMPTY.text(language="zh", named=label_of)
     only_english = Sentence("job.errors", problems="x")
-    assert only_english.code not in sentences.catalogue("zh")
+    monkeypatch.delitem(sentences.catalogue("zh"), only_english.code)
     assert only_english.text(language="zh") == "x"
     assert EMPTY.text(language="xx") == EMPTY.text(language="../en") == str(EMPTY)
 
