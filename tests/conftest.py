@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,20 +61,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 SHARED: dict[str, tuple[Any, list[object]]] = {}
-"""Models of the session, each with what it is made of."""
+"""Models and folders of the session, each with what it is made of."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared_models_stay(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A file whose tests put something else into a shared model fails itself, and not whoever comes next."""
+def what_is_shared_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A file whose tests put something else into a shared model or folder fails itself, and not whoever comes next."""
     yield
-    for name, (model, before) in SHARED.items():
-        assert _made_of(model) == before, f"{request.node.name} left something else in {name}"
+    for name, (shared, before) in SHARED.items():
+        assert _made_of(shared) == before, f"{request.node.name} left something else in {name}"
 
 
-def _made_of(model: Any) -> list[object]:
-    roots = (model.unet, model.vae, *(encoder.module for encoder in model.text.encoders))
-    return [(id(tensor), tensor.dtype) for root in roots for tensor in root.parameters()]
+def _made_of(shared: Any) -> list[object]:
+    if isinstance(shared, Path):
+        return [(path.name, path.read_bytes()) for path in sorted(shared.iterdir())]
+    roots = (shared.unet, shared.vae, *(encoder.module for encoder in shared.text.encoders))
+    return [
+        (id(tensor), tensor.dtype, zlib.crc32(tensor.detach().contiguous().numpy().tobytes()))
+        for root in roots
+        for tensor in root.parameters()
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -119,4 +126,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six drawn pictures of 64×64 with captions."""
     from tests.support import draw_pictures
 
-    return draw_pictures(tmp_path_factory.mktemp("pictures"))
+    folder = draw_pictures(tmp_path_factory.mktemp("pictures"))
+    SHARED["pictures"] = folder, _made_of(folder)
+    return folder

@@ -5,6 +5,7 @@ The `host` fixture checks after each of them that the model is untouched and dra
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,8 @@ def test_points_are_told_with_all_their_tags(watched: Watched, pictures: Path, v
     assert told <= {f"zork, disc, colour {index}, saber_(fate)" for index in range(6)} and len(told) > 1
 
 
-def test_points_weigh_as_much_as_their_pictures(watched: Watched, pictures: Path) -> None:
+def test_points_weigh_as_much_as_their_pictures(watched: Watched, pictures: Path, tmp_path: Path) -> None:
+    pictures = shutil.copytree(pictures, tmp_path / "own")
     plain, said = probed(watched, pictures)
     (pictures / "weights.csv").write_text("picture,weight\n*,1\n[0-2].png,3\n", encoding="utf-8")
     weighed, again = probed(watched, pictures)
