@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_half_a_run_and_the_state_of_it_are_the_whole(
     if case == "difference":
         changes |= {"difference__before": str(draw_pictures(tmp_path / "before", side=72))}
     if case == "buckets":
-        draw_pictures(pictures, 2, size=(128, 64))
+        pictures = draw_pictures(shutil.copytree(pictures, tmp_path / "own"), 2, size=(128, 64))
     host = ModelHost(diffusers_model, tmp_path)
     host.parts = lambda: {"unet": HeldPart(1, torch.float32)}  # type: ignore[method-assign]
     plan = prepare(make_job(pictures, **changes, training__max_steps=WHOLE), host)

@@ -255,7 +255,7 @@ def test_what_is_told_of_measurements(watched: Watched, pictures: Path) -> None:
 
 
 def test_captions_of_both_sides_are_those_that_were_encoded(
-    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Also where their words are drawn and weighted."""
     model, weighted = watched.host.model(), []
@@ -266,6 +266,7 @@ def test_captions_of_both_sides_are_those_that_were_encoded(
         return encode(*given, **named)
 
     monkeypatch.setattr(model, "encode_text", encode_text)
+    pictures = shutil.copytree(pictures, tmp_path / "own")
     for number, path in enumerate(sorted(pictures.glob("*.txt"))):
         path.write_text(f"a {{red{number}|(blue{number}:1.3)|green{number}|grey{number}}} disc")
     changes = SHARE | {"captions__wildcards": True, "captions__weights": True, "optimizer__text_encoder_lr": 0.0}
