@@ -90,7 +90,9 @@ class Webui:
 
     def load(self, checkpoint: str) -> None:
         """Choose another checkpoint in the menu, by its file's name."""
-        self.post("/sdapi/v1/refresh-checkpoints", {})
+        known = [Path(one["filename"]).name for one in self.get("/sdapi/v1/sd-models")]
+        if checkpoint not in known:  # it sets the choice back to that of --ckpt, which could not be chosen then
+            self.post("/sdapi/v1/refresh-checkpoints", {})
         self.post("/sdapi/v1/options", {"sd_model_checkpoint": checkpoint})
         self.until(lambda: self.probe("facts").get("checkpoint") == checkpoint, f"{checkpoint} loaded")
 
