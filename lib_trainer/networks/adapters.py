@@ -73,7 +73,7 @@ class Adapter(nn.Module):
     """
 
     layout: ClassVar[dict[str, str]] = {}
-    _flat: tuple[Flat, int] | None = None
+    _flat: tuple[Flat, slice] | None = None
 
     def __init__(self, target: AdaptableModule, rank: int, alpha: float) -> None:
         super().__init__()
@@ -121,16 +121,17 @@ class Adapter(nn.Module):
 
     def lie_in(self, flat: Flat, place: int) -> None:
         """Take the parameters from place `place` of `flat` on; gradients arrive at its leaves from now on."""
-        self._flat = (flat, place)
-        for name, tensor in zip(self.names, flat.tensors[place:]):
+        names = self.names
+        self._flat = flat, slice(place, place + len(names))
+        for name, tensor in zip(names, flat.tensors[place:]):
             setattr(self, name, tensor)
 
     def current(self, dtype: torch.dtype) -> Sequence[torch.Tensor]:
         """The parameters by `names`, for a product in `dtype`; a flat gives copies in it, 1×1 kernels as matrices."""
         if self._flat is None:
             return [getattr(self, name) for name in self.names]
-        flat, place = self._flat
-        return flat.working(dtype)[place : place + len(self.names)]
+        flat, own = self._flat
+        return flat.working(dtype)[own]
 
     def decompose(self) -> None:
         """DoRA (Liu et al. 2024, arXiv:2402.09353): learn the size of each input's weights apart from their direction.
@@ -240,17 +241,19 @@ class LoraAdapter(Adapter):
         def linear(input: torch.Tensor) -> torch.Tensor:
             dtype = compute_dtype(input)
             down, up = self.current(dtype)
-            if plain and _computed_in(dtype, layer.weight, layer.bias, down, up):
-                out: torch.Tensor = LoraProduct.apply(input, layer.weight, layer.bias, down, up, scale, dtype)
+            weight, bias = layer.weight, layer.bias  # each look takes a microsecond
+            if plain and _computed_in(dtype, weight, bias, down, up):
+                out: torch.Tensor = LoraProduct.apply(input, weight, bias, down, up, scale, dtype)
                 return out
             return lora_linear(base, input, down, up, scale)
 
         def pointwise(input: torch.Tensor) -> torch.Tensor:
             dtype = compute_dtype(input)
             down, up = self.current(dtype)
-            if not plain or not _computed_in(dtype, layer.weight, layer.bias, down, up):
+            weight, bias = layer.weight, layer.bias
+            if not plain or not _computed_in(dtype, weight, bias, down, up):
                 return convolution(input)
-            own = layer.weight.flatten(1), layer.bias, down.flatten(1), up.flatten(1), scale, dtype
+            own = weight.flatten(1), bias, down.flatten(1), up.flatten(1), scale, dtype
             if not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last):
                 rows: torch.Tensor = LoraProduct.apply(input.permute(0, 2, 3, 1), *own)
                 return rows.permute(0, 3, 1, 2)
@@ -282,9 +285,13 @@ class LoraAdapter(Adapter):
         return product.reshape(self.layer.weight.shape) * self.scale
 
 
-def _computed_in(dtype: torch.dtype, weight: torch.Tensor, *others: torch.Tensor | None) -> bool:
+def _computed_in(
+    dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None, down: torch.Tensor, up: torch.Tensor
+) -> bool:
     """Whether all of a product's tensors are of this dtype, and its frozen weight gets no gradient."""
-    return not weight.requires_grad and all(one is None or one.dtype is dtype for one in (weight, *others))
+    if weight.requires_grad or weight.dtype is not dtype or down.dtype is not dtype or up.dtype is not dtype:
+        return False
+    return bias is None or bias.dtype is dtype
 
 
 def drawn_kaiming(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

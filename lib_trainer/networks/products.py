@@ -14,7 +14,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-class LoraProduct(torch.autograd.Function):
+class Product(torch.autograd.Function):
+    """A step of autograd that costs the host little: `apply` is autograd's own.
+
+    `torch.autograd.Function.apply` first looks through all arguments for functorch's transforms (vmap, jvp), which
+    nobody uses while a model trains; for a layer of a small model that takes as long as its products do.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+
+class LoraProduct(Product):
     """x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, with gradients for x, A and B.
 
     x (…, in), W (out, in), b (out,) or None, A (r, in), B (out, r); all but x are in `dtype`, to which x is cast and in
@@ -56,7 +68,7 @@ class LoraProduct(torch.autograd.Function):
         return g_x, None, None, g_down, g_up, None, None
 
 
-class LoraPointwise(torch.autograd.Function):
+class LoraPointwise(Product):
     """The same for a 1×1 convolution of pictures x (B, in, H, W) whose channels lie apart: nothing is transposed.
 
     W (out, in), b (out,) or None, A (r, in), B (out, r) → (B, out, H, W).
@@ -111,7 +123,7 @@ def _scaled_product(one: torch.Tensor, other: torch.Tensor, scale: float, row: t
     return one.mm(other) if scale == 1 else torch.addmm(row, one, other, beta=0, alpha=scale)
 
 
-class LohaProduct(torch.autograd.Function):
+class LohaProduct(Product):
     """x times scale·(w1_a·w1_b)∘(w2_a·w2_b) as a layer's weight, by a Linear or Conv2d layer's rules, without its bias.
 
     Only x and the thin factors are kept for the backward pass; the two products and the weight, each of the layer's
@@ -175,7 +187,7 @@ def _gradients_of(
     return g_x, g_weight.flatten(1)
 
 
-class GatedGelu(torch.autograd.Function):
+class GatedGelu(Product):
     """x·gelu(gate) for the two halves (…, n) of a tensor (…, 2n); Shazeer 2020, arXiv:2002.05202.
 
     The gradients of both halves are written where they belong; autograd would make two tensors and join them.

@@ -54,12 +54,16 @@ def attend(
     """Multi-head attention of `x` (B, N, C) on `context` (B, M, D), or on itself. `mask` is not used by SD models."""
     if mask is not None:
         raise ValueError("Attention masks are not part of the UNets that are trained here")
-    told = x if context is None else context
+    out: torch.Tensor = module.to_out(attended(module, x, x if context is None else context))
+    return out
+
+
+def attended(module: Any, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    """What the heads of a module with ldm's or diffusers' projections see: (B, N, C), before `to_out`."""
     batch, length, _ = x.shape
     q, k, v = (
         projected.view(batch, -1, module.heads, projected.shape[-1] // module.heads).transpose(1, 2)
         for projected in (module.to_q(x), module.to_k(told), module.to_v(told))
     )
-    attended = F.scaled_dot_product_attention(q, k, v)
-    out: torch.Tensor = module.to_out(attended.transpose(1, 2).reshape(batch, length, -1))
-    return out
+    seen = F.scaled_dot_product_attention(q, k, v)
+    return seen.transpose(1, 2).reshape(batch, length, -1)

@@ -20,6 +20,7 @@ from lib_trainer.host.held import Holdable
 from lib_trainer.host.holding import checkpointed, frozen, recomputed_blocks
 from lib_trainer.host.ldm.attention import efficient_gates
 from lib_trainer.host.norms import direct_norms
+from lib_trainer.host.standalone.attention import direct_attention
 from lib_trainer.host.standalone.checkpoint import Components, load_checkpoint
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.networks.formats.checkpoint_file import names_without, read_checkpoint
@@ -130,6 +131,7 @@ class DiffusersModel(Holdable):
             text = self.text.parts().values() if state.text_encoder else ()
             stack.enter_context(direct_norms(state.dtype, self.unet, *text))
             stack.enter_context(efficient_gates(self.unet))
+            stack.enter_context(direct_attention(self.unet))
             if state.text_encoder:
                 stack.enter_context(self.text.lean())
             if state.checkpointing:
