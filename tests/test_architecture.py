@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ ENTRY_POINTS = {"lib_trainer.__main__", "lib_trainer.cli.main", "lib_trainer.cli
 CALLS_ALLOWED = {"lib_trainer.ui.standalone": ["os.environ.setdefault"]}
 """gradio reads its environment when it is imported."""
 
+CONDITIONS = ("TYPE_CHECKING", "sys.version_info", "__name__")
+"""What may be asked at the top level of a module."""
+
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
@@ -26,8 +30,26 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+NAMED = {path: module_name(path) for path in SOURCES}
+
+
+@functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """What is read of the sources is kept for these tests and not longer."""
+    yield
+    tree.cache_clear()
+    imports.cache_clear()
+    nodes.cache_clear()
+
+
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -45,6 +67,7 @@ def statements(node: ast.AST, *, inside_functions: bool) -> Iterator[ast.AST]:
         yield from statements(child, inside_functions=inside_functions)
 
 
+@functools.cache
 def imports(path: Path, *, inside_functions: bool = True) -> set[str]:
     """Absolute names of what a file imports; `from a import b` counts as a, and as a.b where that is a module."""
     found = set()
@@ -79,17 +102,38 @@ def test_there_is_something_to_check() -> None:
     assert "gradio" in imports(PACKAGE / "ui" / "kit" / "form.py")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_imports_follow_the_layers(path: Path) -> None:
-    name, found = module_name(path), imports(path)
+def crossed(name: str, found: set[str]) -> set[str]:
+    """Of what the module `name` imports, what its layer must not."""
+    wrong: set[str] = set()
     if is_core(name):
-        assert not reaches(found, "modules", "gradio", "lib_trainer.host", "lib_trainer.ui", *ENTRY_POINTS)
+        wrong |= reaches(found, "modules", "gradio", "lib_trainer.host", "lib_trainer.ui", *ENTRY_POINTS)
     if reaches({name}, "lib_trainer.ui"):
-        assert not reaches(found, "modules", "lib_trainer.host", *ENTRY_POINTS)
+        wrong |= reaches(found, "modules", "lib_trainer.host", *ENTRY_POINTS)
     if reaches({name}, "lib_trainer.host"):
-        assert not reaches(found, "gradio", "lib_trainer.ui", "lib_trainer.work.jobs", *ENTRY_POINTS)
+        wrong |= reaches(found, "gradio", "lib_trainer.ui", "lib_trainer.work.jobs", *ENTRY_POINTS)
     if not reaches({name}, "lib_trainer.host.webui"):
-        assert not reaches(found, "modules", "lib_trainer.host.webui")
+        wrong |= reaches(found, "modules", "lib_trainer.host.webui")
+    return wrong
+
+
+def test_imports_follow_the_layers() -> None:
+    wrong = {name: crossed(name, imports(path)) for path, name in NAMED.items()}
+    assert {name: found for name, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "imported"),
+    [
+        ("lib_trainer.training.loop", "gradio"),
+        ("lib_trainer.files", "lib_trainer.ui.kit.form"),
+        ("lib_trainer.ui.generate", "lib_trainer.host.standalone.host"),
+        ("lib_trainer.host.standalone.host", "gradio"),
+        ("lib_trainer.host.standalone.host", "lib_trainer.host.webui"),
+        ("lib_trainer.cli.main", "modules.shared"),
+    ],
+)
+def test_an_import_across_the_layers_is_noticed(name: str, imported: str) -> None:
+    assert crossed(name, {imported, "torch"}) == {imported}
 
 
 def test_modules_are_imported_by_the_webui_host_and_the_scripts_alone() -> None:
@@ -103,9 +147,8 @@ def test_modules_are_imported_by_the_webui_host_and_the_scripts_alone() -> None:
 
 def plain_imports(path: Path) -> set[str]:
     """As `imports`, for files that may import relatively."""
-    nodes = list(ast.walk(tree(path)))
-    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    plain = {alias.name for node in nodes(path) if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module or "" for node in nodes(path) if isinstance(node, ast.ImportFrom) and node.level == 0}
 
 
 def test_no_import_cycles() -> None:
@@ -126,16 +169,29 @@ def test_no_import_cycles() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_import_bodies_only_define(path: Path) -> None:
-    """No call at the top level stands for its effect alone, and nothing loops, opens or deletes there."""
-    allowed = CALLS_ALLOWED.get(module_name(path), [])
-    for node in tree(path).body:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            assert ast.unparse(node.value.func) in allowed, f"line {node.lineno} does something at import"
-        assert not isinstance(node, (ast.For, ast.While, ast.With, ast.Delete)), f"line {node.lineno}"
-        if isinstance(node, ast.If):
-            assert ast.unparse(node.test).startswith(("TYPE_CHECKING", "sys.version_info", "__name__"))
+def done_at_import(body: list[ast.stmt], allowed: Sequence[str] = ()) -> list[int]:
+    """Lines at the top level that do something: a call for its effect alone, a loop, an opened or deleted thing."""
+    lines = []
+    for node in body:
+        call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and node.value.func
+        if (
+            (call and ast.unparse(call) not in allowed)
+            or isinstance(node, (ast.For, ast.While, ast.With, ast.Delete))
+            or (isinstance(node, ast.If) and not ast.unparse(node.test).startswith(CONDITIONS))
+        ):
+            lines.append(node.lineno)
+    return lines
+
+
+def test_import_bodies_only_define() -> None:
+    done = {name: done_at_import(tree(path).body, CALLS_ALLOWED.get(name, ())) for path, name in NAMED.items()}
+    assert {name: lines for name, lines in done.items() if lines} == {}
+
+
+def test_what_is_done_at_import_is_noticed() -> None:
+    for source in ("print()", "for x in y: pass", "while x: pass", "with x: pass", "del x", "if x: y = 1"):
+        assert done_at_import(ast.parse(f"a = 1\n{source}").body) == [2], source
+    assert not done_at_import(ast.parse("if TYPE_CHECKING:\n    import x\na = f()\nb()").body, ["b"])
 
 
 ONCE = {
@@ -169,29 +225,38 @@ def family_words() -> list[str]:
 
 def texts(path: Path) -> Iterator[str]:
     """The texts of a file, without those that only a reader of the source sees."""
-    whole = tree(path)
     explained = {
-        id(node.value)
-        for node in ast.walk(whole)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        id(node.value) for node in nodes(path) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    for node in ast.walk(whole):
+    for node in nodes(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in explained:
             yield node.value
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.name)
-def test_nobody_but_the_families_asks_for_a_family_by_its_name(path: Path) -> None:
+def test_nobody_but_the_families_asks_for_a_family_by_its_name() -> None:
     """Everybody else asks the object: SDXL is a description, and not an `if`."""
-    if PACKAGE / "families" in path.parents:
-        return
-    assert not reaches(imports(path), *FAMILY_MODULES)
-    named = [(word, text) for text in texts(path) for word in family_words() if word in text]
-    assert named == []
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Compare):
-            sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
-            assert not any(re.search(r"\bfamily\.(word|card|version|architecture|model)$", side) for side in sides)
+    words, others = family_words(), [path for path in SOURCES if PACKAGE / "families" not in path.parents]
+    assert "SDXL" in words and len(others) > 300
+    asked = [(path.name, name) for path in [*others, *SCRIPTS] for name in reaches(imports(path), *FAMILY_MODULES)]
+    named = [
+        (path.name, word, text)
+        for path in [*others, *SCRIPTS]
+        for text in texts(path)
+        for word in words
+        if word in text
+    ]
+    compared = [
+        (path.name, node.lineno)
+        for path in [*others, *SCRIPTS]
+        for node in nodes(path)
+        if isinstance(node, ast.Compare) and compares_a_family(node)
+    ]
+    assert (asked, named, compared) == ([], [], [])
+
+
+def compares_a_family(node: ast.Compare) -> bool:
+    sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+    return any(re.search(r"\bfamily\.(word|card|version|architecture|model)$", side) for side in sides)
 
 
 def test_sentences_name_no_family() -> None:
@@ -237,12 +302,15 @@ DECLARED = ("lib_trainer.config", "lib_trainer.options")
 """Declarations of options say which kinds read them, and how the page shows the names."""
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_nothing_hangs_on_the_name_of_a_kind_of_training(path: Path) -> None:
+def test_nothing_hangs_on_the_name_of_a_kind_of_training() -> None:
     """What depends on a kind is asked of its object in lib_trainer/kinds."""
-    if reaches({module_name(path)}, "lib_trainer.kinds", *DECLARED, *MATHS):
-        return
-    assert names_decided_by(tree(path), kind_names()) == []
+    kinds = kind_names()
+    found = {
+        name: names_decided_by(tree(path), kinds)
+        for path, name in NAMED.items()
+        if not reaches({name}, "lib_trainer.kinds", *DECLARED, *MATHS)
+    }
+    assert {name: decided for name, decided in found.items() if decided} == {}
 
 
 def test_a_decision_by_the_name_of_a_kind_is_noticed() -> None:
@@ -273,10 +341,15 @@ def test_the_installer_imports_nothing_that_may_be_missing() -> None:
     assert found == {"__future__", "re", "collections.abc", "dataclasses", "typing"}
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.name)
-def test_files_and_functions_stay_readable(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
-    for node in ast.walk(tree(path)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= 60, f"{node.name} has {length} lines"
+def test_files_and_functions_stay_readable() -> None:
+    long = [path for path in [*SOURCES, *SCRIPTS] if len(path.read_text(encoding="utf-8").splitlines()) > 500]
+    assert long == []
+    lengths = {
+        f"{node.name} in line {node.lineno} of {path.relative_to(ROOT)}": (node.end_lineno or node.lineno)
+        - node.lineno
+        + 1
+        for path in [*SOURCES, *SCRIPTS]
+        for node in nodes(path)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
