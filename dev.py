@@ -7,15 +7,19 @@ for, or fetched. Packages go into `.venv` beside this file, and again only when 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -77,24 +81,45 @@ def serve(rest: list[str]) -> int:
 
 
 def test(rest: list[str]) -> int:
-    """Lint, format, types, then pytest with `rest`, a worker for each core (`-n0` for none)."""
+    """Lint, format, types, then pytest with `rest`, a worker for each core (`-n0` for none).
+
+    The types are checked beside the others, which leave a core idle here and there, and told last.
+    """
     set_up("test", TEST)
     failed = []
     checks = (
         ("lint", ["ruff", "check", *CHECKED]),
         ("format", ["ruff", "format", "--check", *CHECKED]),
-        ("types", ["mypy"]),
         ("tests", ["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--no-loadscope-reorder", *rest]),
     )
-    for name, command in checks:
-        print(f"== {name}: {' '.join(command)}", flush=True)
-        started = time.monotonic()
-        if run("-m", *command, miniature=True):
-            failed.append(name)
-        print(f"== {name}: {'FAILED' if name in failed else 'ok'} in {time.monotonic() - started:.0f} s", flush=True)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said, begun("-m", "mypy", output=said) as types:
+        for name, command in checks:
+            print(f"== {name}: {' '.join(command)}", flush=True)
+            started = time.monotonic()
+            if run("-m", *command, miniature=True):
+                failed.append(name)
+            print(
+                f"== {name}: {'FAILED' if name in failed else 'ok'} in {time.monotonic() - started:.0f} s", flush=True
+            )
+        if types.wait():
+            failed.append("types")
+        said.seek(0)
+        print(f"== types: mypy\n{said.read()}== types: {'FAILED' if 'types' in failed else 'ok'}", flush=True)
     if failed:
         raise StepFailed(f"failed: {', '.join(failed)} (the output above says why).")
     return 0
+
+
+@contextlib.contextmanager
+def begun(*arguments: str, output: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The venv's Python beside this one; ended with the block if it has not ended before."""
+    command = [str(PYTHON), *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def bench(rest: list[str]) -> int:
@@ -282,13 +307,26 @@ def last_line(text: str) -> str:
 
 
 def run(*arguments: str, miniature: bool = False) -> int:
-    """The venv's Python in the clone, with nothing fetched or reported by the libraries.
+    """The venv's Python in the clone.
 
     The miniature's tensors are too small to be shared among threads: one is as fast, and many times faster where other
-    work has one of the cores. What is compiled is kept, whatever the shell says of it: the tests start this clone's
-    modules hundreds of times.
+    work has one of the cores.
     """
-    environment = {
+    given = environment()
+    if miniature:
+        given.setdefault("OMP_NUM_THREADS", "1")
+    code = subprocess.run([str(PYTHON), *arguments], cwd=ROOT, env=given, check=False).returncode
+    if code < 0:  # it had no chance to say so itself
+        raise StepFailed(f"`python {' '.join(arguments)}` was ended by signal {-code}.")
+    return code
+
+
+def environment() -> dict[str, str]:
+    """With nothing fetched or reported by the libraries.
+
+    What is compiled is kept, whatever the shell says of it: the tests start this clone's modules hundreds of times.
+    """
+    given = {
         **os.environ,
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_OFFLINE": "1",
@@ -296,13 +334,8 @@ def run(*arguments: str, miniature: bool = False) -> int:
         "PYTHONUTF8": "1",
     }
     for name in ("PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
-        environment.pop(name, None)
-    if miniature:
-        environment.setdefault("OMP_NUM_THREADS", "1")
-    code = subprocess.run([str(PYTHON), *arguments], cwd=ROOT, env=environment, check=False).returncode
-    if code < 0:  # it had no chance to say so itself
-        raise StepFailed(f"`python {' '.join(arguments)}` was ended by signal {-code}.")
-    return code
+        given.pop(name, None)
+    return given
 
 
 if __name__ == "__main__":

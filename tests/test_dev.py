@@ -140,6 +140,24 @@ def test_a_card_keeps_its_torch(dev: ModuleType, index: str, tmp_path: Path) -> 
     assert dev.torch_without_cuda() == []
 
 
+@pytest.mark.parametrize("fails", ["ruff check", "ruff format", "mypy", "pytest", "nothing"])
+def test_all_checks_are_run_and_what_failed_is_named(
+    dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fails: str
+) -> None:
+    script = f'echo "$*" >> "{tmp_path}/asked"; echo "said by $2"; case "$*" in "-m {fails}"*) exit 1;; esac'
+    monkeypatch.setattr(dev, "PYTHON", program(tmp_path / "venv" / "python", script))
+    monkeypatch.setattr(dev, "set_up", lambda *_: None)
+    assert dev.main(["test", "-k", "some"]) == (fails != "nothing")
+    asked = (tmp_path / "asked").read_text("utf-8").splitlines()
+    assert sorted(line.split()[1] for line in asked) == ["mypy", "pytest", "ruff", "ruff"]
+    assert next(line for line in asked if "pytest" in line).endswith("-k some")
+    out, err = capfd.readouterr()
+    name = {"ruff check": "lint", "ruff format": "format", "mypy": "types", "pytest": "tests"}.get(fails, "")
+    assert (f"failed: {name} " in err) if name else not err
+    assert out.count("FAILED") == bool(name) and out.count(": ok") == 4 - bool(name)
+    assert out.index("said by pytest") < out.index("== types: mypy\nsaid by mypy\n== types:")
+
+
 def test_what_is_compiled_is_kept_whatever_the_shell_says(
     dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
