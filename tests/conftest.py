@@ -17,23 +17,35 @@ if TYPE_CHECKING:
 
 
 LONG = (
-    "tests/e2e/test_learns.py",
+    "tests/browser/",
+    "tests/e2e/test_learns.py[sd1]",
+    "tests/e2e/test_learns.py[sdxl]",
     "tests/options/test_every_option.py",
     "tests/training/test_forecast.py",
     "tests/training/test_kinds.py",
-    "tests/browser/test_page.py",
     "tests/training/test_half_host.py",
     "tests/training/test_same_files.py",
     "tests/training/test_out_of_memory.py",
-    "tests/browser/test_dataset_page.py",
 )
 """Files that begin first, the longest before the others, so that no worker is left alone with one at the end."""
+TOGETHER = ("tests/browser/", "tests/webui/")
+"""Folders whose tests stay on one worker: each has one browser, or one WebUI, for all of them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorted by LONG. A file's tests stay together and in order."""
-    place = {file: number for number, file in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONG)))
+    place = {scope: number for number, scope in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(scope_of(item.nodeid), len(LONG)))
+
+
+def scope_of(nodeid: str) -> str:
+    """What stays on one worker: a file, or a folder of TOGETHER; of LONG also what comes of one parameter in a file."""
+    file, _, test = nodeid.partition("::")
+    for folder in TOGETHER:
+        if file.startswith(folder):
+            return folder
+    one = f"{file}[{test.partition('[')[2]}"
+    return one if one in LONG else file
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,15 +61,14 @@ def pytest_collection() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests stay on one worker, and so do all that share one WebUI (xdist's groups need an older pytest)."""
+    """The tests of a scope stay on one worker (xdist's own groups need an older pytest)."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    class ByScope(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "webui" if file.startswith("tests/webui/") else file
+            return scope_of(nodeid)
 
-    return ByFile(config, log)
+    return ByScope(config, log)
 
 
 SHARED: dict[str, tuple[Any, list[object]]] = {}
@@ -79,7 +90,7 @@ def _made_of(shared: Any) -> list[object]:
         return [(path.name, path.read_bytes()) for path in sorted(shared.iterdir())]
     roots = (shared.unet, shared.vae, *(encoder.module for encoder in shared.text.encoders))
     return [
-        (id(tensor), tensor.dtype, zlib.crc32(tensor.detach().contiguous().numpy().tobytes()))
+        (id(tensor), tensor.dtype, zlib.crc32(tensor.detach().contiguous().numpy()))
         for root in roots
         for tensor in root.parameters()
     ]
