@@ -11,7 +11,7 @@ REFUSED = {
     "sdxl": "The loaded checkpoint is not laid out as SDXL (no CLIP text encoder): load one of SDXL.",
     "sd2": "The loaded checkpoint is not laid out as SD 2.x (no CLIP text encoder): load one of SD 2.x.",
     "sd3": "The loaded checkpoint is of SD 3, which is not supported yet: load one of SD 1.x, SD 2.x or SDXL.",
-    "inpainting": "The loaded checkpoint is made for inpainting or editing: load one for txt2img.",
+    "editing": "The loaded checkpoint is made for editing or depth: load one for txt2img or inpainting.",
     "unloaded": "The checkpoint was unloaded to the CPU: load it again",
     "stranger": "The loaded checkpoint is not laid out as SD 1.x (no CLIP text encoder): load one of SD 1.x.",
 }

@@ -87,7 +87,7 @@ def _pretended(kind: str) -> Iterator[None]:
         match kind:
             case "none":
                 put(mock.patch.object(sd_models.model_data, "sd_model", None))
-            case "sdxl" | "sd2" | "sd3" | "inpainting":
+            case "sdxl" | "sd2" | "sd3" | "editing":
                 put(mock.patch.object(sd_models.model_data, "sd_model", _of_another_family(kind)))
             case "unloaded":
                 put(mock.patch.object(devices, "device", torch.device("meta")))
@@ -100,7 +100,7 @@ def _pretended(kind: str) -> Iterator[None]:
 
 def _of_another_family(kind: str) -> nn.Module:
     """A module with as much of such a model as tells it."""
-    channels = 9 if kind == "inpainting" else 4
+    channels = 8 if kind == "editing" else 4
     places = {
         "sdxl": ("conditioner.embedders.0.x", "conditioner.embedders.1.x"),
         "sd2": ("cond_stage_model.wrapped.model.x",),

@@ -105,8 +105,8 @@ def runner() -> TrainingDesk:
 
 def _choose_the_other_checkpoint() -> None:
     """As the menu does it: the setting changes at once, and the loading waits in the queue."""
-    loaded = sd_models.model_data.sd_model.sd_checkpoint_info.filename
-    other = next(info.title for info in sd_models.checkpoints_list.values() if info.filename != loaded)
+    files = sd_models.checkpoints_list.values()
+    other = next(info.title for info in files if Path(info.filename).name == "other.safetensors")
     threading.Thread(target=shared.opts.set, args=("sd_model_checkpoint", other)).start()
 
 
