@@ -317,5 +317,11 @@
         document.querySelectorAll(".trainer-page div.label-wrap:not([role])").forEach(makeOperable);
     });
 
-    window.trainerForm = {reveal};
+    // Also before the last job is put into the form: values that are in it by then would be taken for untouched ones.
+    function followNow(prefix) {
+        const form = formOf(prefix);
+        if (form) follow(form);
+    }
+
+    window.trainerForm = {reveal, followNow};
 })();

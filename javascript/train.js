@@ -125,6 +125,7 @@
         const page = pageOf(prefix);
         if (!page.answered && !page.touched) { // never over what somebody has begun to type
             page.restoring = true;
+            window.trainerForm?.followNow(prefix);
             const over = () => restored(prefix);
             bridge.ask(prefix, "restore", {}, {line: "restore", done: over, lost: over});
         }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,75 @@ def driver() -> Any:
     return playwright
 
 
-def launched() -> Iterator[Any]:
-    """A browser, which takes seconds to start: tests share it, each with a context of its own."""
+UNWATCHED = {
+    "autofill": {"profile_enabled": False, "credit_card_enabled": False},
+    "credentials_enable_service": False,
+}
+"""Settings of a profile in which nobody guesses what a form's fields are for: at two hundred fields, looked at anew
+with every change, that takes a third of the processor's time."""
+
+
+def launched(profile: Path) -> Iterator[Any]:
+    """A browser's context, which takes seconds to start: all tests here share it. `profile` is an empty folder."""
+    (profile / "Default").mkdir()
+    (profile / "Default" / "Preferences").write_text(json.dumps(UNWATCHED), encoding="utf-8")
     with driver().sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS, timeout=SLOW)
-        yield chromium
-        chromium.close()
+        context = started.chromium.launch_persistent_context(
+            str(profile), executable_path=str(CHROMIUM), args=ARGUMENTS, timeout=SLOW
+        )
+        yield context
+        context.close()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@dataclass
+class Tab:
+    """A page that one test after the other has, each with a server of its own at the same `port`.
+
+    gradio's scripts are then compiled already: a load takes a third of the processor's time of one in a new page. What
+    a test may change beside the document is put back by `open` and `leave`: the window's size, the speed.
+    """
+
+    raw: Any
+    port: int
+    errors: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.raw.set_default_timeout(SLOW)
+        self.raw.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.raw.on("request", lambda request: self.requests.append(request.url))
+        self.raw.on("response", lambda response: self.answers.append(response.url))
+        self._speed = self.raw.context.new_cdp_session(self.raw)
+        self._speed.send("Network.enable")
+
+    def open(self, address: str, width: int, height: int) -> Any:
+        self.raw.set_viewport_size({"width": width, "height": height})
+        self.raw.goto(address)
+        return self.raw
+
+    def slow_down(self, rate: int) -> None:
+        """As on a machine so many times slower. The browser passes the time by computing, which costs as much."""
+        self._speed.send("Emulation.setCPUThrottlingRate", {"rate": rate})
+
+    def delay_answers(self, milliseconds: int) -> None:
+        """As from a slow server, at no cost."""
+        none = {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
+        self._speed.send("Network.emulateNetworkConditions", none | {"latency": milliseconds})
+
+    def leave(self, address: str = "") -> list[str]:
+        """The page's errors; while the server is still there, without which it would make more."""
+        self.slow_down(1)
+        self.delay_answers(0)
+        self.raw.goto(f"{address.rstrip('/')}/nothing" if address else "about:blank")
+        self.requests.clear()
+        self.answers.clear()
+        errors = self.errors[:]
+        self.errors.clear()
+        return errors

@@ -1,4 +1,7 @@
-"""A browser for each file. gradio's own imports warn of deprecations that are none of ours: let through once, here."""
+"""A browser for all of these files. gradio's own imports warn of deprecations that are none of ours: let through here.
+
+A package's and not the session's: its driver keeps an event loop in this thread.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,24 @@ from typing import Any
 
 import pytest
 
-from tests.browser.chromium import launched
+from tests.browser.chromium import Tab, free_port, launched
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import gradio as gradio
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """One for a file's tests and not for the session: its driver keeps an event loop in this thread."""
-    yield from launched()
+@pytest.fixture(scope="package")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    yield from launched(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.fixture(scope="package")
+def browser(context: Any) -> Any:
+    """For pages that share nothing with those of `context`."""
+    return context.browser
+
+
+@pytest.fixture(scope="package")
+def tab(context: Any) -> Tab:
+    return Tab(context.pages[0], free_port())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.chromium import MARKS, SLOW
+from tests.browser.chromium import MARKS, Tab
 
 pytestmark = MARKS
 BRIDGE = Path(__file__).parents[2] / "javascript" / "bridge.js"
@@ -33,18 +33,14 @@ SERVER = """() => {
 
 
 @pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    page = browser.new_page()
-    page.set_default_timeout(SLOW)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
+def page(tab: Tab) -> Iterator[Any]:
+    page = tab.open("about:blank", 1280, 900)
     page.set_content(PAGE)
     page.add_script_tag(content=BRIDGE.read_text("utf-8"))
     page.add_script_tag(content=BRIDGE.read_text("utf-8"))  # a reloaded page may run it again
     page.evaluate(SERVER)
     yield page
-    page.close()
-    assert errors == []
+    assert tab.leave() == []
 
 
 def asked(page: Any) -> list[tuple[str, Any]]:

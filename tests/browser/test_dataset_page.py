@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lib_trainer.training.desk import TrainingDesk
-from tests.browser.axe import findings
-from tests.browser.chromium import MARKS, SLOW, driver
+from tests.browser.axe import findings, findings_of_both_themes
+from tests.browser.chromium import MARKS, Tab, driver
 from tests.ui.fakes import FakeGenerator, FakeHost
 
 playwright = driver()
@@ -33,25 +32,28 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
+def address(tab: Tab, tmp_path: Path) -> Iterator[str]:
     from lib_trainer.ui.standalone import build_app, serve
 
     app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), count_tokens=len)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address, errors = serve(app, port=port, block=False), []
-    raw = browser.new_page(viewport={"width": 1400, "height": 1100})
-    raw.set_default_timeout(SLOW)
-    raw.on("pageerror", lambda error: errors.append(str(error)))
-    # as on a slow machine: what is pressed before an answer is on the page must find its place all the same
-    raw.context.new_cdp_session(raw).send("Emulation.setCPUThrottlingRate", {"rate": 3})
-    raw.goto(address)
-    raw.locator(".tab-nav button", has_text="Dataset").click()
-    yield raw
-    raw.context.close()
+    address = serve(app, port=tab.port, block=False)
+    yield address
+    errors = tab.leave(address)
     app.close()
     assert errors == []
+
+
+@pytest.fixture
+def page(tab: Tab, address: str) -> Any:
+    raw = open_tab(tab, address)
+    tab.delay_answers(300)  # what is pressed before an answer is on the page must find its place all the same
+    return raw
+
+
+def open_tab(tab: Tab, address: str) -> Any:
+    raw = tab.open(address, 1400, 1100)
+    raw.locator(".tab-nav button", has_text="Dataset").click()
+    return raw
 
 
 def text(root: Path, name: str) -> str:
@@ -120,7 +122,6 @@ def test_buckets_and_crops_before_training(page: Any, root: Path) -> None:
     box, kept = (page.locator(one).bounding_box() for one in (".dataset-crop", ".dataset-crop i"))
     assert kept["width"] / box["width"] == pytest.approx(192 / 200, abs=0.01)
     assert kept["height"] / box["height"] == pytest.approx(1, abs=0.01)
-    page.locator("#dataset_page").screenshot(path=root.parent / "buckets.png")
     page.locator('[name="dataset.width"]').fill("wide")
     page.locator("#dataset_bucket_form .dataset-main").click()
     sees(page, ".trainer-notice-error", "must be a whole number")
@@ -133,7 +134,9 @@ def translate_tabs(page: Any) -> None:
     bar.evaluate_all("(all) => all.forEach((one, n) => { one.textContent = `标签 ${n}`; })")
 
 
-def test_the_set_that_was_pressed_is_in_the_form_the_first_time_too(page: Any, root: Path, tmp_path: Path) -> None:
+def test_the_set_that_was_pressed_is_in_the_form_the_first_time_too(
+    tab: Tab, address: str, root: Path, tmp_path: Path
+) -> None:
     """The form's restore of the last job comes with the first sight of it, and must not come over it."""
     from lib_trainer.config import dump_job, from_values
     from lib_trainer.ui.train.actions import LAST_JOB
@@ -143,9 +146,9 @@ def test_the_set_that_was_pressed_is_in_the_form_the_first_time_too(page: Any, r
     last = from_values({"dataset.folder": str(tmp_path / "old"), "output.name": "old", "preview.prompt": "an old one"})
     dump_job(last, jobs / LAST_JOB)
     # as in the WebUI, whose first tab is another one: the form is not seen before the set is pressed
-    page.add_init_script("Object.defineProperty(document, 'visibilityState', {get: () => window.seen || 'hidden'});")
-    page.reload()
-    page.locator(".tab-nav button", has_text="Dataset").click()
+    own = tab.raw.context.new_page()  # such a script stays in its page
+    own.add_init_script("Object.defineProperty(document, 'visibilityState', {get: () => window.seen || 'hidden'});")
+    page = open_tab(Tab(own, 0), address)
     open_set(page, root)
     page.locator("#dataset_train").click()
     page.evaluate("window.seen = 'visible'")
@@ -155,6 +158,7 @@ def test_the_set_that_was_pressed_is_in_the_form_the_first_time_too(page: Any, r
     expect(folder).to_have_value(str(root))
     name = page.locator("#trainer_output_name textarea, #trainer_output_name input").first
     assert name.input_value() != "old"
+    own.close()
 
 
 def test_selects_have_an_arrow(page: Any, root: Path) -> None:
@@ -195,32 +199,32 @@ def test_a_findings_trash_is_shown_first_and_is_for_the_forms_size(page: Any, ro
     expect(small).to_have_count(1)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_grave(page: Any, root: Path, theme: str) -> None:
-    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 1})
-    page.goto(f"{page.url.split('?')[0]}?__theme={theme}")
-    page.locator(".tab-nav button", has_text="Dataset").click()
-    found = findings(page, "#dataset_page")
+def test_axe_finds_nothing_grave(tab: Tab, address: str, root: Path) -> None:
+    page = open_tab(tab, f"{address}?__theme=dark")
+    found = findings_of_both_themes(page, "#dataset_page")
     open_set(page, root)
     page.locator(".dataset-cell").nth(1).click()
     expect(page.locator(".dataset-chip")).to_have_count(5)
-    for tab in ("Edit", "Prune", "Check", "History"):
-        page.locator(".dataset-tab", has_text=tab).click()
-        expect(page.locator(".dataset-tab.dataset-on")).to_have_text(tab)
-        if tab == "Prune":
+    for name in ("Edit", "Prune", "Check", "History"):
+        page.locator(".dataset-tab", has_text=name).click()
+        expect(page.locator(".dataset-tab.dataset-on")).to_have_text(name)
+        if name == "Prune":
             page.locator(".dataset-card", has_text="Delete all feature tags").locator("button").click()
             page.locator("#dataset_trigger").fill("alba")
             page.locator(".dataset-proposal .dataset-main").click()
             expect(page.locator(".dataset-preview")).to_be_visible()
-        if tab == "Check":
+        if name == "Check":
             page.locator("#dataset_check_form button", has_text="Check the set").click()
             expect(page.locator(".dataset-report svg").first).to_be_visible()
-        found += [f"{tab}: {line}" for line in findings(page, "#dataset_page")]
+        roots = ("#dataset_page",) if name == "Edit" else ("#dataset_work", "#dataset_preview", "#dataset_bar")
+        found += [f"{name}: {line}" for line in findings_of_both_themes(page, *roots)]
     assert not found, "\n".join(found)
 
 
-def test_chips_selection_and_keys(page: Any, root: Path) -> None:
+def test_chips_selection_and_keys(page: Any, tab: Tab, root: Path) -> None:
+    """On a slow machine, whose page is behind with what it shows too."""
     open_set(page, root)
+    tab.slow_down(2)
     page.locator(".dataset-cell").nth(1).click()
     expect(page.locator(".dataset-cell").nth(1)).to_have_class(re.compile("dataset-current"))
     expect(page.locator(".dataset-chip")).to_have_count(5)

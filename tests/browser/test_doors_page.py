@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from starlette.routing import Route
 
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.doors import Doors
-from tests.browser.chromium import MARKS, SLOW, driver
+from tests.browser.chromium import MARKS, SLOW, driver, free_port
 from tests.ui.fakes import FakeGenerator, FakeHost
 
 playwright = driver()
@@ -71,12 +70,6 @@ class Site:
     address: str
     port: int
     pictures: Path
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from lib_trainer.training import optimizers, packages
 from tests.browser import test_page as pages
-from tests.browser.chromium import MARKS
+from tests.browser.chromium import MARKS, Tab
 from tests.browser.test_page import Site, expect, open_page
 
 pytestmark = MARKS
@@ -22,7 +22,7 @@ def choose(page: Any, name: str) -> None:
 
 
 def test_the_drawing_follows_the_form_and_a_missing_package_is_offered(
-    browser: Any, site: Site, monkeypatch: pytest.MonkeyPatch
+    tab: Tab, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(packages, "_pip", lambda arguments: asked.append(arguments[1]))
@@ -30,7 +30,7 @@ def test_the_drawing_follows_the_form_and_a_missing_package_is_offered(
     monkeypatch.setattr(
         optimizers.importlib.util, "find_spec", lambda name: None if name == "pytorch_optimizer" else found(name)
     )
-    page = open_page(browser, site)
+    page = open_page(tab, site)
     page.fill_job(site, 60)
     drawing = page.raw.locator("#trainer_schedule svg")
     expect(drawing).to_have_attribute("aria-label", "cosine over 60 steps")
@@ -46,4 +46,3 @@ def test_the_drawing_follows_the_form_and_a_missing_package_is_offered(
     choose(page, "AdamWScheduleFree")
     expect(page.raw.locator("#trainer_optimizer_schedule")).to_be_hidden()
     expect(drawing).to_have_attribute("aria-label", "constant over 60 steps, after 6 steps of warm-up")
-    page.raw.context.close()

@@ -11,7 +11,7 @@ from lib_trainer.ports import HeldPart
 from lib_trainer.training import memory_need
 from lib_trainer.training.memory_table import tables
 from tests.browser import test_page as pages
-from tests.browser.chromium import MARKS
+from tests.browser.chromium import MARKS, Tab
 from tests.browser.test_page import Site, expect, open_page
 
 pytestmark = MARKS
@@ -19,12 +19,12 @@ site = pages.site
 
 
 def test_the_line_follows_what_is_typed_and_start_asks_once(
-    browser: Any, site: Site, monkeypatch: pytest.MonkeyPatch
+    tab: Tab, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host: Any = site.runner.host
     host.model_parts = {part: HeldPart(own.all, torch.float16) for part, own in tables()["sd1"].weights.items()}
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 12 * 2**30)
-    page = open_page(browser, site)
+    page = open_page(tab, site)
     line = page.raw.locator("#trainer_memory .trainer-memory")
     expect(line).to_contain_text("of the 12.0 GiB")
     assert "trainer-memory-fits" in str(line.get_attribute("class"))
@@ -38,4 +38,3 @@ def test_the_line_follows_what_is_typed_and_start_asks_once(
     assert not site.runner.running
     page.find("start").click()
     page.sees(".trainer-status", "Running")
-    page.raw.context.close()

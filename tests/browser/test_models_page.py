@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import re
-import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lib_trainer.toolbox.desk import ToolDesk
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings
-from tests.browser.chromium import MARKS, SLOW, driver
+from tests.browser.chromium import MARKS, SLOW, Tab, driver
 from tests.toolbox.models import SD1, save, some
 from tests.ui.fakes import FakeGenerator, FakeHost
 
-SHOTS = Path(tempfile.gettempdir())
 playwright = driver()
 pytestmark = MARKS
 expect = playwright.expect
 
 
 @pytest.fixture
-def page(browser: Any, tmp_path: Path) -> Iterator[playwright.Page]:
+def page(tab: Tab, tmp_path: Path) -> Iterator[playwright.Page]:
     from lib_trainer.ui.standalone import build_app, serve
 
     (tmp_path / "checkpoints").mkdir()
@@ -33,17 +29,11 @@ def page(browser: Any, tmp_path: Path) -> Iterator[playwright.Page]:
         save(tmp_path / "checkpoints" / f"{name}.safetensors", some(SD1, number), format="pt")
     tools = ToolDesk()
     app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), tools=tools)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    errors: list[str] = []
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(SLOW)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(serve(app, port=port, block=False))
+    address = serve(app, port=tab.port, block=False)
+    page = tab.open(address, 1280, 1000)
     open_tab(page, "Models")
     yield page
-    page.context.close()
+    errors = tab.leave(address)
     tools.stop()
     tools.wait(20)
     app.close()
@@ -88,8 +78,6 @@ def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> Non
     fill(page, "merge_weight", 0.3)
     page.locator("#models_merge_weight .trainer-back").click()
     expect(page.locator("#models_merge_weight input").first).to_have_value("0.5")
-    page.set_viewport_size({"width": 1280, "height": 1400})
-    page.screenshot(path=str(SHOTS / "models-merge.png"), full_page=True)
 
     page.locator("#models_merge_look").click()
     expect(page.locator("#models_notice").first).to_contain_text("This would be done")
@@ -99,7 +87,6 @@ def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> Non
     page.locator("#models_merge_a input").click()
     expect(page.locator("#models_merge_a .options li").filter(has_text="mixed.safetensors")).to_have_count(1)
     page.keyboard.press("Tab")  # gradio's own list is no list for a screen reader while it is open
-    page.screenshot(path=str(SHOTS / "models-done.png"), full_page=True)
     assert findings(page, "#models_page") == []
 
 
@@ -109,7 +96,6 @@ def test_duplicates_are_ticked(page: playwright.Page, tmp_path: Path) -> None:
     open_tab(page, "Duplicates")
     page.locator("#models_duplicates_start").click()
     expect(page.locator("#models_job [data-trash]")).to_have_count(2)
-    page.screenshot(path=str(SHOTS / "models-duplicates.png"), full_page=True)
     page.locator(f'#models_job [data-trash="{folder / "copy.safetensors"}"]').check()
     expect(page.locator("#models_duplicates_trash textarea")).to_have_value(str(folder / "copy.safetensors"))
     page.locator("#models_duplicates_start").click()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 
 from lib_trainer.training import desk as training_desk
 from lib_trainer.training.desk import TrainingDesk
-from tests.browser.axe import findings
-from tests.browser.chromium import MARKS, SLOW, driver
+from tests.browser.axe import COLOURS, findings, findings_of_both_themes
+from tests.browser.chromium import MARKS, Tab, driver
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 from tests.ui.test_train_actions import taken_name
 
@@ -34,7 +33,7 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(tmp_path: Path, tab: Tab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     from lib_trainer.ui.standalone import build_app, serve
 
     script = Script(step_seconds=0.02, cache_seconds=0.02)
@@ -44,23 +43,21 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     app = build_app(runner, generator)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    yield Site(serve(app, port=port, block=False), script, runner, generator, pictures)
+    address = serve(app, port=tab.port, block=False)
+    yield Site(address, script, runner, generator, pictures)
+    foreign = [url for url in tab.answers if not url.startswith((address, "data:", "blob:"))]
+    errors = tab.leave(address)
     runner.stop()
     runner.wait(10)
     app.close()
+    assert (errors, foreign) == ([], [])
 
 
 @dataclass
 class Page:
-    """A browser page with the words that the tests use, and what it asked the network for."""
+    """A browser page with the words that the tests use."""
 
     raw: playwright.Page
-    answers: list[str]
-    requests: list[str]
-    errors: list[str]
 
     def find(self, name: str) -> playwright.Locator:
         return self.raw.locator(f"#trainer_{name}")
@@ -89,25 +86,15 @@ class Page:
         self.field("preview_every").fill("20")
 
 
-def open_page(browser: playwright.Browser, site: Site) -> Page:
-    raw = browser.new_page(viewport={"width": 1280, "height": 900})
-    raw.set_default_timeout(SLOW)
-    page = Page(raw, [], [], [])
-    raw.on("request", lambda request: page.requests.append(request.url))
-    raw.on("response", lambda response: page.answers.append(response.url))
-    raw.on("pageerror", lambda error: page.errors.append(str(error)))
-    raw.goto(site.address)
+def open_page(tab: Tab, site: Site, query: str = "") -> Page:
+    page = Page(tab.open(f"{site.address}{query}", 1280, 900))
     page.sees(".trainer-host", "SD 1.x")  # the first poll has been answered
     return page
 
 
 @pytest.fixture
-def page(browser: playwright.Browser, site: Site) -> Iterator[Page]:
-    page = open_page(browser, site)
-    yield page
-    page.raw.context.close()
-    assert page.errors == []
-    assert [url for url in page.answers if not url.startswith((site.address, "data:", "blob:"))] == []
+def page(tab: Tab, site: Site) -> Page:
+    return open_page(tab, site)
 
 
 def test_bad_input_is_a_sentence_and_what_was_typed_stays(page: Page) -> None:
@@ -192,34 +179,6 @@ def test_what_was_said_of_stopping_goes_with_the_run(page: Page, site: Site) -> 
     expect(page.raw.locator(".trainer-notice-active")).to_have_count(0)
 
 
-def test_the_hosts_bar_and_ours_show_one_estimate(page: Page) -> None:
-    shown = page.raw.evaluate(
-        """async () => {
-            const panel = document.querySelector('.trainer-status');
-            panel.dataset.task = 'task(b)';
-            panel.dataset.eta = '1:15';
-            const told = [];
-            window.requestProgress = (id, anchor, gallery, end, progress) => {
-                const bar = document.createElement('div');
-                bar.className = 'progressDiv';
-                bar.innerHTML = '<div class="progress"></div>';
-                anchor.parentNode.insertBefore(bar, anchor);
-                for (const eta of ['1:15', '–']) {
-                    panel.dataset.eta = eta;
-                    bar.firstChild.textContent = 'Training 20% ETA: 01:48';
-                    document.title = '[20% ETA: 01:48] page';
-                    progress({});
-                    told.push(bar.firstChild.textContent, document.title);
-                }
-                bar.remove();
-            };
-            await new Promise((done) => setTimeout(done, 800));
-            return told;
-        }"""
-    )
-    assert shown == ["Training 20% ETA: 1:15", "[20% ETA: 1:15] page", "Training 20%", "[20%] page"]
-
-
 def test_no_button_of_the_generate_tab_is_silent(page: Page, site: Site) -> None:
     page.raw.locator(".tab-nav button", has_text="Generate").click()
     page.raw.locator("#generate_insert").click()
@@ -231,11 +190,6 @@ def test_no_button_of_the_generate_tab_is_silent(page: Page, site: Site) -> None
     page.sees("#generate_steps .trainer-field-error", "Sampling steps = 999 is not allowed")
     expect(page.raw.locator("#generate_steps input")).to_have_value("999")
     assert site.generator.asked == []
-
-
-def test_learning_rates_are_shown_legibly(page: Page) -> None:
-    expect(page.field("optimizer_unet_lr")).to_have_value("0.0001")
-    expect(page.field("optimizer_text_encoder_lr")).to_have_value(re.compile(r"^(0\.00001|1e-5)$"))
 
 
 def test_a_run_from_start_to_the_prompt(page: Page, site: Site) -> None:
@@ -263,9 +217,7 @@ def test_a_run_from_start_to_the_prompt(page: Page, site: Site) -> None:
     assert site.generator.asked == ["<lora:cat:1>"]
 
 
-def test_a_reloaded_page_and_a_second_one_show_the_run_and_stop_ends_it(
-    page: Page, site: Site, browser: playwright.Browser
-) -> None:
+def test_a_reloaded_page_and_a_second_one_show_the_run_and_stop_ends_it(page: Page, site: Site, tab: Tab) -> None:
     site.script.step_seconds = 0.2  # it must outlast the test, not busy the machine
     page.fill_job(site, steps=100_000)
     page.find("start").click()
@@ -273,7 +225,7 @@ def test_a_reloaded_page_and_a_second_one_show_the_run_and_stop_ends_it(
     page.raw.reload()
     page.sees(".trainer-state-running", "cat")
     expect(page.field("output_name")).to_have_value("cat")
-    other = open_page(browser, site)
+    other = open_page(Tab(tab.raw.context.new_page(), tab.port), site)
     other.sees(".trainer-state-running", re.compile(r"\d+ / 100,000"))
     page.find("save").click()
     page.sees(".trainer-output", re.compile(r"cat-\d{6}\.safetensors"))
@@ -283,7 +235,7 @@ def test_a_reloaded_page_and_a_second_one_show_the_run_and_stop_ends_it(
     page.sees(".trainer-notice", "Stopping after the step in progress")
     page.sees(".trainer-state-stopped", "cat.safetensors")
     other.sees(".trainer-state-stopped", "cat.safetensors")
-    other.raw.context.close()
+    other.raw.close()
     assert not site.runner.running
 
 
@@ -318,110 +270,39 @@ def test_export_and_import(page: Page, site: Site, tmp_path: Path) -> None:
     expect(page.field("output_name")).to_have_value("cat")
 
 
-@pytest.mark.parametrize("width", [1600, 1024, 420])
-def test_nothing_overflows(page: Page, width: int) -> None:
-    page.raw.set_viewport_size({"width": width, "height": 900})
-    page.open_all()
-    assert page.raw.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
-    outside = page.raw.evaluate(
-        """() => [...document.querySelectorAll('.trainer-field')].filter(field => field.offsetParent).filter(field => {
-            const inner = field.getBoundingClientRect();
-            const outer = field.closest('.trainer-section').getBoundingClientRect();
-            return inner.left < outer.left - 1 || inner.right > outer.right + 1;
-        }).map(field => field.id)"""
-    )
-    assert outside == []
-
-
-def test_the_page_polls_while_it_is_looked_at_and_rarely_while_nothing_runs(page: Page) -> None:
-    def polls() -> int:
-        return sum(url.endswith(("/run/predict", "/api/predict")) for url in page.requests)
-
-    page.raw.locator(".tab-nav button", has_text="Generate").click()
-    expect(page.raw.locator("#generate_prompt")).to_be_visible()
-    before = -1
-    while before != polls():  # what was asked while the tab was still seen
-        before = polls()
-        page.raw.wait_for_timeout(1500)
-    page.raw.wait_for_timeout(6000)
-    assert polls() == before, "a page that is not seen asks for nothing"
-    with page.raw.expect_request(re.compile("/(run|api)/predict$")):
-        page.raw.locator(".tab-nav button", has_text="Train").click()
-    page.raw.wait_for_timeout(6000)
-    assert polls() - before <= 4, "two are due; a busy machine has one repeated; a page that works asks seven times"
-
-
-def test_what_is_polled_neither_flickers_nor_jumps(page: Page) -> None:
-    """gradio marks a box that waits for an answer, pales it to a fifth, and makes it at least 96 pixels tall."""
-    box = page.find("status").locator("div").first
-    box.evaluate("(one) => { one.classList.add('min', 'svelte-1ybaih5', 'svelte-1yrv54'); }")
-    assert box.evaluate("(one) => getComputedStyle(one).minHeight") == "0px"
-    box.evaluate("(one) => { one.style.transition = 'none'; one.className = 'prose pending svelte-1ed2p3z'; }")
-    assert box.evaluate("(one) => getComputedStyle(one).opacity") == "1"
-
-
-def test_the_hosts_own_progress_bar_is_asked_for_once_per_task(page: Page) -> None:
-    page.raw.evaluate(
-        """() => {
-            window.asked = [];
-            window.requestProgress = (id, anchor, gallery) => window.asked.push([id, anchor.className, gallery]);
-            document.querySelector('.trainer-status').dataset.task = 'task(a)';
-        }"""
-    )
-    page.raw.wait_for_function("window.asked.length > 0")
-    page.raw.wait_for_timeout(700)
-    assert page.raw.evaluate("window.asked") == [["task(a)", "trainer-anchor", None]]
-
-
-def test_the_kind_of_training_decides_what_is_shown(page: Page) -> None:
-    page.open_all()
-    rank, layers = page.raw.locator("#trainer_network_rank"), page.raw.locator("#trainer_hypernetwork_layer_structure")
-    expect(rank).to_be_visible()
-    expect(layers).to_be_hidden()
-    page.raw.click("#trainer_network_kind input")
-    page.raw.locator("#trainer_network_kind ul.options li", has_text="Hypernetwork").first.click()
-    expect(layers).to_be_visible()
-    expect(rank).to_be_hidden()
-    expect(page.raw.locator("#trainer_section_prior")).to_be_hidden()
-    expect(page.raw.locator("#trainer_section_dataset")).to_be_visible()
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_grave_on_train_and_generate(page: Page, site: Site, theme: str, tmp_path: Path) -> None:
-    page.raw.goto(f"{site.address}?__theme={theme}")
-    page.sees(".trainer-host", "SD 1.x")
-    assert page.raw.locator("body.dark").count() == (theme == "dark")
-    seen = {"idle": findings(page.raw, "#trainer_page")}
-    page.open_all()
-    page.field("network_rank").fill("-4")
-    expect(page.find("network_rank").locator(".trainer-back")).to_be_visible()
-    page.find("start").click()
-    page.sees(".trainer-notice-error", "things are to be mended")
-    expect(page.find("network_rank").locator(".trainer-field-error")).to_be_visible()
-    seen["refused"] = findings(page.raw, "#trainer_page")
+def test_axe_finds_nothing_grave_on_train_and_generate(tab: Tab, site: Site) -> None:
+    """In both themes; and last, that it would find a text without contrast."""
+    page = open_page(tab, site, "?__theme=dark")
+    seen = {"idle": findings_of_both_themes(page.raw, "#trainer_page")}
     page.raw.locator(".trainer-find").fill("ema")
     page.sees(".trainer-found", "EMA decay")
-    seen["searched"] = findings(page.raw, "#trainer_page")
+    seen["searched"] = findings_of_both_themes(page.raw, "#trainer_page")
     page.raw.locator(".trainer-find").press("Escape")
-    page.field("network_rank").fill("8")
     page.fill_job(site, steps=40)
     site.script.finish.clear()
     page.find("start").click()
     page.sees(".trainer-status", "39 / 40")
-    seen["running"] = findings(page.raw, "#trainer_page")
+    seen["running"] = findings_of_both_themes(page.raw, "#trainer_page")
     site.script.finish.set()
     page.sees(".trainer-state-finished", "cat.safetensors")
-    seen["finished"] = findings(page.raw, "#trainer_page")
+    seen["finished"] = findings_of_both_themes(page.raw, "#trainer_page")
     page.find("use").click()
     page.raw.locator("#generate_width input").fill("1")
     page.raw.locator("#generate_run").click()
     page.sees("#generate_width .trainer-field-error", "Width = 1")
-    seen["generate"] = findings(page.raw, ".trainer-generate")
-    seen["tabs"] = findings(page.raw, ".tab-nav")
+    seen["generate"] = findings_of_both_themes(page.raw, ".trainer-generate")
+    seen["tabs"] = findings_of_both_themes(page.raw, ".tab-nav")
+    page.raw.locator(".tab-nav button", has_text="Train").click()
+    page.open_all()
+    page.field("network_rank").fill("-4")
+    expect(page.find("network_rank").locator(".trainer-back")).to_be_visible()
+    page.field("dataset_folder").fill("")
+    page.find("start").click()
+    page.sees(".trainer-notice-error", "things are to be mended")
+    expect(page.find("network_rank").locator(".trainer-field-error")).to_be_visible()
+    seen["refused"] = findings_of_both_themes(page.raw, "#trainer_page")
     assert {name: found for name, found in seen.items() if found} == {}
-
-
-def test_axe_would_find_a_text_without_contrast(page: Page) -> None:
-    """Of the test above: that it can fail."""
     page.raw.add_style_tag(content=".trainer-page .trainer-host span { color: #9ca3af !important; }")
-    assert any(found.startswith("color-contrast") for found in findings(page.raw, "#trainer_page"))
+    page.raw.evaluate("document.body.classList.remove('dark')")
+    found = findings(page.raw, "#trainer_header", rules=COLOURS)
+    assert found and all(line.startswith("color-contrast") for line in found)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +14,8 @@ from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.views import Places
 from lib_trainer.training.desk import TrainingDesk
-from tests.browser.axe import findings
-from tests.browser.chromium import MARKS, SLOW, driver
+from tests.browser.axe import findings_of_both_themes
+from tests.browser.chromium import MARKS, Tab, driver
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -27,32 +25,26 @@ expect = playwright.expect
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
+def address(tab: Tab, tmp_path: Path) -> Iterator[str]:
     from lib_trainer.ui.standalone import build_app, serve
 
     shutil.copytree(MINI, tmp_path / "models" / "wd" / "wd-mini")
     desk = TaggerDesk(Places(lambda: [tmp_path / "models"], lambda: tmp_path / "models"))
     app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), tagger=desk)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    yield serve(app, port=port, block=False)
+    address = serve(app, port=tab.port, block=False)
+    yield address
+    errors = tab.leave(address)
     desk.stop()
     desk.wait(20)
     app.close()
+    assert errors == []
 
 
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[playwright.Page]:
-    errors: list[str] = []
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(SLOW)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(address)
+def page(tab: Tab, address: str) -> playwright.Page:
+    page = tab.open(address, 1280, 1000)
     open_tab(page, "Tagger")
-    yield page
-    page.context.close()
-    assert errors == []
+    return page
 
 
 def open_tab(page: playwright.Page, label: str) -> None:
@@ -87,22 +79,22 @@ def test_tag_slide_judge_and_write(page: playwright.Page, tmp_path: Path) -> Non
     assert all(split_tags(path.read_text("utf-8")) for path in folder.glob("*.txt"))
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_grave(page: playwright.Page, tmp_path: Path, theme: str) -> None:
-    page.goto(f"{page.url.split('?')[0]}?__theme={theme}")
+def test_axe_finds_nothing_grave(tab: Tab, address: str, tmp_path: Path) -> None:
+    page = tab.open(f"{address}?__theme=dark", 1280, 1000)
     open_tab(page, "Tagger")
     folder = tmp_path / "pictures"
     draw_scenes(folder, 12)
     page.locator("#tagger_tag_folder").click()
     expect(page.locator("#tagger_notice").first).to_contain_text("No folder of pictures is given")
-    found = findings(page, "#tagger_page")
+    found = findings_of_both_themes(page, "#tagger_page")
     fill(page, "folder", folder)
     page.locator("#tagger_tag_folder").click()
     expect(page.locator(".tagger-job")).to_contain_text("12 pictures scored")
     page.locator('.tagger-table tr[data-tag="large"]').click()
-    for tab in ("Tags", "First captions", "Near the line"):
-        open_tab(page, tab)
-        found += [f"{tab}: {line}" for line in findings(page, "#tagger_page")]
+    for name in ("Tags", "First captions", "Near the line"):
+        open_tab(page, name)
+        roots = ("#tagger_page",) if name == "Tags" else ("#tagger_tabs",)
+        found += [f"{name}: {line}" for line in findings_of_both_themes(page, *roots)]
     assert not found, "\n".join(found)
 
 

@@ -21,8 +21,9 @@ expect = driver().expect
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from launched()
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    for context in launched(tmp_path_factory.mktemp("profile")):
+        yield context.browser
 
 
 @pytest.fixture
