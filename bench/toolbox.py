@@ -2,7 +2,8 @@
 
     python -m bench.toolbox --family SDXL --folder /tmp/big
 
-Time is taken in turns, copy and merge, both with an fsync at their end; the ratio is taken round by round. Memory is
+Time is taken in turns, copy and merge, both with an fsync at their end; the ratio is taken round by round. Beside it
+stands what each takes of a processor, which others' load changes little. Memory is
 the process' anonymous memory (RssAnon, Linux) at its highest, less what it was before: what the merge takes beside the
 files' maps. The files are made in fp16 and removed afterwards; twice their size and one result have to fit the disk.
 """
@@ -123,10 +124,11 @@ class Peak:
         self._thread.join()
 
 
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and those of a processor."""
+    started, used = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - used
 
 
 def copy(source: Path, target: Path) -> None:
@@ -154,14 +156,18 @@ def main() -> None:
         print(f"{family.card}: {a.stat().st_size / 2**30:.2f} GiB a file, {torch.get_num_threads()} threads")
         ratios, peak, out = [], 0, folder / "out.safetensors"
         for _ in range(options.rounds):
-            copied = timed(lambda: copy(a, out))
+            copied, copying = timed(lambda: copy(a, out))
             out.unlink()
             with Peak() as watched:
-                merged = timed(lambda: merge(a, b, out, options.mode))
+                merged, merging = timed(lambda: merge(a, b, out, options.mode))
             out.unlink()
             ratios.append(merged / copied)
             peak = max(peak, watched.highest)
-            print(f"copy {copied:.1f} s, {options.mode} {merged:.1f} s, ratio {ratios[-1]:.2f}", flush=True)
+            print(
+                f"copy {copied:.1f} s ({copying:.1f} s of a processor), "
+                f"{options.mode} {merged:.1f} s ({merging:.1f} s), ratio {ratios[-1]:.2f}",
+                flush=True,
+            )
         print(f"median ratio {statistics.median(ratios):.2f}, {peak / 2**20:.0f} MiB above the maps")
     finally:
         shutil.rmtree(folder)
