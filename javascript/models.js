@@ -55,7 +55,7 @@
         bridge.ask(prefix, `${name}_draw`, {}, {line: name, latest: "draw"});
     }
 
-    // A drawing that was made anew is folded again: it stays as it was.
+    // A drawing that was made anew is folded again: it stays as it was. One that is opened shows what the field has now.
     function keepOpen(prefix) {
         const {opened} = pageOf(prefix);
         document.querySelectorAll(`#${prefix}_page .models-blocks`).forEach((panel) => {
@@ -64,6 +64,7 @@
                 panel.dataset.known = "1";
                 panel.open = Boolean(opened[field]);
                 panel.addEventListener("toggle", () => {
+                    if (panel.open && !opened[field]) draw(prefix, panel);
                     opened[field] = panel.open;
                 });
             }

@@ -29,10 +29,10 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(metavar="TOOL", required=True)
     for tool in TOOLS.values():
         added = actions.add_parser(tool.name, help=tool.title, description=tool.title.capitalize())
-        for place in tool.places:
+        for number, place in enumerate(tool.places):
             spec = tool.specs[place]
-            number = "*" if spec.kind == "list" else "?" if spec.default == "" and place != tool.places[0] else None
-            added.add_argument(f"place {place}", metavar=place.upper(), nargs=number, help=spec.help)
+            many = "*" if spec.kind == "list" else "?" if spec.default == "" and number >= tool.required else None
+            added.add_argument(f"place {place}", metavar=place.upper(), nargs=many, help=spec.help)
         flags = [spec for path, spec in tool.specs.items() if path not in tool.places]
         add_arguments(added, flags)
         added.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")

@@ -21,7 +21,7 @@ from lib_trainer.toolbox.merge import OWN_HASHES, counted, rounded
 from lib_trainer.toolbox.output import settle, stored_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import Source, need_tensors, open_source
-from lib_trainer.toolbox.streaming import Layout, Tally, bytes_needed, check_space, write_stream
+from lib_trainer.toolbox.streaming import Layout, Tally, blaming, bytes_needed, check_space, write_stream
 from lib_trainer.toolbox.vae import check_same_build, vae_file, vae_of
 
 KEEP, DROP = "keep", "drop"
@@ -32,7 +32,8 @@ def prepare(settings: CleanSettings) -> Prepared:
     source = open_source(Path(settings.file.strip().strip('"')))
     need_tensors(source)
     vae = [] if settings.vae.strip().lower() in (KEEP, DROP) else vae_file(settings.vae)
-    target = settle(settings.output, settings.existing, [source.path, *vae])
+    target = settle(settings.output, settings.existing, [source.path, *vae], base=source.path)
+    others = [open_source(path) for path in vae]
     tensors, notes = _chosen(source, settings) if facts_of(source).is_model else (dict(source.tensors), [])
     layout: Layout = {
         name: (
@@ -55,7 +56,8 @@ def prepare(settings: CleanSettings) -> Prepared:
     def work(progress: Progress) -> Done:
         tally = Tally()
         progress.begin(Sentence("phase.writing_model"), after, "bytes")
-        path = write_stream(target, layout, lambda name: tensors[name].load(), metadata, progress, tally=tally)
+        with blaming([source, *others]):
+            path = write_stream(target, layout, lambda name: tensors[name].load(), metadata, progress, tally=tally)
         carry_description(source.path, path)
         return Done(Sentence("clean.done", path=path), path, (*target.notes, *notes, *rounded(tally)))
 

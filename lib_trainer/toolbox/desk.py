@@ -52,6 +52,7 @@ class Tool:
     settings  its options: a `Section`
     prepare   checks them and the files they name, reads no more than headers, and raises `TrainerError`
     places    options that the command line takes by their place and not as flags
+    required  how many of those have to be there
     makes     what kind of file it writes: "checkpoints" or "loras"; "" where that is what it reads, or nothing
     """
 
@@ -61,6 +62,7 @@ class Tool:
     prepare: Callable[[Any], Prepared]
     places: tuple[str, ...] = ()
     makes: str = ""
+    required: int = 1
 
     @property
     def specs(self) -> dict[str, FieldSpec]:

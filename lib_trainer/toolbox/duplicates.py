@@ -16,6 +16,7 @@ from lib_trainer.toolbox.identity import SHOWN, components, glance, identity
 from lib_trainer.toolbox.inspect_settings import DuplicatesSettings
 from lib_trainer.toolbox.output import discard
 from lib_trainer.toolbox.progress import Progress
+from lib_trainer.toolbox.published import published
 from lib_trainer.toolbox.source import Source, open_source
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -25,19 +26,21 @@ FOLDER = "model_index.json"
 
 @dataclass(frozen=True)
 class Found:
-    """A file and its parts. `size` in bytes."""
+    """A file and its parts. `size` in bytes; `kind` as `Facts` have it."""
 
     path: Path
     size: int
     parts: dict[str, str]
     source: Source
+    kind: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """`shared`: (part, hash, the files that hold it); `same`: files that hold the same parts, the largest first."""
+    """`shared`: (part, hash, the files that hold it, what it was published as or nothing); `same`: files that hold the
+    same parts, the largest first."""
 
-    shared: tuple[tuple[str, str, tuple[Path, ...]], ...]
+    shared: tuple[tuple[str, str, tuple[Path, ...], str], ...]
     same: tuple[tuple[Found, ...], ...]
     unread: tuple[Path, ...]
 
@@ -116,26 +119,35 @@ def compared(files: Sequence[Path], progress: Progress) -> Report:
     for path in files:
         try:
             source = open_source(path)
-            parts = components(source, facts_of(source))
+            facts = facts_of(source)
+            parts = components(source, facts)
             if parts:
                 glances = {part: glance(tensors) for part, tensors in parts.items()}
-                held.append(Found(path, _size(path), glances, source))
+                held.append(Found(path, _size(path), glances, source, facts.kind))
         except ModelError:
             unread.append(path)
         progress.advance(1)
     alike = _counted(one.parts.values() for one in held)
     hashed = [_hashed(one, {glance for glance, count in alike.items() if count > 1}, progress) for one in held]
-    holders: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    holders: dict[str, list[tuple[str, Found]]] = defaultdict(list)
     groups: dict[frozenset[str], list[Found]] = defaultdict(list)
     for one in hashed:
         groups[frozenset(one.parts.values())].append(one)
         for part, digest in one.parts.items():
-            holders[digest].append((part, one.path))
+            holders[digest].append((part, one))
     shared = [
-        (places[0][0], digest, tuple(path for _, path in places)) for digest, places in holders.items() if places[1:]
+        (places[0][0], digest, tuple(one.path for _, one in places), _known(places))
+        for digest, places in holders.items()
+        if places[1:]
     ]
     same = [tuple(sorted(group, key=lambda one: (-one.size, one.path))) for group in groups.values() if group[1:]]
     return Report(tuple(sorted(shared)), tuple(same), tuple(unread))
+
+
+def _known(places: Sequence[tuple[str, Found]]) -> str:
+    """What a VAE was published as, where one of the files that hold it is a published one."""
+    files = [one.path for part, one in places if part == "vae" and (one.kind == "VAE" or one.path.is_dir())]
+    return next((name for path in files if (name := published(path))), "")
 
 
 def _hashed(one: Found, alike: set[str], progress: Progress) -> Found:
@@ -144,7 +156,7 @@ def _hashed(one: Found, alike: set[str], progress: Progress) -> Found:
     total = sum(stored.nbytes for part in read for stored in tensors[part].values())
     progress.begin(Sentence("phase.reading_file", name=one.path.name), total, "bytes")
     parts = {part: identity(tensors[part], progress.advance) if part in read else one.parts[part] for part in one.parts}
-    return Found(one.path, one.size, parts, one.source)
+    return Found(one.path, one.size, parts, one.source, one.kind)
 
 
 def _counted(lists: Iterable[Iterable[str]]) -> dict[str, int]:
@@ -163,8 +175,10 @@ def _size(path: Path) -> int:
 def _work(files: Sequence[Path], trash: Sequence[Path], progress: Progress) -> Done:
     report = compared(files, progress)
     notes = [
-        Sentence("duplicates.part", part=part, hash=digest[:SHOWN], paths=paths)
-        for part, digest, paths in report.shared
+        Sentence("duplicates.part_published", part=part, hash=digest[:SHOWN], paths=paths, name=name)
+        if name
+        else Sentence("duplicates.part", part=part, hash=digest[:SHOWN], paths=paths)
+        for part, digest, paths, name in report.shared
     ]
     for first, *others in report.same:
         freed = Count(sum(one.size for one in others) >> 20)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from lib_trainer.networks.formats.lora_facts import RANKED
+from lib_trainer.networks.formats.mapped import Stored
 from lib_trainer.networks.formats.tensor_file import type_name
-from lib_trainer.refusals import Count, Sentence, few
+from lib_trainer.refusals import ConfigError, Count, ModelError, Sentence, few
+from lib_trainer.toolbox.carried import carried_in
 from lib_trainer.toolbox.clean_names import EMA, POSITIONS, is_junk, is_known
 from lib_trainer.toolbox.desk import Done, Prepared
+from lib_trainer.toolbox.duplicates import distinct, models_in
 from lib_trainer.toolbox.facts import Facts, facts_of
-from lib_trainer.toolbox.identity import SHOWN, components, identity
+from lib_trainer.toolbox.identity import SHOWN, components, glance, identity
 from lib_trainer.toolbox.inspect_settings import InspectSettings
 from lib_trainer.toolbox.progress import Progress
-from lib_trainer.toolbox.source import AT_ONCE, Source, need_tensors, open_source
+from lib_trainer.toolbox.published import published
+from lib_trainer.toolbox.source import Source, need_tensors, open_source
+from lib_trainer.toolbox.streaming import is_sound
 
 SETTINGS = (
     "ss_sd_model_name", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha",
@@ -28,19 +32,22 @@ SETTINGS = (
     "modelspec.author", "modelspec.trigger_phrase", "modelspec.merged_from",
 )  # fmt: skip
 """Of a file's metadata, what is shown."""
-PICTURES = ("modelspec.thumbnail", "ssmd_cover_images")
 TAGS = 20
 
 
 def prepare(settings: InspectSettings) -> Prepared:
-    """Raises `ModelError` for a file that cannot be read."""
+    """Raises `ModelError` for a file that cannot be read, `ConfigError` for VAEs that are not there."""
     source = open_source(Path(settings.file.strip().strip('"')))
     need_tensors(source)
     facts = facts_of(source)
     lines = tuple(header(source, facts))
+    vaes = [Path(place.strip().strip('"')).expanduser().absolute() for place in settings.vaes]
+    for place in vaes:
+        if not place.exists():
+            raise ConfigError("look.no_vaes", field="vaes", path=place)
 
     def work(progress: Progress) -> Done:
-        found = list(contents(source, facts, progress)) if settings.whole else []
+        found = list(contents(source, facts, progress, vaes)) if settings.whole else []
         return Done(lines[0], None, (*lines[1:], *found))
 
     return Prepared(lines, work, quiet=True)
@@ -93,8 +100,8 @@ def _metadata(source: Source) -> Iterator[Sentence]:
     if tags:
         listed = [Sentence("look.tag", tag=tag, count=count) for tag, count in tags.most_common(TAGS)]
         yield Sentence("look.tags", tags=listed)
-    if any(told.get(name) for name in PICTURES):
-        yield Sentence("look.picture")
+    if carried_in(told):
+        yield Sentence("look.picture", path=source.path)
 
 
 def _oddities(source: Source, facts: Facts) -> Iterator[Sentence]:
@@ -116,14 +123,18 @@ def _oddities(source: Source, facts: Facts) -> Iterator[Sentence]:
         yield Sentence("look.foreign", count=Count(len(unknown)), names=few(unknown, 6))
 
 
-def contents(source: Source, facts: Facts, progress: Progress) -> Iterator[Sentence]:
-    """What only the numbers tell: hashes of the parts, and tensors that are broken."""
+def contents(source: Source, facts: Facts, progress: Progress, vaes: Iterable[Path] = ()) -> Iterator[Sentence]:
+    """What only the numbers tell: hashes of the parts, whose VAE it is, and tensors that are broken. `vaes`: files, or
+    folders of them, among which the VAE is looked for."""
     parts = components(source, facts)
     total = sum(one.nbytes for tensors in parts.values() for one in tensors.values())
     progress.begin(Sentence("phase.hashing"), total, "bytes")
     for part, tensors in parts.items():
         numbers = Count(sum(one.count for one in tensors.values()))
-        yield Sentence("look.part", part=part, numbers=numbers, hash=identity(tensors, progress.advance)[:SHOWN])
+        digest = identity(tensors, progress.advance)
+        yield Sentence("look.part", part=part, numbers=numbers, hash=digest[:SHOWN])
+        if part == "vae":
+            yield from _named(source, facts, tensors, digest, vaes)
     progress.begin(Sentence("phase.checking_tensors"), len(source.tensors), "tensors")
     broken, misplaced = [], []
     for name in source.tensors:
@@ -142,14 +153,32 @@ def contents(source: Source, facts: Facts, progress: Progress) -> Iterator[Sente
         yield Sentence("look.sound")
 
 
-def is_sound(tensor: torch.Tensor) -> bool:
-    """Whether every number is one: no NaN, nothing infinite."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    flat = tensor.reshape(-1)
-    for start in range(0, len(flat), AT_ONCE):
-        piece = flat[start : start + AT_ONCE]
-        ends = torch.aminmax(piece.float() if piece.element_size() < 4 else piece)
-        if not all(math.isfinite(float(one)) for one in ends):
-            return False
-    return True
+def _named(
+    source: Source, facts: Facts, vae: Mapping[str, Stored], digest: str, places: Iterable[Path]
+) -> Iterator[Sentence]:
+    """What the VAE is called: by its file, where it is one that was published, and by files with the same numbers."""
+    own = published(source.path) if facts.kind == "VAE" or source.path.is_dir() else ""
+    if own:
+        yield Sentence("look.published", name=own)
+    for file in same_vaes(source.path, vae, digest, places):
+        name = published(file)
+        yield Sentence("look.vae_of_published", path=file, name=name) if name else Sentence("look.vae_of", path=file)
+
+
+def same_vaes(path: Path, vae: Mapping[str, Stored], digest: str, places: Iterable[Path]) -> Iterator[Path]:
+    """VAEs on their own, among files and folders of them, that have the same numbers; without `path` itself.
+
+    Only what looks alike at a glance is read as a whole; what cannot be read is passed by. `digest`: of `vae`.
+    """
+    seen = glance(vae)
+    for file in distinct([one for place in places for one in (models_in(place) if place.is_dir() else [place])]):
+        try:
+            if file.samefile(path):
+                continue
+            source = open_source(file)
+            facts = facts_of(source)
+            other = components(source, facts).get("vae", {}) if facts.kind == "VAE" else {}
+            if other and glance(other) == seen and identity(other) == digest:
+                yield file
+        except (ModelError, OSError):
+            continue

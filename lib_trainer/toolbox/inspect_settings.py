@@ -25,6 +25,16 @@ class InspectSettings(Section, frozen=True):
         option("Read every number", "For the hashes of the parts and broken tensors; else names alone.",
                flag="no-numbers"),
     ] = True  # fmt: skip
+    vaes: Annotated[
+        tuple[str, ...],
+        option(
+            "VAEs to compare with",
+            "Files, or folders of them: whichever has the same numbers as the VAE inside is named.",
+            place="path",
+            width="wide",
+            files="folders",
+        ),
+    ] = ()
 
 
 class DuplicatesSettings(Section, frozen=True):

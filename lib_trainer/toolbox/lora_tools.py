@@ -23,7 +23,7 @@ from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.results import LAYERS, one_files, recipe, spooled, write_result
 from lib_trainer.toolbox.source import open_source
 from lib_trainer.toolbox.spelling import Noted, tensor_name, with_notes
-from lib_trainer.toolbox.streaming import Layout, Tally, check_space, write_stream
+from lib_trainer.toolbox.streaming import Layout, Tally, blaming, check_space, write_stream
 from lib_trainer.toolbox.strengths import Meant, parse_meant
 
 PEFT_READS = (Kind.LORA, Kind.NORM, Kind.DIFF)
@@ -168,7 +168,7 @@ def prepare_inject(settings: InjectSettings) -> Prepared:
     if not settings.loras:
         raise ConfigError("adapter_file.no_file", field="loras")
     meant = [parse_meant(one, "loras") for one in settings.loras]
-    target = settle(settings.output, settings.existing, (path, *(one.path for one in meant)))
+    target = settle(settings.output, settings.existing, (path, *(one.path for one in meant)), base=path)
     model = open_source(path)
     family = inject.checkpoint_family(model)
     opened = [open_lora(one.path, family) for one in meant]
@@ -217,7 +217,8 @@ def _inject(
     for stale in ("modelspec.hash_sha256", "sd_merge_recipe", "sd_merge_models"):
         metadata.pop(stale, None)
     tally = Tally()
-    path = write_stream(target, layout, lambda name: inject.made(planned, name), metadata, progress, tally=tally)
+    with blaming([model]):
+        path = write_stream(target, layout, lambda name: inject.made(planned, name), metadata, progress, tally=tally)
     carry_description(model.path, path)
     return Done(Sentence("adapter_file.injected", path=path, count=len(planned.changes)), path, tuple(clamped(tally)))
 

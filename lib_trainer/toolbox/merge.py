@@ -31,9 +31,9 @@ from lib_trainer.toolbox.merge_settings import STEP_FIELDS, MergeSettings
 from lib_trainer.toolbox.modes import MODES, Choices, Looked, Mode, Rows, Spread, Weights, spread_of
 from lib_trainer.toolbox.output import Target, settle, stored_as
 from lib_trainer.toolbox.progress import Progress
-from lib_trainer.toolbox.shares import Shares, block_weights, part_weights, rules_of
+from lib_trainer.toolbox.shares import LARGEST, Shares, block_weights, part_weights, rules_of
 from lib_trainer.toolbox.source import Source, open_source
-from lib_trainer.toolbox.streaming import Layout, Tally, bytes_needed, check_space, write_stream
+from lib_trainer.toolbox.streaming import Layout, Tally, blaming, bytes_needed, check_space, write_stream
 from lib_trainer.toolbox.vae import vae_file, vae_tensors
 
 EARLIER = "#"
@@ -54,9 +54,13 @@ class Step:
     choices: Choices
     spread: Spread = (0.0, 1.0)
     looked: dict[str, Looked] = field(default_factory=dict)
+    known: dict[str, Weights] = field(default_factory=dict)
 
     def weights_of(self, name: str) -> Weights:
-        return Weights(*self.shares.of(name), self.weights)
+        """Found once for a tensor, which is asked for with each of its rows."""
+        if name not in self.known:
+            self.known[name] = Weights(*self.shares.of(name), self.weights)
+        return self.known[name]
 
     def same(self, name: str) -> Source | Step | None:
         """The input whose tensor the result's is, if it is one of them exactly."""
@@ -151,7 +155,8 @@ def prepare(settings: MergeSettings) -> Prepared:
     """Raises `TrainerError` for what cannot be merged or written."""
     plan = planned(settings)
     vae = vae_file(settings.vae)
-    target = settle(settings.output, settings.existing, [*(source.path for source in plan.sources), *vae])
+    files = [source.path for source in plan.sources]
+    target = settle(settings.output, settings.existing, [*files, *vae], base=files[0])
     check_space(target, plan.layout)
     size = Count(bytes_needed(plan.layout) >> 20)
     result = Sentence("merge.result", path=target.path, tensors=Count(len(plan.layout)), size=size)
@@ -331,7 +336,7 @@ def _own_shares(settings: MergeSettings, models: int) -> tuple[float, ...]:
         found = tuple(float(piece) for piece in settings.shares.split(","))
     except ValueError:
         found = ()
-    if len(found) != models:
+    if len(found) != models or not all(abs(share) <= LARGEST for share in found):
         raise ConfigError("merge.shares", field="shares", shares=settings.shares, count=models)
     return found
 
@@ -409,16 +414,17 @@ def _write(plan: Plan, target: Target, progress: Progress) -> Done:
         return {"sd_merge_recipe": json.dumps({**plan.recipe, "clamped": tally.clamped}, ensure_ascii=False)}
 
     room = 2 * len(json.dumps(plan.recipe).encode()) + 256
-    path = write_stream(
-        target,
-        plan.layout,
-        lambda name: made_of(plan, name),
-        _metadata(plan),
-        progress,
-        closing=closing,
-        room=room,
-        tally=tally,
-    )
+    with blaming(plan.sources):
+        path = write_stream(
+            target,
+            plan.layout,
+            lambda name: made_of(plan, name),
+            _metadata(plan),
+            progress,
+            closing=closing,
+            room=room,
+            tally=tally,
+        )
     carry_description(plan.sources[0].path, path)
     return Done(Sentence("merge.done", path=path), path, (*target.notes, *plan.notes, *rounded(tally)))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from lib_trainer.files import to_trash
+from lib_trainer.networks.formats.description import beside, described_by
 from lib_trainer.refusals import ConfigError, Field, NameTaken, SaveError, Sentence
 from lib_trainer.toolbox.writes import Precision
 
@@ -22,19 +23,27 @@ PRECISIONS: dict[Precision, torch.dtype | None] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A file that may be written. `replace`: what is there goes to the trash. `notes`: what the user is to know."""
+    """A file that may be written. `replace`: what is there goes to the trash, with its `.yaml` where one is named.
+    `notes`: what the user is to know."""
 
     path: Path
     replace: bool = False
     notes: tuple[Sentence, ...] = ()
+    yaml: Path | None = None
 
 
 def settle(
-    output: str, existing: str, inputs: Iterable[Path], ending: str = ".safetensors", field: str = "output"
+    output: str,
+    existing: str,
+    inputs: Iterable[Path],
+    ending: str = ".safetensors",
+    field: str = "output",
+    base: Path | None = None,
 ) -> Target:
-    """Raises `ConfigError` where no file is named, one of the inputs would be overwritten, or the name is taken.
+    """Raises `ConfigError` where no file is named, one of the inputs would be overwritten, the name is taken, or what
+    becomes a model would be described by a .yaml that is not its own.
 
-    `field`: the option that names it.
+    `field`: the option that names it. `base`: the model whose .yaml the result gets.
     """
     if not output.strip():
         raise ConfigError("toolbox.no_output", field=field, output=Field(field, f"--{field}"))
@@ -46,33 +55,52 @@ def settle(
         path = path.with_name(path.name + ending)
     if path.is_dir():
         raise ConfigError("toolbox.output_is_folder", field=field, path=path)
-    if not os.path.lexists(path):
+    above = next(folder for folder in path.parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise ConfigError("toolbox.in_a_file", field=field, path=path, file=above)
+    taken, foreign = os.path.lexists(path), base is not None and _is_foreign(path, base)
+    if not taken and not foreign:
         return Target(path)
-    free = _free(path, field)
+    free = _free(path, field, base)
     if existing == "number":
-        return Target(free, notes=(Sentence("toolbox.numbered", path=path, name=free.name),))
+        there = path if taken else beside(path)
+        return Target(free, notes=(Sentence("toolbox.numbered", path=there, name=free.name),))
     if any(os.path.realpath(one) == os.path.realpath(path) for one in inputs):
         raise ConfigError("toolbox.output_is_input", field=field, path=path)
+    if foreign and (not taken or (existing == "replace" and described_by(beside(path), path))):
+        raise ConfigError("toolbox.described", field=field, yaml=beside(path))
     if existing == "replace":
-        return Target(path, replace=True)
+        return Target(path, replace=True, yaml=beside(path) if foreign else None)
     raise NameTaken(
         "toolbox.taken", field=field, taken=path, free=free.name, existing=Field("existing", "--existing"),
         replaceable=True,
     )  # fmt: skip
 
 
-def _free(path: Path, field: str) -> Path:
+def _free(path: Path, field: str, base: Path | None) -> Path:
     for number in range(2, MOST):
         tried = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        if not os.path.lexists(tried):
+        if not os.path.lexists(tried) and not (base is not None and _is_foreign(tried, base)):
             return tried
     raise ConfigError("toolbox.no_number", field=field, path=path)
 
 
-def discard(path: Path) -> Path:
-    """Move a file into the trash folder beside it, and say where it is. Raises `SaveError`; then it is where it was."""
+def _is_foreign(path: Path, base: Path) -> bool:
+    """Whether a .yaml lies where the result's would, and is another than that of the model that it is made of."""
+    there, own = beside(path), beside(base)
+    if not os.path.lexists(there):
+        return False
     try:
-        return to_trash([path])[0]
+        return not own.is_file() or (not there.samefile(own) and there.read_bytes() != own.read_bytes())
+    except OSError:
+        return True
+
+
+def discard(path: Path, *more: Path) -> Path:
+    """Move a file, and more beside it, into the trash folder beside it, and say where it is. Raises `SaveError`; then
+    all is where it was."""
+    try:
+        return to_trash([path, *more])[0]
     except OSError as error:
         raise SaveError("trash.failed", path=path, reason=error.strerror or error) from error
 

@@ -18,6 +18,8 @@ from lib_trainer.networks.blocks import parse_blocks
 from lib_trainer.refusals import ConfigError
 
 BASE = "base"
+LARGEST = 1e6
+"""Weight that is allowed: beyond it fp32 ends."""
 LONGEST = 12
 """Input blocks of the UNet for which lists of 25 numbers are made."""
 
@@ -44,6 +46,20 @@ def _waves(count: int) -> Callable[[float], float]:
     return lambda x: _step(_folded(count * x))
 
 
+SLOPE = 100 / 24
+"""Of merge-block-weighted's Hermite curves at both ends."""
+
+
+def _hermite(x: float) -> float:
+    """From 0 to 1, as steep at its ends, and almost flat between."""
+    return _step(x) + SLOPE * (x**3 - 2 * x**2 + x + x**3 - x**2)
+
+
+def _hermite_raised(x: float) -> float:
+    """The same from 1/24 on, but for the first block, which merge-block-weighted's list gives 0."""
+    return _hermite(x) + (1 - _step(x)) / 24 if x else 0.0
+
+
 CURVES: dict[str, Callable[[float], float]] = {
     "ALL_A": lambda x: 0.0,
     "ALL_B": lambda x: 1.0,
@@ -59,6 +75,10 @@ CURVES: dict[str, Callable[[float], float]] = {
     **{f"REVERSE_SMOOTHSTEP*{factor}": _reversed(_times(factor)) for factor in (2, 3, 4)},
     **{f"SMOOTHSTEP/{count}": _waves(count) for count in (2, 3, 4)},
     **{f"REVERSE_SMOOTHSTEP/{count}": _reversed(_waves(count)) for count in (2, 3, 4)},
+    "TRUE_CUBIC_HERMITE": _hermite_raised,
+    "TRUE_REVERSE_CUBIC_HERMITE": _reversed(_hermite_raised),
+    "FAKE_CUBIC_HERMITE": _hermite,
+    "FAKE_REVERSE_CUBIC_HERMITE": _reversed(_hermite),
 }
 """Presets by their curve over the blocks, from 0 at the first to 1 at the last."""
 LISTS: dict[str, tuple[float, ...]] = {
@@ -134,11 +154,12 @@ def block_weights(text: str, option: str, unet: Unet) -> dict[str, float]:
     text = text.strip()
     if not text:
         return {}
-    name = text.upper().replace(" ", "")
+    name = preset_name(text)
     blocks = unet.blocks
     if name in CURVES:
         last = len(blocks) - 1
-        return {BASE: 0.0, **{block: CURVES[name](number / last) for number, block in enumerate(blocks)}}
+        base = 1.0 if name == "ALL_B" else 0.0  # as supermerger's lists have it
+        return {BASE: base, **{block: CURVES[name](number / last) for number, block in enumerate(blocks)}}
     if name in LISTS:
         return dict(zip((BASE, *blocks), (0.0, *_fitted(LISTS[name], unet)), strict=True))
     if "=" in text:
@@ -147,15 +168,23 @@ def block_weights(text: str, option: str, unet: Unet) -> dict[str, float]:
         numbers = tuple(float(number) for number in re.split(r"[,\s]+", text.strip(", ")))
     except ValueError:
         raise ConfigError("merge.blocks", field=option, text=text, count=len(blocks) + 1) from None
-    if not all(math.isfinite(number) for number in numbers):
+    if not all(abs(number) <= LARGEST for number in numbers):
         raise ConfigError("merge.blocks", field=option, text=text, count=len(blocks) + 1)
-    base: dict[str, float] = {}
+    own: dict[str, float] = {}
     if len(numbers) in (len(blocks) + 1, 2 * LONGEST + 2):
-        base, numbers = {BASE: numbers[0]}, numbers[1:]
+        own, numbers = {BASE: numbers[0]}, numbers[1:]
     numbers = _fitted(numbers, unet) if len(numbers) == 2 * LONGEST + 1 else numbers
     if len(numbers) != len(blocks):
         raise ConfigError("merge.block_count", field=option, found=len(numbers), count=len(blocks) + 1)
-    return {**base, **dict(zip(blocks, numbers, strict=True))}
+    return {**own, **dict(zip(blocks, numbers, strict=True))}
+
+
+def preset_name(text: str) -> str:
+    """A preset as it is called here: supermerger's lists have REVERSE-SMOOTHSTEP and R_SMOOTHSTEP*2."""
+    name = text.upper().replace(" ", "")
+    if name.startswith("R_"):
+        name = f"REVERSE_{name[2:]}"
+    return name.replace("REVERSE-", "REVERSE_")
 
 
 def _fitted(numbers: Sequence[float], unet: Unet) -> tuple[float, ...]:
@@ -215,6 +244,6 @@ def _number(text: str, option: str, entry: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:  # NaN is not, either
         raise ConfigError("merge.number", field=option, entry=entry.strip())
     return number

@@ -6,12 +6,13 @@ behind the header's JSON: the format allows spaces there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,7 @@ from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.refusals import Count, ModelError, SaveError
 from lib_trainer.toolbox.output import Target, discard
 from lib_trainer.toolbox.progress import Progress
+from lib_trainer.toolbox.source import Source
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """{name: (shape, type)} of what is to be written."""
@@ -94,7 +96,7 @@ def write_stream(
             _write_header_again(file, layout, order, {**metadata, **closing()}, length)
         file.flush()
         if target.replace and os.path.lexists(target.path):
-            discard(target.path)
+            discard(target.path, *([target.yaml] if target.yaml is not None else []))
     return target.path
 
 
@@ -120,6 +122,33 @@ def _write_tensor(
             progress.advance(len(data))
     if written != math.prod(shape) * bytes_of(dtype):
         raise RuntimeError(f"{name}: {written} bytes were made for {shape} of {dtype}")
+
+
+@contextlib.contextmanager
+def blaming(sources: Iterable[Source]) -> Iterator[None]:
+    """Let a number that is none be told with the file that it comes from. Raises `ModelError`."""
+    try:
+        yield
+    except ModelError as error:
+        told = error.sentence
+        name = str(told.facts["name"]) if told.code == "toolbox.not_finite" else ""
+        for source in sources if name else ():
+            if name in source.tensors and not is_sound(source.raw(name)):
+                raise ModelError("adapter_file.not_finite", path=source.path, name=name) from error
+        raise
+
+
+def is_sound(tensor: torch.Tensor) -> bool:
+    """Whether every number is one: no NaN, nothing infinite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    flat = tensor.reshape(-1)
+    for start in range(0, len(flat), AT_ONCE):
+        piece = flat[start : start + AT_ONCE]
+        ends = torch.aminmax(piece.float() if piece.element_size() < 4 else piece)
+        if not all(math.isfinite(float(one)) for one in ends):
+            return False
+    return True
 
 
 def sound(name: str, numbers: torch.Tensor, dtype: torch.dtype, tally: Tally) -> torch.Tensor:

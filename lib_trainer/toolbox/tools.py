@@ -45,7 +45,7 @@ TOOLS: dict[str, Tool] = {
     tool.name: tool
     for tool in (
         Tool("inspect", "say what is in a file", InspectSettings, _inspect, ("file",)),
-        Tool("merge", "merge checkpoints", MergeSettings, _merge, ("a", "b", "c"), "checkpoints"),
+        Tool("merge", "merge checkpoints", MergeSettings, _merge, ("a", "b", "c"), "checkpoints", required=0),
         Tool("clean", "tidy a file up", CleanSettings, _clean, ("file",)),
         Tool("duplicates", "find what several files hold", DuplicatesSettings, _duplicates, ("folders",)),
         *LORA_TOOLS,

@@ -20,7 +20,7 @@ from lib_trainer.grids import painted
 from lib_trainer.ports import Exchange, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Sentence
 from lib_trainer.toolbox import inject
-from lib_trainer.toolbox.desk import Done, Prepared
+from lib_trainer.toolbox.desk import Done, Prepared, ToolDesk
 from lib_trainer.toolbox.layers import Layer
 from lib_trainer.toolbox.lora_options import RepairSettings
 from lib_trainer.toolbox.merge import Plan, made_of, planned, survey
@@ -28,7 +28,7 @@ from lib_trainer.toolbox.merge_settings import MergeSettings
 from lib_trainer.toolbox.opened import OpenLora, open_lora
 from lib_trainer.toolbox.progress import Progress, StopAsked
 from lib_trainer.toolbox.source import Source, open_source
-from lib_trainer.toolbox.streaming import Tally, sound
+from lib_trainer.toolbox.streaming import Tally, blaming, sound
 from lib_trainer.toolbox.strengths import Strength, parse_meant
 from lib_trainer.toolbox.trial_settings import BlockGridSettings, GridSettings, PictureSettings
 from lib_trainer.work.job import new_id
@@ -85,6 +85,13 @@ def prepare_put_back(host: Host) -> Prepared:
     return Prepared((Sentence("trial.putting_back"),), work)
 
 
+def end_trial(desk: ToolDesk, host: Host) -> None:
+    """Put back what is tried, in this thread. A job that is at work on the model is left alone: a grid puts back what
+    it has tried itself, and a training has done so before it began."""
+    if host.exchanged is not None and not desk.running:
+        prepare_put_back(host).work(Progress())
+
+
 def prepare_grid(settings: MergeSettings, asked: GridSettings, host: Host) -> Prepared:
     """Pictures of merges, a column for each weight and a row for each list of blocks."""
     _check_pictures(asked)
@@ -119,10 +126,11 @@ def _of_merge(plan: Plan) -> Weights:
     names = frozenset(name for name in plan.layout if not name.startswith(VAE_PREFIX))
 
     def made(name: str) -> torch.Tensor:
-        pieces = made_of(plan, name)
         shape, dtype = plan.layout[name]
-        flat = pieces.reshape(-1) if isinstance(pieces, torch.Tensor) else _joined(pieces)
-        return sound(name, flat, dtype, Tally()).to(dtype).reshape(shape)
+        with blaming(plan.sources):
+            pieces = made_of(plan, name)
+            flat = pieces.reshape(-1) if isinstance(pieces, torch.Tensor) else _joined(pieces)
+            return sound(name, flat, dtype, Tally()).to(dtype).reshape(shape)
 
     return Weights(names, made, lambda progress: survey(plan, progress))
 
@@ -193,7 +201,8 @@ def _without(settings: RepairSettings) -> tuple[Sentence, ...]:
 
 def _rounded(source: Source, name: str, numbers: torch.Tensor) -> torch.Tensor:
     dtype = source.tensors[name].dtype
-    return sound(name, numbers.reshape(-1), dtype, Tally()).to(dtype).reshape(numbers.shape)
+    with blaming([source]):
+        return sound(name, numbers.reshape(-1), dtype, Tally()).to(dtype).reshape(numbers.shape)
 
 
 def _blocks_of(lora: OpenLora, family: Family) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.files import plain, to_trash
 from lib_trainer.kinds.base import Outputs, best_path, step_path
 from lib_trainer.kinds.registry import kind_of
-from lib_trainer.networks.formats.description import beside
+from lib_trainer.networks.formats.description import beside, described_by
 from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
 from lib_trainer.ports import Host, LoadedModel
@@ -122,6 +122,7 @@ def discard_taken(job: JobConfig, host: Host) -> list[Path]:
             raise ConfigError("trash.elsewhere", field=kind.names_field(job), path=path)
     if host.parts():
         check_replaced(taken, host.model())
+    check_described(taken)
     moved = [*taken, *(card for path in taken for card in sidecars(path) if os.path.lexists(card))]
     discard(moved)
     return moved
@@ -134,16 +135,26 @@ def takes_the_place_of(outputs: Outputs, path: Path) -> bool:
 
 
 def check_replaced(replaced: Iterable[Path], model: LoadedModel) -> None:
-    """Raise `ConfigError` if the checkpoint that is loaded, or its .yaml, would be moved away under the run."""
-    if model.file is None:
-        return
-    loaded = os.path.realpath(model.file)
-    described = {os.path.realpath(beside(model.file)), os.path.realpath(beside(Path(loaded)))}
+    """Raise `ConfigError` if the checkpoint that is loaded, or its .yaml, would be moved away under the run, or the
+    .yaml of another one."""
+    replaced = list(replaced)
+    if model.file is not None:
+        loaded = os.path.realpath(model.file)
+        described = {os.path.realpath(beside(model.file)), os.path.realpath(beside(Path(loaded)))}
+        for path in replaced:
+            if os.path.realpath(path) == loaded:
+                raise ConfigError("name.loaded", field="output.name", path=path)
+            if os.path.realpath(path) in described:
+                raise ConfigError("name.describes_loaded", field="output.name", path=path)
+    check_described(replaced)
+
+
+def check_described(replaced: Sequence[Path]) -> None:
+    """Raise `ConfigError` if a .yaml would be moved away from a checkpoint that stays."""
     for path in replaced:
-        if os.path.realpath(path) == loaded:
-            raise ConfigError("name.loaded", field="output.name", path=path)
-        if os.path.realpath(path) in described:
-            raise ConfigError("name.describes_loaded", field="output.name", path=path)
+        others = described_by(path, *replaced) if path.suffix.lower() == ".yaml" else []
+        if others:
+            raise ConfigError("name.describes_other", field="output.name", path=path, other=others[0])
 
 
 def existing_embedding(folder: Path, name: str) -> Path | None:

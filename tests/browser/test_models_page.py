@@ -75,6 +75,12 @@ def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> Non
     assert panel.evaluate("one => one.open"), "a drawing that is made anew stays open"
     panel.get_by_label("M00").press("ArrowUp")
     expect(text).to_have_value(re.compile(r"^0,1,0\.91666"), timeout=SLOW)  # the others keep their numbers
+    panel.locator("summary").click()
+    fill(page, "merge_blocks", "GRAD_A")
+    panel.locator("summary").click()  # what was written while it was closed is shown, and stays
+    expect(panel.get_by_label("M00")).to_have_value("1")
+    expect(text).to_have_value("GRAD_A")
+    assert panel.evaluate("one => one.open")
     fill(page, "merge_weight", 0.3)
     page.locator("#models_merge_weight .trainer-back").click()
     expect(page.locator("#models_merge_weight input").first).to_have_value("0.5")
@@ -94,6 +100,8 @@ def test_duplicates_are_ticked(page: playwright.Page, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     (folder / "copy.safetensors").write_bytes((folder / "one.safetensors").read_bytes())
     open_tab(page, "Duplicates")
+    expect(page.locator("#models_duplicates_folders textarea")).to_have_value(re.compile("checkpoints"))
+    expect(page.locator("#models_duplicates_form .trainer-changed")).to_have_count(0)  # the host's folders are usual
     page.locator("#models_duplicates_start").click()
     expect(page.locator("#models_job [data-trash]")).to_have_count(2)
     page.locator(f'#models_job [data-trash="{folder / "copy.safetensors"}"]').check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import OwnParameter, PreviewRequest
 from lib_trainer.refusals import ConfigError, ModelError, Sentence, TrainerError
+from lib_trainer.toolbox.desk import Done, Prepared, ToolDesk
 from lib_trainer.toolbox.lora_options import RepairSettings
 from lib_trainer.toolbox.merge import prepare
 from lib_trainer.toolbox.merge_settings import MergeSettings
 from lib_trainer.toolbox.progress import Progress, StopAsked
-from lib_trainer.toolbox.trial import prepare_block_grid, prepare_grid, prepare_put_back, prepare_try
+from lib_trainer.toolbox.trial import end_trial, prepare_block_grid, prepare_grid, prepare_put_back, prepare_try
 from lib_trainer.toolbox.trial_settings import BlockGridSettings, GridSettings
 
 CPU = torch.device("cpu")
@@ -77,6 +79,25 @@ def farthest(one: bytes, other: bytes) -> int:
 
 def merge(files: dict[str, Path], b: str = "other", **changes: Any) -> MergeSettings:
     return MergeSettings(**{"a": str(files["own"]), "b": str(files[b]), "weight": 0.4} | changes)
+
+
+def test_a_trial_ends_with_the_page_but_not_under_a_job(host: StandaloneHost, files: dict[str, Path]) -> None:
+    before, desk, over = weights(host), ToolDesk(), threading.Event()
+    end_trial(desk, host)  # there is none
+    prepare_try(merge(files), host).work(Progress())
+
+    def waits(progress: Progress) -> Done:
+        over.wait(60)
+        return Done(Sentence("trial.put_back"))
+
+    desk.work("grid", lambda: Prepared((), waits), None)
+    end_trial(desk, host)
+    assert host.exchanged is not None
+    over.set()
+    desk.wait(60)
+    end_trial(desk, host)
+    after = weights(host)
+    assert host.exchanged is None and all(before[name].equal(after[name]) for name in before)
 
 
 def test_a_tried_merge_draws_what_its_file_draws(host: StandaloneHost, files: dict[str, Path], tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_numbers_beyond_fp16_are_counted_and_become_its_largest(tmp_path: Path) 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_no_number_is_refused_and_nothing_is_written(bad: float, tmp_path: Path) -> None:
     layout = {"a": ((2,), torch.float32)}
-    with pytest.raises(ModelError, match=r"^a holds numbers that are none"):
+    with pytest.raises(ModelError, match=r"^a would hold numbers that are none"):
         write_stream(Target(tmp_path / "x.safetensors"), layout, lambda name: torch.tensor([1, bad]), {}, Progress())
     assert list(tmp_path.iterdir()) == []
 
@@ -162,10 +162,38 @@ def test_where_the_result_goes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in (tmp_path / ".trainer-trash").rglob("*.old")] == [b"mine"]
     with pytest.raises(ConfigError, match="one of the files that are read"):
         settle(str(there), "replace", [there])
+    with pytest.raises(ConfigError, match=r"a\.safetensors is no folder"):
+        settle(str(there / "deep" / "b"), "refuse", [])
     with pytest.raises(ConfigError, match="No file is named"):
         settle(" ", "refuse", [])
     with pytest.raises(ConfigError, match="is a folder"):
         settle(f"{tmp_path}/models/", "refuse", [])
+
+
+def test_a_result_gets_its_own_yaml_and_takes_nobody_s(tmp_path: Path) -> None:
+    """A .yaml that lies there is another model's word on the result, and maybe on a file that stays."""
+    model, there = tmp_path / "base.safetensors", tmp_path / "a.safetensors"
+    yaml, trash = there.with_suffix(".yaml"), tmp_path / ".trainer-trash"
+    yaml.write_text("v")
+    for existing in ("refuse", "replace"):
+        with pytest.raises(ConfigError, match=r"a\.yaml lies there and would describe the result"):
+            settle(str(there), existing, [model], base=model)
+    assert settle(str(there), "number", [model], base=model).path.name == "a-2.safetensors"
+    assert settle(str(there), "refuse", [model]).path == there, "a LoRA has none"
+    model.with_suffix(".yaml").write_text("v")
+    assert settle(str(there), "refuse", [model], base=model).path == there, "it says the same"
+
+    model.with_suffix(".yaml").write_text("epsilon")
+    there.write_bytes(b"mine")
+    write(settle(str(there), "replace", [model], base=model))
+    assert not yaml.exists() and {path.name for path in trash.rglob("*.old")} == {"a.safetensors.old", "a.yaml.old"}
+    yaml.write_text("v")
+    (tmp_path / "A.CKPT").write_bytes(b"another")
+    with pytest.raises(ConfigError, match="lies there"):
+        settle(str(there), "replace", [model], base=model)
+    own = settle(str(tmp_path / "a.safetensors"), "replace", [tmp_path / "A.CKPT"], base=tmp_path / "a.ckpt")
+    assert own.replace and own.yaml is None, "it is the base's own"
+    assert yaml.exists()
 
 
 def test_what_is_replaced_stays_where_the_new_file_fails(tmp_path: Path) -> None:

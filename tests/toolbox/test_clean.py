@@ -128,7 +128,7 @@ def test_a_lora_keeps_all_that_it_has(tmp_path: Path) -> None:
 
 def test_what_is_damaged_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     path = save(tmp_path / "a.safetensors", some(SD1) | {UNET: torch.full((8,), float("inf"))})
-    with pytest.raises(ModelError, match=rf"{UNET} holds numbers that are none"):
+    with pytest.raises(ModelError, match=rf"a\.safetensors holds numbers that are none .*in {UNET}"):
         clean(path)
     assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lib_trainer.cli.main import main
 from lib_trainer.families.family import Family
@@ -22,6 +25,7 @@ from lib_trainer.toolbox.inspect_settings import DuplicatesSettings, InspectSett
 from lib_trainer.toolbox.installed import Installed
 from lib_trainer.toolbox.lora_tools import asked_report, write_report
 from lib_trainer.toolbox.progress import Progress
+from lib_trainer.toolbox.published import PUBLISHED
 from lib_trainer.toolbox.source import open_source
 from tests.toolbox.models import SD1, SD2, SDXL, Tensors, checkpoint, save, save_folder, some
 
@@ -106,14 +110,55 @@ def test_what_is_told_of_a_lora(tmp_path: Path) -> None:
                         f"{key}.dora_scale": torch.ones(8, 1)}  # fmt: skip
     tags = json.dumps({"1_a": {"zorb": 3, "blue": 1}, "2_b": {"zorb": 2}})
     path = save(tmp_path / "a.safetensors", tensors, ss_sd_model_name="base", ss_tag_frequency=tags,
-                ssmd_cover_images="[]")  # fmt: skip
+                ssmd_cover_images=json.dumps(["/9j/2w=="]))  # fmt: skip
     told = look(path)
+    for none in ("[]", "{broken", '"text"', '["no base64!"]', '[{"a": 1}]'):
+        assert "brings a picture" not in look(save(tmp_path / "d.safetensors", tensors, ssmd_cover_images=none)), none
     for said in ("LoRA for SD 1.x", "Ranks: 4 (1 layers)", "DoRA", "ss_sd_model_name: base", "zorb (5), blue (1)",
                  "brings a picture"):  # fmt: skip
         assert said in told
     assert "holds anything" in look(save(tmp_path / "b.safetensors", {"anything": torch.ones(1)}))
     path = save(tmp_path / "c.safetensors", tensors, ss_tag_frequency="{broken")
     assert "LoRA" in look(path)
+
+
+def test_a_published_vae_is_named(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its file, byte for byte; another file by having the numbers of one that is."""
+    vae, half, other = models / "v.vae.safetensors", models / "below" / "half.safetensors", models / "b.safetensors"
+    digest = hashlib.sha256(vae.read_bytes()).hexdigest()
+    assert "published as" not in look(vae)
+    monkeypatch.setitem(PUBLISHED, digest, "the VAE of Zorb")
+    assert "published as the VAE of Zorb: its file is that one, byte for byte" in look(vae)
+    assert "published as" not in look(vae, whole=False) and "published as" not in look(half)
+
+    def beside(path: Path, *vaes: Path) -> str:
+        settings = InspectSettings(file=str(path), vaes=tuple(map(str, vaes)))
+        return "\n".join(map(str, prepare_inspect(settings).work(Progress()).notes))
+
+    for place in (models, vae):
+        assert f"The VAE is that of {vae}, published as the VAE of Zorb." in beside(half, place)
+    assert "The VAE is that of" not in beside(vae, vae)
+    copy = save(models / "copy.pt.safetensors", load_file(vae), note="other bytes")
+    assert f"The VAE is that of {copy}." in beside(other, copy)
+    changed = load_file(vae)
+    changed["decoder.conv_in.bias"] = changed["decoder.conv_in.bias"] + 1
+    save(copy, changed)
+    assert "The VAE is that of" not in beside(other, copy)
+    with pytest.raises(ConfigError, match="to compare the VAE with"):
+        beside(half, models / "nowhere")
+    [told] = [line for line in duplicates(models).splitlines() if line.startswith("The same vae")]
+    assert "published as the VAE of Zorb" in told and str(other) in told and str(copy) not in told
+
+
+def test_a_published_vae_in_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_folder(tmp_path / "d", SD1)
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    monkeypatch.setitem(PUBLISHED, hashlib.sha256(file.read_bytes()).hexdigest(), "the VAE of Zorb")
+    assert "published as the VAE of Zorb" in look(folder) and "published as the VAE of Zorb" in look(file)
+
+
+def test_published_vaes_are_told_by_whole_hashes() -> None:
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in PUBLISHED)
 
 
 def duplicates(folder: Path, *trash: Path) -> str:

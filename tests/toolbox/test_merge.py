@@ -227,6 +227,30 @@ def test_presets() -> None:
             assert all(0 <= weight <= 1 for weight in weights.values())
 
 
+SUPERMERGERS = {
+    "R_SMOOTHSTEP*3": [1, 0.984809027777778, 0.940972222222222, 0.87109375, 0.777777777777778],
+    "REVERSE-SMOOTHSTEP": [1, 0.994936342592593, 0.980324074074074, 0.95703125],
+    "SMOOTHSTEP/3": [0, 0.04296875, 0.15625, 0.31640625, 0.5, 0.68359375, 0.84375, 0.95703125, 1, 0.95703125],
+    "TRUE_CUBIC_HERMITE": [0, 0.199031876929012, 0.325761959876543, 0.424641927083333, 0.498456790123457],
+    "TRUE_REVERSE_CUBIC_HERMITE": [1, 0.800968123070988, 0.674238040123457, 0.575358072916667, 0.501543209876543],
+    "FAKE_CUBIC_HERMITE": [0, 0.157576195987654, 0.28491512345679, 0.384765625, 0.459876543209877, 0.512996720679012],
+    "FAKE_REVERSE_CUBIC_HERMITE": [1, 0.842423804012346, 0.71508487654321, 0.615234375, 0.540123456790123],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUPERMERGERS)
+def test_presets_by_the_names_and_with_the_numbers_of_supermerger(name: str) -> None:
+    """Of its scripts/mbwpresets.txt, from IN00 on."""
+    base, *numbers = block_weights(name, "blocks", SD1.unet).values()
+    assert base == 0 and numbers[: len(SUPERMERGERS[name])] == pytest.approx(SUPERMERGERS[name])
+    assert numbers[-1] == pytest.approx(1 - numbers[0])
+
+
+def test_all_of_b_is_all_of_it() -> None:
+    assert set(block_weights("ALL_B", "blocks", SD1.unet).values()) == {1.0}
+    assert set(block_weights("ALL_A", "blocks", SD1.unet).values()) == {0.0}
+
+
 def test_parts_and_rules(three: Path) -> None:
     a, b = some(SD1, 0), some(SD1, 1)
     found = merge(three, parts="unet=1, te=0", rules="*attn1.to_q*=0\n/.*input_blocks\\.0\\..*/ = 0.5")
@@ -433,7 +457,7 @@ def test_a_damaged_number_or_a_taken_name_leaves_nothing(three: Path) -> None:
     broken[FIRST][0, 0, 0, 0] = float("nan")
     save_file(broken, three / "b.safetensors")
     before = sorted(three.iterdir())
-    with pytest.raises(ModelError, match=rf"{FIRST} holds numbers that are none"):
+    with pytest.raises(ModelError, match=rf"b\.safetensors holds numbers that are none .*in {FIRST}"):
         merge(three)
     assert sorted(three.iterdir()) == before
     with pytest.raises(NameTaken):
@@ -487,3 +511,25 @@ def test_a_model_that_inpaints_takes_over_the_difference_of_two_that_do_not(thre
         given = {letter: str(three / f"{one}.safetensors") for letter, one in zip("abc", models, strict=False)}
         with pytest.raises(ModelError, match=r"has \d input channels and that of"):
             prepare(MergeSettings(mode=mode, weight=0.5, output=str(three / "no.safetensors"), **given))  # type: ignore[arg-type]
+
+
+def test_a_chain_from_the_command_line_names_no_models(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chain = three / "chain.toml"
+    chain.write_text('[[step]]\na = "a.safetensors"\nb = "b.safetensors"\nweight = 0.5\n')
+    assert main(["model", "merge", "--chain", str(chain), "--output", str(three / "chained")]) == 0
+    assert (three / "chained.safetensors").is_file()
+    assert main(["model", "merge", "--output", str(three / "none")]) == 2
+    assert "weighted sum needs a model A" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["nan", "1e39"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": "average", "shares": "{}, 1"}, {"parts": "unet={}"}, {"rules": "*={}"}, {"blocks": "base={}"},
+        {"blocks": "input_1={}"}, {"blocks": ",".join(["{}"] * 26)},
+    ],
+)  # fmt: skip
+def test_weights_that_lead_out_of_all_numbers_are_refused(three: Path, changes: dict[str, str], number: str) -> None:
+    with pytest.raises(ConfigError, match=number):
+        merge(three, **{name: value.replace("{}", number) for name, value in changes.items()})

@@ -291,6 +291,19 @@ def test_the_yaml_of_the_checkpoint_that_is_trained_is_not_replaced(watched: Wat
     check_replaced([model.file.with_name("other.yaml")], model)
 
 
+def test_the_yaml_of_a_checkpoint_that_stays_is_not_replaced(watched: Watched, pictures: Path) -> None:
+    folder = watched.host.checkpoint_folder()
+    yaml, other = put(folder / "learned.yaml"), put(folder / "learned.ckpt")
+    job = {"network__kind": "checkpoint", "output__name": "learned", "output__existing": "replace"}
+    view = watched.run(pictures, **job)
+    assert view.state == "failed" and "describes" in view.error and "learned.ckpt too" in view.error
+    with pytest.raises(ConfigError, match=r"learned\.ckpt too, which would lose it"):
+        watched.runner.discard(make_job(pictures, **job))
+    assert yaml.is_file()
+    other.unlink()
+    assert watched.runner.discard(make_job(pictures, **job)) == [yaml]
+
+
 def test_no_yaml_of_others_is_written_over(watched: Watched, pictures: Path) -> None:
     """One of an earlier run goes to the trash before the new one is there; what comes meanwhile stays."""
     folder, base = watched.host.checkpoint_folder(), watched.host.checkpoint.with_suffix(".yaml").read_bytes()

@@ -259,7 +259,7 @@ def test_an_option_may_hang_on_one_of_several_others() -> None:
 
 def facts(form: Form) -> dict[str, Any]:
     """What the form's script is told."""
-    html = finder_html("trainer", form.specs)
+    html = finder_html("trainer", form.specs, {})
     found = re.search(r'data-facts="([^"]*)"', html)
     assert found is not None
     told: dict[str, Any] = json.loads(unescape(found.group(1)))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import threading
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from lib_trainer.refusals import ConfigError
@@ -108,6 +112,26 @@ def test_a_refusal_names_its_field(actions: ModelsActions, changes: dict[str, An
         said = action("merge", values)
         assert f'data-field="models_merge_{field}"' in said and words in said
     assert not actions.desk.running and actions.desk.view() is None
+
+
+def test_the_picture_that_a_file_carries_is_shown(actions: ModelsActions, host: FakeHost) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (600, 30), "red").save(buffer, "PNG")
+    covers = {
+        "good": json.dumps([base64.b64encode(buffer.getvalue()).decode()]),
+        "evil": json.dumps([base64.b64encode(b'"><script>').decode()]),
+    }
+    panels = {}
+    for name, told in covers.items():
+        path = save(host.checkpoint_folder() / f"{name}.safetensors", some(SD1, 0), ssmd_cover_images=told)
+        assert actions.start("inspect", shown("inspect", file=str(path))) == ""
+        actions.desk.wait(30)
+        panels[name] = actions.poll("")[0]
+        assert "brings a picture" in panels[name] and "<script" not in panels[name]
+    [data] = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)" alt="good.safetensors">', panels["good"])
+    with Image.open(BytesIO(base64.b64decode(data))) as picture:
+        assert picture.size == (256, 13) and picture.getpixel((9, 9))[0] > 240  # type: ignore[index]
+    assert "<img" not in panels["evil"]
 
 
 def test_duplicates_are_ticked_and_go_to_the_trash(actions: ModelsActions, host: FakeHost) -> None:

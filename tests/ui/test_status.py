@@ -9,10 +9,11 @@ import pytest
 
 from lib_trainer.refusals import Sentence
 from lib_trainer.training.rate_answer import rate_text
+from lib_trainer.ui.kit.jobs import clock
 from lib_trainer.ui.kit.notices import notice_html
 from lib_trainer.ui.train.chart import HEIGHT, MAX_DRAWN, WIDTH, chart_html, ticks
 from lib_trainer.ui.train.held_out_chart import advice_html, held_out_html
-from lib_trainer.ui.train.status import clock, header_html, log_html, size, speed, status_html
+from lib_trainer.ui.train.status import header_html, log_html, size, speed, status_html
 from lib_trainer.work.events import Phase
 from lib_trainer.work.monitor import HeldOutPoint, LogLine, LossPoint, RunView
 

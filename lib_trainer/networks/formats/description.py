@@ -22,15 +22,28 @@ from omegaconf.errors import OmegaConfBaseException
 from lib_trainer.families.detect import inpaints
 from lib_trainer.families.family import Family
 from lib_trainer.families.prediction import SD2_BIAS, Clues, Prediction, Predicts, is_edm, predicts, said_in
-from lib_trainer.files import found, write_atomically
+from lib_trainer.files import found, plain, write_atomically
 from lib_trainer.networks.formats import reading
 from lib_trainer.networks.formats.checkpoint_file import read_shapes, read_state_dict
 from lib_trainer.refusals import ConfigError, ModelError, SaveError
+
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
+"""Of checkpoints."""
 
 
 def beside(checkpoint: Path) -> Path:
     """Where the description of a checkpoint lies."""
     return checkpoint.with_suffix(".yaml")
+
+
+def described_by(yaml: Path, *without: Path) -> list[Path]:
+    """The checkpoints that a .yaml describes, but for some: those that have its name, in any case of letters."""
+    passed = {plain(path.name) for path in without}
+    try:
+        there = sorted(path for path in yaml.parent.iterdir() if path.suffix.lower() in ENDINGS)
+    except OSError:
+        return []
+    return [path for path in there if plain(path.stem) == plain(yaml.stem) and plain(path.name) not in passed]
 
 
 def predicted_by(

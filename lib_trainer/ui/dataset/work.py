@@ -20,8 +20,8 @@ from lib_trainer.ui.dataset.buckets import buckets_html
 from lib_trainer.ui.dataset.html import button, command
 from lib_trainer.ui.dataset.report import report_html
 from lib_trainer.ui.dataset.view import View
+from lib_trainer.ui.kit.jobs import clock
 from lib_trainer.ui.kit.notices import told
-from lib_trainer.ui.train.status import clock
 from lib_trainer.work.events import Phase
 
 EXAMPLES = 20

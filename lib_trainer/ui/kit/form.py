@@ -123,7 +123,8 @@ def build_form(
     values: Mapping[str, Any] | None = None,
     beside: Mapping[str, Callable[[], None]] | None = None,
 ) -> Form:
-    """Lay out a form in the open gradio context; `values` are shown first, defaults where they say nothing.
+    """Lay out a form in the open gradio context; `values` are shown first, defaults where they say nothing, and count
+    as what nobody has changed.
 
     The few options that everybody sets come first, then a box that finds any (`javascript/form.js`), then a fold for
     each section, those last whose options all are advanced; one that is the whole form is open. `offers` are names that
@@ -136,7 +137,7 @@ def build_form(
         with layout.opened(gr.Column, [], elem_id=f"{prefix}_first", elem_classes="trainer-section trainer-first"):
             for spec in sorted((spec for spec in shown.values() if spec.first), key=lambda spec: spec.first):
                 layout.add(spec)
-        gr.HTML(finder_html(prefix, shown), elem_id=f"{prefix}_finder", elem_classes="trainer-box-finder")
+        gr.HTML(finder_html(prefix, shown, start), elem_id=f"{prefix}_finder", elem_classes="trainer-box-finder")
         sections = [
             (section, [spec for spec in group if not spec.first])
             for section, group in groupby(shown.values(), key=lambda spec: spec.section)
@@ -190,14 +191,15 @@ class _Layout:
                         self.add(spec)
 
 
-def finder_html(prefix: str, specs: Mapping[str, FieldSpec]) -> str:
-    """The box that finds an option, and what its script must know of each, by the element's id.
+def finder_html(prefix: str, specs: Mapping[str, FieldSpec], start: Mapping[str, Any]) -> str:
+    """The box that finds an option, and what its script must know of each, by the element's id. `start`: what options
+    show at first, where that is not their default.
 
     `path`; `base`: what it shows where nobody has changed it; `first`: whether it is one of those whose change is not
     marked, as everybody sets them; `words`: what it is found by beside its label and help; `when`: the conditions of
     its being shown.
     """
-    facts = {field_id(prefix, path): _facts(spec, specs, prefix) for path, spec in specs.items()}
+    facts = {field_id(prefix, path): _facts(spec, specs, prefix, start) for path, spec in specs.items()}
     told = escape(json.dumps(facts, ensure_ascii=False))
     return (
         f'<div class="trainer-finder" data-prefix="{escape(prefix)}" data-facts="{told}">'
@@ -209,9 +211,10 @@ def finder_html(prefix: str, specs: Mapping[str, FieldSpec]) -> str:
     )
 
 
-def _facts(spec: FieldSpec, specs: Mapping[str, FieldSpec], prefix: str) -> dict[str, Any]:
+def _facts(spec: FieldSpec, specs: Mapping[str, FieldSpec], prefix: str, start: Mapping[str, Any]) -> dict[str, Any]:
     words = " ".join([spec.path.replace(".", " ").replace("_", " "), spec.path, *map(spec.shown_as, spec.choices)])
-    facts: dict[str, Any] = {"path": spec.path, "base": as_read(spec, spec.default), "words": words}
+    facts: dict[str, Any] = {"path": spec.path, "words": words}
+    facts["base"] = as_read(spec, start.get(spec.path, spec.default))
     if spec.first:
         facts["first"] = True
     if spec.when:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from lib_trainer.ports import Host
 from lib_trainer.refusals import Field, Named, TrainerError
 from lib_trainer.toolbox.desk import Prepared, Tool, ToolDesk, made
 from lib_trainer.toolbox.facts import facts_of
-from lib_trainer.toolbox.installed import CHECKPOINTS, LORAS, Installed
+from lib_trainer.toolbox.installed import CHECKPOINTS, LORAS, VAES, Installed
 from lib_trainer.toolbox.shares import PRESETS, block_weights
 from lib_trainer.toolbox.source import open_source
 from lib_trainer.toolbox.strengths import PRESETS as LORA_PRESETS
@@ -191,6 +191,14 @@ class ModelsActions:
     def offers(self) -> dict[str, list[str]]:
         """What lists of files offer, read anew."""
         return self.installed.names()
+
+    def begins_with(self, name: str, offers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """What a tool's form shows before anybody has changed it, beside defaults: the host's own folders."""
+        if name == "duplicates":
+            return {"folders": tuple(offers["folders"])}
+        if name == "inspect":
+            return {"vaes": tuple(str(folder) for folder in self.host.model_folders()[VAES] if folder.exists())}
+        return {}
 
     def curve(self, curve: Curve, values: Mapping[str, Any]) -> str:
         """Sliders and drawing of a list of block weights. What is not understood is drawn as if it were empty: the

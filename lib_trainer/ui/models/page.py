@@ -114,9 +114,9 @@ def _form(
     beside |= {
         path: partial(adder, path) for path, spec in specs.items() if spec.kind == "list" and spec.files != "nothing"
     }
-    values = {"folders": tuple(offers["folders"])} if name == "duplicates" else {}
+    values = actions.begins_with(name, offers)
     form = build_form(specs, prefix=prefix, offers=offers, values=values, beside=beside)
-    serve_put_back(Maker(prefix, "models"), form, dict)
+    serve_put_back(Maker(prefix, "models"), form, lambda: values)
     for path, add in adders.items():
         box = form.components[path]
         add.input(_added, [box, add], [box, add], **QUIET)

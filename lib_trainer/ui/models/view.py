@@ -13,35 +13,32 @@ from PIL import Image
 
 from lib_trainer.families.family import Unet
 from lib_trainer.refusals import Named, Sentence
+from lib_trainer.toolbox.carried import carried_by
 from lib_trainer.toolbox.shares import BASE
+from lib_trainer.ui.kit.jobs import bar, panel
 from lib_trainer.ui.kit.notices import told
 from lib_trainer.ui.kit.pictures import jpeg_uri
-from lib_trainer.ui.train.status import clock
 from lib_trainer.work.monitor import JobView
 
-STATES = {"queued": "Running", "running": "Running", "finished": "Done", "stopped": "Stopped", "failed": "Failed"}
+LOOK = "models"
+"""How classes begin."""
 LONGEST = 2000
 """Width of a grid that is shown, in pixels; the file is as it was drawn."""
+CARRIED = 256
+"""Width of a picture that a file carries, in pixels."""
 STEP_WIDTH, HEIGHT = 30, 90
 """Of the drawing of block weights, in pixels: a block's width, and the height from 0 to 1."""
 
 
 def job_html(view: JobView | None, prefix: str, named: Named) -> str:
     """The panel of the job under way, or of the last one. The script reads whether to poll."""
-    active = "1" if view and view.active else "0"
-    job = escape(view.id) if view else ""
-    attributes = f'class="models-job" data-prefix="{escape(prefix)}" data-active="{active}" data-job="{job}"'
     if view is None:
-        body = '<div class="models-empty">Nothing is under way. Files that exist are never written over.</div>'
-        return f"<div {attributes}>{body}</div>"
-    badge = "Stopping" if view.stopping else STATES[view.state]
+        empty = '<div class="models-empty">Nothing is under way. Files that exist are never written over.</div>'
+        return panel(None, LOOK, prefix, empty)
     ended = view.told or view.failure
-    head = (
-        f'<div class="models-head"><span class="models-badge models-{view.state}">{badge}</span>'
-        f'<span class="models-name">{escape(told(view.name, named))}</span></div>'
-    )
     sentence = f'<div class="models-ended models-{view.state}">{escape(told(ended, named))}</div>' if ended else ""
-    return f"<div {attributes}>{head}{_bar(view)}{sentence}{_said(view, named)}{_picture(view)}</div>"
+    body = f"{bar(view, LOOK)}{sentence}{_said(view, named)}{_picture(view)}"
+    return panel(view, LOOK, prefix, body, lambda sentence: told(sentence, named))
 
 
 def _picture(view: JobView) -> str:
@@ -55,8 +52,13 @@ def _picture(view: JobView) -> str:
 @lru_cache(maxsize=4)
 def _small(path: Path) -> str:
     with Image.open(path) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((LONGEST, 4 * LONGEST))
+        return _jpeg(picture, LONGEST)
+
+
+def _jpeg(picture: Image.Image, width: int) -> str:
+    """At most so wide, as an address."""
+    small = picture.convert("RGB")
+    small.thumbnail((width, 4 * width))
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=88)
     return jpeg_uri(buffer.getvalue())
@@ -67,35 +69,35 @@ def tried_html(tried: Sentence | None) -> str:
     return f'<div class="models-tried" role="status">{escape(told(tried))}</div>' if tried is not None else ""
 
 
-def _bar(view: JobView) -> str:
-    phase = view.progress
-    if not view.active:
-        return ""
-    if phase is None:
-        return '<div class="models-line">Starting</div>'
-    percent = 100 * phase.done / phase.total if phase.total else 0
-    scale, unit = (1 << 20, "MiB") if phase.unit == "bytes" else (1, phase.unit)
-    rate = f"{phase.rate / scale:.1f} {unit}/s · " if phase.rate else ""
-    line = (
-        f"{escape(told(phase.name))} {phase.done // scale:,} / {phase.total // scale:,} {unit} · "
-        f"{rate}time left {clock(phase.left)}"
-    )
-    return (
-        f'<div class="models-progress" role="progressbar" aria-label="{escape(told(phase.name))}" '
-        f'aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100">'
-        f'<div class="models-fill" style="width: {percent:.2f}%"></div></div><div class="models-line">{line}</div>'
-    )
-
-
 def _said(view: JobView, named: Named) -> str:
     """Its notes, or while it runs what it has told so far."""
     notes = view.notes if not view.active else tuple(line.told for line in view.lines)
     items = [
+        _carried(note, named) if isinstance(note, Sentence) and note.code == "look.picture" else
         _duplicates(note) if isinstance(note, Sentence) and note.code == "duplicates.same" else
         f"<li>{escape(told(note, named))}</li>"
         for note in notes
     ]  # fmt: skip
     return f'<ul class="models-notes">{"".join(items)}</ul>' if items else ""
+
+
+def _carried(note: Sentence, named: Named) -> str:
+    """That a file brings a picture, and the picture itself."""
+    path = Path(note.facts["path"])
+    source = _shown(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    picture = f'<img src="{source}" alt="{escape(path.name)}">' if source else ""
+    return f"<li>{escape(told(note, named))}{picture}</li>"
+
+
+@lru_cache(maxsize=8)
+def _shown(path: Path, changed: int) -> str:
+    """The picture that a file carries, small and anew, as an address; empty where it is none. `changed` tells a new
+    file."""
+    data = carried_by(path)
+    try:
+        return _jpeg(Image.open(BytesIO(data)), CARRIED) if data else ""
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return ""
 
 
 def _duplicates(note: Sentence) -> str:

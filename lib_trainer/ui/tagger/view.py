@@ -16,9 +16,9 @@ from lib_trainer.refusals import Sentence
 from lib_trainer.tagging.captions.effect import Border, Opened, Preview, TagCount
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING
 from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, lines_of
+from lib_trainer.ui.kit.jobs import bar, panel
 from lib_trainer.ui.kit.notices import told
 from lib_trainer.ui.kit.pictures import jpeg_uri
-from lib_trainer.ui.train.status import clock
 from lib_trainer.work.monitor import JobView
 
 ROWS = 300
@@ -26,57 +26,30 @@ ROWS = 300
 
 THUMB = 144
 LEFT_OUT_SHOWN = 20
-STATES = {"queued": "Running", "running": "Running", "finished": "Done", "stopped": "Stopped", "failed": "Failed"}
+LOOK = "tagger"
+"""How classes begin."""
+KEPT = "Stopping; what is done is kept"
 BARS = 60
 
 
 def job_html(view: JobView | None, device: Sentence | None, prefix: str) -> str:
     """The panel of the job under way. The script reads whether to poll."""
-    active = "1" if view and view.active else "0"
-    attributes = f'class="tagger-job" data-prefix="{escape(prefix)}" data-active="{active}"'
     if view is None:
-        body = '<div class="tagger-empty">Choose a folder and press Tag. Nothing is written before you say so.</div>'
-        return f"<div {attributes}>{body}</div>"
-    badge = "Stopping" if view.stopping else STATES[view.state]
+        empty = '<div class="tagger-empty">Choose a folder and press Tag. Nothing is written before you say so.</div>'
+        return panel(None, LOOK, prefix, empty)
     ended = view.told or view.failure
-    head = (
-        f'<div class="tagger-head"><span class="tagger-badge tagger-{view.state}">{badge}</span>'
-        f'<span class="tagger-name">{escape(told(view.name))}</span></div>'
-    )
     sentence = f'<div class="tagger-told tagger-{view.state}">{escape(told(ended))}</div>' if ended else ""
     notes = "".join(f'<div class="tagger-note">{escape(told(note))}</div>' for note in view.notes)
     if not view.notes and device and view.active:
         notes = f'<div class="tagger-note">{escape(told(device))}</div>'
-    return f"<div {attributes}>{head}{_bar(view)}{sentence}{notes}{_left_out(view)}</div>"
+    waiting = KEPT if view.stopping else "Opening the model"
+    shown = bar(view, LOOK, waiting=waiting, before=f"{KEPT} · " if view.stopping else "")
+    return panel(view, LOOK, prefix, f"{shown}{sentence}{notes}{_left_out(view)}")
 
 
 def mark_html(mark: Sequence[int]) -> str:
     """What `tagger.js` compares to know that there is something new to see."""
     return f'<div class="tagger-mark" data-mark="{escape(str(list(mark)))}"></div>'
-
-
-_KEPT = "Stopping; what is done is kept"
-
-
-def _bar(view: JobView) -> str:
-    phase = view.progress
-    if phase is None or not view.active:
-        opening = _KEPT if view.stopping else "Opening the model"
-        return f'<div class="tagger-line">{opening}</div>' if view.active else ""
-    percent = 100 * phase.done / phase.total if phase.total else 0
-    scale, unit = (1 << 20, "MiB") if phase.unit == "bytes" else (1, phase.unit)
-    rate = f"{phase.rate / scale:.1f} {unit}/s · " if phase.rate else ""
-    known = f" · {phase.known} known before" if phase.known else ""
-    line = (
-        f"{escape(told(phase.name))} {phase.done // scale:,} / {phase.total // scale:,} {unit}{known} · "
-        f"{rate}time left {clock(phase.left)}"
-    )
-    return (
-        f'<div class="tagger-progress" role="progressbar" aria-label="{escape(told(phase.name))}" '
-        f'aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100">'
-        f'<div class="tagger-fill" style="width: {percent:.2f}%"></div></div>'
-        f'<div class="tagger-line">{_KEPT + " · " if view.stopping else ""}{line}</div>'
-    )
 
 
 def _left_out(view: JobView) -> str:

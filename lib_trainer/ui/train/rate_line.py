@@ -10,9 +10,9 @@ from lib_trainer.config.fields import label_of
 from lib_trainer.refusals import Field
 from lib_trainer.training.finder import Report
 from lib_trainer.training.rate_answer import Tried, rate_text
+from lib_trainer.ui.kit.jobs import clock
 from lib_trainer.ui.kit.notices import told
 from lib_trainer.ui.train.chart import ticks
-from lib_trainer.ui.train.status import clock
 from lib_trainer.work.monitor import JobView
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 170, 44, 12, 26, 26

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 
 from lib_trainer.refusals import Sentence
 from lib_trainer.training.rate_answer import rate_text
+from lib_trainer.ui.kit.jobs import MISSING, clock
 from lib_trainer.ui.kit.notices import told
 from lib_trainer.work.events import Phase
 from lib_trainer.work.monitor import RunView
@@ -19,7 +19,6 @@ STATES = {
     "failed": "Failed",
 }
 PARTS = {"unet": "UNet", "te1": "text encoder", "te2": "text encoder 2"}
-MISSING = "–"
 
 
 def status_html(view: RunView | None, *, prefix: str, task_id: str | None = None, searching: bool = False) -> str:
@@ -46,15 +45,6 @@ def log_html(view: RunView | None) -> str:
     lines = lines or [told(Sentence("log.empty"))]
     attributes = 'class="trainer-log" tabindex="0" role="log" aria-label="Log of the run"'
     return f"<pre {attributes}>{escape(chr(10).join(lines))}</pre>"
-
-
-def clock(seconds: float | None) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    if seconds is None or not math.isfinite(seconds):
-        return MISSING
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def speed(steps_per_second: float | None) -> str:

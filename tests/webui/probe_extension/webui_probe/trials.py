@@ -10,7 +10,7 @@ from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.training.desk import process_desk as training_desk
 from lib_trainer.ui.models.actions import ModelsActions
 
-CHECKS = ("tool", "try_merge", "put_back", "tried")
+CHECKS = ("tool", "told", "try_merge", "put_back", "tried")
 
 
 def _actions() -> ModelsActions:
@@ -28,6 +28,14 @@ def _ended(notice: str) -> str:
 def tool(name: str, values: dict[str, Any]) -> str:
     defaults = {path: spec.default for path, spec in TOOLS[name].specs.items()}
     return _ended(_actions().start(name, defaults | values))
+
+
+def told(name: str, values: dict[str, Any]) -> list[str]:
+    """What a tool has told at its end."""
+    ended = tool(name, values)
+    assert ended.startswith("finished"), ended
+    view = process_desk().view()
+    return [str(view.told), *map(str, view.notes)]
 
 
 def try_merge(values: dict[str, Any]) -> str:
