@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -95,6 +95,9 @@ class Holdable:
         self, captions: Sequence[Wording], clip_skip: int, max_chunks: int, *, weighted: bool = False
     ) -> Conditioning:
         return self.text.encode(captions, clip_skip, max_chunks, weighted=weighted)
+
+    def token_key(self, caption: Wording, max_chunks: int, *, weighted: bool = False) -> Hashable:
+        return self.text.token_key(caption, max_chunks, weighted=weighted)
 
     def vae_fingerprint(self) -> str:
         return fingerprint(self.vae)

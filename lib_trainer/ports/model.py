@@ -6,7 +6,7 @@ Tensors are channels first, latents are already multiplied by the family's scale
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +179,10 @@ class LoadedModel(Protocol):
         prompts.
         Gradients flow unless the caller forbids it.
         """
+
+    def token_key(self, caption: Wording, max_chunks: int, *, weighted: bool = False) -> Hashable:
+        """The tokens that each encoder is told of a caption, with their weights: alike for two captions exactly where
+        `encode_text` has the same to encode. Needs no encoder."""
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (B, 3, H, W) fp32 in [-1, 1], sides divisible by 8 → moments (B, 8, H/8, W/8) fp32 on the CPU.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import torch
@@ -39,6 +39,10 @@ class LiveCaptions:
     def family(self) -> Family:
         return self._model.family
 
+    def key(self, caption: Wording) -> Hashable:
+        """What the text encoders are told of a caption: those that are told the same are encoded alike."""
+        return self._model.token_key(caption, self._chunks, weighted=self._weighted)
+
     def texts(self, captions: Sequence[Wording]) -> Conditioning:
         """What the text encoders say, also of an empty caption."""
         if self._weighted:
@@ -50,7 +54,8 @@ class LiveCaptions:
 
 
 class CachedCaptions:
-    """Every distinct caption is encoded once, by itself, and kept on the CPU; a batch is padded as live ones are.
+    """Captions of the same tokens and weights are encoded once, by themselves, and kept on the CPU; a batch is padded
+    as live ones are. Shuffled tags, captions that are cut and those that differ in capitals alone share what is kept.
 
     With `encodes` it is asked for captions that nobody has foretold: it encodes them without gradients when they come,
     and keeps the newest in `most` bytes of the device, as fetching them would have each step wait for the one before.
@@ -59,21 +64,24 @@ class CachedCaptions:
 
     def __init__(self, live: LiveCaptions, *, encodes: bool = False, most: int = MOST_BYTES) -> None:
         self._live, self.encodes, self._most = live, encodes, most
-        self._known: OrderedDict[Wording, Conditioning] = OrderedDict()
+        self._known: OrderedDict[Hashable, Conditioning] = OrderedDict()
         self._bytes = 0
 
     def fill(
         self, captions: Sequence[Wording], progress: Callable[[int, int], None], stopping: Callable[[], bool]
     ) -> None:
         """Encode what a run will ask for. `progress` gets (done, total)."""
-        distinct = sorted(set(captions), key=lambda one: (one,) if isinstance(one, str) else one)
-        if distinct and "" not in distinct:
-            self._known[""] = self._on_cpu("")
-        for done, caption in enumerate(distinct):
+        ordered = sorted(set(captions), key=lambda one: (one,) if isinstance(one, str) else one)
+        distinct: dict[Hashable, Wording] = {}
+        for caption in ordered:
+            distinct.setdefault(self._live.key(caption), caption)
+        if distinct and (nothing := self._live.key("")) not in distinct:
+            self._known[nothing] = self._on_cpu("")
+        for done, (key, caption) in enumerate(distinct.items()):
             if stopping():
                 return
             progress(done, len(distinct))
-            self._known[caption] = self._on_cpu(caption)
+            self._known[key] = self._on_cpu(caption)
         progress(len(distinct), len(distinct))
 
     def __call__(self, captions: Sequence[Wording], sizes: Sequence[PictureSize]) -> Conditioning:
@@ -89,12 +97,13 @@ class CachedCaptions:
         return completed(told, captions, sizes, self._live.family)
 
     def _found(self, caption: Wording) -> Conditioning:
+        key = self._live.key(caption)
         if not self.encodes:
-            return self._known[caption]
-        if caption in self._known:
-            self._known.move_to_end(caption)
-            return self._known[caption]
-        told = self._known[caption] = self._encoded(caption)
+            return self._known[key]
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        told = self._known[key] = self._encoded(caption)
         self._bytes += _bytes_of(told)
         while self._bytes > self._most and len(self._known) > 1:
             self._bytes -= _bytes_of(self._known.popitem(last=False)[1])

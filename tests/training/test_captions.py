@@ -46,6 +46,9 @@ class Told:
         self.family = family
         self.asked: list[str] = []
 
+    def token_key(self, caption: str, max_chunks: int, *, weighted: bool) -> str:
+        return caption
+
     def encode_text(self, captions: list[str], clip_skip: int, max_chunks: int) -> Conditioning:
         self.asked += captions
         lengths = torch.tensor([float(len(caption)) for caption in captions])
@@ -145,6 +148,43 @@ def test_what_is_kept_changes_no_bit_and_learns_nothing(diffusers_model: Diffuse
         with torch.no_grad():
             expected = live(captions, [SIZE] * len(captions)).context
         torch.testing.assert_close(told, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("encodes", [True, False])
+def test_captions_of_the_same_tokens_are_encoded_once(
+    diffusers_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch, encodes: bool
+) -> None:
+    """Capitals and spaces are none; a shuffled caption may be one that was there, and what is cut off is not told."""
+    asked: list[str] = []
+    texts = LiveCaptions.texts
+
+    def seen(self: LiveCaptions, captions: list[str]) -> Conditioning:
+        asked.extend(captions)
+        return texts(self, captions)
+
+    same = [["a, b, a", "A,  b, A", "a, B, a "], ["x " * 75 + "y", "x " * 75 + "z"], ["", "  "]]
+    alone = [fresh(diffusers_model)([group[0]], [SIZE]) for group in same]
+    monkeypatch.setattr(LiveCaptions, "texts", seen)
+    cached = CachedCaptions(LiveCaptions(diffusers_model, 1, 75), encodes=encodes)
+    if not encodes:
+        cached.fill([one for group in same for one in group], lambda done, total: None, lambda: False)
+    for group, expected in zip(same, alone, strict=True):
+        told = cached(group, [SIZE] * len(group)).context
+        assert all(torch.equal(one, expected.context[0]) for one in told)
+    assert len(asked) == len(same)
+
+
+def fresh(model: DiffusersModel) -> CachedCaptions:
+    return CachedCaptions(LiveCaptions(model, 1, 75), encodes=True)
+
+
+def test_weights_and_each_encoders_text_are_part_of_what_is_told(diffusers_model: DiffusersModel) -> None:
+    plain, weighted = LiveCaptions(diffusers_model, 1, 75), LiveCaptions(diffusers_model, 1, 75, weighted=True)
+    assert weighted.key("(a:1.2)") != weighted.key("(a:1.3)") != weighted.key("a") == weighted.key("(a:1)")
+    assert plain.key("(a:1.2)") != plain.key("a") == weighted.key("a")
+    assert plain.key("a b") != plain.key("b a")
+    two = diffusers_model.text
+    assert two.token_key(("a", "b"), 1) == two.token_key("a", 1), "of one encoder the first text alone is read"
 
 
 def test_stop_while_filling() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,11 @@ class Texts:
             contexts.append(hidden.reshape(len(captions), longest * hidden.shape[1], hidden.shape[2]))
             pooled = pooled if whole is None else whole[::longest]
         return Conditioning(contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=-1), pooled)
+
+    def token_key(self, caption: Wording, max_chunks: int, *, weighted: bool = False) -> Hashable:
+        """The ids and weights of a caption's chunks, for each encoder."""
+        found = self._chunks_of(caption, max_chunks, weighted)
+        return tuple(tuple((tuple(chunk.ids), chunk.weights) for chunk in own) for own in found)
 
     def _chunks_of(self, caption: Wording, most: int, weighted: bool) -> list[list[Chunk]]:
         """A caption's chunks for each encoder."""
