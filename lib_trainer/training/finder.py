@@ -144,7 +144,9 @@ class _Rounds:
 
     def go(self, name: Sentence, factors: Sequence[float], steps: int, *, seeds: int) -> None:
         meter, place = Meter(), self._run.place
-        wanted = [(factor, seed) for seed in range(seeds) for factor in factors]
+        same = [self._as_before(factor) for factor in factors]
+        ran = {(one.factor, one.steps, one.seed) for one in self._runs}  # of a job of a few steps all are as long
+        wanted = [(factor, seed) for seed in range(seeds) for factor in same if (factor, steps, seed) not in ran]
         for done, (factor, seed) in enumerate(wanted):
             place.emit(meter.phase(name, done, len(wanted), "runs"))
             place.lease.progress(done, len(wanted), str(name))
@@ -156,6 +158,10 @@ class _Rounds:
             self.report = replace(self.report, tried=tuple(tried(self._runs, self._short.pictures)))
             place.emit(ev.Found(self.report))
         place.emit(meter.phase(name, len(wanted), len(wanted), "runs"))
+
+    def _as_before(self, factor: float) -> float:
+        """A factor as it was tried, where rounding alone makes it another."""
+        return next((one.factor for one in self._runs if math.isclose(one.factor, factor)), factor)
 
     def tried(self, steps: int) -> list[Tried]:
         return [one for one in self.report.tried if one.steps == steps]

@@ -1,8 +1,4 @@
-"""The loss of fixed pictures at fixed noise.
-
-The loss of a training step is mostly that of the noise level that it has drawn. Here the same pictures are covered with
-the same noise at the same levels each time, so that two measurements differ by what was learned in between alone.
-"""
+"""The loss of held-out pictures at fixed points: each at several noise levels, whatever the loss of the training is."""
 
 from __future__ import annotations
 
@@ -20,7 +16,8 @@ from lib_trainer.dataset.scan import Sample
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.ports import LoadedModel, Wording
 from lib_trainer.training.captions import CaptionSource
-from lib_trainer.training.loop import Batch, said
+from lib_trainer.training.fixed_points import FixedPoints
+from lib_trainer.training.loop import Batch
 from lib_trainer.training.objective import Objective
 
 
@@ -50,24 +47,17 @@ class FixedLoss:
         stopping: Callable[[], bool] = lambda: False,
     ) -> torch.Tensor | None:
         """(pictures, levels) fp32 on the CPU: the mean square of what the UNet is off, unweighted, whatever the loss
-        of the training is; None where it was stopped.
-
-        The model is as it stands, without dropouts, and nothing is drawn from torch's own generators.
-        """
+        of the training is; None where it was stopped."""
         timesteps = self.timesteps(len(objective.schedule.used))
         found = torch.zeros(timesteps.shape)
-        with torch.no_grad():
-            for indices in self._batches():
-                for level in range(self.levels):
-                    if stopping():
-                        return None
-                    batch, noise = self._batch(indices, level)
-                    noised = objective.covered(batch.latents, noise, timesteps[indices, level], beside=batch.beside)
-                    noised = noised.sent(model.device, dtype)
-                    off = F.mse_loss(
-                        said(model, captions, batch, noised, dtype).float(), noised.target, reduction="none"
-                    )
-                    found[indices, level] = self._means(off.cpu(), indices)
+        for indices in self._batches():
+            for level in range(self.levels):
+                if stopping():
+                    return None
+                points = FixedPoints.covered(*self._batch(indices, level), timesteps[indices, level], objective)
+                told = points.answers(model, captions, dtype)
+                off = F.mse_loss(told, points.noised.target, reduction="none")
+                found[indices, level] = self._means(off, indices)
         return found
 
     def _means(self, off: torch.Tensor, indices: list[int]) -> torch.Tensor:

@@ -1,57 +1,37 @@
-"""Points at which the error of a model is measured again and again: the same pictures, noise and timesteps each time.
-
-The loss of a training step is mostly a matter of which timestep was drawn. At fixed points two states of a model are
-compared pair by pair, and what is common to both falls out of the difference.
-"""
+"""The fixed points of a search for a learning rate: spread over what a run would show, and weighed as it weighs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 
 import torch
 
 from lib_trainer.captions.variation import AFTER_WARMUP, Moment
 from lib_trainer.config import NoiseConfig
-from lib_trainer.ports import LoadedModel, PictureSize, Wording
+from lib_trainer.ports import LoadedModel
 from lib_trainer.training.captions import CaptionSource
-from lib_trainer.training.objective import Noised, Objective
+from lib_trainer.training.fixed_points import FixedPoints
+from lib_trainer.training.loop import Batch
+from lib_trainer.training.objective import Objective
 from lib_trainer.training.pictures import PictureSource
-from lib_trainer.training.precision import autocast
-from lib_trainer.training.preservation import telling
 
 PLASTIC = 1.32471795724474602596
 """The root of x³ = x + 1: (k/ρ, k/ρ²) mod 1 fills the square evenly (M. Roberts, "The unreasonable effectiveness of
 quasirandom sequences", 2018)."""
 
 
-@dataclass(frozen=True)
-class Points:
-    """A batch of them: (B, C, H, W) latents with noise, captions and sizes of length B."""
-
-    noised: Noised
-    captions: list[Wording]
-    sizes: list[PictureSize]
-
-
 class Probe:
     """Pairs of points; the two of a pair have opposite noise, so that what is linear in the noise falls out of their
     mean. `pictures` has the index of each point's picture, in the order of `losses`."""
 
-    def __init__(self, objective: Objective, batches: Sequence[Points], pictures: Sequence[int]) -> None:
+    def __init__(self, objective: Objective, batches: Sequence[FixedPoints], pictures: Sequence[int]) -> None:
         self._objective, self._batches, self.pictures = objective, list(batches), tuple(pictures)
 
-    @torch.no_grad()
     def answers(self, model: LoadedModel, captions: CaptionSource, dtype: torch.dtype) -> list[torch.Tensor]:
         """What the UNet says at all points, batch by batch, fp32 on the CPU."""
-        found = []
-        for points in self._batches:
-            noised = points.noised.sent(model.device, dtype)
-            tell = telling(captions, points.sizes, model.device)
-            with autocast(model.device, dtype):
-                found.append(model.predict(noised.latents, noised.timesteps, tell(points.captions)).float().cpu())
-        return found
+        return [points.answers(model, captions, dtype) for points in self._batches]
 
     def losses(self, answers: Sequence[torch.Tensor]) -> torch.Tensor:
         """(points,) fp32: what the job minimises, at each."""
@@ -91,13 +71,13 @@ def _points(
     timesteps: torch.Tensor,
     objective: Objective,
     generator: torch.Generator,
-) -> Points:
+) -> FixedPoints:
     """Both of each pair."""
     moments = [Moment(source.order.job.training.seed, AFTER_WARMUP, 1, place) for place in range(len(indices))]
     batch = source.batch(list(indices), moments, 1.0, generator)
     noise = torch.randn(batch.latents.shape, generator=generator)
-    latents, noises, places = torch.cat([batch.latents] * 2), torch.cat([noise, -noise]), torch.cat([timesteps] * 2)
     given = (batch.weights, batch.masks, batch.beside)
     weights, masks, beside = (None if one is None else torch.cat([one] * 2) for one in given)
-    noised = objective.weighed(objective.covered(latents, noises, places, beside=beside), weights, masks)
-    return Points(noised, batch.captions * 2, batch.sizes * 2)
+    both = Batch(torch.cat([batch.latents] * 2), batch.captions * 2, batch.sizes * 2, beside=beside)
+    points = FixedPoints.covered(both, torch.cat([noise, -noise]), torch.cat([timesteps] * 2), objective)
+    return replace(points, noised=objective.weighed(points.noised, weights, masks))

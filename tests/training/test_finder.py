@@ -216,7 +216,7 @@ def probed(watched: Watched, pictures: Path, **changes: Any) -> tuple[Probe, lis
 )
 def test_points_are_told_with_all_their_tags(watched: Watched, pictures: Path, varied: dict[str, Any]) -> None:
     probe, _ = probed(watched, pictures, **varied)
-    told = {str(caption) for points in probe._batches for caption in points.captions}
+    told = {str(caption) for points in probe._batches for caption in points.batch.captions}
     assert told <= {f"zork, disc, colour {index}, saber_(fate)" for index in range(6)} and len(told) > 1
 
 
@@ -234,6 +234,24 @@ def test_points_weigh_as_much_as_their_pictures(watched: Watched, pictures: Path
 def test_no_run_is_longer_than_the_job(watched: Watched, pictures: Path) -> None:
     view, _ = searched(watched, pictures, training__max_steps=1)
     assert isinstance(view.result, Report) and {one.steps for one in view.result.tried} == {1}
+
+
+def test_no_run_of_a_short_job_is_made_twice(watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second round is as long as its first one, of the same rates and with the same first seed."""
+    made: list[tuple[float, int, int]] = []
+    real = finder.ShortRuns.run
+
+    def run(self: finder.ShortRuns, factor: float, steps: int, seed: int, stopping: Any) -> Any:
+        made.append((round(factor, 9), steps, seed))
+        return real(self, factor, steps, seed, stopping)
+
+    monkeypatch.setattr(finder.ShortRuns, "run", run)
+    monkeypatch.setattr(finder, "SEEDS", 2)
+    monkeypatch.setattr(finder, "near", lambda factor: [factor / 3 * 3.0000000000000004])
+    monkeypatch.setattr(finder, "best_factor", lambda found: found[1])
+    view, _ = searched(watched, pictures, training__max_steps=1)
+    assert made == [(0.1, 1, 0), (1.0, 1, 0), (10.0, 1, 0), (1.0, 1, 1)]
+    assert isinstance(view.result, Report) and len(view.result.tried) == 3
 
 
 def test_a_rate_that_overflows_is_told_and_costs_nothing(watched: Watched, pictures: Path) -> None:
