@@ -6,6 +6,8 @@ files of the same name. Other subfolders are shown too, and said not to be train
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from lib_trainer.dataset.folder import (
     concept_of,
     list_folder,
 )
+from lib_trainer.dataset.weights import WEIGHTS, Weights, read_weights
 from lib_trainer.refusals import DatasetError
 
 
@@ -27,7 +30,8 @@ class Item:
     """A picture. `key` and `caption` are paths relative to the set, with `/`; the caption's file may not exist yet.
 
     `mask`: the file that is named as its mask, if there is one. `folder`: the subfolder's name, empty for the set
-    itself. `repeats`: from the subfolder's name; 1 for the set itself, 0 where the trainer does not read the folder.
+    itself. `repeats`: from the subfolder's name, or from weights.csv in it; 1 for the set itself where that says
+    nothing, 0 where the trainer does not read the folder.
     """
 
     key: str
@@ -40,7 +44,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Library:
-    """`captions`: relative paths of the caption files that exist; `orphans`: those of them without a picture.
+    """`captions`: relative paths of the caption files that exist; `orphans`: those of them without a picture, which a
+    further caption of one is not (`a.long.txt` beside `a.png`: jobs may read such files).
 
     `misnamed`: files that are meant as captions and are not read; `unread`: pictures in formats that are not read;
     `lone_masks`: files that are named as masks and of no picture.
@@ -80,16 +85,37 @@ def open_library(folder: Path | str, *, may_be_empty: bool = False) -> Library:
         raise DatasetError("folder.no_pictures_to_edit", folder=root, endings=EXTENSIONS[:4])
     wanted = {item.caption for item in items}
     mistaken = {one.name for one in passed_by.misnamed}
-    orphans = tuple(sorted(captions - wanted - mistaken))
+    stems = {os.path.splitext(item.key)[0] for item in items}
+    alone = captions - wanted - mistaken
+    orphans = tuple(sorted(path for path in alone if not _is_further(path, stems)))
     left = tuple(passed_by.misnamed), tuple(passed_by.unread), tuple(passed_by.lone_masks)
     return Library(root, tuple(items), frozenset(captions - mistaken), orphans, *left)
+
+
+def _is_further(path: str, stems: Collection[str]) -> bool:
+    """Whether a caption's name is a picture's with more between it and the ending."""
+    folder, _, name = path.rpartition("/")
+    pieces = name.split(".")[:-1]
+    prefix = f"{folder}/" if folder else ""
+    return any(prefix + ".".join(pieces[:count]) in stems for count in range(1, len(pieces)))
+
+
+def _weights(listing: Listing) -> Weights:
+    """What weights.csv says; nothing where it cannot be read, which training will tell."""
+    name = listing.files.like(WEIGHTS)
+    path = listing.folder / (name or WEIGHTS)
+    try:
+        return Weights(path) if name is None else read_weights(path)
+    except DatasetError:
+        return Weights(path)
 
 
 def _add(listing: Listing, folder: str, named: tuple[float, str], items: list[Item], captions: set[str]) -> None:
     prefix = f"{folder}/" if folder else ""
     captions.update(prefix + name for name in listing.texts())
-    repeats, concept = named
+    (usual, concept), weights = named, _weights(listing)
     for name in listing.pictures:
         caption = listing.captions.get(name, caption_name(name))
         mask = listing.mask(name)
+        repeats = weights.repeats(name, usual) if usual else usual
         items.append(Item(prefix + name, folder, repeats, concept, prefix + caption, prefix + mask if mask else ""))

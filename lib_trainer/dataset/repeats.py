@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -52,14 +53,45 @@ class Repeats:
             counts[indices] += ((place + 1) * step + phases) // unit - (place * step + phases) // unit
         return [int(one) for one in counts]
 
+    def total(self, epoch: int) -> int:
+        """The sum of `of`, without a look at each picture."""
+        return self._sure + sum(
+            self._shown(part, len(indices), epoch) - self._shown(part, len(indices), epoch - 1)
+            for part, indices in self._groups
+        )
+
+    def total_until(self, epochs: int) -> int:
+        """The sum of `total` over the first epochs, without a look at each of them."""
+        return epochs * self._sure + sum(self._shown(part, len(indices), epochs) for part, indices in self._groups)
+
+    @functools.cached_property
+    def _sure(self) -> int:
+        return int(self._whole.sum())
+
+    def _shown(self, part: Fraction, count: int, epochs: int) -> int:
+        """How often the pictures of a group are shown in the first epochs, beside their whole numbers.
+
+        A cycle shows all of them equally often. Within one the phases are evenly apart, and the sum of their whole
+        parts is that of the shift alone (Hermite's identity).
+        """
+        cycles, rest = divmod(epochs, part.denominator)
+        whole = cycles * part.numerator * count
+        if not rest:
+            return whole
+        return whole + (rest * part.numerator * count + self._shift(part, cycles)[0]) // part.denominator
+
+    def _shift(self, part: Fraction, cycle: int) -> tuple[int, torch.Generator]:
+        """Where a cycle begins, and what draws the rest of it."""
+        seed = (self._seed + 3 + SPREAD * cycle + 31 * part.numerator + part.denominator) % 2**32
+        generator = torch.Generator().manual_seed(seed)
+        return int(torch.randint(part.denominator, (1,), generator=generator)), generator
+
     def _phases(self, part: Fraction, count: int, cycle: int) -> npt.NDArray[np.int64]:
         """How far each picture is on its way when a cycle begins, from 0 up to `count` times the denominator: evenly
         apart, which is what makes epochs of one length (Hermite's identity)."""
         known = self._drawn.get(part)
         if known is None or known[0] != cycle:
-            seed = (self._seed + 3 + SPREAD * cycle + 31 * part.numerator + part.denominator) % 2**32
-            generator = torch.Generator().manual_seed(seed)
-            shift = int(torch.randint(part.denominator, (1,), generator=generator))
+            shift, generator = self._shift(part, cycle)
             order = torch.randperm(count, generator=generator).numpy()
             known = self._drawn[part] = cycle, order * part.denominator + shift
         return known[1]

@@ -15,7 +15,7 @@ from lib_trainer.captions.tokens import LIMITS, TokenCounter
 from lib_trainer.dataset.buckets import Buckets, Size, kept_share
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import PictureFacts, duplicates, near_duplicates
-from lib_trainer.dataset.folder import counted_endings
+from lib_trainer.dataset.folder import as_number, counted_endings
 from lib_trainer.dataset.library import Library
 from lib_trainer.refusals import Field, Sentence, few
 
@@ -47,11 +47,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Concept:
-    """A folder's weight in an epoch: `pictures` × `repeats`."""
+    """A folder's weight in an epoch: it holds `pictures`, and they are `shown` so often altogether."""
 
     folder: str
     pictures: int
-    repeats: float
+    shown: float
 
 
 @dataclass(frozen=True)
@@ -288,13 +288,14 @@ def _of_lengths(tokens: Mapping[str, int]) -> list[Finding | None]:
 
 
 def _concepts(editor: Editor) -> list[Concept]:
-    counts = Counter(item.folder for item in editor.items.values())
-    repeats = {item.folder: item.repeats for item in editor.items.values()}
-    return [Concept(folder, count, repeats[folder]) for folder, count in counts.items()]
+    repeats: dict[str, list[float]] = {}
+    for item in editor.items.values():
+        repeats.setdefault(item.folder, []).append(item.repeats)
+    return [Concept(folder, len(own), sum(own)) for folder, own in repeats.items()]
 
 
 def _of_balance(concepts: Sequence[Concept]) -> list[Finding | None]:
-    weights = {one.folder: one.pictures * one.repeats for one in concepts if one.repeats}
+    weights = {one.folder: as_number(one.shown) for one in concepts if one.shown}
     if len(weights) < 2:
         return []
     most, least = max(weights, key=lambda name: weights[name]), min(weights, key=lambda name: weights[name])

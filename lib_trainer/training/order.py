@@ -72,13 +72,16 @@ class Order:
 
     @functools.cached_property
     def _steps_of_epochs(self) -> int:
-        training = self.job.training
-        differ = 1 if self._wanted["learn"].whole else training.epochs
-        epochs, times = range(1, differ + 1), training.epochs // differ
+        training, wanted = self.job.training, self._wanted["learn"]
+        each = 2 if any(one.role == "class" for one in self.pictures) else 1  # there are as many class pictures
         if self.evened:
-            generator = torch.Generator().manual_seed(0)
-            shown = times * sum(sum(self.repeats(generator, epoch, before=False)) for epoch in epochs)
+            shown = each * wanted.total_until(training.epochs)
             return -(-shown // (training.batch_size * training.gradient_accumulation))
+        differ = 1 if wanted.whole else training.epochs
+        epochs, times = range(1, differ + 1), training.epochs // differ
+        if len({*self._targets}) == 1:
+            together = training.batch_size * training.gradient_accumulation
+            return times * sum(-(-each * wanted.total(epoch) // together) for epoch in epochs)
         return times * sum(-(-self._batches(epoch) // training.gradient_accumulation) for epoch in epochs)
 
     def base_steps(self) -> int:

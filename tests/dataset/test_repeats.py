@@ -57,3 +57,12 @@ def test_whole_numbers_draw_nothing_and_the_least_share_is_one_in_a_thousand() -
     assert Repeats([1, 3.0, 0], 1).of(7) == [1, 3, 0]
     tiny = Repeats([1e-9], 1)
     assert sum(tiny.of(epoch)[0] for epoch in range(1, 1001)) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(PARTS, min_size=1, max_size=30), st.integers(0, 2**32 - 1), st.integers(1, 25))
+def test_sums_are_those_of_the_epochs(repeats: list[float], seed: int, epochs: int) -> None:
+    counted = [sum(Repeats(repeats, seed).of(epoch)) for epoch in range(1, epochs + 1)]
+    made = Repeats(repeats, seed)
+    assert [made.total(epoch) for epoch in range(1, epochs + 1)] == counted
+    assert made.total_until(epochs) == sum(counted)

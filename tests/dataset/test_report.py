@@ -18,6 +18,7 @@ from lib_trainer.dataset.facts import FactsCache, duplicates, near_duplicates
 from lib_trainer.dataset.library import open_library
 from lib_trainer.dataset.report import Report, make_report
 from lib_trainer.dataset.scan import scan_folder
+from lib_trainer.ui.dataset.report import charts_html
 from miniature.world import combos, draw, random_scene
 
 
@@ -171,6 +172,22 @@ def test_a_library_lists_what_the_trainer_reads_and_what_it_does_not(root: Path)
     assert {item.folder: (item.repeats, item.concept) for item in library.items} == {
         "2_bruno": (2, "bruno"), "10_alba": (10, "alba"), "notes": (0, ""),
     }  # fmt: skip
+
+
+def test_a_further_caption_of_a_picture_is_no_orphan(root: Path) -> None:
+    """A job may read it, and what is called an orphan is offered for the trash."""
+    for name in ("10_alba/0.long.txt", "10_alba/0.a.b.txt", "10_alba/9.long.txt", "0.long.txt"):
+        (root / name).write_text("more", encoding="utf-8")
+    assert open_library(root).orphans == ("0.long.txt", "10_alba/9.long.txt", "orphan.txt")
+
+
+def test_what_weights_say_counts_in_an_epoch(root: Path) -> None:
+    (root / "10_alba" / "weights.csv").write_text("picture,repeats\n0.png,3\n1.*,0.5\n", encoding="utf-8")
+    (root / "2_bruno" / "weights.csv").write_text("no table", encoding="utf-8")
+    report = reported(root)
+    shown = {one.folder: (one.pictures, one.shown) for one in report.concepts}
+    assert shown == {"10_alba": (13, 11 * 10 + 3 + 0.5), "2_bruno": (1, 2), "notes": (1, 0)}
+    assert "10_alba: 13 × 8.73077" in charts_html(report) and ">114<" in charts_html(report)
 
 
 def test_the_keep_token_separator_is_not_trained_as_text(tmp_path: Path) -> None:

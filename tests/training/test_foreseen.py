@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+import torch
 
 from lib_trainer.config import from_values
+from lib_trainer.dataset.repeats import Repeats
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.refusals import ConfigError
 from lib_trainer.training.foreseen import Foreseen, Foresight
+from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.paces import FILE, Watch, expected, keep
 from lib_trainer.training.plan import prepare
 from lib_trainer.work.events import Event, Message, StepDone
@@ -78,6 +83,26 @@ def test_shares_and_the_weights_of_single_pictures_count(folder: Path, tmp_path:
     assert found.steps == prepare(found.job, FakeHost(tmp_path)).steps
     weights.unlink()
     assert 3 not in foreseen(folder, foresight, **{"dataset.repeats": 1}).repeats
+
+
+@pytest.mark.parametrize("evened", [False, True])
+@pytest.mark.parametrize("with_class", [False, True])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_steps_of_shares_are_counted_without_a_look_at_every_epoch(
+    evened: bool, with_class: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form asks at every change; thousands of epochs are no rarity."""
+    draw = Random(seed)
+    shares = [draw.choice([0.5, 0.3, 1.25, 2, 1 / 3]) for _ in range(draw.randint(1, 20))]
+    pictures = [Shown("learn", one, (64, 64)) for one in shares] + [Shown("class", 1, (64, 64))] * (3 * with_class)
+    job = from_values({"training.epochs": 17, "training.batch_size": 3, "training.gradient_accumulation": 2,
+                       "buckets.enabled": evened, "training.seed": seed})  # fmt: skip
+    order, counts = Order(job, kind_of(job), tuple(pictures)), []
+    for epoch in range(1, 18):
+        counts.append(sum(order.repeats(torch.Generator(), epoch, before=False)))
+    expected = -(-sum(counts) // 6) if evened else sum(-(-count // 6) for count in counts)
+    monkeypatch.setattr(Repeats, "of", lambda self, epoch: pytest.fail("an epoch was looked at"))
+    assert Order(job, kind_of(job), tuple(pictures)).total_steps() == expected
 
 
 def test_it_is_told_as_a_sum(folder: Path) -> None:

@@ -54,7 +54,7 @@ def charts_html(report: Report) -> str:
         shown.append((f"{len(sizes) - 8} other sizes", sum(count for _, count in sizes[8:])))
     buckets = sorted(report.buckets.items(), key=lambda one: one[0][0] / one[0][1])
     weights = [
-        (f"{one.folder or '(the folder itself)'}: {one.pictures} × {one.repeats}", round(one.pictures * one.repeats))
+        (f"{one.folder or '(the folder itself)'}: {one.pictures} × {one.shown / one.pictures:g}", round(one.shown))
         for one in report.concepts
     ]
     charts = [
