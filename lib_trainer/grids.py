@@ -23,34 +23,59 @@ INK, PAPER, EMPTY = "#1f2937", "#ffffff", "#e5e7eb"
 def painted(columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[Image.Image | None]]) -> Image.Image:
     """One picture of `cells[row][column]`; None leaves a cell empty.
 
-    The first picture's size is every cell's. Labels may be empty; where all of an axis are, there is no room for them.
+    A column is as wide as its widest picture, a row as high as its highest. Labels may be empty; where all of an axis
+    are, there is no room for them.
     """
-    first = next((cell for row in cells for cell in row if cell is not None), None)
-    width, height = first.size if first is not None else (64, 64)
-    count = max(1, len(columns) * len(rows))
-    scale = min(1.0, (MOST_PIXELS / (count * width * height)) ** 0.5)
-    width, height = max(1, round(width * scale)), max(1, round(height * scale))
-    above = [_wrapped(text, width) for text in columns]
+    across, down = _sides(columns, rows, cells)
+    scale = min(1.0, (MOST_PIXELS / max(1, sum(across) * sum(down))) ** 0.5)
+    widths, heights = [max(1, round(one * scale)) for one in across], [max(1, round(one * scale)) for one in down]
+    above = [_wrapped(text, width) for text, width in zip(columns, widths, strict=True)]
     top = GAP + max((len(lines) for lines in above), default=0) * (LETTERS + 4)
-    side = max(160, width // 2)
+    side = max(160, max(widths, default=0) // 2)
     beside = [_wrapped(text, side) for text in rows]
     left = GAP + max((_width(line) for lines in beside for line in lines), default=0)
     left += GAP if left > GAP else 0
-    sheet = Image.new("RGB", (left + len(columns) * (width + GAP), top + len(rows) * (height + GAP)), PAPER)
+    lefts = [left + sum(widths[:number]) + number * GAP for number in range(len(widths) + 1)]
+    tops = [top + sum(heights[:number]) + number * GAP for number in range(len(heights) + 1)]
+    sheet = Image.new("RGB", (lefts[-1], tops[-1]), PAPER)
     pen = ImageDraw.Draw(sheet)
     for column, lines in enumerate(above):
-        _write(pen, lines, left + column * (width + GAP) + width / 2, top - GAP / 2, centred=True)
+        _write(pen, lines, lefts[column] + widths[column] / 2, top - GAP / 2, centred=True)
     for row, lines in enumerate(beside):
-        middle = top + row * (height + GAP) + (height + len(lines) * (LETTERS + 4)) / 2
-        _write(pen, lines, GAP, middle)
+        _write(pen, lines, GAP, tops[row] + (heights[row] + len(lines) * (LETTERS + 4)) / 2)
         for column, cell in enumerate(cells[row]):
-            place = left + column * (width + GAP), top + row * (height + GAP)
+            room = widths[column], heights[row]
             if cell is None:
-                pen.rectangle((*place, place[0] + width - 1, place[1] + height - 1), fill=EMPTY)
+                pen.rectangle(_box(lefts[column], tops[row], room), fill=EMPTY)
             else:
-                same = cell.size == (width, height)
-                sheet.paste(cell.convert("RGB") if same else cell.convert("RGB").resize((width, height)), place)
+                fitted = _fitted(cell.convert("RGB"), scale, room)
+                aside, below = ((of - its) // 2 for of, its in zip(room, fitted.size, strict=True))
+                sheet.paste(fitted, (lefts[column] + aside, tops[row] + below))
     return sheet
+
+
+def _sides(
+    columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[Image.Image | None]]
+) -> tuple[list[int], list[int]]:
+    """Of columns and rows in pixels. One without pictures is as large as the first picture."""
+    first = next((cell.size for row in cells for cell in row if cell is not None), (64, 64))
+    drawn = [[(number, cell.size) for number, cell in enumerate(row) if cell is not None] for row in cells]
+    across = [
+        max((size[0] for row in drawn for number, size in row if number == column), default=first[0])
+        for column in range(len(columns))
+    ]
+    return across, [max((size[1] for _, size in drawn[row]), default=first[1]) for row in range(len(rows))]
+
+
+def _box(left: int, top: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    return left, top, left + size[0] - 1, top + size[1] - 1
+
+
+def _fitted(picture: Image.Image, scale: float, room: tuple[int, int]) -> Image.Image:
+    if scale == 1:
+        return picture
+    sides = (max(1, min(of, round(its * scale))) for of, its in zip(room, picture.size, strict=True))
+    return picture.resize((next(sides), next(sides)))
 
 
 def _write(pen: ImageDraw.ImageDraw, lines: Sequence[str], x: float, bottom: float, *, centred: bool = False) -> None:

@@ -9,9 +9,10 @@ from lib_trainer.work import events as ev
 
 LETTERS: dict[type, str] = {
     ev.Phase: "p", ev.Message: "m", ev.Started: "S", ev.StepDone: "s", ev.Measured: "h", ev.PreviewMade: "v",
+    ev.PreviewGrid: "g",
     ev.Saved: "f", ev.Finished: "E", ev.Failed: "X", ev.Found: "r",
 }  # fmt: skip
-TRAINING = re.compile(r"[pm]*(S[pmvh]*(s[pmvfh]*)*)?[EX]")
+TRAINING = re.compile(r"[pm]*(S[pmvgh]*(s[pmvgfh]*)*)?[EX]")
 """Before `Started` nothing is drawn, and until the first step nothing is saved."""
 OTHER = re.compile(r"[pmr]*[EX]")
 
@@ -50,7 +51,7 @@ def _steps(events: Sequence[ev.Event]) -> None:
             case ev.StepDone():
                 step += 1
                 assert (event.step, event.total_steps) == (step, total) and event.epoch >= 1, event
-            case ev.Measured() | ev.PreviewMade() | ev.Saved():
+            case ev.Measured() | ev.PreviewMade() | ev.PreviewGrid() | ev.Saved():
                 assert event.step == step, event
             case ev.Finished():
                 assert event.step == step, event

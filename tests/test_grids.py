@@ -38,4 +38,6 @@ def test_pictures_of_another_size_and_large_grids_fit(monkeypatch: pytest.Monkey
     assert colours(grids.painted(["a", "b"], [""], cells)) == ["red", "green"]
     monkeypatch.setattr(grids, "MOST_PIXELS", 2 * 32 * 24)
     small = grids.painted(["", ""], [""], cells)
-    assert small.size == (2 * 38 + grids.GAP, 30 + grids.GAP)
+    across, down = (round(side * (2 * 32 * 24 / (264 * 48)) ** 0.5) for side in (64, 48))
+    wide = round(200 * (2 * 32 * 24 / (264 * 48)) ** 0.5)
+    assert small.size == (across + wide + 3 * grids.GAP, down + 2 * grids.GAP), "each column has its own width"

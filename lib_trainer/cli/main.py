@@ -20,6 +20,7 @@ from lib_trainer.cli import captions as cli_captions
 from lib_trainer.cli import find_rate as cli_rate
 from lib_trainer.cli import install as cli_install
 from lib_trainer.cli import model as cli_model
+from lib_trainer.cli import steps_grid as cli_grid
 from lib_trainer.cli import tag as cli_tag
 from lib_trainer.cli.interrupts import stopping_at_interrupt
 from lib_trainer.config import JobConfig, field_specs, from_values, load_values, typed_values
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     cli_rate.add_parser(commands, _add_job_options, _job_and_desk)
+    cli_grid.add_parser(commands, _add_job_options, _job_and_desk)
 
     serve = commands.add_parser("serve", help="open the page without a WebUI")
     _add_host_options(serve)

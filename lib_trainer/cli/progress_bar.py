@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ class ProgressBar:
     def __init__(self) -> None:
         self._bar: Any = None
         self._name: Sentence | str = ""
+        self._grid: Path | None = None
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -44,6 +46,10 @@ class ProgressBar:
                 self._say(measured(event))
             case ev.PreviewMade(step, _, prompt):
                 self._say(Sentence("log.preview_of", step=step, prompt=prompt))
+            case ev.PreviewGrid(_, path):
+                if path != self._grid:
+                    self._say(Sentence("log.grid", path=path))
+                self._grid = path
             case ev.Saved(step, path, final):
                 if not final:
                     self._say(Sentence("log.saved", step=step, path=path))

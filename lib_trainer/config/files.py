@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 
 from lib_trainer.config.fields import FieldSpec, field_specs
-from lib_trainer.config.migrations import first_step
+from lib_trainer.config.migrations import first_step, prompt_of_one_line
 from lib_trainer.config.schema import JobConfig
 from lib_trainer.options.toml import read_toml, write_toml
 from lib_trainer.options.values import from_text, has, lookup, nested
 from lib_trainer.refusals import ConfigError, Problems, Sentence, printable
 
-CURRENT_VERSION = 2
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: first_step}
+CURRENT_VERSION = 3
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: first_step, 2: prompt_of_one_line}
 """From version N to N + 1."""
 THE_JOB = Sentence("job.itself")
 """What a job is called that comes from no file."""

@@ -33,3 +33,11 @@ def any_warmup(data: dict[str, Any]) -> dict[str, Any]:
     if learning.get("schedule") == "constant_with_warmup":
         learning |= {"schedule": "constant", "warmup": steps}
     return {**data, "optimizer": learning}
+
+
+def prompt_of_one_line(data: dict[str, Any]) -> dict[str, Any]:
+    """From version 2 to 3. Until then all lines of a preview's prompt were one prompt."""
+    table = data.get("preview")
+    if not isinstance(table, dict) or not isinstance(table.get("prompt"), str):
+        return data
+    return {**data, "preview": {**table, "prompt": " ".join(table["prompt"].split())}}

@@ -338,7 +338,14 @@ class PreviewConfig(Section):
     """Preview"""
 
     prompt: Annotated[
-        str, option("Preview prompt", "Drawn with what has been learned so far. Empty: no previews.", width="tall")
+        str,
+        option(
+            "Preview prompts",
+            "One a line, drawn with what has been learned so far, each from its own held seed; settings of a line "
+            "follow it: --n negative prompt, --w width, --h height, --s steps, --l CFG scale, --d seed, --ss sampler. "
+            "Empty: no previews.",
+            width="tall",
+        ),
     ] = ""
     negative_prompt: Annotated[
         str, option("Preview negative prompt", "What the preview should avoid.", width="tall")
@@ -373,7 +380,7 @@ class PreviewConfig(Section):
     seed: Annotated[
         int,
         option(
-            "Preview seed", "The same for all previews, so that they can be compared.", low=0, high=2**32 - 1, step=1
+            "Preview seed", "The same at every step, so that previews can be compared.", low=0, high=2**32 - 1, step=1
         ),
     ] = 1
 
@@ -381,7 +388,7 @@ class PreviewConfig(Section):
 class JobConfig(Section):
     """A whole job, as a job file holds it. `version` counts incompatible changes of this layout."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     model: ModelConfig = ModelConfig()
     network: NetworkConfig = NetworkConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()

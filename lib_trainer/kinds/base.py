@@ -15,11 +15,13 @@ from lib_trainer.captions.tags import TagPatterns
 from lib_trainer.captions.variation import Variation
 from lib_trainer.config import CaptionsConfig, JobConfig, field_specs
 from lib_trainer.dataset.scan import NAME, Sample, Scan
+from lib_trainer.families.detect import lora_of
 from lib_trainer.families.family import Family
 from lib_trainer.kinds.captions import CaptionMaker, template_maker
 from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.networks.formats.reading import read_header
 from lib_trainer.ports import Host, LoadedModel
-from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
+from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.names import numbered
 from lib_trainer.training.optimizers import wants_average
@@ -73,13 +75,15 @@ def best_path(path: Path) -> Path:
 class Kind:
     """One kind of training. It holds nothing: a job is given to each question.
 
-    `name` is what a job calls it. `call` is what a prompt says of a file, with its stem in the place of `{}`. `rates`
-    are the options that hold its learning rates. `architecture` and `implementation` are ModelSpec's words for its
-    files. What it can do follows from the options that it reads, which their declarations say (`kinds=`).
+    `name` is what a job calls it. `call` is what a prompt says of a file, with its stem in the place of the first `{}`
+    and its weight in that of the second, where it `weighs`. `rates` are the options that hold its learning rates.
+    `architecture` and `implementation` are ModelSpec's words for its files. What it can do follows from the options
+    that it reads, which their declarations say (`kinds=`).
     """
 
     name: str
-    call = "<lora:{}:1>"
+    call = "<lora:{}:{}>"
+    weighs = True
     rates: tuple[str, ...] = ("optimizer.unet_lr", "optimizer.text_encoder_lr")
     architecture = ""
     implementation = STABILITY
@@ -160,6 +164,18 @@ class Kind:
     def card_words(self, job: JobConfig) -> list[str]:
         """What the WebUI's card of the file puts into a prompt beside its call."""
         return self.trigger_words(job)
+
+    def prompt_with(self, job: JobConfig, prompt: str, files: Sequence[Path], weight: float) -> str:
+        """A prompt that draws with the results of a run of the job at a weight; at 0 with the model alone."""
+        return f"{prompt} {self.call.format(files[0].stem, f'{weight:g}')}" if weight else prompt
+
+    def check_family(self, files: Sequence[Path], family: Family) -> None:
+        """Raise a `TrainerError` for results that cannot be read, or are for models of another family."""
+        header = read_header(files[0])
+        other = lora_of({name.partition(".")[0] for name in header.shapes}, header.metadata)
+        if other not in (None, family):
+            word = other.word if other is not None else ""
+            raise ModelError("trial.other_family", one=word, another=family.word)
 
     # Checks, and what is read before a run
 

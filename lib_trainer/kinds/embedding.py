@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class EmbeddingKind(Kind):
     """One or several words, each in a file of its own, by whose name a prompt calls it."""
 
     name, call = "embedding", "{}"
+    weighs = False
     rates = ("embedding.learning_rate",)
     architecture = "/textual-inversion"
 
@@ -38,6 +40,19 @@ class EmbeddingKind(Kind):
 
     def trigger_words(self, job: JobConfig) -> list[str]:
         return self.words(job)[1:]  # names are calls
+
+    def prompt_with(self, job: JobConfig, prompt: str, files: Sequence[Path], weight: float) -> str:
+        """The words of the job are called as the files are; those that the prompt lacks follow it."""
+        called = {word.casefold(): path.stem for word, path in zip(self.words(job), files, strict=True)}
+        longest = sorted(called, key=len, reverse=True)
+        pattern = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})(?!\w)", re.IGNORECASE)
+        found = {word.casefold() for word in pattern.findall(prompt)}
+        told = pattern.sub(lambda word: called[word[0].casefold()], prompt)
+        return " ".join(filter(None, [told, *(stem for word, stem in called.items() if word not in found)]))
+
+    def check_family(self, files: Sequence[Path], family: Family) -> None:
+        for path in files:
+            read_embedding(path, family)
 
     def card_words(self, job: JobConfig) -> list[str]:
         return []

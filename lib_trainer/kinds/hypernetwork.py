@@ -26,7 +26,7 @@ STRUCTURE = "hypernetwork.layer_structure"
 class HypernetworkKind(Kind):
     """The text encoder is not trained."""
 
-    name, call = "hypernetwork", "<hypernet:{}:1>"
+    name, call = "hypernetwork", "<hypernet:{}:{}>"
     rates = ("hypernetwork.learning_rate",)
 
     def folder(self, host: Host) -> Path:
@@ -34,6 +34,10 @@ class HypernetworkKind(Kind):
 
     def ending(self, job: JobConfig) -> str:
         return ".pt"
+
+    def check_family(self, files: Sequence[Path], family: Family) -> None:
+        if not family.hypernetworks:
+            raise ConfigError("hypernetwork.family", field="network.kind", family=family.word)
 
     def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
         with problems.at():

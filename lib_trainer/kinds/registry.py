@@ -42,5 +42,5 @@ def prompt_for(host: Host, path: Path) -> str:
     """What calls a file in a prompt of this host; empty where it would not be found."""
     for kind in KINDS.values():
         if kind.folder(host).resolve() in path.resolve().parents:
-            return kind.call.format(path.stem)
+            return kind.call.format(path.stem, 1)
     return ""

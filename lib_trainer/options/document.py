@@ -45,7 +45,7 @@ def options_markdown(
         "",
         "## Of a job",
         "",
-        "A job file is TOML: a table for each section below, and `version = 2` at its top. What is left out has its "
+        "A job file is TOML: a table for each section below, and `version = 3` at its top. What is left out has its "
         "default, and an unknown key is an error. In a file given to `python -m lib_trainer train`, relative paths are "
         "meant from the file's own folder. A preset is a job file that says something of some options alone: "
         "`--preset FILE` puts it over a job, and `--set network.rank=16` sets a single option.",

@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from lib_trainer.options.describe import FieldSpec
+from lib_trainer.options.declare import Section
+from lib_trainer.options.describe import FieldSpec, describe
+from lib_trainer.refusals import ConfigError, Field
 
 SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -46,3 +48,13 @@ def from_text(spec: FieldSpec, text: str) -> Any:
     if spec.kind == "choice":
         return {str(choice): choice for choice in spec.choices}.get(text, text)
     return text
+
+
+def made(settings: type[Section], values: Mapping[str, Any]) -> Any:
+    """A section from {option: value}. Raises `ConfigError` naming an option whose value is not allowed."""
+    specs = describe(settings)
+    for path, value in values.items():
+        if not specs[path].takes(value):
+            field = Field(path, specs[path].argument)
+            raise ConfigError("toolbox.value", field=field, value=value, allowed=specs[path].allowed)
+    return settings(**values)

@@ -10,7 +10,8 @@ from typing import Any
 
 from lib_trainer.options.declare import Section
 from lib_trainer.options.describe import FieldSpec, describe
-from lib_trainer.refusals import ConfigError, Field, Sentence, TrainerError
+from lib_trainer.options.values import made
+from lib_trainer.refusals import ConfigError, Sentence, TrainerError
 from lib_trainer.toolbox.progress import Progress, StopAsked
 from lib_trainer.work.control import Control
 from lib_trainer.work.events import Finished, Listener
@@ -18,7 +19,7 @@ from lib_trainer.work.job import Job
 from lib_trainer.work.monitor import JobView
 from lib_trainer.work.runner import Runner, kept
 
-ON_THE_MODEL = ("training", "search")
+ON_THE_MODEL = ("training", "search", "grid")
 """Kinds of jobs that hold the loaded model."""
 
 
@@ -71,16 +72,6 @@ class Tool:
     def made(self, values: Mapping[str, Any]) -> Any:
         """Its settings from {option: value}, the others at their defaults. Raises `ConfigError` naming the option."""
         return made(self.settings, values)
-
-
-def made(settings: type[Section], values: Mapping[str, Any]) -> Any:
-    """A section from {option: value}. Raises `ConfigError` naming an option whose value is not allowed."""
-    specs = describe(settings)
-    for path, value in values.items():
-        if not specs[path].takes(value):
-            field = Field(path, specs[path].argument)
-            raise ConfigError("toolbox.value", field=field, value=value, allowed=specs[path].allowed)
-    return settings(**values)
 
 
 class ToolDesk:

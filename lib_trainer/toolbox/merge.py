@@ -23,9 +23,10 @@ from lib_trainer.networks.formats.checkpoint_file import is_weight
 from lib_trainer.networks.formats.description import carry_description
 from lib_trainer.networks.formats.mapped import Stored
 from lib_trainer.options.toml import read_toml
+from lib_trainer.options.values import made
 from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Sentence, few
 from lib_trainer.toolbox.clean_names import EMA, POSITIONS
-from lib_trainer.toolbox.desk import Done, Prepared, made
+from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.facts import Facts, check_alike
 from lib_trainer.toolbox.merge_settings import STEP_FIELDS, MergeSettings
 from lib_trainer.toolbox.modes import MODES, Choices, Looked, Mode, Rows, Spread, Weights, spread_of

@@ -19,6 +19,7 @@ from lib_trainer.training.names import check_name
 from lib_trainer.training.optimizers import called, check_optimizer, known
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.preservation import check_preservation
+from lib_trainer.training.preview_prompts import PROMPT, SIDES, check_previews, wrong_side
 from lib_trainer.training.prior import check_prior
 from lib_trainer.training.sizes import check_sizes
 from lib_trainer.training.validation import check_validation
@@ -41,7 +42,7 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
         check_names(job, kind)
     with problems.at():
         check_sizes(job, family)
-    for field in ("width", "height"):
+    for field in SIDES:
         with problems.at():
             _check_preview_size(job, field, family)
     with problems.at():
@@ -68,16 +69,22 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
         check_validation(job)
     with problems.at():
         _check_sampler(job, host)
+    for wrong in check_previews(job, family, host.samplers()):
+        problems.add(wrong, PROMPT)
     problems.raise_if_any()
 
 
 def _check_preview_size(job: JobConfig, field: str, family: Family) -> None:
-    stride, cell = family.stride, family.cell
-    preview = getattr(job.preview, field)
-    if preview % cell or 0 < preview < stride:
-        nearest = max(stride, preview // cell * cell)
+    size = getattr(job.preview, field)
+    nearest = wrong_side(size, family)
+    if nearest is not None:
         raise ConfigError(
-            "size.no_preview", field=f"preview.{field}", size=preview, cell=cell, least=stride, nearest=nearest
+            "size.no_preview",
+            field=f"preview.{field}",
+            size=size,
+            cell=family.cell,
+            least=family.stride,
+            nearest=nearest,
         )
 
 

@@ -14,11 +14,13 @@ from lib_trainer.training.paces import Watch, keep
 from lib_trainer.training.plan import Plan, prepare
 from lib_trainer.training.results import discard_taken
 from lib_trainer.training.run import run_plan
+from lib_trainer.training.steps_grid import draw_steps_grid, prepare_steps_grid
+from lib_trainer.training.steps_grid_settings import StepsGridSettings
 from lib_trainer.work.control import Control
 from lib_trainer.work.events import Listener
 from lib_trainer.work.job import Job
 from lib_trainer.work.monitor import JobView, RunMonitor, RunView
-from lib_trainer.work.runner import Runner, kept
+from lib_trainer.work.runner import Queue, Runner, kept
 
 
 class TrainingDesk:
@@ -29,6 +31,7 @@ class TrainingDesk:
         self.runner = runner or Runner()
         self._queue = self.runner.queue("training", _busy)
         self._searches = self.runner.queue("search", _busy_searching)
+        self._grids = self.runner.queue("steps grid", _busy_drawing)
 
     def start(self, job: JobConfig, listener: Listener | None = None, *, confirmed: bool = True) -> None:
         """Check the job and start it in the background.
@@ -39,8 +42,7 @@ class TrainingDesk:
         """
 
         def prepared() -> Job:
-            if self._searches.running:
-                raise _busy_searching()
+            self._free_of(self._searches, self._grids)
             plan = prepare(job, self.host)
             if plan.warnings and not confirmed:
                 raise MemoryShort("memory.short", warnings=Joined(plan.warnings))
@@ -55,8 +57,7 @@ class TrainingDesk:
         """
 
         def prepared() -> Job:
-            if self.running:
-                raise _busy()
+            self._free_of(self._queue, self._grids)
             plan = prepare_search(job, self.host)
             return Job("search", Sentence("finder.title"), partial(search, plan, self.host), plan.job)
 
@@ -73,6 +74,37 @@ class TrainingDesk:
     def wait_for_search(self, timeout: float | None = None) -> JobView | None:
         """Block until the search has ended (or `timeout` seconds have passed)."""
         return self._searches.wait(timeout)
+
+    def draw_steps(self, job: JobConfig, settings: StepsGridSettings, listener: Listener | None = None) -> None:
+        """Draw what runs of a job have saved at several weights, in the background; `grid()` tells of it.
+
+        Raises a `TrainerError` with the user's sentence if that cannot be, or something is under way.
+        """
+
+        def prepared() -> Job:
+            self._free_of(self._queue, self._searches)
+            grid = prepare_steps_grid(job, settings, self.host)
+            return Job("grid", grid.title, partial(draw_steps_grid, grid, self.host), settings)
+
+        self._grids.start(prepared, *([] if listener is None else [listener]))
+
+    def grid(self) -> JobView | None:
+        """The grid of saved steps under way or the last one, whose `output` is its picture; None before the first."""
+        return self._grids.view()
+
+    @property
+    def drawing(self) -> bool:
+        return self._grids.running
+
+    def wait_for_grid(self, timeout: float | None = None) -> JobView | None:
+        """Block until the grid is drawn (or `timeout` seconds have passed)."""
+        return self._grids.wait(timeout)
+
+    @staticmethod
+    def _free_of(*queues: Queue) -> None:
+        """Raise what one of the queues says while it is busy."""
+        for queue in queues:
+            queue.check_idle()
 
     def check(self, job: JobConfig) -> None:
         """Raise what `start` would raise for the job itself, and start nothing."""
@@ -106,10 +138,11 @@ class TrainingDesk:
     def stop(self) -> None:
         """End the run after the step in progress and keep what it has. A queued run ends before its first step.
 
-        A search for a rate ends too.
+        A search for a rate ends too, and a grid, of which what is drawn by then is kept.
         """
         self._queue.stop()
         self._searches.stop()
+        self._grids.stop()
 
     def save(self) -> None:
         """Write the file as it stands, without stopping."""
@@ -136,6 +169,10 @@ def _busy() -> TrainerError:
 
 def _busy_searching() -> TrainerError:
     return ConfigError("finder.busy")
+
+
+def _busy_drawing() -> TrainerError:
+    return ConfigError("steps_grid.busy")
 
 
 def _busy_with_files() -> TrainerError:

@@ -21,6 +21,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.memory_table import FULL, Table, Weights, Work
 from lib_trainer.training.optimizers import known
+from lib_trainer.training.preview_prompts import sizes as preview_sizes
 from lib_trainer.training.sizes import largest_size, resolutions_of, variations_of
 
 
@@ -216,8 +217,8 @@ def _encoding(job: JobConfig, table: Table, place: Place) -> dict[str, int]:
 
 
 def _preview(job: JobConfig, table: Table, place: Place) -> int:
-    width, height = job.preview.width or job.dataset.width, job.preview.height or job.dataset.height
-    cells = math.ceil(width / table.family.cell) * math.ceil(height / table.family.cell)
+    cell = table.family.cell
+    cells = max(math.ceil(width / cell) * math.ceil(height / cell) for width, height in preview_sizes(job))
     drawn = _quiet(table, "sample", cells, place.held["unet"])
     return max(drawn, _quiet(table, "decode", cells, place.held["vae"]))
 

@@ -15,7 +15,7 @@ from lib_trainer.families.prediction import Predicts
 from lib_trainer.kinds.base import Kind, Outputs
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.kinds.registry import kind_of
-from lib_trainer.ports import Host, PreviewRequest
+from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
 from lib_trainer.training.checks import (
     FILES,
@@ -84,23 +84,6 @@ class Plan:
     def class_pictures(self) -> int:
         """How many pictures of the class are shown beside those to learn."""
         return self.job.prior.class_pictures if wants_class_pictures(self.job, self.kind) else 0
-
-    def preview_request(self) -> PreviewRequest:
-        """The picture that a job wants to see between its steps."""
-        preview, data = self.job.preview, self.job.dataset
-        return PreviewRequest(
-            prompt=preview.prompt or data.trigger_word or " ".join(self.kind.words(self.job)),
-            negative_prompt=preview.negative_prompt,
-            width=preview.width or data.width,
-            height=preview.height or data.height,
-            steps=preview.steps,
-            cfg_scale=preview.cfg_scale,
-            sampler=preview.sampler,
-            seed=preview.seed,
-            clip_skip=self.job.training.clip_skip,
-            prediction=self.job.model.prediction,
-            zero_terminal_snr=self.job.model.zero_terminal_snr,
-        )
 
 
 def prepare(job: JobConfig, host: Host) -> Plan:

@@ -46,7 +46,7 @@ def settle(job: JobConfig, host: Host) -> Settled:
     if job.output.existing == "replace" and elsewhere is None:
         cards = (card for path in taken for card in sidecars(path) if os.path.lexists(card))
         return Settled(job, (*taken, *cards))  # the new file gets a card of its own
-    path = elsewhere or taken[0]
+    path = elsewhere or _newest(taken, outputs_of(job, host))
     field, name = (
         ("output.name", job.output.name) if elsewhere is None else (kind_of(job).names_field(job), elsewhere.stem)
     )
@@ -62,10 +62,40 @@ def settle(job: JobConfig, host: Host) -> Settled:
     )
 
 
+def _newest(taken: Sequence[Path], outputs: Outputs) -> Path:
+    """What a run would go on from: the end of the one before, else its last step. The best is chosen by name alone."""
+    ends = [path for path in taken if plain(path.name) == plain(outputs.result.name)]
+    steps = [path for path in taken if path.parent == outputs.result.parent and "-step" in path.stem]
+    return next(iter(ends), max(steps, key=lambda path: path.name, default=taken[0]))
+
+
 def outputs_of(job: JobConfig, host: Host) -> Outputs:
     """Every file that a finished run of this job leaves. Raises `ConfigError` for a folder that cannot be one."""
     kind = kind_of(job)
     return kind.outputs(job, output_folder(job, kind, host), host)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The results of one step of a run, in the order of `Outputs.results`. `label` is what a picture of them says."""
+
+    label: str
+    files: tuple[Path, ...]
+    best: bool = False
+
+
+def saved_files(job: JobConfig, host: Host) -> list[Saved]:
+    """What runs of a job have left: its steps in their order, the end, and the best. Raises as `outputs_of` does."""
+    outputs = outputs_of(job, host)
+    pattern = re.compile(rf"{re.escape(outputs.result.stem)}-step(\d{{8}}){re.escape(outputs.result.suffix)}")
+    try:
+        names = os.listdir(outputs.result.parent)
+    except OSError:
+        return []
+    steps = sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
+    found = [Saved(f"step {step}", outputs.of_step(step).results) for step in steps]
+    found += [Saved("the end", outputs.results), Saved("the best", outputs.best.results, best=True)]
+    return [one for one in found if all(path.is_file() for path in one.files)]
 
 
 def taken_files(job: JobConfig, host: Host) -> list[Path]:

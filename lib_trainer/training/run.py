@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from lib_trainer.dataset.scan import Sample
 from lib_trainer.kinds.base import Outputs
@@ -29,6 +28,7 @@ from lib_trainer.training.place import Place, Progress
 from lib_trainer.training.plan import Plan
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.preparation import Preparation, Prepared
+from lib_trainer.training.previewing import Previewing
 from lib_trainer.training.results import check_replaced, discard, takes_the_place_of
 from lib_trainer.training.session import Session
 from lib_trainer.work import events as ev
@@ -102,6 +102,7 @@ class Run:
     def __init__(self, plan: Plan, place: Place) -> None:
         self.plan, self.place = plan, place
         self.progress = Progress(list(plan.replaced))
+        self.previewing = Previewing(plan, place, self.progress)
         self.prepared: Prepared | None = None
 
     @property
@@ -187,7 +188,7 @@ class Run:
             if not self.step:
                 self._measure(prepared)
                 if job.preview.at_start and job.preview.prompt and not self.place.stopping():
-                    self._preview(session)
+                    self.previewing.draw(session, self.step)
             train(
                 model,
                 prepared.captions,
@@ -255,7 +256,7 @@ class Run:
         due = bool(job.preview.prompt and every and (done.step % every == 0 or last))
         if (due or control.take_sample()) and not self.place.stopping():
             with prepared.state.as_saved():
-                self._preview(session)
+                self.previewing.draw(session, self.step)
         if not last and (control.take_save() or (save_every and done.step % save_every == 0)):
             self._save_between(prepared, self.plan.outputs.of_step(self.step))
 
@@ -274,40 +275,6 @@ class Run:
 
     def _explained(self, error: Exception, point: Point) -> TrainerError:
         return explained(error, self.plan.job, self.plan.kind, self.place.model.device, point, self.step)
-
-    def _preview(self, session: Session) -> None:
-        """A preview that fails is a warning: hours of training are worth more than a picture."""
-        request = self.plan.preview_request()
-        image: Image.Image | None = None
-        failed: Sentence | None = None
-        self.progress.point = "preview"
-        try:
-            with session.generating():
-                try:
-                    image = self.place.host.preview(request)
-                except Exception as error:
-                    failed = self._preview_failed(error)
-        except Exception as error:  # no room to hold the model as its host draws with it, or on the way back
-            if not failures.short_of_memory(error):
-                raise
-            failed = self._preview_failed(error)
-            session.resume()
-        forget_peak(self.place.model.device)  # what a run is said to need is what its steps need
-        if failed:
-            self.place.warn(failed)
-        if image is not None:
-            if self.step:  # before the first step it shows nothing of what is saved
-                self.progress.cover = image
-            self.place.emit(ev.PreviewMade(self.step, image, request.prompt))
-        self.progress.point = "step"
-
-    def _preview_failed(self, error: Exception) -> Sentence:
-        told: Sentence | Exception = error
-        if failures.short_of_memory(error):
-            device = self.place.model.device
-            told = failures.out_of_memory(error, self.plan.job, self.plan.kind, device, "preview", self.step)
-        logger.warning("The preview failed\n%s", release(error, self.place.model.device))
-        return Sentence("run.preview_failed", step=self.step, reason=told)
 
     def _save(self, prepared: Prepared, outputs: Outputs, *, final: bool) -> None:
         self.progress.point = "saving"

@@ -4,7 +4,7 @@ The core imports no host and no page: whoever wants to watch passes a listener. 
 page, a progress bar, a log file and a test read the same stream. Every stream has this form:
 
     (Phase | Message | Found)*
-    [Started (Phase | Message | StepDone | Measured | PreviewMade | Saved)*] (Finished | Failed)
+    [Started (Phase | Message | StepDone | Measured | PreviewMade | PreviewGrid | Saved)*] (Finished | Failed)
 
 `Started` and what follows from it is of training alone, `Found` of jobs that answer a question. Steps ascend by one,
 and nothing comes after the end.
@@ -85,9 +85,21 @@ class Measured:
 
 @dataclass(frozen=True)
 class PreviewMade:
+    """A picture that was drawn after `step` steps, of the `number`th of `count` prompts."""
+
     step: int
     image: Image.Image
     prompt: str
+    number: int = 1
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class PreviewGrid:
+    """All previews so far are one picture, at `path`, which grows: a row for each step, a column for each prompt."""
+
+    step: int
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -136,5 +148,5 @@ class Failed:
     path: Path | None = None
 
 
-Event = Phase | Started | StepDone | Measured | PreviewMade | Saved | Message | Found | Finished | Failed
+Event = Phase | Started | StepDone | Measured | PreviewMade | PreviewGrid | Saved | Message | Found | Finished | Failed
 Listener = Callable[[Event], None]

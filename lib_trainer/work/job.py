@@ -18,8 +18,8 @@ Work = Callable[[Control, Listener], None]
 
 @dataclass(frozen=True)
 class Job:
-    """`kind`: "training", "tagging", "writing", "download", "install", "check", "search" or "toolbox". `name`: what it
-    is called. `given`: what it was asked to do. `monitor`: makes what folds its events."""
+    """`kind`: "training", "tagging", "writing", "download", "install", "check", "search", "grid" or "toolbox". `name`:
+    what it is called. `given`: what it was asked to do. `monitor`: makes what folds its events."""
 
     kind: str
     name: Sentence | str

@@ -60,12 +60,15 @@ class HeldOutPoint:
 
 @dataclass(frozen=True)
 class Preview:
-    """`number` counts the previews of a run from 1, also those that are no longer kept."""
+    """`number` counts the previews of a run from 1, also those that are no longer kept; `column` is which of `columns`
+    prompts it is of."""
 
     step: int
     image: Image.Image
     prompt: str
     number: int = 0
+    column: int = 1
+    columns: int = 1
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,10 @@ class RunView(JobView):
     trained_parameters: int = 0
     curve: tuple[LossPoint, ...] = ()
     previews: tuple[Preview, ...] = ()
+    grid: Path | None = None
+    """All previews as one picture."""
+    grids: int = 0
+    """How often that has grown."""
     held_out: tuple[HeldOutPoint, ...] = ()
     best_step: int | None = None
 
@@ -241,10 +248,17 @@ class RunMonitor(Monitor):
                 self._step(event)
             case ev.Measured():
                 self._measured(event)
-            case ev.PreviewMade(step, image, prompt):
+            case ev.PreviewMade():
                 self._previews_made += 1
-                self._previews.append(Preview(step, image, prompt, self._previews_made))
-                self._say(Sentence("log.preview", step=step))
+                number, count = event.number, event.count
+                self._previews.append(
+                    Preview(event.step, event.image, event.prompt, self._previews_made, number, count)
+                )
+                self._say(previewed(event))
+            case ev.PreviewGrid(_, path):
+                if path != self._view.grid:
+                    self._say(Sentence("log.grid", path=path))
+                self._set(grid=path, grids=self._view.grids + 1)
             case ev.Saved(step, path, _):
                 self._set(output=path)
                 self._say(Sentence("log.saved", step=step, path=path))
@@ -298,6 +312,13 @@ class RunMonitor(Monitor):
             self._stride *= 2
             first, *rest = self._curve
             self._curve = [first, *(point for point in rest if point.step % self._stride == 0)]
+
+
+def previewed(event: ev.PreviewMade) -> Sentence:
+    """A preview as a line of the log."""
+    if event.count == 1:
+        return Sentence("log.preview", step=event.step)
+    return Sentence("log.preview_number", step=event.step, number=event.number, count=event.count)
 
 
 def measured(event: ev.Measured) -> Sentence:

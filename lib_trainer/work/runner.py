@@ -137,6 +137,11 @@ class Queue:
                 raise busy()
             yield
 
+    def check_idle(self) -> None:
+        """Raise what a start would raise while a job runs."""
+        if self.running:
+            raise self._busy()
+
     def view(self) -> JobView | None:
         last = self._last
         return None if last is None else last.view()

@@ -576,6 +576,8 @@ JOBS: list[Row] = [
         "model.diffusion_model.input_blocks.0.0.weight"].dtype, torch.bfloat16, "checkpoint", SAMPLE),
     # previews
     Row("preview.prompt", "another", drawn("prompt"), "another", run=SAMPLE),
+    Row("preview.prompt", "one --d 5\ntwo", lambda seen: [(one.prompt, one.seed) for one in seen.previews],
+        [("one", 5), ("two", 1)], run="two prompts"),
     Row("preview.negative_prompt", "blurred", drawn("negative_prompt"), "blurred", run=SAMPLE),
     Row("preview.every", 1, lambda seen: len(seen.previews), 2, run=SAMPLE),
     Row("preview.at_start", True, lambda seen: [one.step for one in seen.of(ev.PreviewMade)], [0, 2], run="at start"),

@@ -96,6 +96,25 @@ def put(path: Path, content: bytes = b"precious") -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("there", "offered"),
+    [
+        (["learned-best", "learned-step00000001", "learned-step00000012", "learned"], "learned"),
+        (["learned-best", "learned-step00000001", "learned-step00000012"], "learned-step00000012"),
+        (["learned-best"], "learned-best"),
+    ],
+)
+def test_what_is_offered_to_go_on_from_is_the_newest(
+    watched: Watched, pictures: Path, there: list[str], offered: str
+) -> None:
+    for name in there:
+        put(watched.host.lora_folder() / f"{name}.safetensors")
+    job = make_job(pictures, validation__pictures="share")
+    with pytest.raises(ConfigError) as raised:
+        settle(job, watched.host)
+    assert raised.value.taken is not None and raised.value.taken.stem == offered
+
+
 TAKEN: list[tuple[dict[str, Any], str]] = [
     ({}, "lora/learned.safetensors"),
     ({}, "lora/LEARNED.safetensors"),

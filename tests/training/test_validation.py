@@ -323,6 +323,11 @@ def test_a_run_ends_early_and_the_best_is_kept(watched: Watched, pictures: Path)
     assert same(kept, weights_after(watched.host, pictures, best, **changes)), "the average, as the file has it"
     assert not same(kept, watched.tensors())
     assert (watched.host.lora_folder() / "learned-best.json").is_file(), "it has a card"
+    start = {"network__continue_from": str(watched.host.lora_folder() / "learned-best.safetensors")}
+    calm = {"optimizer__unet_lr": 1e-12, "optimizer__text_encoder_lr": 1e-12, "training__max_steps": 1}
+    assert watched.run(pictures, **start, **calm, output__name="more").state == "finished"
+    more = watched.tensors("more.safetensors")
+    assert all(torch.allclose(more[name], kept[name], atol=1e-9) for name in kept), "it is gone on from as any file is"
 
 
 def test_a_stop_during_a_measurement_ends_the_run_there(

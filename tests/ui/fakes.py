@@ -18,9 +18,12 @@ from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.prediction import Predicts
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Exchange, HeldPart, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import DatasetError, ModelError, Sentence, TrainerError
 from lib_trainer.training.memory_need import outlook
+from lib_trainer.training.preview_prompts import labels, preview_requests
+from lib_trainer.training.preview_sheet import PreviewSheet
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 
@@ -158,6 +161,7 @@ class Script:
     cached: threading.Event = field(default_factory=lambda: _set_event())
     finish: threading.Event = field(default_factory=lambda: _set_event())
 
+    sheet: PreviewSheet | None = None
     settle: Callable[[JobConfig], JobConfig] = lambda job: job
     """What `prepare` makes of a job, or raises."""
 
@@ -199,9 +203,21 @@ class Script:
                 emit(ev.Saved(step, output.with_stem(f"{output.stem}-{step:06}"), final=False))
             due = job.preview.prompt and job.preview.every and step % job.preview.every == 0
             if control.take_sample() or due:
-                emit(ev.PreviewMade(step, picture(f"step {step}", 192, 192, step), job.preview.prompt))
+                self._draw(job, host, step, emit)
         emit(ev.Saved(total, output, final=True))
         emit(ev.Finished(total, output, stopped=False))
+
+    def _draw(self, job: JobConfig, host: Host, step: int, emit: ev.Listener) -> None:
+        """A grid grows where there are several prompts."""
+        asked = preview_requests(job, kind_of(job))
+        drawn = [picture(f"step {step}", 192, 192, step + 3 * place) for place in range(len(asked))]
+        for number, (request, one) in enumerate(zip(asked, drawn, strict=True), 1):
+            emit(ev.PreviewMade(step, one, request.prompt, number, len(asked)))
+        if len(asked) > 1:
+            self.sheet = self.sheet or PreviewSheet(host.cache_folder().parent / "previews", labels(job, kind_of(job)))
+            grid = self.sheet.put(step, drawn)
+            assert grid is not None
+            emit(ev.PreviewGrid(step, grid))
 
 
 def picture(text: str, width: int, height: int, number: int = 0) -> Image.Image:

@@ -172,7 +172,7 @@ def test_a_taken_name_is_offered_ways_out(
 
 
 def test_a_prompt_gets_the_words_that_call_the_file(actions: TrainActions, values: dict[str, Any]) -> None:
-    job = from_values({**values, "dataset.trigger_word": "zorb", "preview.prompt": "a zorb,\n red"})
+    job = from_values({**values, "dataset.trigger_word": "zorb", "preview.prompt": "a  zorb, red --d 5\nother"})
     assert use_of("<lora:cat:1>", job) == Use("zorb\n<lora:cat:1>", "a zorb, red\nzorb\n<lora:cat:1>")
     assert use_of("<lora:cat:1>", None) == Use("<lora:cat:1>") and use_of("", job) == Use()
     actions.start({**values, "dataset.trigger_word": "zorb"})

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from lib_trainer.config.fields import label_of
-from lib_trainer.refusals import Named, Problem, Sentence, TrainerError, one_line, spoken
+from lib_trainer.options.describe import FieldSpec
+from lib_trainer.refusals import Field, Named, Problem, Sentence, TrainerError, one_line, spoken
 
 _log = logging.getLogger(__name__)
 NOWHERE: Mapping[str, str] = {}
@@ -39,6 +40,16 @@ class Notices:
             _log.exception("The page '%s' met an unexpected error", self._prefix)
             return self.say(unexpected(error), error=True)
         return answer if isinstance(answer, str) else ""
+
+
+def naming(specs: Mapping[str, FieldSpec]) -> Named:
+    """What a form of these options calls one of them."""
+
+    def named(field: Field, begins: bool = True) -> str:
+        spec = specs.get(field.path)
+        return label_of(field if spec is None else Field(field.path, spec.label), begins)
+
+    return named
 
 
 def told(sentence: Sentence | str, named: Named = label_of) -> str:

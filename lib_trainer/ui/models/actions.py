@@ -16,9 +16,10 @@ import gradio as gr
 from lib_trainer.config.fields import label_of
 from lib_trainer.families.family import Family, Unet
 from lib_trainer.options.describe import FieldSpec, describe
+from lib_trainer.options.values import made
 from lib_trainer.ports import Host
-from lib_trainer.refusals import Field, Named, TrainerError
-from lib_trainer.toolbox.desk import Prepared, Tool, ToolDesk, made
+from lib_trainer.refusals import Field, TrainerError
+from lib_trainer.toolbox.desk import Prepared, Tool, ToolDesk
 from lib_trainer.toolbox.facts import facts_of
 from lib_trainer.toolbox.installed import CHECKPOINTS, LORAS, VAES, Installed
 from lib_trainer.toolbox.shares import PRESETS, block_weights
@@ -28,7 +29,7 @@ from lib_trainer.toolbox.strengths import parse_meant, parse_weights
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.toolbox.trial import prepare_block_grid, prepare_grid, prepare_put_back, prepare_try
 from lib_trainer.toolbox.trial_settings import BlockGridSettings, GridSettings, PictureSettings
-from lib_trainer.ui.kit.notices import Notices
+from lib_trainer.ui.kit.notices import Notices, naming
 from lib_trainer.ui.models.view import blocks_html, job_html, lines_html, tried_html
 from lib_trainer.work.events import Event, Finished
 
@@ -57,16 +58,6 @@ CURVES = (
     Curve("merge", "second_blocks", "a", "second", PRESETS),
     Curve("repair", "blocks", "lora", None, tuple(LORA_PRESETS)),
 )
-
-
-def naming(specs: Mapping[str, FieldSpec]) -> Named:
-    """What a form of these options calls one of them."""
-
-    def named(field: Field, begins: bool = True) -> str:
-        spec = specs.get(field.path)
-        return label_of(field if spec is None else Field(field.path, spec.label), begins)
-
-    return named
 
 
 class ModelsActions:

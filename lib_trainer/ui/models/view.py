@@ -17,13 +17,11 @@ from lib_trainer.toolbox.carried import carried_by
 from lib_trainer.toolbox.shares import BASE
 from lib_trainer.ui.kit.jobs import bar, panel
 from lib_trainer.ui.kit.notices import told
-from lib_trainer.ui.kit.pictures import jpeg_uri
+from lib_trainer.ui.kit.pictures import shown_small, small_uri
 from lib_trainer.work.monitor import JobView
 
 LOOK = "models"
 """How classes begin."""
-LONGEST = 2000
-"""Width of a grid that is shown, in pixels; the file is as it was drawn."""
 CARRIED = 256
 """Width of a picture that a file carries, in pixels."""
 STEP_WIDTH, HEIGHT = 30, 90
@@ -46,22 +44,7 @@ def _picture(view: JobView) -> str:
     path = view.output
     if view.active or path is None or path.suffix != ".png" or not path.is_file():
         return ""
-    return f'<img src="{_small(path)}" alt="{escape(path.name)}">'
-
-
-@lru_cache(maxsize=4)
-def _small(path: Path) -> str:
-    with Image.open(path) as picture:
-        return _jpeg(picture, LONGEST)
-
-
-def _jpeg(picture: Image.Image, width: int) -> str:
-    """At most so wide, as an address."""
-    small = picture.convert("RGB")
-    small.thumbnail((width, 4 * width))
-    buffer = BytesIO()
-    small.save(buffer, "JPEG", quality=88)
-    return jpeg_uri(buffer.getvalue())
+    return f'<img src="{shown_small(path)}" alt="{escape(path.name)}">'
 
 
 def tried_html(tried: Sentence | None) -> str:
@@ -95,7 +78,7 @@ def _shown(path: Path, changed: int) -> str:
     file."""
     data = carried_by(path)
     try:
-        return _jpeg(Image.open(BytesIO(data)), CARRIED) if data else ""
+        return small_uri(Image.open(BytesIO(data)), CARRIED) if data else ""
     except (OSError, ValueError, Image.DecompressionBombError):
         return ""
 

@@ -34,6 +34,7 @@ from lib_trainer.training.finder import Report
 from lib_trainer.training.foreseen import Foresight
 from lib_trainer.training.packages import missing_for, package_of, start_install
 from lib_trainer.training.prediction import can_describe, describe_checkpoint, drawn_wrongly
+from lib_trainer.training.preview_prompts import wanted
 from lib_trainer.training.rate_answer import rate_text
 from lib_trainer.training.sizes import usual_note, usual_values
 from lib_trainer.ui.kit.form import usual_html
@@ -44,7 +45,9 @@ from lib_trainer.ui.train.memory_line import MemoryLine
 from lib_trainer.ui.train.preview_files import PreviewFiles
 from lib_trainer.ui.train.rate_line import rate_html
 from lib_trainer.ui.train.schedule_line import ScheduleLine
+from lib_trainer.ui.train.seen import Seen
 from lib_trainer.ui.train.status import caution_html, header_html, log_html, status_html
+from lib_trainer.ui.train.steps_grid_panel import StepsGridPanel, grid_html
 from lib_trainer.ui.train.steps_line import StepsLine
 from lib_trainer.work.monitor import JobView, RunView
 
@@ -95,6 +98,8 @@ class PageUpdate:
     rate: Any
     use_rate: Any
     find_rate: Any
+    grid: Any
+    draw_grid: Any
     start: Any
     stop: Any
     save: Any
@@ -123,6 +128,7 @@ class TrainActions:
         foresight = Foresight()
         self.steps, self.memory = StepsLine(runner, foresight), MemoryLine(runner)
         self.schedule = ScheduleLine(foresight)
+        self.grid = StepsGridPanel(runner, options.prefix, self._last_started)
         self._told_short: JobConfig | None = None
 
     def start(self, values: Mapping[str, Any], existing: str = "") -> tuple[str, Offer]:
@@ -222,7 +228,10 @@ class TrainActions:
         return gr.update(visible=bool(found), value=f"Set {told_rates}" if found else "")
 
     def stop(self) -> str:
-        """End the run or the search under way; the notice says what becomes of it."""
+        """End the run, the search or the grid under way; the notice says what becomes of it."""
+        if self.runner.drawing:
+            self.runner.stop()
+            return self.notices.say("Stopping after the picture in progress.", while_active=True)
         if self.runner.searching:
             self.runner.stop()
             return self.notices.say("Stopping after the step in progress.", while_active=True)
@@ -288,6 +297,10 @@ class TrainActions:
         except ConfigError:
             return None
 
+    def _last_started(self) -> JobConfig | None:
+        values = self.last_job()
+        return None if values is None else from_values(values)
+
     def usual(self) -> dict[str, Any]:
         """What the form shows of the options whose default hangs on the model, where nobody has changed them."""
         return usual_values(self.runner.host)
@@ -300,28 +313,32 @@ class TrainActions:
 
     def poll(self, seen: str) -> PageUpdate:
         """What has changed since a watcher saw `seen`; the clock moves while a run is active."""
-        view, found = self.runner.view(), self.runner.search()
+        view, found, drawn = self.runner.view(), self.runner.search(), self.runner.grid()
         header, (caution, remedy) = self.runner.host.describe(), self._caution()
         task, idle = self.options.task_id(), idle_options(self.runner.host.family())
         note = told(usual_note(self.runner.host))
         usual = usual_html(field_specs(), self.usual(), idle, note, self.options.prefix)
-        now = self._now(view, found, (header, caution, usual), task or "")
-        before = _Seen.parse(seen)
+        now = self._now(view, (found, drawn), (header, caution, usual), task or "")
+        before = Seen.parse(seen)
         same_run = before is not None and (before.token, before.run) == (now.token, now.run)
         fresh = before if same_run else None
         skip = gr.update()
-        turned = fresh is None or (fresh.active, fresh.searching) != (now.active, now.searching)
-        under_way = now.active or now.searching
+        beside = now.searching or now.drawing
+        under_way = now.active or beside
+        turned = fresh is None or (fresh.active, fresh.searching, fresh.drawing) != (
+            now.active, now.searching, now.drawing,
+        )  # fmt: skip
         ready = gr.update(interactive=not under_way) if turned else skip
         busy = gr.update(interactive=now.active) if turned else skip
         told_of = fresh is None or (fresh.search, fresh.searched) != (now.search, now.searched)
+        grid_told = fresh is None or (fresh.grid, fresh.gridded) != (now.grid, now.gridded)
         moved = fresh is None or (fresh.revision, fresh.task) != (now.revision, now.task)
         use = self._use(view) if moved else Use()
         return PageUpdate(
             header=skip if fresh and fresh.header == header else header_html(header),
             caution=skip if fresh and fresh.caution == caution else caution_html(caution),
             describe=skip if fresh and fresh.caution == caution else gr.update(visible=remedy),
-            status=status_html(view, prefix=self.options.prefix, task_id=task, searching=now.searching)
+            status=status_html(view, prefix=self.options.prefix, task_id=task, beside=beside)
             if moved or turned or now.active
             else skip,
             chart=skip if fresh and fresh.step == now.step else _chart(view),
@@ -330,6 +347,8 @@ class TrainActions:
             rate=rate_html(found) if told_of or now.searching else skip,
             use_rate=self._use_rate(found) if told_of else skip,
             find_rate=ready,
+            grid=grid_html(drawn) if grid_told or now.drawing else skip,
+            draw_grid=ready,
             start=ready,
             stop=gr.update(interactive=under_way) if turned else skip,
             save=busy,
@@ -342,10 +361,17 @@ class TrainActions:
             seen=now.text(),
         )
 
-    def _now(self, view: RunView | None, found: JobView | None, texts: tuple[str, str, str], task: str) -> _Seen:
-        """What a watcher sees of a run and a search, beside the `texts` header, caution and usual."""
+    def _now(
+        self,
+        view: RunView | None,
+        others: tuple[JobView | None, JobView | None],
+        texts: tuple[str, str, str],
+        task: str,
+    ) -> Seen:
+        """What a watcher sees of a run, a search and a grid, beside the `texts` header, caution and usual."""
+        found, drawn = others
         header, caution, usual = texts
-        return _Seen(
+        return Seen(
             self._token,
             header,
             caution,
@@ -354,11 +380,14 @@ class TrainActions:
             view.id if view else "",
             view.revision if view else 0,
             view.step if view else 0,
-            view.previews[-1].number if view and view.previews else 0,
+            view.previews[-1].number + view.grids if view and view.previews else 0,
             bool(view and view.active),
             found.id if found else "",
             found.revision if found else 0,
             bool(found and found.active),
+            drawn.id if drawn else "",
+            drawn.revision if drawn else 0,
+            bool(drawn and drawn.active),
         )
 
     def _caution(self) -> tuple[str, bool]:
@@ -424,7 +453,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Use:
-    """Lines that go into a prompt, each where it is not in it yet; `with_prompt` has the preview's prompt too."""
+    """Lines that go into a prompt, each where it is not in it yet; `with_prompt` has the first preview's prompt too."""
 
     parts: str = ""
     with_prompt: str = ""
@@ -435,37 +464,8 @@ def use_of(call: str, job: JobConfig | None) -> Use:
     if not call:
         return Use()
     parts = [*(kind_of(job).trigger_words(job) if job is not None else []), call]
-    prompt = " ".join(job.preview.prompt.split()) if job is not None else ""
+    prompt = next((one.prompt for one in wanted(job)), "") if job is not None else ""
     return Use("\n".join(parts), "\n".join([prompt, *parts]) if prompt else "")
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a watcher has been shown. It is kept by the watcher's page, not here."""
-
-    token: str
-    header: str
-    caution: str
-    usual: str
-    task: str
-    run: str
-    revision: int
-    step: int
-    previews: int
-    active: bool
-    search: str
-    searched: int
-    searching: bool
-
-    def text(self) -> str:
-        return json.dumps([getattr(self, name) for name in _Seen.__dataclass_fields__])
-
-    @classmethod
-    def parse(cls, text: str) -> _Seen | None:
-        try:
-            return cls(*json.loads(text))
-        except (TypeError, ValueError):
-            return None
 
 
 def _chart(view: RunView | None) -> str:

@@ -31,6 +31,7 @@ from lib_trainer.ui.train.actions import (
     TrainActions,
 )
 from lib_trainer.ui.train.status import status_html
+from lib_trainer.ui.train.steps_grid_panel import TITLE
 
 __all__ = ["PageOptions", "build_train_page"]
 
@@ -71,6 +72,9 @@ class _Page:
     find_rate: gr.Button
     rate: gr.HTML
     use_rate: gr.Button
+    steps_grid: Form
+    grid: gr.HTML
+    draw_grid: gr.Button
     ways: dict[str, gr.Button]
     usual: gr.HTML
     seen: gr.Textbox
@@ -84,13 +88,13 @@ class _Page:
 def build_train_page(runner: TrainingDesk, options: PageOptions) -> None:
     """Lay out the page in the open gradio context and connect it with the runner."""
     actions = TrainActions(runner, options)
-    page = _lay_out(options)
+    page = _lay_out(options, actions)
     _connect_run(page, actions)
     _connect_files(page, actions)
     _connect_watch(page, actions)
 
 
-def _lay_out(options: PageOptions) -> _Page:
+def _lay_out(options: PageOptions, actions: TrainActions) -> _Page:
     make = Maker(options.prefix, "trainer")
     with gr.Column(elem_id=f"{options.prefix}_page", elem_classes="trainer-page"):
         header, caution = make(gr.HTML, "header"), make(gr.HTML, "caution")
@@ -130,6 +134,7 @@ def _lay_out(options: PageOptions) -> _Page:
                     height="auto",
                     object_fit="contain",
                 )
+                steps_grid, draw_grid, grid = _lay_out_grid(make, actions)
                 with make(gr.Accordion, "log_box", label="Log", open=True):
                     log = make(gr.HTML, "log")
         return _Page(
@@ -137,7 +142,7 @@ def _lay_out(options: PageOptions) -> _Page:
             steps=steps, memory=memory, notice=notice, status=status, chart=chart, gallery=gallery,
             log=log,
             start=start, stop=stop, save=save, preview=preview, use=use, use_prompt=use_prompt,
-            export=export, load=load, ways=ways, **between,
+            export=export, load=load, ways=ways, steps_grid=steps_grid, draw_grid=draw_grid, grid=grid, **between,
             make=make,
             lora=make.hidden_text("lora"),
             lora_prompt=make.hidden_text("lora_prompt"),
@@ -145,6 +150,15 @@ def _lay_out(options: PageOptions) -> _Page:
             seen=make.hidden_text("seen"),
             payload=make.hidden_text("payload"),
         )  # fmt: skip
+
+
+def _lay_out_grid(make: Maker, actions: TrainActions) -> tuple[Form, gr.Button, gr.HTML]:
+    """What draws the saved files of the last run beside each other."""
+    panel = actions.grid
+    with make(gr.Accordion, "grid_box", label=TITLE, open=False):
+        form = build_form(panel.specs, prefix=panel.prefix, offers={})
+        button = make(gr.Button, "draw_grid", value="Draw the grid", size="sm")
+        return form, button, make(gr.HTML, "grid")
 
 
 def _beside(make: Maker, ways: dict[str, gr.Button], between: dict[str, Any]) -> dict[str, Callable[[], None]]:
@@ -219,6 +233,11 @@ def _connect_run(page: _Page, actions: TrainActions) -> None:
         in_browser(event.then, refresh)
     in_browser(page.stop.click(actions.stop, None, [page.notice], **QUIET).then, refresh)
     _connect_search(page, actions, refresh)
+
+    def draw_grid(*raw: Any) -> str:
+        return actions.grid.start(page.steps_grid.values(raw))
+
+    in_browser(page.draw_grid.click(draw_grid, page.steps_grid.inputs, [page.notice], **QUIET).then, refresh)
     in_browser(page.describe.click(actions.describe, None, [page.notice], **QUIET).then, refresh)
     insert = f"(lines) => {{ lines.split('\\n').forEach({actions.options.insert_js}); return []; }}"
     in_browser(page.use.click, insert, [page.lora])

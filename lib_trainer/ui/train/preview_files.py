@@ -20,10 +20,12 @@ class PreviewFiles:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # with the page, or when Python ends
 
     def items(self, view: RunView | None) -> list[tuple[str, str]]:
-        """(file, caption) for the gallery, the newest first."""
+        """(file, caption) for the gallery: the grid, and the pictures in it, those of the newest step first."""
         if view is None:
             return []
-        return [(str(self._file(view.id, preview)), f"Step {preview.step}") for preview in reversed(view.previews)]
+        items = [(str(self._file(view.id, one)), _caption(one)) for one in sorted(view.previews, key=_newest_first)]
+        grid = view.grid
+        return [(str(grid), "Steps and prompts"), *items] if grid is not None and grid.is_file() else items
 
     def _file(self, run: str, preview: Preview) -> Path:
         path = self._folder / f"{run}-{preview.number:05}-step{preview.step}.png"
@@ -32,3 +34,12 @@ class PreviewFiles:
             preview.image.save(buffer, "PNG", compress_level=1)
             write_atomically(path, buffer.getvalue())
         return path
+
+
+def _caption(preview: Preview) -> str:
+    return f"Step {preview.step}" if preview.columns == 1 else f"Step {preview.step}, prompt {preview.column}"
+
+
+def _newest_first(preview: Preview) -> tuple[int, int]:
+    """A step's prompts stay in their order."""
+    return preview.column - preview.number, preview.column

@@ -10,9 +10,9 @@ from lib_trainer.config.fields import label_of
 from lib_trainer.refusals import Field
 from lib_trainer.training.finder import Report
 from lib_trainer.training.rate_answer import Tried, rate_text
-from lib_trainer.ui.kit.jobs import clock
 from lib_trainer.ui.kit.notices import told
 from lib_trainer.ui.train.chart import ticks
+from lib_trainer.ui.train.status import progress_html
 from lib_trainer.work.monitor import JobView
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 170, 44, 12, 26, 26
@@ -26,27 +26,8 @@ def rate_html(view: JobView | None) -> str:
         return ""
     report = view.result if isinstance(view.result, Report) else None
     chart = _chart(report) if report is not None and len(report.tried) > 1 else ""
-    return f'<div class="trainer-rate" data-state="{view.state}">{_line(view)}{chart}{_notes(view)}</div>'
-
-
-def _line(view: JobView) -> str:
-    if view.failure:
-        return f'<div class="trainer-error" role="alert">{escape(told(view.failure))}</div>'
-    if not view.active:
-        text = told(view.told) if view.state == "finished" else "Stopped: there is no answer."
-        return f'<div class="trainer-rate-told" role="status">{escape(text)}</div>'
-    phase = view.progress
-    if phase is None:
-        return '<div class="trainer-rate-told">Starting</div>'
-    count = f" {phase.done}/{phase.total}" if phase.total else ""
-    left = f" · {clock(phase.left)} left" if phase.left else ""
-    percent = 100 * phase.done / phase.total if phase.total else 0.0
-    return (
-        f'<div class="trainer-rate-told">{escape(told(phase.name))}{count}{left}</div>'
-        f'<div class="trainer-bar" role="progressbar" aria-label="{escape(told(phase.name))}" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{percent:.0f}">'
-        f'<div class="trainer-fill" style="width: {percent:.1f}%"></div></div>'
-    )
+    line = progress_html(view, "Stopped: there is no answer.")
+    return f'<div class="trainer-rate" data-state="{view.state}">{line}{chart}{_notes(view)}</div>'
 
 
 def _notes(view: JobView) -> str:

@@ -9,7 +9,7 @@ from lib_trainer.training.rate_answer import rate_text
 from lib_trainer.ui.kit.jobs import MISSING, clock
 from lib_trainer.ui.kit.notices import told
 from lib_trainer.work.events import Phase
-from lib_trainer.work.monitor import RunView
+from lib_trainer.work.monitor import JobView, RunView
 
 STATES = {
     "queued": "Waiting",
@@ -21,22 +21,43 @@ STATES = {
 PARTS = {"unet": "UNet", "te1": "text encoder", "te2": "text encoder 2"}
 
 
-def status_html(view: RunView | None, *, prefix: str, task_id: str | None = None, searching: bool = False) -> str:
+def status_html(view: RunView | None, *, prefix: str, task_id: str | None = None, beside: bool = False) -> str:
     """The status panel. `train.js` reads the data attributes: whether to poll, the host's task, and the time left.
-    `searching`: there is something to poll for beside the run.
+    `beside`: there is something to poll for beside the run.
 
     That is shown on the host's own bar too: there is one estimate.
     """
     attributes = {
         "class": f"trainer-status trainer-state-{view.state if view else 'idle'}",
         "data-prefix": prefix,
-        "data-active": "1" if searching or (view is not None and view.active) else "0",
+        "data-active": "1" if beside or (view is not None and view.active) else "0",
         "data-task": task_id or "",
         "data-eta": clock(view.eta_seconds) if view is not None and view.active else MISSING,
     }
     opening = " ".join(f'{name}="{escape(value)}"' for name, value in attributes.items())
     body = _run_html(view) if view is not None else _idle_html()
     return f"<div {opening}>{body}</div>"
+
+
+def progress_html(view: JobView, stopped: str) -> str:
+    """How far a job beside the run is, or how it ended; `stopped` where it said nothing of that."""
+    if view.failure:
+        return f'<div class="trainer-error" role="alert">{escape(told(view.failure))}</div>'
+    if not view.active:
+        text = told(view.told) if view.told or view.state == "finished" else stopped
+        return f'<div class="trainer-rate-told" role="status">{escape(text)}</div>'
+    phase = view.progress
+    if phase is None:
+        return '<div class="trainer-rate-told">Starting</div>'
+    count = f" {phase.done}/{phase.total}" if phase.total else ""
+    left = f" · {clock(phase.left)} left" if phase.left else ""
+    percent = 100 * phase.done / phase.total if phase.total else 0.0
+    return (
+        f'<div class="trainer-rate-told">{escape(told(phase.name))}{count}{left}</div>'
+        f'<div class="trainer-bar" role="progressbar" aria-label="{escape(told(phase.name))}" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{percent:.0f}">'
+        f'<div class="trainer-fill" style="width: {percent:.1f}%"></div></div>'
+    )
 
 
 def log_html(view: RunView | None) -> str:

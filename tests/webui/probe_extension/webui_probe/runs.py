@@ -25,10 +25,11 @@ from lib_trainer.config import from_values
 from lib_trainer.ports import Host
 from lib_trainer.refusals import TrainerError
 from lib_trainer.training.desk import TrainingDesk, process_desk
+from lib_trainer.training.steps_grid_settings import StepsGridSettings
 from lib_trainer.work import events
 from webui_probe.leftovers import leave
 
-CHECKS = ("run", "start", "view", "wait", "command", "restart")
+CHECKS = ("run", "start", "view", "wait", "command", "restart", "find_rate", "steps_grid")
 
 
 def run(
@@ -71,6 +72,27 @@ def wait(timeout: float = 120) -> dict[str, Any]:
     return view()
 
 
+def find_rate(values: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
+    """A search for a learning rate, to its end."""
+    runner().find_rate(from_values(values))
+    seen = runner().wait_for_search(timeout)
+    tried = getattr(seen.result, "tried", ()) if seen else ()
+    return {"state": seen.state if seen else "", "error": str(seen.error) if seen else "", "tried": len(tried)}
+
+
+def steps_grid(values: dict[str, Any], settings: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
+    """What a job has saved, drawn beside each other."""
+    runner().draw_steps(from_values(values), StepsGridSettings(**settings))
+    seen = runner().wait_for_grid(timeout)
+    assert seen is not None
+    return {
+        "state": seen.state,
+        "error": str(seen.error),
+        "output": str(seen.output),
+        "notes": list(map(str, seen.notes)),
+    }
+
+
 def command(name: str) -> None:
     COMMANDS[name]()
 
@@ -87,6 +109,8 @@ def view() -> dict[str, Any]:
         "output": None if seen.output is None else str(seen.output),
         "previews": [hashlib.sha256(preview.image.tobytes()).hexdigest() for preview in seen.previews],
         "running": runner().running,
+        "grid": None if seen.grid is None else str(seen.grid),
+        "held_out": len(seen.held_out),
     }  # fmt: skip
 
 

@@ -1,0 +1,188 @@
+"""After a run: its saved files beside each other, a row for each step and a column for each weight, drawn by the host's
+own sampler, which is called as prompts call it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+from PIL import Image
+
+from lib_trainer.config import JobConfig
+from lib_trainer.files import write_atomically
+from lib_trainer.grids import MOST_PIXELS, painted
+from lib_trainer.kinds.base import Kind
+from lib_trainer.kinds.registry import kind_of
+from lib_trainer.memory import release
+from lib_trainer.ports import Host, Lease, PreviewRequest
+from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Problems, Sentence, TrainerError
+from lib_trainer.training.preview_prompts import PROMPT, check_previews, labels, preview_requests
+from lib_trainer.training.results import Saved, saved_files
+from lib_trainer.training.steps_grid_settings import StepsGridSettings
+from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
+from lib_trainer.work.job import new_id
+from lib_trainer.work.meter import Meter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepsGrid:
+    """What will be drawn: `requests[row][column]`. `files` are those that the host must know."""
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    requests: tuple[tuple[PreviewRequest, ...], ...]
+    files: tuple[Path, ...]
+    path: Path
+    title: Sentence
+    notes: tuple[Sentence, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Pictures; those that are asked for alike are drawn once."""
+        return len({request for row in self.requests for request in row})
+
+
+def prepare_steps_grid(job: JobConfig, settings: StepsGridSettings, host: Host) -> StepsGrid:
+    """Raises a `TrainerError` where a run of the job has left nothing that prompts would find. Touches no model."""
+    kind, name = kind_of(job), job.output.name
+    if kind.writes_model:
+        raise ConfigError("steps_grid.whole_models")
+    if settings.prompt.strip():
+        job = msgspec.structs.replace(job, preview=msgspec.structs.replace(job.preview, prompt=settings.prompt))
+    _check_prompts(job, host, "prompt" if settings.prompt.strip() else PROMPT)
+    weights = _weights(settings.weights) if kind.weighs else [math.nan]
+    host.check()
+    found = saved_files(job, host)
+    if not found:
+        raise ConfigError("steps_grid.no_files", name=name, save_every=Field("output.save_every"))
+    folder = found[0].files[0].parent
+    if kind.folder(host).resolve() not in (folder.resolve(), *folder.resolve().parents):
+        raise ConfigError("steps_grid.elsewhere", folder=folder, prompts=kind.folder(host))
+    kind.check_family(found[0].files, host.family())
+    shown = _spread(found, settings.most)
+    asked, above = preview_requests(job, kind), labels(job, kind)
+    requests = tuple(
+        tuple(_drawn_with(kind, job, one, row, weight) for one in asked for weight in weights) for row in shown
+    )
+    columns = tuple(_column(weight, label, len(asked)) for label in above for weight in weights)
+    notes = () if kind.weighs else (Sentence("steps_grid.no_weights"),)
+    if len(shown) < len(found):
+        notes = (*notes, Sentence("steps_grid.left_out", shown=Count(len(shown)), count=Count(len(found))))
+    path = host.cache_folder().parent / "grids" / f"{name}-{new_id()}.png"
+    files = tuple(file for row in shown for file in row.files)
+    title = Sentence("steps_grid.title", name=name)
+    return StepsGrid(columns, tuple(row.label for row in shown), requests, files, path, title, notes)
+
+
+def draw_steps_grid(grid: StepsGrid, host: Host, control: Control, emit: ev.Listener) -> None:
+    """Draw and write it. A Stop, and an error, which is raised, leave a grid of what is drawn by then."""
+    emit(ev.Message(Sentence("steps_grid.pictures", count=Count(grid.count), path=grid.path)))
+    emit(ev.Phase(Sentence("phase.queue")))
+    drawn: dict[PreviewRequest, Image.Image] = {}
+    failed: TrainerError | None = None
+    with host.lease(str(grid.title)) as lease:
+        try:
+            stopped = _draw(grid, host, lease, control, emit, drawn)
+        except Exception as error:  # a host's sampler may raise anything
+            failed, stopped = _told(error, host), True
+    written = _written(grid, drawn) if drawn else None
+    if failed is not None:
+        failed.kept = written
+        raise failed
+    told = Sentence("steps_grid.stopped" if stopped else "trial.grid", path=grid.path) if written else ""
+    emit(ev.Finished(path=written, stopped=stopped, told=told, notes=grid.notes))
+
+
+def _draw(
+    grid: StepsGrid,
+    host: Host,
+    lease: Lease,
+    control: Control,
+    emit: ev.Listener,
+    drawn: dict[PreviewRequest, Image.Image],
+) -> bool:
+    """Whether it was stopped."""
+    for path in {one.parent: one for one in grid.files}.values():  # a host reads a folder's list as a whole
+        host.added(path)
+    meter, total = Meter(), grid.count
+    factor = _shrunk(grid)
+    for request in dict.fromkeys(request for row in grid.requests for request in row):
+        emit(meter.phase(Sentence("phase.drawing"), len(drawn), total, "pictures"))
+        lease.progress(len(drawn), total, str(grid.title))
+        if control.stopping or lease.interrupted:
+            return True
+        picture = host.preview(request)
+        if lease.interrupted:  # the host has cut that picture short
+            return True
+        drawn[request] = picture.convert("RGB").reduce(factor) if factor > 1 else picture
+    emit(meter.phase(Sentence("phase.drawing"), total, total, "pictures"))
+    return False
+
+
+def _told(error: Exception, host: Host) -> TrainerError:
+    if isinstance(error, TrainerError):
+        return error
+    trace = release(error, host.device())
+    failed = ModelError("steps_grid.not_drawn", reason=" ".join(str(error).split()) or type(error).__name__)
+    failed.trace = trace
+    return failed
+
+
+def _written(grid: StepsGrid, drawn: dict[PreviewRequest, Image.Image]) -> Path:
+    cells = [[drawn.get(request) for request in row] for row in grid.requests]
+    buffer = io.BytesIO()
+    painted(grid.columns, grid.rows, cells).save(buffer, "PNG", compress_level=1)
+    write_atomically(grid.path, buffer.getvalue())
+    return grid.path
+
+
+def _shrunk(grid: StepsGrid) -> int:
+    """By how much pictures are made smaller as they come, so that all of them fit into a picture, and the memory."""
+    pixels = sum(request.width * request.height for row in grid.requests for request in row)
+    return max(1, math.ceil(math.sqrt(pixels / MOST_PIXELS)))
+
+
+def _check_prompts(job: JobConfig, host: Host, field: str) -> None:
+    problems = Problems()
+    for wrong in check_previews(job, host.family(), host.samplers(), field):
+        problems.add(wrong)
+    problems.raise_if_any()
+
+
+def _weights(text: str) -> list[float]:
+    try:
+        found = [float(piece) for piece in text.replace(",", " ").split()]
+    except ValueError:
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise ConfigError("trial.weights", field="weights", text=text)
+    return list(dict.fromkeys(found))
+
+
+def _spread(found: Sequence[Saved], most: int) -> list[Saved]:
+    """Evenly from the first to the last, and the best one."""
+    steps, best = [one for one in found if not one.best], [one for one in found if one.best]
+    if len(steps) <= most:
+        return [*steps, *best]
+    last = len(steps) - 1
+    places = [round(number * last / (most - 1)) for number in range(most)] if most > 1 else [last]
+    return [*(steps[place] for place in places), *best]
+
+
+def _drawn_with(kind: Kind, job: JobConfig, asked: PreviewRequest, row: Saved, weight: float) -> PreviewRequest:
+    return replace(asked, prompt=kind.prompt_with(job, asked.prompt, row.files, weight))
+
+
+def _column(weight: float, label: str, prompts: int) -> str:
+    told = "" if math.isnan(weight) else f"weight {weight:g}"
+    if prompts == 1:
+        return told
+    return f"{told}: {label}" if told else label
