@@ -296,20 +296,23 @@ class Run:
         if best and not any(os.path.lexists(path) for path in outputs.results):
             self.progress.best_begun = True  # whatever of them is there later is this run's, also if it breaks off now
         again = best and self.progress.best_begun
-        prepared.recipe.save(outputs.results, self._metadata(prepared), overwrite=again)
+        prepared.recipe.save(outputs.results, self._metadata(prepared, outputs), overwrite=again)
         if best:
             self.progress.best = self.step
 
-    def _metadata(self, prepared: Prepared) -> dict[str, str]:
-        state = prepared.state
-        return run_metadata(prepared.facts, step=state.step, epoch=state.epoch, cover=self.progress.cover)
+    def _metadata(self, prepared: Prepared, outputs: Outputs) -> dict[str, str]:
+        """The name is the file's own, as the WebUI finds a LoRA by that too: a step's must not answer to the end's."""
+        state, plan = prepared.state, self.plan
+        told = run_metadata(prepared.facts, step=state.step, epoch=state.epoch, cover=self.progress.cover)
+        ending = outputs.result.stem.removeprefix(plan.outputs.result.stem)
+        return told | {"ss_output_name": f"{plan.job.output.name}{ending}"}
 
     def _finish(self, prepared: Prepared) -> None:
         """What a kind leaves beside its file. The file is there, so a failure is a warning; a further Stop skips it."""
         self.progress.point, before = "finishing", self.place.control.stops
         try:
             prepared.recipe.finish(
-                self._metadata(prepared), self.place.phase, lambda: self.place.control.stops > before
+                self._metadata(prepared, self.plan.outputs), self.place.phase, lambda: self.place.control.stops > before
             )
         except Exception as error:
             failure = self._explained(error, self.progress.point)

@@ -119,7 +119,12 @@ def _draw(
         lease.progress(len(drawn), total, str(grid.title))
         if control.stopping or lease.interrupted:
             return True
-        picture = host.preview(request)
+        try:
+            picture = host.preview(request)
+        except TrainerError:
+            if lease.interrupted:  # before there was anything to see
+                return True
+            raise
         if lease.interrupted:  # the host has cut that picture short
             return True
         drawn[request] = picture.convert("RGB").reduce(factor) if factor > 1 else picture

@@ -137,7 +137,8 @@ def test_save_now_writes_and_goes_on(watched: Watched, pictures: Path) -> None:
     assert watched.files == ["learned-step00000001.safetensors", "learned.safetensors"]
     assert [(s.step, s.final) for s in watched.of(ev.Saved)] == [(1, False), (2, True)]
     assert network_difference(watched.tensors(watched.files[0]), watched.tensors()) > 0
-    assert read_lora(watched.host.lora_folder() / watched.files[0]).metadata["ss_steps"] == "1"
+    metadata = read_lora(watched.host.lora_folder() / watched.files[0]).metadata
+    assert (metadata["ss_steps"], metadata["ss_output_name"]) == ("1", "learned-step00000001")
 
 
 def test_save_every(watched: Watched, pictures: Path) -> None:

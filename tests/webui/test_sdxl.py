@@ -52,10 +52,14 @@ def test_each_kind_works_at_once_and_the_host_is_unharmed(
 ) -> None:
     changes, folder, prompt = KINDS[name]
     title = f"zrk-xl-{name.replace(' ', '-')}"
-    watched = {"preview__prompt": f"red {title} circle", "preview__every": 3}
-    ended = sdxl.probe("run", values=values(**FAST | watched | changes, output__name=title))
+    watched = {"preview__prompt": f"red {title} circle --d 5\nblue square", "preview__every": 3}
+    job = values(**FAST | watched | changes, output__name=title)
+    ended = sdxl.probe("run", values=job)
     assert ended["state"] == "finished", ended
-    assert len(set(ended["previews"])) == 2, "a preview shows what has been learned so far"
+    assert len(set(ended["previews"][::2])) == 2, "a preview shows what has been learned so far"
+    assert Path(ended["grid"]).is_file()
+    drawn = sdxl.probe("steps_grid", values=job, settings={"weights": "0.7", "prompt": f"red {title} circle"})
+    assert drawn["state"] == "finished" and Path(drawn["output"]).is_file(), drawn
     assert not set(ended["reads"]) - {"open", "safe_open"}, "the header alone, for what the model predicts"
     unchanged(sdxl, before)
     target = tmp_path / folder / Path(ended["output"]).name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -237,7 +238,7 @@ class WebuiHost(Exchanging):
         return {part: HeldPart.of(root, device) for part, root in roots.items()}
 
     def added(self, path: Path) -> None:
-        """Embeddings are read, hypernetworks and checkpoints appear in their lists; LoRAs are found by themselves."""
+        """Embeddings are read, the others appear in their lists."""
         _forget_prompts()
         folders = path.resolve().parents
         if self.embedding_folder().resolve() in folders:
@@ -246,6 +247,8 @@ class WebuiHost(Exchanging):
             shared.reload_hypernetworks()
         elif self.checkpoint_folder().resolve() in folders:
             _list_checkpoints()
+        elif self.lora_folder().resolve() in folders:
+            _list_loras()
 
     def cache_folder(self) -> Path:
         given = getattr(shared.cmd_opts, "trainer_data_dir", None)
@@ -280,6 +283,14 @@ def _state_kept() -> Iterator[None]:
             setattr(shared.state, name, value)
         if hasattr(shared, "total_tqdm"):
             shared.total_tqdm.clear()
+
+
+def _list_loras() -> None:
+    """A prompt's new name alone would enter the list with the name in its metadata beside it, without a look at whether
+    another file is called so: that one would no longer be found by its name."""
+    networks = sys.modules.get("networks")
+    if hasattr(networks, "list_available_networks"):
+        networks.list_available_networks()  # type: ignore[union-attr]
 
 
 def _list_checkpoints() -> None:
