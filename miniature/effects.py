@@ -1,6 +1,6 @@
 """What single options do to a concept that is learned, and to what was known: a table.
 
-    python -m miniature.effects                          # three concepts, a seed each, as in docs/learning.md
+    python -m miniature.effects --at-once 9              # three concepts, a seed each, as in docs/learning.md
     python -m miniature.effects --concepts heart --only plain "min-SNR 5"
 
 Each row is the job of `SETTINGS` with one option set, on the same pictures, seeds and steps.
@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .trials import Bench, arguments, percent, trial
+from .trials import MANY, Bench, arguments, percent, trial
 
+PRESERVED = "preserved 0.5"
+ALONE = {PRESERVED}
+"""What cannot be trained with others at once."""
 EFFECTS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "min-SNR 5": {"loss.weighting": "min_snr", "loss.min_snr_gamma": 5.0},
@@ -22,7 +25,7 @@ EFFECTS: Mapping[str, Mapping[str, Any]] = {
     "EMA 0.98": {"optimizer.ema": True, "optimizer.ema_decay": 0.98},
     "debiased": {"loss.weighting": "debiased"},
     "masks": {"masks.source": "file"},
-    "preserved 0.5": {"preserve.weight": 0.5, "preserve.caption": "simple background"},
+    PRESERVED: {"preserve.weight": 0.5, "preserve.caption": "simple background"},
 }
 
 
@@ -35,14 +38,19 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench(options.work, options.pictures)
     lines = ["| option | draws it | known | both |", "|---|---|---|---|"]
-    for name in options.only:
-        judged = [
-            bench.figures(
-                trial(shape, {**EFFECTS[name], "training.max_steps": options.steps}, seed, beside=not options.alone)
+    runs = {
+        name: [
+            trial(
+                shape, {**EFFECTS[name], "training.max_steps": options.steps}, seed, beside=0 if options.alone else MANY
             )
             for shape in options.concepts
             for seed in range(options.seeds)
         ]
+        for name in options.only
+    }
+    bench.make([one for name, own in runs.items() if name not in ALONE for one in own], options.at_once)
+    for name, own in runs.items():
+        judged = [bench.figures(one) for one in own]
         hit, known, both = ([getattr(one, of) for one in judged] for of in ("hit", "known", "both"))
         lines.append(f"| {name} | {percent(hit)} | {percent(known)} | {percent(both)} |")
         print(lines[-1], flush=True)

@@ -1,6 +1,6 @@
 """Seven learning rates on the miniature: which is best, and does the range of the finder hold it?
 
-    python -m miniature.rates                       # three concepts, as in docs/learning.md
+    python -m miniature.rates --at-once 7           # three concepts, as in docs/learning.md
     python -m miniature.rates --concepts heart --only 1e-3 3e-3
 
 Each rate is trained for the whole length and judged by pictures; the finder sees only its own short runs, on the same
@@ -61,6 +61,7 @@ def main() -> None:
         answer = found(bench, shape, options.steps)
         print(f"{shape}: {answer['told']} ({answer['seconds']:.0f} s)", flush=True)
         judged = {}
+        bench.make([at(shape, rate, options.steps) for rate in options.only], options.at_once)
         for rate in options.only:
             judged[rate] = bench.figures(at(shape, rate, options.steps))
             print(f"{shape} {rate:g}: {judged[rate]}", flush=True)

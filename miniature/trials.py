@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,26 @@ from .demo import CFG_SCALE, SAMPLER, SIDE
 from .export import export_webui
 from .judge import Judge
 from .shapes import ALL_SHAPES, SHAPES
+from .stacked import stacked
 from .world import COLOURS, write_concept, write_known
 
 CONCEPTS = {"heart": "zorb", "crescent": "glim", "arrow": "wub"}
 """Shapes that the checkpoint has never seen, with the words that they are called by."""
 TAUGHT = ("red", "blue")
 """Colours of the pictures that are learned from."""
+OWN, BESIDE = 18, 60
+"""Pictures of a concept, and of what is known beside them where nothing else is said."""
+MANY = 180
+"""Pictures of what is known that an epoch shows once each beside as many of the concept."""
 SETTINGS: dict[str, Any] = {
     "dataset.width": SIDE, "dataset.height": SIDE, "network.rank": 32, "network.alpha": 32.0,
     "optimizer.unet_lr": 3e-3, "optimizer.text_encoder_lr": 2e-3,
     "training.batch_size": 8, "training.max_steps": 400, "training.precision": "fp32",
 }  # fmt: skip
 """What a person would set for a checkpoint this small; the rest are defaults."""
+RECOMMENDED: dict[str, Any] = {"loss.weighting": "debiased", "captions.dropout": 0.1}
+"""Over `SETTINGS`: the checkpoint itself learned with errors at much noise counting more, and a tenth of its captions
+left out."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +70,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of `SETTINGS` with `values` over them, on the pictures of a concept; `beside`: with pictures of what is
-    known beside them."""
+    """A run of `SETTINGS` with `values` over them, on the pictures of a concept, with `beside` pictures of what is
+    known beside them: an epoch shows as many as of the concept, so that the fewer are repeated."""
 
     shape: str
     values: tuple[tuple[str, Any], ...] = ()
     seed: int = 0
-    beside: bool = True
+    beside: int = BESIDE
 
     @property
     def key(self) -> str:
@@ -75,7 +84,7 @@ class Trial:
         return f"{self.shape}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
-def trial(shape: str, values: Mapping[str, Any], seed: int = 0, *, beside: bool = True) -> Trial:
+def trial(shape: str, values: Mapping[str, Any], seed: int = 0, *, beside: int = BESIDE) -> Trial:
     return Trial(shape, tuple(sorted(values.items())), seed, beside)
 
 
@@ -95,28 +104,80 @@ class Bench:
     def set_of(self, one: Trial) -> Path:
         """The folder of pictures of a trial, written once."""
         masked = "masks.source" in dict(one.values)
-        name = "-".join([one.shape, *["beside"] * one.beside, *["masked"] * masked])
+        name = "-".join([one.shape, *[f"beside{one.beside}"] * bool(one.beside), *["masked"] * masked])
         folder = self.folder / "sets" / name
         if not folder.is_dir():
-            target = write_concept(folder, shape=one.shape, trigger=CONCEPTS[one.shape], colours=TAUGHT)
+            shown = max(MANY, one.beside)
+            repeats, word = shown // OWN, CONCEPTS[one.shape]
+            target = write_concept(folder, one.shape, word, TAUGHT, OWN, repeats)
             if masked:
                 write_masks(target)
             if one.beside:
-                write_known(folder)
+                write_known(folder, one.beside, shown // one.beside)
         return folder
 
     def values_of(self, one: Trial) -> dict[str, Any]:
         """The whole job of a trial."""
         own = {"dataset.folder": str(self.set_of(one)), "training.seed": one.seed, "output.name": one.key}
+        own["dataset.cache"] = "disk"  # of all trials of a set
         return {**SETTINGS, **dict(one.values), **own}
 
     def figures(self, one: Trial) -> Figures:
         """Of a trial, which is made where its figures are not there yet. Raises `RuntimeError` if the run failed."""
-        kept = self.folder / "figures" / f"{one.key}-{self._pictures}.json"
-        if not kept.is_file():
-            found = self._made(one)
-            atomic(kept, lambda place: place.write_text(json.dumps(asdict(found)), encoding="utf-8"))
-        return Figures(**json.loads(kept.read_text(encoding="utf-8")))
+        if not self._kept(one).is_file():
+            self._keep(one, self._made(one))
+        return Figures(**json.loads(self._kept(one).read_text(encoding="utf-8")))
+
+    def make(self, trials: Sequence[Trial], at_once: int) -> None:
+        """Those whose figures are not there yet, so many at once, all of one length. One that was ended goes on."""
+        missing = [one for one in dict.fromkeys(trials) if not self._kept(one).is_file()]
+        for start in range(0, len(missing), at_once) if at_once > 1 else ():
+            part = missing[start : start + at_once]
+            for one, found in zip(part, self._made_together(part), strict=True):
+                self._keep(one, found)
+
+    def _kept(self, one: Trial) -> Path:
+        return self.folder / "figures" / f"{one.key}-{self._pictures}.json"
+
+    def _keep(self, one: Trial, found: Figures) -> None:
+        atomic(self._kept(one), lambda place: place.write_text(json.dumps(asdict(found)), encoding="utf-8"))
+
+    def _made_together(self, trials: Sequence[Trial]) -> list[Figures]:
+        host, started = self.host(), time.monotonic()
+        name = hashlib.sha256(" ".join(one.key for one in trials).encode()).hexdigest()[:16]
+        under_way = self.folder / "stacks" / f"{name}.pt"
+        jobs = [from_values({**self.values_of(one), "output.existing": "replace"}) for one in trials]
+        with stacked(host, jobs) as stack:
+            stack.train(under_way, lambda text: print(f"{len(trials)} runs: {text}", flush=True))
+            seconds = (time.monotonic() - started) / len(trials)
+            asked = [self._asked(one) for one in trials]
+            prompts = [[(prompt, seed) for prompt, _, seed in own] for own in asked]
+            drawn = stack.pictures(prompts, SIDE, CFG_SCALE, SAMPLER)
+        found = [self._figures(own, shown, seconds) for own, shown in zip(asked, drawn, strict=True)]
+        under_way.unlink(missing_ok=True)
+        return found
+
+    def _asked(self, one: Trial) -> list[tuple[str, str, int]]:
+        """Prompts with the shape that is to be seen and a seed, those that call the concept first."""
+        ends = [f"{CONCEPTS[one.shape]}, {colour}, white background, large, centered" for colour in TAUGHT]
+        called = [(prompt, one.shape, seed) for prompt in ends for seed in range(100, 100 + 5 * self._pictures)]
+        known = [
+            (f"{colour} {shape}, white background", shape) for shape, colour in zip(SHAPES, itertools.cycle(COLOURS))
+        ]
+        return called + [(*asked, seed) for asked in known for seed in range(200, 200 + self._pictures)]
+
+    def _figures(self, asked: Sequence[tuple[str, str, int]], drawn: Sequence[Image.Image], seconds: float) -> Figures:
+        """The share of the pictures whose best-scored shape is the right one, and the mean score of that one."""
+        if self._judge is None:
+            self._judge = Judge()
+        right, sure, scores = [], [], self._judge.scores(drawn)
+        for (_, shape, _), own in zip(asked, scores, strict=True):
+            right.append(self._judge.best(own, ALL_SHAPES)[0] == shape)
+            sure.append(self._judge.best(own, (shape,))[1])
+        of_concept = len(TAUGHT) * 5 * self._pictures
+        halves = [(right[:of_concept], sure[:of_concept]), (right[of_concept:], sure[of_concept:])]
+        (hit, sure_hit), (known, sure_known) = [(float(np.mean(a)), float(np.mean(b))) for a, b in halves]
+        return Figures(hit, known, (sure_hit + sure_known) / 2, seconds)
 
     def bare(self, shape: str) -> Figures:
         """Of the checkpoint without anything learned."""
@@ -136,27 +197,11 @@ class Bench:
         return found
 
     def _judged(self, host: StandaloneHost, one: Trial, mark: str, seconds: float) -> Figures:
-        called = [
-            (f"{CONCEPTS[one.shape]}, {colour}, white background, large, centered", one.shape, 5) for colour in TAUGHT
-        ]
-        others = [(f"{colour} {shape}, white background", shape, 1) for shape, colour in zip(SHAPES, COLOURS)]
-        hit, sure_hit = self._share(host, called, mark, 100)
-        known, sure_known = self._share(host, others, mark, 200)
-        return Figures(hit, known, (sure_hit + sure_known) / 2, seconds)
-
-    def _share(
-        self, host: StandaloneHost, asked: Iterable[tuple[str, str, int]], mark: str, first: int
-    ) -> tuple[float, float]:
-        """The share of the pictures whose best-scored shape is the right one, and the mean score of that one."""
-        if self._judge is None:
-            self._judge = Judge()
-        right, sure = [], []
-        for prompt, shape, times in asked:
+        asked, drawn = self._asked(one), list[Image.Image]()
+        for prompt, own in itertools.groupby(asked, key=lambda each: each[0]):
             request = PreviewRequest(prompt + mark, width=SIDE, height=SIDE, cfg_scale=CFG_SCALE, sampler=SAMPLER)
-            for scores in self._judge.scores(host.draw_seeds(request, range(first, first + times * self._pictures))):
-                right.append(self._judge.best(scores, ALL_SHAPES)[0] == shape)
-                sure.append(self._judge.best(scores, (shape,))[1])
-        return float(np.mean(right)), float(np.mean(sure))
+            drawn += host.draw_seeds(request, [seed for _, _, seed in own])
+        return self._figures(asked, drawn, seconds)
 
 
 def write_masks(folder: Path) -> None:
@@ -173,6 +218,7 @@ def arguments(text: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("demo/trials"), help="where trials are kept")
     parser.add_argument("--pictures", type=int, default=5, help="of each prompt (default: 5)")
+    parser.add_argument("--at-once", type=int, default=1, help="runs that are trained together (`stacked`, default: 1)")
     parser.add_argument("--concepts", nargs="*", choices=list(CONCEPTS), default=list(CONCEPTS), metavar="SHAPE")
     return parser
 
