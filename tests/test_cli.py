@@ -29,6 +29,7 @@ from lib_trainer.training.rate_answer import Range, Tried
 from lib_trainer.training.run import Plan
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
+from miniature.export import checkpoint_of
 from tests.ui.fakes import FakeHost
 
 ROOT = Path(__file__).parents[1]
@@ -333,6 +334,29 @@ def test_presets_and_single_options_are_put_over_a_job(tmp_path: Path, monkeypat
     (made,) = jobs_of
     assert (made.network.rank, made.network.alpha, made.network.dora, made.output.name) == (5, 8.0, True, "a=b")
     assert made.dataset.folder == str(tmp_path / "presets" / "theirs"), "as seen from the preset"
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "size"),
+    [
+        ("sd1", "", (512, 512)),
+        ("sdxl", "", (1024, 1024)),
+        ("sdxl", "dataset = {width = 512, height = 768}", (512, 768)),
+        ("sdxl", "dataset.width = 512", (512, 1024)),
+        ("", "", (512, 512)),
+    ],
+)
+def test_a_job_without_a_size_has_the_checkpoints_own(
+    family: str, text: str, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the page."""
+    jobs_of: list[JobConfig] = []
+    monkeypatch.setattr(cli, "train", lambda job, desk: jobs_of.append(job) or cli.DONE)
+    (tmp_path / "job.toml").write_text(text, encoding="utf-8")
+    checkpoint = ["--checkpoint", str(checkpoint_of(family))] if family else []
+    assert cli.main(["train", str(tmp_path / "job.toml"), *checkpoint]) == cli.DONE
+    (made,) = jobs_of
+    assert (made.dataset.width, made.dataset.height) == size
 
 
 @pytest.mark.parametrize(

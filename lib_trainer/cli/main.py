@@ -185,12 +185,12 @@ def resolve_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return resolved
 
 
-def job_of(file: Path, presets: Sequence[Path] = (), assignments: Sequence[str] = ()) -> JobConfig:
-    """A job file, with presets over it in their order, and `section.field=value` over them."""
+def values_of(file: Path, presets: Sequence[Path] = (), assignments: Sequence[str] = ()) -> dict[str, Any]:
+    """{path: value} of a job file, with presets over it in their order, and `section.field=value` over them."""
     values = resolve_paths(load_values(file), file.parent)
     for preset in presets:
         values |= resolve_paths(load_values(preset), preset.parent)
-    return from_values(values | resolve_paths(typed_values(assignments), Path()))
+    return values | resolve_paths(typed_values(assignments), Path())
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -198,14 +198,17 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _job_and_desk(options: argparse.Namespace) -> tuple[JobConfig, TrainingDesk]:
-    """The job that is asked for, and a desk on its checkpoint."""
-    job = job_of(options.job, options.preset, options.set)
+    """The job that is asked for, and a desk on its checkpoint, whose own size is the job's where none is set."""
+    values = values_of(options.job, options.preset, options.set)
+    job = from_values(values)
     checkpoint = options.checkpoint or (Path(job.model.checkpoint) if job.model.checkpoint else None)
 
     from lib_trainer.host.standalone.host import StandaloneHost
     from lib_trainer.training.desk import TrainingDesk
+    from lib_trainer.training.sizes import usual_values
 
-    return job, TrainingDesk(StandaloneHost(_absolute(checkpoint), options.root.absolute()))
+    host = StandaloneHost(_absolute(checkpoint), options.root.absolute())
+    return from_values(usual_values(host) | values), TrainingDesk(host)
 
 
 def train(job: JobConfig, desk: TrainingDesk) -> int:
