@@ -22,8 +22,14 @@ KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
         "red circle <lora:{}:1>",
     ),
     "locon": ({"network__kind": "locon"}, "lora", "red circle <lora:{}:1>"),
+    "loha": ({"network__kind": "loha"}, "lora", "red circle <lora:{}:1>"),
     "dora": ({"network__dora": True}, "lora", "red circle <lora:{}:1>"),
     "lokr": ({"network__kind": "lokr", "network__factor": 4}, "lora", "red circle <lora:{}:0.7>"),
+    "difference": (
+        {"network__kind": "difference", "optimizer__unet_lr": 0.05, "optimizer__text_encoder_lr": 0.05},
+        "lora",
+        "red circle <lora:{}:1>",
+    ),
     "pivotal": ({"network__kind": "pivotal", "embedding__learning_rate": 0.1}, "lora", "red {0} circle <lora:{0}:1>"),
     "embedding": ({"network__kind": "embedding", "embedding__learning_rate": 0.3}, "embeddings", "{} circle"),
 }
@@ -48,9 +54,11 @@ def unchanged(server: Webui, before: Picture) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_works_at_once_and_the_host_is_unharmed(
-    sdxl: Webui, before: Picture, values: Values, tmp_path: Path, name: str
+    sdxl: Webui, before: Picture, values: Values, pictures: Path, tmp_path: Path, name: str
 ) -> None:
     changes, folder, prompt = KINDS[name]
+    if name == "difference":
+        changes = changes | {"difference__before": str(pictures / "0.png")}
     title = f"zrk-xl-{name.replace(' ', '-')}"
     watched = {"preview__prompt": f"red {title} circle --d 5\nblue square", "preview__every": 3}
     job = values(**FAST | watched | changes, output__name=title)
@@ -97,6 +105,17 @@ def test_a_whole_checkpoint_is_in_the_menu_and_draws_as_in_the_standalone_host(
     assert np.abs(tuned - mine).mean() < MEAN_TOLERANCE
     assert np.array_equal(sdxl.txt2img(), before)
     take_pristine(sdxl)  # the WebUI has read the first checkpoint anew, and its object is a new one
+
+
+@pytest.mark.parametrize("words", [3, 100, 200])
+def test_captions_are_encoded_as_the_same_prompt(sdxl: Webui, before: Picture, words: int) -> None:
+    """Context of both encoders in chunks of 75 tokens, and the pooled vector of the first chunk."""
+    encoded = sdxl.probe("encoding", caption="circle red " * (words // 2) + "star", clip_skip=1)
+    print(encoded)
+    assert encoded["shape"][1:] == [77 * (1 + words // 75), 56] and encoded["pooled shape"] == [1, 24]
+    for name in ("", "pooled "):
+        assert encoded[f"{name}exact"] < 1e-4
+        assert encoded[f"{name}difference"] < 1e-4 + 2 * encoded[f"{name}rounding"], "half precision rounds each once"
 
 
 def test_a_hypernetwork_is_refused_by_name(sdxl: Webui, before: Picture, values: Values) -> None:

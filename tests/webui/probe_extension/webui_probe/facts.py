@@ -127,15 +127,20 @@ def encoding(caption: str, clip_skip: int) -> dict[str, Any]:
     """Our encoding of a caption, and the WebUI's own of the same text as a prompt at the same clip skip.
 
     `difference` in the precision that the WebUI holds its text encoder in; `exact` in fp32; `rounding`: how far its own
-    two are apart.
+    two are apart. The same of the pooled vector, where the UNet reads one.
     """
     model = WebuiModel(sd_models.model_data.sd_model)
     seen: list[torch.Tensor] = []
 
-    def both() -> tuple[torch.Tensor, torch.Tensor]:
+    def both() -> tuple[Told, Told]:
         with mock.patch.dict(shared.opts.data, CLIP_stop_at_last_layers=clip_skip), torch.no_grad():
-            own = model.encode_text([caption], clip_skip, 3).context
-            return own.float(), model.sd_model.get_learned_conditioning([caption]).float()
+            own = model.encode_text([caption], clip_skip, 3)
+            theirs = model.sd_model.get_learned_conditioning([caption])
+        if own.pooled is None:
+            return {"": own.context.float()}, {"": theirs.float()}
+        # the vector of the text, and then of the sizes
+        named = {"": theirs["crossattn"].float(), "pooled ": theirs["vector"][:, : own.pooled.shape[1]].float()}
+        return {"": own.context.float(), "pooled ": own.pooled.float()}, named
 
     hook = model.text.encoders[0].module.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
@@ -147,15 +152,23 @@ def encoding(caption: str, clip_skip: int) -> dict[str, Any]:
     with half.in_fp32():
         ours_exact, theirs_exact = both()
     marks = {model.text.chunks.tokenizer.bos_token_id, model.text.chunks.tokenizer.eos_token_id}
-    same_shape = ours.shape == theirs.shape
-    return {
+    found: dict[str, Any] = {
         "ids": [token for token in seen[0].flatten().tolist() if token not in marks],
         "literal": model.text.chunks.tokenizer(caption, add_special_tokens=False)["input_ids"],
-        "shape": list(ours.shape),
-        "difference": _apart(ours, theirs) if same_shape else None,
-        "exact": _apart(ours_exact, theirs_exact) if same_shape else None,
-        "rounding": _apart(theirs, theirs_exact),
     }
+    for name in ours:
+        same_shape = ours[name].shape == theirs[name].shape
+        found |= {
+            f"{name}shape": list(ours[name].shape),
+            f"{name}difference": _apart(ours[name], theirs[name]) if same_shape else None,
+            f"{name}exact": _apart(ours_exact[name], theirs_exact[name]) if same_shape else None,
+            f"{name}rounding": _apart(theirs[name], theirs_exact[name]),
+        }
+    return found
+
+
+Told = dict[str, torch.Tensor]
+"""What the UNet reads of a caption: the tokens' vectors, and "pooled " where the family has it."""
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
