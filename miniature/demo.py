@@ -28,7 +28,7 @@ from lib_trainer.config import (
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
 
-from .export import COMMITTED, export_webui
+from .export import FAMILIES, checkpoint_of, export_webui
 from .world import write_concept, write_known
 
 TRIGGER, SHAPE, COLOURS = "zorb", "heart", ("red", "blue")
@@ -149,8 +149,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python dev.py demo", description=__doc__)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps (default: {STEPS})")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="parent of the new folder (default: demo)")
-    parser.add_argument("--family", choices=COMMITTED, default="sd1", help="of the checkpoint (default: sd1)")
+    parser.add_argument("--family", choices=FAMILIES, default="sd1", help="of the checkpoint (default: sd1)")
     options = parser.parse_args()
+    try:
+        checkpoint_of(options.family)
+    except FileNotFoundError as error:  # not every family's is part of the repository
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return run(new_folder(options.dir.absolute()), options.steps, options.family)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from miniature import demo, export
 from miniature.build_family import assemble, weights_of
 from miniature.evaluate import asks, generate, judge
 from miniature.export import CHECKPOINT, checkpoint_of, config_of, export_diffusers, export_webui, pipeline_of
@@ -80,6 +81,28 @@ def test_prompts_draw_what_they_say(sdxl: StableDiffusionXLPipeline, tagger: Jud
     wrong = [(job.prompt, verdict) for job, verdict in zip(JOBS, verdicts) if not verdict.answers(job)]
     assert len(wrong) <= 4, wrong
     assert sum(verdict.answers(job) for job, verdict in zip(JOBS[7:] + JOBS[:7], verdicts)) <= 5
+
+
+def test_one_that_is_built_by_command_draws_what_it_is_told(tagger: Judge) -> None:
+    """SD 2.x's, which predicts v and reads open_clip: where `python -m miniature.build_family sd2-v` has left it."""
+    try:
+        pipeline = pipeline_of("sd2-v")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    verdicts = judge(generate(pipeline, JOBS), tagger)
+    assert sum(verdict.answers(job) for job, verdict in zip(JOBS, verdicts)) >= 19
+    assert sum(verdict.answers(job) for job, verdict in zip(JOBS[7:] + JOBS[:7], verdicts)) <= 5
+
+
+def test_the_demo_says_how_a_checkpoint_that_is_not_there_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "BUILT", tmp_path / "none")
+    monkeypatch.setattr("sys.argv", ["demo", "--family", "sd2-v", "--dir", str(tmp_path / "demo")])
+    assert demo.main() == 2
+    assert "python -m miniature.build_family sd2-v" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 @torch.no_grad()
