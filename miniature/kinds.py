@@ -77,9 +77,15 @@ XL_KINDS: dict[str, dict[str, Any]] = {
     },
     "Checkpoint": {
         "network.kind": "checkpoint",
-        "finetune.unet_lr": 3e-4,
-        "finetune.text_encoder_lr": 3e-4,
-        "training.max_steps": 240,
+        "finetune.unet_lr": 1e-3,
+        "finetune.text_encoder_lr": 1e-3,
+        "training.max_steps": 400,
+    },
+    "Embedding": {
+        "network.kind": "embedding",
+        "embedding.learning_rate": 3e-2,
+        "embedding.vectors": 8,
+        "training.max_steps": 400,
     },
 }
 """Each with steps of its own."""
