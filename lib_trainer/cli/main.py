@@ -112,13 +112,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _describe(options: argparse.Namespace) -> int:
-    from lib_trainer.families.detect import model_of
-    from lib_trainer.families.known import DEFAULT, checked
-    from lib_trainer.networks.formats.checkpoint_file import read_shapes
+    from lib_trainer.networks.formats.checkpoint_file import family_of, read_shapes
     from lib_trainer.networks.formats.description import predicted_by, write_description
 
     path = options.checkpoint.expanduser().absolute()
-    family = checked(model_of(read_shapes(path)) or DEFAULT, path)
+    family = family_of(path, read_shapes(path))
     found = predicted_by(path, family)
     print(f"{printable(path.name)}: {family.word}, {found.line}")
     if options.write:

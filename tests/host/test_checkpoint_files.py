@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lib_trainer.cli import main as cli
 from lib_trainer.host.standalone.checkpoint import load_checkpoint
+from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_checkpoint, read_state_dict
 from lib_trainer.refusals import ModelError
@@ -142,8 +144,26 @@ FILES: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
 def test_files_that_cannot_be_trained(
     tmp_path: Path, tensors: Tensors, change: Callable[[Tensors], Tensors], said: str, tiny: Any
 ) -> None:
+    """What names and shapes tell is said by the page's line and before a run; the rest when the file is loaded."""
     shutil.copytree(tiny.path.parent / "clip", tmp_path / "clip")
-    assert said in refused(written(tmp_path, change(tensors)))
+    path = written(tmp_path, change(tensors))
+    told = refused(path)
+    assert said in told
+    host = StandaloneHost(path, tmp_path, torch.device("cpu"))
+    if said not in ("does not fit", "layers.1.mlp.fc1"):
+        with pytest.raises(ModelError) as raised:
+            host.check()
+        assert str(raised.value) == told and told in host.describe()
+
+
+def test_the_command_says_of_a_file_that_is_no_checkpoint_what_it_is_not(
+    tmp_path: Path, tensors: Tensors, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, {"lora_unet_x.lora_down.weight": torch.zeros(1)})
+    assert cli.main(["describe", str(path)]) == cli.BAD_JOB
+    assert "holds no UNet" in capsys.readouterr().err
+    bare = written(tmp_path, {n: v for n, v in tensors.items() if n.startswith(UNET)})
+    assert cli.main(["describe", str(bare)]) == cli.DONE, "a UNet is enough to tell what it predicts"
 
 
 def with_old_names(tensors: Tensors) -> Tensors:
@@ -245,6 +265,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         broken = tmp_path / "broken.safetensors"
         broken.write_bytes(content)
         assert "is not a readable .safetensors file" in refused(broken)
+        with pytest.raises(ModelError, match=r"is not a readable \.safetensors file"):
+            StandaloneHost(broken, tmp_path, torch.device("cpu")).check()
 
 
 @pytest.mark.parametrize("text", ["a: [", "just words", "model: {}", "", "model: {params: {unet_config: 3}}"])

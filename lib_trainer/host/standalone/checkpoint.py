@@ -20,20 +20,18 @@ from omegaconf import OmegaConf
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from lib_trainer.families.detect import folder_model, model_of
-from lib_trainer.families.family import INPAINTING, VAE_PREFIX, Encoder, Family, Part, Stranger
+from lib_trainer.families.detect import folder_model
+from lib_trainer.families.family import INPAINTING, Encoder, Family, Part, Stranger
 from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import found
 from lib_trainer.host.standalone.single_file import build_encoder, build_unet, build_vae, encoder_sections
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
-from lib_trainer.networks.formats.checkpoint_file import read_state_dict
+from lib_trainer.networks.formats.checkpoint_file import read_state_dict, whole_family_of
 from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.ports import NoiseSchedule
-from lib_trainer.refusals import ModelError, Sentence
-
-UNET = DEFAULT.unet.prefix
+from lib_trainer.refusals import ModelError
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def load_checkpoint(path: Path) -> Components:
     if not path.is_file():
         raise ModelError("checkpoint.missing", path=path)
     tensors = read_state_dict(path)
-    family = _family(path, tensors)
+    family = whole_family_of(path, _shapes(tensors))
     config, said = _config_beside(path, family), predicted_by(path, family, tensors)
     try:
         built = _build(tensors, config, path.parent, family)
@@ -68,26 +66,6 @@ def load_checkpoint(path: Path) -> Components:
         raise ModelError("checkpoint.misfit", path=path, model=family.model, reason=error) from error
     schedule = NoiseSchedule(built.schedule.alphas_cumprod, said.prediction, said.zero_terminal)
     return replace(built, schedule=schedule, said=said)
-
-
-def _family(path: Path, tensors: dict[str, torch.Tensor]) -> Family:
-    """What a single file is of. Raises `ModelError` where that cannot be trained."""
-    model = model_of(_shapes(tensors))
-    if model is None:
-        if any(name.startswith("model_ema.") for name in tensors):
-            raise ModelError("checkpoint.average_only", path=path)
-        if any(name.startswith(("down_blocks.", "unet.down_blocks.")) for name in tensors):
-            raise ModelError("checkpoint.diffusers_unet", path=path)
-        raise ModelError("checkpoint.without_unet", path=path, prefix=UNET[:-1])
-    family = checked(model, path)
-    first = tensors.get(f"{family.unet.prefix}input_blocks.0.0.weight")
-    if first is None or first.ndim != 4:
-        raise ModelError("checkpoint.other_layout", path=path)
-    wanted = [(VAE_PREFIX, "VAE"), *((one.prefix, Sentence("part.text_encoder")) for one in family.encoders)]
-    for prefix, what in wanted:
-        if not any(name.startswith(prefix) for name in tensors):
-            raise ModelError("checkpoint.without_part", path=path, part=what, prefix=prefix[:-1])
-    return family
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

@@ -24,7 +24,7 @@ from lib_trainer.host.standalone.checkpoint import folder_inpaints, model_of_fol
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
-from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_shapes
+from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_shapes, whole_family_of
 from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
@@ -54,6 +54,8 @@ class StandaloneHost(Exchanging):
             raise ModelError("checkpoint.none_given", checkpoint=Field("model.checkpoint"))
         if self._model is None and not os.path.lexists(found(self.checkpoint)):
             raise ModelError("checkpoint.missing", path=self.checkpoint)
+        if self._model is None and (path := found(self.checkpoint)).is_file():
+            _whole_file(path, path.stat().st_mtime_ns)
         checked(self._found(), self.checkpoint)
 
     def device(self) -> torch.device:
@@ -157,12 +159,13 @@ class StandaloneHost(Exchanging):
     def describe(self) -> str:
         if self.checkpoint is None:
             return "no checkpoint"
-        found = self._found()
-        word = f"{found.word}, inpainting" if self.inpaints() else found.word
-        told = f"{self.checkpoint.stem} · {word} · {self._device}"
-        with contextlib.suppress(ModelError):
-            told += f" · {self.predicts().line}"
-        return told
+        model = self._found()
+        try:
+            line = self.predicts().line
+        except ModelError as error:
+            return f"{self.checkpoint.stem} · {error}"
+        word = f"{model.word}, inpainting" if self.inpaints() else model.word
+        return f"{self.checkpoint.stem} · {word} · {self._device} · {line}"
 
     def samplers(self) -> Sequence[str]:
         return list(SAMPLERS)
@@ -258,6 +261,12 @@ def _model_of_file(path: Path, changed: int) -> Family | Stranger:
         return model_of(read_shapes(path)) or DEFAULT
     except ModelError:
         return DEFAULT
+
+
+@functools.lru_cache(maxsize=8)
+def _whole_file(path: Path, changed: int) -> Family:
+    """What could be loaded. Raises `ModelError`, and is not remembered then."""
+    return whole_family_of(path, read_shapes(path))
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from lib_trainer.families.detect import model_of, usual_root
-from lib_trainer.families.family import Family, Part
-from lib_trainer.families.known import DEFAULT, FAMILIES, PREFIXES
+from lib_trainer.families.detect import Shapes, model_of, usual_root
+from lib_trainer.families.family import VAE_PREFIX, Family, Part
+from lib_trainer.families.known import DEFAULT, FAMILIES, PREFIXES, checked
 from lib_trainer.files import found
 from lib_trainer.networks.formats import reading
 from lib_trainer.networks.formats.tensor_file import write_tensors
-from lib_trainer.refusals import ModelError
+from lib_trainer.refusals import ModelError, Sentence
 
 NESTED = ("state_dict", "model", "module", "model_state_dict")
 """Under which trainers keep the model beside its optimizer."""
@@ -101,6 +101,30 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     shapes = reading.read_names(path)
     names = canonical_names(shapes)
     return {names[name]: shape for name, shape in shapes.items()}
+
+
+def family_of(path: Path, shapes: Shapes) -> Family:
+    """What a single file with such tensors is of. Raises `ModelError` where nothing tells, or it cannot be trained."""
+    model = model_of(shapes)
+    if model is None:
+        if any(name.startswith("model_ema.") for name in shapes):
+            raise ModelError("checkpoint.average_only", path=path)
+        if any(name.startswith(("down_blocks.", "unet.down_blocks.")) for name in shapes):
+            raise ModelError("checkpoint.diffusers_unet", path=path)
+        raise ModelError("checkpoint.without_unet", path=path, prefix=DEFAULT.unet.prefix[:-1])
+    return checked(model, path)
+
+
+def whole_family_of(path: Path, shapes: Shapes) -> Family:
+    """The same of a file that must hold all that is trained and drawn with."""
+    family = family_of(path, shapes)
+    if len(shapes.get(f"{family.unet.prefix}input_blocks.0.0.weight", ())) != 4:
+        raise ModelError("checkpoint.other_layout", path=path)
+    wanted = [(VAE_PREFIX, "VAE"), *((one.prefix, Sentence("part.text_encoder")) for one in family.encoders)]
+    for prefix, what in wanted:
+        if not any(name.startswith(prefix) for name in shapes):
+            raise ModelError("checkpoint.without_part", path=path, part=what, prefix=prefix[:-1])
+    return family
 
 
 def count_parameters(path: Path) -> dict[Part, int]:
