@@ -112,13 +112,16 @@ def test_a_job_that_is_refused(
 
 
 def test_a_job_whose_pictures_are_missing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = tmp_path / "some.safetensors"
-    checkpoint.write_bytes(b"never read: the pictures are looked for first")
+    """And what can be told of its checkpoint without loading it is told with that."""
     dump_job(from_values({"output.name": "cat", "dataset.folder": "gone"}), tmp_path / "job.toml")
-    arguments = ["train", str(tmp_path / "job.toml"), "--checkpoint", str(checkpoint), "--root", str(tmp_path / "out")]
-    assert cli.main(arguments) == cli.BAD_JOB
     expected = f"error: The folder of pictures '{tmp_path / 'gone'}' does not exist: check its path.\n"
-    assert capsys.readouterr().err == expected
+    no_model = tmp_path / "some.safetensors"
+    no_model.write_bytes(b"no model")
+    for checkpoint, more in ((checkpoint_of("sd1"), ""), (no_model, f"error: {no_model} is not a readable")):
+        arguments = ["train", str(tmp_path / "job.toml"), "--root", str(tmp_path / "out")]
+        assert cli.main([*arguments, "--checkpoint", str(checkpoint)]) == cli.BAD_JOB
+        told = capsys.readouterr().err
+        assert told.endswith(expected) and told.startswith(more or expected)
     assert not (tmp_path / "out").exists()
 
 
@@ -357,6 +360,25 @@ def test_a_job_without_a_size_has_the_checkpoints_own(
     assert cli.main(["train", str(tmp_path / "job.toml"), *checkpoint]) == cli.DONE
     (made,) = jobs_of
     assert (made.dataset.width, made.dataset.height) == size
+
+
+@pytest.mark.parametrize(("more", "size"), [([], 1024), (["--size", "64"], 64)])
+def test_the_generate_tab_starts_at_the_checkpoints_own_size(
+    more: list[str], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def build_app(*_: object, size: int, **__: object) -> None:
+        sizes.append(size)
+        raise DatasetError("No page.")
+
+    monkeypatch.setattr("lib_trainer.ui.standalone.build_app", build_app)
+    monkeypatch.setattr(training_desk, "process_desk", lambda make: None)
+    monkeypatch.setattr("lib_trainer.toolbox.desk.process_desk", lambda: None)
+    monkeypatch.setattr(cli.cli_tag, "make_desk", lambda root: None)
+    root = ["--root", str(tmp_path)]
+    assert cli.main(["serve", "--checkpoint", str(checkpoint_of("sdxl")), *root, *more]) == cli.BAD_JOB
+    assert sizes == [size]
 
 
 @pytest.mark.parametrize(

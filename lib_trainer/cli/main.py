@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         help="asked for by the page; needed where --host lets other machines in (default: TRAINER_PASSWORD)",
     )
     serve.add_argument("--port", type=int, default=7861)
-    serve.add_argument("--size", type=int, default=512, help="size in pixels that the Generate tab starts with")
+    serve.add_argument(
+        "--size", type=int, help="size in pixels that the Generate tab starts with (default: the checkpoint's own)"
+    )
     serve.add_argument("--open", action="store_true", help="open a browser")
     serve.add_argument("--language", default="en", choices=LANGUAGES, help="of notices and errors (default: en)")
     serve.set_defaults(run=_serve)
@@ -256,14 +258,14 @@ def _serve(options: argparse.Namespace) -> int:
     from lib_trainer.host.standalone.host import StandaloneHost
     from lib_trainer.toolbox.desk import process_desk as tool_desk
     from lib_trainer.training.desk import process_desk
+    from lib_trainer.training.sizes import usual_values
     from lib_trainer.ui.standalone import build_app, serve
 
     host = StandaloneHost(checkpoint, options.root.absolute())
+    size = options.size or usual_values(host)["dataset.width"]
     desk = process_desk(lambda: host)
     tagger = cli_tag.make_desk(options.root.absolute())
-    app = build_app(
-        desk, host, size=options.size, tagger=tagger, count_tokens=cli_captions.clip_tokens, tools=tool_desk()
-    )
+    app = build_app(desk, host, size=size, tagger=tagger, count_tokens=cli_captions.clip_tokens, tools=tool_desk())
     address = serve(app, options.host, options.port, options.open, block=False, password=options.password)
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     app.block_thread()
