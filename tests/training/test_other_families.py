@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from lib_trainer.config import from_values
+from lib_trainer.config import LossConfig, from_values
 from lib_trainer.families.known import FAMILIES
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.host import StandaloneHost
@@ -153,28 +153,32 @@ def test_contexts_are_the_same(pair: Pair) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("prediction", "zero"), [("epsilon", "off"), ("v", "off"), ("v", "on")])
 @pytest.mark.parametrize("layout", ["ldm", "diffusers"])
-def test_the_loss_is_diffusers(pair: Pair, layout: str) -> None:
-    """train_text_to_image_sdxl.py's computation, and for v that of train_text_to_image.py, on fixed noise and steps.
+def test_the_loss_is_diffusers(pair: Pair, layout: str, prediction: str, zero: str) -> None:
+    """train_text_to_image_sdxl.py's computation, and for v that of train_text_to_image.py, on fixed noise and steps,
+    with its weights by min-SNR; with zero terminal SNR on the schedule that diffusers rescales.
 
     diffusers' own scheduler noises and makes v; the encoders are called as its pipelines call them.
     """
     from diffusers import DDPMScheduler
+    from diffusers.training_utils import compute_snr
 
-    model, family = pair.of(layout), pair.ldm.family
+    model = pair.of(layout)
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, 4, 16, 16, generator=generator)
-    objective = Objective(model.schedule)
+    schedule = model.schedule.overruled(prediction, zero)
+    objective = Objective(schedule)
     noised = objective.noised(latents, torch.Generator().manual_seed(4))
     mine = model.predict(noised.latents, noised.timesteps, LiveCaptions(model, 1, 75)(CAPTIONS, SIZES))
 
     again = torch.Generator().manual_seed(4)
     noise = torch.randn(latents.shape, generator=again)
     timesteps = torch.randint(1000, (2,), generator=again)
-    v = family.v2
+    v = prediction == "v"
     scheduler = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        prediction_type="v_prediction" if v else "epsilon",
+        prediction_type="v_prediction" if v else "epsilon", rescale_betas_zero_snr=zero == "on",
     )  # fmt: skip
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
@@ -182,6 +186,15 @@ def test_the_loss_is_diffusers(pair: Pair, layout: str) -> None:
     assert relative(noised.latents, noisy) < 1e-5 and relative(noised.target, target) < 1e-5
     assert relative(mine, theirs) < 1e-4
     loss, wanted = objective.loss(mine, noised), F.mse_loss(theirs, target)
+    assert float((loss - wanted).abs() / wanted) < 1e-4
+    weighted = Objective(schedule, loss=LossConfig(weighting="min_snr", min_snr_gamma=5.0))
+    snr = compute_snr(scheduler, timesteps)
+    weights = snr.clamp(max=5.0) / (snr + 1 if v else snr)
+    each = F.mse_loss(theirs, target, reduction="none").mean((1, 2, 3))
+    loss, wanted = (
+        weighted.loss(mine, weighted.noised(latents, torch.Generator().manual_seed(4))),
+        (weights * each).mean(),
+    )
     assert float((loss - wanted).abs() / wanted) < 1e-4
 
 
