@@ -77,8 +77,8 @@ def test_previews_of_a_v_model_are_what_the_webui_draws_with_its_yaml(
             told[path] = any("predicts v" in line for line in ended["log"])
             with Image.open(Path(ended["output"]).with_suffix(".preview.png")) as image:
                 previews[path] = np.asarray(image.convert("RGB")).astype(int)
-            zero = {"sd_noise_schedule": "Zero Terminal SNR"}
-            own[path] = sdxl.txt2img(PROMPT, steps=20, sampler_name=sampler, override_settings=zero).astype(int)
+            zero = {"override_settings": {"sd_noise_schedule": "Zero Terminal SNR"}} if path == right else {}
+            own[path] = sdxl.txt2img(PROMPT, steps=20, sampler_name=sampler, **zero).astype(int)
             sdxl.probe("remove_files", paths=[ended["output"]])
     finally:
         sdxl.load("mini-sdxl.safetensors")
