@@ -61,8 +61,8 @@ GIB = 2**30
 CELL = DEFAULT.cell
 ADAPTER_KINDS = ("lora", "locon", "loha", "lokr")
 KINDS = ("lora", "loha", "lokr", "lora+dora", "locon", "embedding", "hypernetwork", "checkpoint")
-XL_KINDS = ("lora",)
-"""Those whose steps were measured on SDXL. Of the others the page says that nothing is foreseen."""
+XL_KINDS = tuple(kind for kind in KINDS if kind != "hypernetwork")
+"""Hosts know no hypernetwork for SDXL."""
 SHAPES = ("sd1", "sdxl", "tiny", "tiny_xl")
 NORMS = (torch.nn.functional.group_norm, torch.nn.functional.layer_norm, torch.group_norm, torch.layer_norm)
 TINY = Path(__file__).parents[1] / "tests" / "training"
@@ -147,14 +147,14 @@ def shape_of(name: str) -> Shape:
     if name == "sd1":
         return Shape(UNET, (CLIP,), VAE, TABLES / "sd1.json", 512)
     if name == "sdxl":
-        return Shape(XL_UNET, (CLIP, BIG_G), VAE, TABLES / "sdxl.json", 1024, SDXL, kinds=XL_KINDS, full=())
+        return Shape(XL_UNET, (CLIP, BIG_G), VAE, TABLES / "sdxl.json", 1024, SDXL, kinds=XL_KINDS)
     from tests import support, tiny_families
 
     tiny, xl = TINY / "memory_tiny.json", TINY / "memory_tiny_xl.json"
     if name == "tiny":
         return Shape(support.UNET, (support.CLIP,), support.VAE, tiny, 128, on_cpu=True)
     texts = (support.CLIP, tiny_families.OPEN_CLIP)
-    return Shape(tiny_families.XL_UNET, texts, support.VAE, xl, 128, SDXL, True, XL_KINDS, ())
+    return Shape(tiny_families.XL_UNET, texts, support.VAE, xl, 128, SDXL, True, ("lora",), ())
 
 
 class _Bus(Bus):
@@ -514,7 +514,34 @@ def _weights(root: nn.Module) -> Weights:
     return Weights(products, sum(parameter.numel() for parameter in root.parameters()) - products)
 
 
-def make_table(name: str, processes: int) -> Table:
+class Points:
+    """Measured steps by what they are, kept in a file from one start to the next; without one they are not kept."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.is_file() else []
+        self._known: dict[str, int] = {name: size for line in lines for name, size in json.loads(line).items()}
+
+    def lacking(self, points: Sequence[tuple[str, JobConfig, int]]) -> list[tuple[str, JobConfig, int]]:
+        return [point for point in points if _told(point) not in self._known]
+
+    def keep(self, point: tuple[str, JobConfig, int], size: int) -> None:
+        self._known[_told(point)] = size
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({_told(point): size}) + "\n")
+
+    def __getitem__(self, point: tuple[str, JobConfig, int]) -> int:
+        return self._known[_told(point)]
+
+
+def _told(point: tuple[str, JobConfig, int]) -> str:
+    name, job, chunks = point
+    wide = f", structure {job.hypernetwork.layer_structure}" if job.network.kind == "hypernetwork" else ""
+    return f"{name}: {in_words(job, shape_of(name).family)}{wide}, chunks {chunks}"
+
+
+def make_table(name: str, processes: int, known: Points) -> Table:
     shape = shape_of(name)
     layers, weights, sizes = layers_of(shape)
     family = shape.family
@@ -525,12 +552,14 @@ def make_table(name: str, processes: int) -> Table:
         table.quiet[what] = Work(cell=(high - low) / (3 * per), fixed=max(0.0, low - (high - low) / 3))
     planned = list(works(shape))
     points = [(name, job, chunks) for _, own in planned for job, chunks in own]
+    lacking = known.lacking(points)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        found = iter(pool.imap(_measured, points))
-        for key, own in planned:
-            sizes = [next(found) for _ in own]
-            table.steps[key] = fitted(table, own, sizes)
-            print(f"{key}: {', '.join(f'{size / 2**20:.1f}' for size in sizes)} MiB → {table.steps[key]}", flush=True)
+        for point, size in zip(lacking, pool.imap(_measured, lacking)):
+            known.keep(point, size)
+            print(f"{_told(point)}: {size / 2**20:.1f} MiB", flush=True)
+    for key, own in planned:
+        table.steps[key] = fitted(table, own, [known[name, job, chunks] for job, chunks in own])
+        print(f"{key} → {table.steps[key]}")
     completed(table, shape.kinds)
     return table
 
@@ -570,6 +599,14 @@ CHECKED_XL: tuple[dict[str, Any], ...] = (
     {"training__batch_size": 2, "optimizer__name": "AdamW8bit", **CACHED},
     {"training__gradient_checkpointing": True, "optimizer__text_encoder_2_lr": 0.0, "side": 768},
     {"network__rank": 128, "training__batch_size": 2},
+    {"network__dora": True, "training__gradient_checkpointing": True, "training__batch_size": 4, **CACHED},
+    {"network__kind": "locon", "training__gradient_checkpointing": True, "side": 768},
+    {"network__kind": "loha", "training__batch_size": 2, "side": 768, **CACHED},
+    {"network__kind": "lokr", "training__gradient_checkpointing": True, "training__batch_size": 4, **CACHED},
+    {"network__kind": "embedding", "training__gradient_checkpointing": True, "training__batch_size": 4},
+    {"network__kind": "checkpoint", "training__gradient_checkpointing": True},
+    {"network__kind": "checkpoint", "training__batch_size": 2, "optimizer__name": "AdamW8bit", "side": 768},
+    {"training__precision": "fp32", "training__gradient_checkpointing": True, "side": 768},
 )
 """The same for SDXL. The first two are what the project's issue on SDXL names: at most 8 and 6 GiB."""
 
@@ -620,12 +657,13 @@ def main() -> None:
     parser.add_argument("command", choices=("table", "check"))
     parser.add_argument("shape", choices=SHAPES, nargs="?", default="sd1")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--points", type=Path, help="a file that keeps each measured step: what is in it is not run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "check":
         check(options.shape)
     if options.command == "table":
-        table = make_table(options.shape, options.processes)
+        table = make_table(options.shape, options.processes, Points(options.points))
         path = shape_of(options.shape).file
         path.write_text(json.dumps(msgspec.to_builtins(table), indent=1) + "\n", encoding="utf-8")
         print(path, file=sys.stderr)

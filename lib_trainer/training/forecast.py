@@ -18,18 +18,21 @@ import msgspec
 import torch
 
 from lib_trainer.config import JobConfig
+from lib_trainer.dataset import masks
+from lib_trainer.dataset.latents import MOMENT_CHANNELS
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.memory_table import FULL, Table, Weights, Work
 from lib_trainer.training.optimizers import known
 from lib_trainer.training.preview_prompts import sizes as preview_sizes
-from lib_trainer.training.sizes import largest_size, resolutions_of, variations_of
+from lib_trainer.training.sizes import holes_of, largest_size, resolutions_of, variations_of
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a job will run. `dtype` is what it trains in, `held` what the host holds each part in.
 
-    `pictures` is how many are kept encoded in memory; `chunks` how many pieces of 75 tokens the longest captions have.
+    `pictures` is how many are kept encoded in memory; `chunks` how many pieces of 75 tokens the longest captions have;
+    `inpaints` whether the model does, so that pictures are kept with holes.
     """
 
     device: torch.device
@@ -37,6 +40,7 @@ class Place:
     held: Mapping[str, torch.dtype]
     pictures: int = 0
     chunks: int = 1
+    inpaints: bool = False
 
     @property
     def apart(self) -> bool:
@@ -206,9 +210,15 @@ def _set_aside(job: JobConfig, table: Table, place: Place) -> int:
 
 
 def _pictures(job: JobConfig, table: Table, place: Place) -> int:
-    """Means and logarithmic variances, fp32."""
+    """Means and logarithmic variances, fp32; masks; and each hole with the same of what it leaves."""
+    if job.dataset.cache != "memory":
+        return 0
     cells = sum(_cells(width, height, table) for width, height in resolutions_of(job))
-    return place.pictures * len(variations_of(job)) * cells * 8 * FULL if job.dataset.cache == "memory" else 0
+    channels = MOMENT_CHANNELS + (masks.CHANNELS if job.masks.source != "none" else 0)
+    if place.inpaints:
+        holes = holes_of(job)
+        channels += (1 if holes.masks else holes.count) * (masks.CHANNELS + MOMENT_CHANNELS)
+    return place.pictures * len(variations_of(job)) * cells * channels * FULL
 
 
 def _encoding(job: JobConfig, table: Table, place: Place) -> dict[str, int]:

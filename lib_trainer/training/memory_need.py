@@ -121,6 +121,7 @@ def outlook(
         dtype,
         {part: parts[part].dtype if part in parts else torch.float32 for part in table.weights},
         pictures,
+        inpaints=host.inpaints(),
     )
     resident = sum(held.on_device for held in parts.values())
     room = free_bytes(device) + resident

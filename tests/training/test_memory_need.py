@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lib_trainer.config import JobConfig, from_values, to_values
+from lib_trainer.config.base import KINDS
+from lib_trainer.dataset.latents import MemoryStore, encode_pictures
+from lib_trainer.dataset.masks import Masks
+from lib_trainer.dataset.scan import scan_folder
 from lib_trainer.families.family import Family
 from lib_trainer.ports import HeldPart
 from lib_trainer.training import memory_need
@@ -18,8 +23,9 @@ from lib_trainer.training.forecast import Place, forecast, foreseen, learned_num
 from lib_trainer.training.memory_need import GIB, outlook, remedies_for
 from lib_trainer.training.memory_table import read_table, table_for
 from lib_trainer.training.precision import DTYPES
+from lib_trainer.training.sizes import holes_of, sizer_of, variations_of
 from lib_trainer.work import events as ev
-from tests.support import ModelHost, make_job
+from tests.support import ModelHost, draw_pictures, make_job
 from tests.training.watched import Watched
 
 TINY = read_table(Path(__file__).with_name("memory_tiny.json"))
@@ -132,11 +138,25 @@ def test_the_change_that_is_named_makes_a_job_on_sdxl_fit(pictures: Path, room: 
 def test_what_the_table_of_sdxl_is_not_about_is_unknown(pictures: Path, tmp_path: Path) -> None:
     parts = {part: HeldPart(weights.all, torch.float16) for part, weights in XL.weights.items()}
     assert table_for({part: held.numbers for part, held in parts.items()}) is forecasts.tables()["sdxl"]
-    for changes in ({"network__kind": "hypernetwork"}, {"training__precision": "fp32"}):
-        job = _xl(pictures, **changes)
-        assert not foreseen(job, XL, DTYPES[job.training.precision])
-        with pytest.raises(ValueError, match="not about"):
-            forecast(job, XL, Place(CARD.device, DTYPES[job.training.precision], XL_CARD.held))
+    job = _xl(pictures, network__kind="hypernetwork")
+    assert not foreseen(job, XL, torch.bfloat16)
+    with pytest.raises(ValueError, match="not about"):
+        forecast(job, XL, XL_CARD)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", forecasts.tables())
+def test_every_kind_that_a_family_has_is_foreseen(pictures: Path, name: str, kind: str, precision: str) -> None:
+    table = forecasts.tables()[name]
+    for recomputed in (False, True):
+        job = _job(pictures, network__kind=kind, training__precision=precision)
+        job = from_values(to_values(job) | {"training.gradient_checkpointing": recomputed})
+        known = kind != "hypernetwork" or table.family.hypernetworks
+        assert foreseen(job, table, DTYPES[precision]) is known
+        if known:
+            place = Place(CARD.device, DTYPES[precision], dict.fromkeys(table.weights, torch.float16))
+            assert forecast(job, table, place).needed > GIB
 
 
 class _Host(ModelHost):
@@ -177,6 +197,55 @@ def test_encoded_pictures_are_counted_where_memory_keeps_them(
     assert kept() == 1000 * 8 * 64 * 64 * 4
     assert kept(augment__mirror=True) == 2 * kept()
     assert kept(dataset__cache="disk") == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"augment__mirror": True, "inpainting__count": 3},
+        {"masks__source": "file", "augment__mirror": True},
+        {"masks__source": "file", "inpainting__holes": "masks"},
+    ],
+)
+@pytest.mark.parametrize("holes", [False, True])
+def test_what_is_foreseen_of_encoded_pictures_is_what_a_store_holds(
+    tmp_path: Path, changes: dict[str, Any], *, holes: bool
+) -> None:
+    """Masks and the holes of a model that inpaints too."""
+    folder, store = draw_pictures(tmp_path / "set", 2), MemoryStore()
+    for number in range(2):
+        mask = Image.new("L", (64, 64))
+        mask.paste(255, (0, 0, 32 + 8 * number, 64))  # what is the same is kept once, and what is even when mirrored
+        mask.save(folder / f"{number}.mask.png")
+    job = make_job(folder, dataset__width=64, dataset__height=64, **changes)
+    samples = scan_folder(folder, trigger_word="t", repeats=1, masks=Masks(job.masks.source)).samples
+    encode_pictures(
+        samples,
+        sizer_of(job),
+        lambda pixels: torch.zeros(1, 8, 8, 8),
+        "vae",
+        store,
+        lambda done, total: None,
+        lambda: False,
+        variations_of(job),
+        holes_of(job) if holes else None,
+    )
+    held = sum(tensor.nbytes for tensor in store._moments.values())
+    place = Place(CARD.device, CARD.dtype, CARD.held, pictures=2, inpaints=holes)
+    assert forecast(job, SD1, place).ram.items["pictures"] == held
+
+
+def test_the_outlook_asks_the_host_whether_its_model_inpaints(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 64 * GIB)
+    host: Any = _Host(None, tmp_path)  # type: ignore[arg-type]
+    plain = outlook(_job(pictures), host, pictures=1000)
+    monkeypatch.setattr(host, "inpaints", lambda: True)
+    holes = outlook(_job(pictures), host, pictures=1000)
+    assert plain is not None and holes is not None
+    assert holes.forecast.ram.total - plain.forecast.ram.total == 1000 * 4 * 9 * 64 * 64 * 4
 
 
 def test_too_little_memory_is_told_before_the_start_and_the_run_goes_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def test_the_line_follows_the_form(
 def test_of_a_family_without_a_table_nothing_is_foreseen(
     desk: TrainingDesk, host: _Host, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = next(family for family in FAMILIES if not family.memory)
+    other = dataclasses.replace(FAMILIES[0], memory="")
     monkeypatch.setattr(host, "family", lambda: other)
     told = f"How much memory a job takes is not foreseen for {other.word} yet."
     assert told in MemoryLine(desk).html(values)
@@ -90,9 +91,10 @@ def test_of_sdxl_the_line_says_what_its_table_is_about_and_no_more(
     assert "trainer-memory-short" in told and "(then " in told
     few = {"training.batch_size": 1, "training.gradient_checkpointing": True, "optimizer.text_encoder_lr": 0.0}
     assert "trainer-memory-fits" in line.html({**values, **few})
-    for unmeasured in ({"network.kind": "hypernetwork"}, {"training.precision": "fp32"}):
-        told = line.html({**values, **few, **unmeasured})
-        assert "of this kind in this precision takes is not foreseen for SDXL yet." in told, unmeasured
+    for measured in ({"network.kind": "checkpoint"}, {"network.kind": "embedding"}, {"training.precision": "fp32"}):
+        assert "of the 24.0 GiB" in line.html({**values, **few, **measured}), measured
+    told = line.html({**values, **few, "network.kind": "hypernetwork"})
+    assert "of this kind in this precision takes is not foreseen for SDXL yet." in told
 
 
 def test_what_does_not_fit_is_said_in_the_line_with_the_remedy(
