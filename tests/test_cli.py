@@ -373,7 +373,7 @@ def test_the_generate_tab_starts_at_the_checkpoints_own_size(
         raise DatasetError("No page.")
 
     page = SimpleNamespace(build_app=build_app, serve=None)
-    monkeypatch.setitem(sys.modules, "lib_trainer.ui.standalone", page)  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "lib_trainer.ui.standalone", page)
     monkeypatch.setattr(training_desk, "process_desk", lambda make: None)
     monkeypatch.setattr("lib_trainer.toolbox.desk.process_desk", lambda: None)
     monkeypatch.setattr(cli.cli_tag, "make_desk", lambda root: None)
