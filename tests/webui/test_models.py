@@ -89,7 +89,9 @@ def tuned_of(model: Path) -> Path:
     draw = torch.Generator().manual_seed(5)
     tensors = load_file(model)
     for name, tensor in tensors.items():
-        if re.search(r"(to_q|to_k|to_v|to_out\.0|ff\.net\..*|proj_in|proj_out|_proj|fc1|fc2)\.weight$", name):
+        if not name.startswith("first_stage_model.") and re.search(
+            r"(to_q|to_k|to_v|to_out\.0|ff\.net\..*|proj_in|proj_out|_proj|fc1|fc2)\.weight$", name
+        ):
             flat = tensor.float().flatten(1)
             change = torch.randn(len(flat), 6, generator=draw) @ torch.randn(6, flat.shape[1], generator=draw)
             tensors[name] = (flat + 0.35 * float(flat.std()) / 6**0.5 * change).reshape(tensor.shape).to(tensor.dtype)
