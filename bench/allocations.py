@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ class Allocations(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
+
+    called: Callable[..., Any] = staticmethod(lambda function, args, kwargs: function(*args, **kwargs))
+    """How an operation is computed."""
 
     def watch(self, tensors: Iterable[torch.Tensor]) -> None:
         """Take up tensors that were made before, or elsewhere."""
@@ -47,7 +50,7 @@ class Allocations(TorchDispatchMode):
         self.now -= size
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
+        out = self.called(function, args, kwargs or {})
         self.watch((out,) if isinstance(out, torch.Tensor) else tensors_of(out))
         return out
 

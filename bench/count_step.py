@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.remembered import remembered
 from lib_trainer import autocasting
 from lib_trainer.families.sdxl import SDXL
 from lib_trainer.host.holding import frozen
@@ -187,7 +188,7 @@ class Counting(TorchDispatchMode):
         self.count = count
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
+        out = remembered(function, args, kwargs or {})
         name = function.__name__.partition(".")[0]
         if name not in VIEWS:
             self.count.times[name] += 1

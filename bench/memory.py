@@ -37,6 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.allocations import Allocations
 from bench.count_step import CudaAutocast
 from bench.labelled import labelled_unet
+from bench.remembered import remembered
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.known import DEFAULT
@@ -277,6 +278,10 @@ class _Autocast(CudaAutocast):
         return found
 
 
+class _Allocations(Allocations):
+    called = staticmethod(remembered)
+
+
 @functools.cache
 def _model(file: Path) -> LdmModel:
     """Once in a process."""
@@ -294,7 +299,7 @@ def without_contents(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[Allocat
     there = mock.patch("lib_trainer.autocasting.autocasts", lambda kind, dtype=None: True)
     again = mock.patch("lib_trainer.host.holding.checkpoint", mode.checkpoint)
     stay = mock.patch("lib_trainer.kinds.slots.moves", lambda device: False)
-    with known, off, there, again, stay, mode.emulated(), Allocations() as live, torch.device("meta"):
+    with known, off, there, again, stay, mode.emulated(), _Allocations() as live, torch.device("meta"):
         roots = model.roots().values()
         live.watch(tensor for root in roots for tensor in (*root.parameters(), *root.buffers()))
         yield live, model, mode
