@@ -119,31 +119,50 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The same with a quarter of the layers. Where it is enough, a folder's fixtures put it in the tiny one's place."""
+    pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")
+    from tests.support import build_tiny, shallow
+
+    with shallow():
+        return build_tiny(tmp_path_factory.mktemp("small"), shift=0.1)
+
+
+@pytest.fixture(scope="session")
 def ldm_model(tiny: Tiny) -> LdmModel:
     """The tiny model through ldm's classes. Tests leave it as they found it."""
-    from lib_trainer.host.ldm.model import LdmModel
-    from lib_trainer.host.standalone.tokenizer import load_tokenizer
-    from lib_trainer.host.text.texts import Texts
-    from tests.support import SCALE, leave_traces, tiny_schedule
+    from tests.support import ldm_of
 
-    text = Texts([tiny.text], load_tokenizer())
-    model = LdmModel(tiny.unet, tiny.vae, text, tiny_schedule(), SCALE, "tiny", tiny.path)
-    leave_traces(model)
-    SHARED["ldm_model"] = model, _made_of(model)
-    return model
+    return _shared("ldm_model", ldm_of(tiny))
+
+
+@pytest.fixture(scope="session")
+def small_ldm_model(small: Tiny) -> LdmModel:
+    from tests.support import ldm_of
+
+    return _shared("small_ldm_model", ldm_of(small))
 
 
 @pytest.fixture(scope="session")
 def diffusers_model(tiny: Tiny) -> DiffusersModel:
     """The same weights through the standalone host's loader. Tests leave it as they found it."""
-    import torch
+    from tests.support import diffusers_of
 
-    from lib_trainer.host.standalone.model import DiffusersModel
+    return _shared("diffusers_model", diffusers_of(tiny))
+
+
+@pytest.fixture(scope="session")
+def small_diffusers_model(small: Tiny) -> DiffusersModel:
+    from tests.support import diffusers_of
+
+    return _shared("small_diffusers_model", diffusers_of(small))
+
+
+def _shared(name: str, model: Any) -> Any:
     from tests.support import leave_traces
 
-    model = DiffusersModel.load(tiny.path, torch.device("cpu"))
     leave_traces(model)
-    SHARED["diffusers_model"] = model, _made_of(model)
+    SHARED[name] = model, _made_of(model)
     return model
 
 

@@ -75,6 +75,22 @@ CLIP: dict[str, Any] = {
 }
 
 
+@contextlib.contextmanager
+def shallow() -> Iterator[None]:
+    """What is built meanwhile, of whichever family, has two levels of one block each and attention on the lower one: a
+    quarter of the tiny models' layers, for what does not hang on depth."""
+    from unittest import mock
+
+    from tests import tiny_families
+
+    less = {"num_res_blocks": 1, "channel_mult": [1, 2], "attention_resolutions": [2]}
+    shapes = (UNET, tiny_families.V2_UNET, tiny_families.XL_UNET)
+    with contextlib.ExitStack() as stack:
+        for shape in shapes:
+            stack.enter_context(mock.patch.dict(shape, less))
+        yield
+
+
 class Posterior:
     """As much of ldm's DiagonalGaussianDistribution as is read."""
 
@@ -111,7 +127,9 @@ class Tiny:
     text: nn.Module
 
 
-def build_tiny(folder: Path) -> Tiny:
+def build_tiny(folder: Path, shift: float = 0.0) -> Tiny:
+    """`shift`: of the text encoder's last norm. Without one the mean of a context is a rounding error, perhaps 0, and
+    emphasis divides by it."""
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -124,6 +142,7 @@ def build_tiny(folder: Path) -> Tiny:
                     parameter.normal_(0, 0.7 / parameter[0].numel() ** 0.5)
             text.text_model.embeddings.token_embedding.weight.normal_(0, 1)
             text.text_model.embeddings.position_embedding.weight.normal_(0, 0.3)
+            text.text_model.final_layer_norm.bias.fill_(shift)
     return Tiny(write_single_file(folder / "tiny.safetensors", unet, vae, text), unet, vae, text)
 
 
@@ -155,6 +174,23 @@ def ldm_config() -> dict[str, Any]:
             },
         }
     }
+
+
+def ldm_of(tiny: Tiny) -> Any:
+    """The model through ldm's classes."""
+    from lib_trainer.host.ldm.model import LdmModel
+    from lib_trainer.host.standalone.tokenizer import load_tokenizer
+    from lib_trainer.host.text.texts import Texts
+
+    text = Texts([tiny.text], load_tokenizer())
+    return LdmModel(tiny.unet, tiny.vae, text, tiny_schedule(), SCALE, "tiny", tiny.path)
+
+
+def diffusers_of(tiny: Tiny) -> Any:
+    """The same weights through the standalone host's loader."""
+    from lib_trainer.host.standalone.model import DiffusersModel
+
+    return DiffusersModel.load(tiny.path, torch.device("cpu"))
 
 
 def roots_of(model: Any) -> tuple[nn.Module, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def lab(diffusers_model: Any, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(small_diffusers_model: Any, small: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The model must come out of all the runs as it went in."""
     from lib_trainer.host.standalone.model import DiffusersModel
     from tests import support
@@ -25,16 +25,17 @@ def lab(diffusers_model: Any, tiny: Any, tmp_path_factory: pytest.TempPathFactor
     from tests.support import differences, roots_of, snapshot
     from tests.tiny_families import build_sdxl
 
-    before = snapshot(*roots_of(diffusers_model))
-    path = build_sdxl(tmp_path_factory.mktemp("xl")).path
+    before = snapshot(*roots_of(small_diffusers_model))
+    with support.shallow():
+        path = build_sdxl(tmp_path_factory.mktemp("xl")).path
     other = DiffusersModel.load(path, torch.device("cpu")), path
     apart = dict.fromkeys(("two encoders", "two tuned"), other)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(support, "UNET", support.UNET | {"in_channels": 9, "channel_mult": [1, 2, 2, 2]})
+    with support.shallow(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support, "UNET", support.UNET | {"in_channels": 9})
         path = support.build_tiny(tmp_path_factory.mktemp("nine")).path
     apart["inpainting"] = DiffusersModel.load(path, torch.device("cpu")), path
-    yield Lab(diffusers_model, tiny.path, tmp_path_factory.mktemp("lab"), BASES, apart)
-    assert differences(before, snapshot(*roots_of(diffusers_model))) == []
+    yield Lab(small_diffusers_model, small.path, tmp_path_factory.mktemp("lab"), BASES, apart)
+    assert differences(before, snapshot(*roots_of(small_diffusers_model))) == []
 
 
 def test_every_option_of_a_job_is_in_the_table() -> None:

@@ -11,25 +11,29 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from lib_trainer.host.ldm.model import LdmModel
     from lib_trainer.host.standalone.host import StandaloneHost
+    from lib_trainer.host.standalone.model import DiffusersModel
     from tests.support import Tiny
     from tests.training.watched import Watched
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Two levels of one block each, a third of the tiny model's layers, where what is to be shown does not hang on
-    depth."""
-    pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")
-    from tests import support
-
-    shape = support.UNET | {"num_res_blocks": 1, "channel_mult": [1, 2], "attention_resolutions": [2, 1]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(support, "UNET", shape)
-        return support.build_tiny(tmp_path_factory.mktemp("small"))
+def tiny(small: Tiny) -> Tiny:
+    return small
 
 
 @pytest.fixture(scope="session")
+def ldm_model(small_ldm_model: LdmModel) -> LdmModel:
+    return small_ldm_model
+
+
+@pytest.fixture(scope="session")
+def diffusers_model(small_diffusers_model: DiffusersModel) -> DiffusersModel:
+    return small_diffusers_model
+
+
+@pytest.fixture(scope="module")
 def untouched_picture(diffusers_model: Any) -> str:
     """What a seed draws before any run."""
     return _drawn(diffusers_model)
@@ -99,5 +103,5 @@ def _drawn(model: Any) -> str:
     from lib_trainer.ports import PreviewRequest
 
     with torch.no_grad():
-        picture = draw(model, PreviewRequest("a disc", width=64, height=64, steps=2, seed=3))
+        picture = draw(model, PreviewRequest("a disc", width=64, height=64, steps=1, seed=3))
     return hashlib.sha256(picture.tobytes()).hexdigest()

@@ -71,10 +71,10 @@ COVERING = [
 
 
 @pytest.fixture(scope="module")
-def two_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    for number in range(2):
-        Image.new("RGB", (64, 64), (number * 90, 20, 200)).save(folder / f"{number}.png")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of one: a VAE in half precision takes longer for a picture than the rest for a step."""
+    folder = tmp_path_factory.mktemp("one")
+    Image.new("RGB", (64, 64), (90, 20, 200)).save(folder / "0.png")
     return folder
 
 
@@ -82,7 +82,7 @@ Made = Callable[[str], LdmModel]
 
 
 @pytest.fixture
-def held_model(small: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
+def held_model(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
     """Makes the host's model in the given storage, with what the WebUI changes of ldm."""
     import ldm.modules.diffusionmodules.openaimodel as openai_model
 
@@ -93,15 +93,13 @@ def held_model(small: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
     monkeypatch.setattr(openai_model, "timestep_embedding", lambda *a, **k: embed(*a, **k).to(devices.dtype_unet))
 
     def make(stored: str) -> LdmModel:
-        unet, vae, text = (
-            copy.deepcopy(part).eval().to(STORED[stored]) for part in (small.unet, small.vae, small.text)
-        )
+        unet, vae, text = (copy.deepcopy(part).eval().to(STORED[stored]) for part in (tiny.unet, tiny.vae, tiny.text))
         devices.dtype_unet = unet.dtype = STORED[stored]  # type: ignore[assignment]
         if stored == "8 bits":
             for part in (unet, text):
                 _store_in_8_bits(part)
         clip = Texts([text], load_tokenizer())
-        return LdmModel(unet, vae, clip, tiny_schedule(), SCALE, "small", small.path, devices=devices)
+        return LdmModel(unet, vae, clip, tiny_schedule(), SCALE, "tiny", tiny.path, devices=devices)
 
     yield make
     assert devices.dtype_unet in (None, *STORED.values())
@@ -138,19 +136,13 @@ class _HalfHost(ModelHost):
 
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-def test_on_a_host_in_half_precision(
-    held_model: Made, two_pictures: Path, tmp_path: Path, precision: str, job: str
-) -> None:
-    _trained_and_put_back(held_model("fp16"), tmp_path, two_pictures, JOBS[job] | {"training.precision": precision})
+def test_on_a_host_in_half_precision(held_model: Made, picture: Path, tmp_path: Path, precision: str, job: str) -> None:
+    _trained_and_put_back(held_model("fp16"), tmp_path, picture, JOBS[job] | {"training.precision": precision})
 
 
 @pytest.mark.parametrize(("stored", "job", "precision"), COVERING, ids=[" ".join(one) for one in COVERING])
-def test_on_other_hosts(
-    held_model: Made, two_pictures: Path, tmp_path: Path, stored: str, job: str, precision: str
-) -> None:
-    _trained_and_put_back(
-        held_model(stored), tmp_path, two_pictures, MORE_JOBS[job] | {"training.precision": precision}
-    )
+def test_on_other_hosts(held_model: Made, picture: Path, tmp_path: Path, stored: str, job: str, precision: str) -> None:
+    _trained_and_put_back(held_model(stored), tmp_path, picture, MORE_JOBS[job] | {"training.precision": precision})
 
 
 def _trained_and_put_back(model: LdmModel, root: Path, folder: Path, changes: dict[str, Any]) -> None:
@@ -164,7 +156,7 @@ def _trained_and_put_back(model: LdmModel, root: Path, folder: Path, changes: di
 
 
 def test_a_whole_checkpoint_of_an_8_bit_host_has_no_8_bit_rounding(
-    held_model: Made, two_pictures: Path, tmp_path: Path
+    held_model: Made, picture: Path, tmp_path: Path
 ) -> None:
     """Neither in what was trained nor in what was not."""
     from safetensors.torch import load_file
@@ -172,7 +164,7 @@ def test_a_whole_checkpoint_of_an_8_bit_host_has_no_8_bit_rounding(
     model = held_model("8 bits")
     kept = model.checkpoint_tensors()
     changes = JOBS["checkpoint"] | {"finetune.unet_lr": 1e-9, "output.precision": "fp32"}
-    view = _run(model, tmp_path, two_pictures, changes)
+    view = _run(model, tmp_path, picture, changes)
     assert view.state == "finished" and view.output is not None
     saved = load_file(view.output)
     assert min(tensor.itemsize for tensor in kept.values() if tensor.is_floating_point()) == 2
@@ -183,10 +175,10 @@ def test_a_whole_checkpoint_of_an_8_bit_host_has_no_8_bit_rounding(
 
 
 def test_a_whole_checkpoint_that_is_there_in_8_bits_only_is_refused(
-    held_model: Made, small: Tiny, two_pictures: Path, tmp_path: Path
+    held_model: Made, tiny: Tiny, picture: Path, tmp_path: Path
 ) -> None:
     model = held_model("fp16")
     _store_in_8_bits(model.unet, keep=False)
-    view = _run(model, tmp_path, two_pictures, JOBS["checkpoint"])
+    view = _run(model, tmp_path, picture, JOBS["checkpoint"])
     assert view.state == "failed" and view.step == 0
     assert view.error.startswith("The loaded checkpoint is held in 8 bits") and "turn off FP8 weight" in view.error

@@ -18,11 +18,8 @@ from torch.nn import functional as F
 from lib_trainer.config import from_values
 from lib_trainer.families.detect import inpaints
 from lib_trainer.families.known import FAMILIES
-from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.host.standalone.model import DiffusersModel
-from lib_trainer.host.standalone.tokenizer import load_tokenizer
-from lib_trainer.host.text.texts import Texts
 from lib_trainer.networks.formats.checkpoint_file import read_shapes
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.refusals import TrainerError
@@ -46,7 +43,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")
     family = next(one for one in FAMILIES if one.word == request.param)
     folder = tmp_path_factory.mktemp("inpainting")
-    with pytest.MonkeyPatch.context() as patch:
+    with support.shallow(), pytest.MonkeyPatch.context() as patch:
         for owner, name in ((support, "UNET"), (tiny_families, "XL_UNET"), (tiny_families, "V2_UNET")):
             patch.setattr(owner, name, getattr(owner, name) | NINE)
         if family.sizes or family.v2:
@@ -58,8 +55,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             ldm = tiny_families.in_ldm(tiny, family, "v" if family.v2 else "epsilon")
         else:
             tiny = support.build_tiny(folder)  # type: ignore[assignment]
-            text = Texts([tiny.text], load_tokenizer())  # type: ignore[attr-defined]
-            ldm = LdmModel(tiny.unet, tiny.vae, text, support.tiny_schedule(), support.SCALE, "tiny", tiny.path)
+            ldm = support.ldm_of(tiny)  # type: ignore[arg-type]
     return {"ldm": ldm, "diffusers": DiffusersModel.load(tiny.path, CPU), "path": tiny.path}
 
 
@@ -136,9 +132,8 @@ def test_inputs_target_and_loss_are_diffusers(
 @pytest.fixture(scope="module")
 def inpainting_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
     pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")
-    shape = support.UNET | NINE | {"num_res_blocks": 1, "channel_mult": [1, 2], "attention_resolutions": [2, 1]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(support, "UNET", shape)
+    with support.shallow(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support, "UNET", support.UNET | NINE)
         path = support.build_tiny(tmp_path_factory.mktemp("nine")).path
     return StandaloneHost(path, tmp_path_factory.mktemp("root"), CPU)
 

@@ -72,17 +72,18 @@ def test_blocks_have_ranks_and_rates_of_their_own_or_are_not_there(watched: Watc
         pictures,
         **FAST,
         blocks__preset="no_input",
-        blocks__rates="middle=0.5, output_0-5=0, layer_1=0",
-        blocks__ranks="output_11=2",
+        blocks__rates="middle=0.5, output_0=0, layer_0-1=0",
+        blocks__ranks="output_1=2",
     )
     assert view.state == "finished", view.error
     keys = {name.partition(".")[0] for name in watched.tensors()}
     assert not any("_down_blocks_" in key for key in keys)
-    assert not any("_up_blocks_0_" in key or "_up_blocks_1_" in key for key in keys)
-    assert any("_up_blocks_2_" in key for key in keys) and any("_mid_block_" in key for key in keys)
-    assert not any("layers_1_" in key for key in keys) and any("layers_2_" in key for key in keys)
-    last = next(key for key in watched.tensors() if "up_blocks_3_attentions_2" in key and "lora_down" in key)
-    other = next(key for key in watched.tensors() if "up_blocks_3_attentions_1" in key and "lora_down" in key)
+    assert not any("_up_blocks_0_attentions_0_" in key for key in keys)
+    assert any("_up_blocks_0_attentions_1_" in key for key in keys) and any("_mid_block_" in key for key in keys)
+    assert not any("layers_0_" in key or "layers_1_" in key for key in keys)
+    assert any("layers_2_" in key for key in keys)
+    last = next(key for key in watched.tensors() if "up_blocks_0_attentions_1" in key and "lora_down" in key)
+    other = next(key for key in watched.tensors() if "mid_block_attentions_0" in key and "lora_down" in key)
     assert (watched.tensors()[last].shape[0], watched.tensors()[other].shape[0]) == (2, 4)
     rates = watched.of(ev.StepDone)[0].learning_rates
     assert rates == {"unet ×0.5": 0.01, "unet": 0.02, "te1": 0.02}

@@ -25,13 +25,25 @@ from lib_trainer.training.memory_table import read_table, table_for
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.sizes import holes_of, sizer_of, variations_of
 from lib_trainer.work import events as ev
-from tests.support import ModelHost, draw_pictures, make_job
+from tests.support import ModelHost, Tiny, build_tiny, diffusers_of, draw_pictures, make_job
 from tests.training.watched import Watched
 
 TINY = read_table(Path(__file__).with_name("memory_tiny.json"))
 SD1 = read_table(forecasts.TABLES / "sd1.json")
 CARD = Place(torch.device("cuda", 0), torch.bfloat16, dict.fromkeys(SD1.weights, torch.float16))
 PARTS = {part: HeldPart(weights.all, torch.float16) for part, weights in SD1.weights.items()}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Of the shape that the table was made with."""
+    pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")
+    return build_tiny(tmp_path_factory.mktemp("deep"))
+
+
+@pytest.fixture(scope="module")
+def diffusers_model(tiny: Tiny) -> Any:
+    return diffusers_of(tiny)
 
 
 def _job(pictures: Path, **changes: Any) -> JobConfig:

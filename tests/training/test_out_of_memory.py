@@ -141,7 +141,7 @@ class CountingHost(ModelHost):
 
 
 @pytest.fixture(scope="module")
-def models(small: Tiny) -> dict[bool, tuple[Any, Any]]:
+def models(tiny: Tiny) -> dict[bool, tuple[Any, Any]]:
     """A small model as it is, and as a user's WebUI holds it: everything in fp16."""
     from lib_trainer.host.ldm.model import LdmModel
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
@@ -149,12 +149,12 @@ def models(small: Tiny) -> dict[bool, tuple[Any, Any]]:
 
     models = {}
     for half in (False, True):
-        unet, vae, text = (copy.deepcopy(part) for part in (small.unet, small.vae, small.text))
+        unet, vae, text = (copy.deepcopy(part) for part in (tiny.unet, tiny.vae, tiny.text))
         if half:
             unet, vae, text = unet.half(), vae.half(), text.half()
             unet.dtype = torch.float16
         clip = Texts([text], load_tokenizer())
-        model = LdmModel(unet, vae, clip, tiny_schedule(), SCALE, "half" if half else "small", small.path)
+        model = LdmModel(unet, vae, clip, tiny_schedule(), SCALE, "half" if half else "tiny", tiny.path)
         if not half:
             leave_traces(model)
         models[half] = (model, snapshot(*roots_of(model)))

@@ -36,7 +36,7 @@ def test_a_run_finishes(watched: Watched, pictures: Path) -> None:
     started, (saved,) = watched.of(ev.Started)[0], watched.of(ev.Saved)
     tensors = watched.tensors()
     assert started.trained_parameters == sum(t.numel() for name, t in tensors.items() if not name.endswith("alpha"))
-    assert started.modules == {"unet": 192, "te1": 18}
+    assert started.modules == {"unet": 48, "te1": 18}
     assert saved.final and saved.step == 3
     step = watched.of(ev.StepDone)[-1]
     assert step.learning_rates == {"unet": 1e-3, "te1": 1e-3}

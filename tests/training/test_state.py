@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer.dataset.latents import MemoryStore, encode_pictures
+from lib_trainer.dataset.latents import Encoded, MemoryStore, encode_pictures
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import HeldPart, TrainingState
 from lib_trainer.training.captions import LiveCaptions
@@ -28,7 +28,7 @@ from lib_trainer.training.state import TrainState
 from tests.support import ModelHost, draw_pictures, make_job
 
 CPU = torch.device("cpu")
-HALF, WHOLE = 3, 6
+HALF, WHOLE = 2, 4
 DROPOUTS = {"network__dropout": 0.2, "network__rank_dropout": 0.2, "network__module_dropout": 0.2}
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"training__batch_size": 2, "optimizer__schedule": "cosine"},
@@ -56,17 +56,19 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Whole:
-    """Everything that a run of a job is made of, made anew."""
+def encoded_of(plan: Plan, model: Any) -> Encoded:
+    return encode_pictures(
+        [*plan.scan.samples, *plan.before], plan.sizes, model.encode_images, "x", MemoryStore(),
+        lambda done, total: None, lambda: False, variations_of(plan.job),
+    )  # fmt: skip
 
-    def __init__(self, plan: Plan, model: Any) -> None:
+
+class Whole:
+    """Everything that a run of a job is made of, made anew; pictures are only read."""
+
+    def __init__(self, plan: Plan, model: Any, encoded: Encoded) -> None:
         self.plan, self.model = plan, model
         self.recipe: Recipe = plan.kind.recipe(plan.job, model, plan.outputs)
-        samples = [*plan.scan.samples, *plan.before]
-        encoded = encode_pictures(
-            samples, plan.sizes, model.encode_images, "x", MemoryStore(), lambda done, total: None, lambda: False,
-            variations_of(plan.job),
-        )  # fmt: skip
         shown = zip(encoded.samples, encoded.targets, strict=True)
         order = Order(plan.job, plan.kind, tuple(Shown(one.role, one.repeats, target) for one, target in shown))
         self.source = PictureSource(order, encoded, plan.captions, model.latent_scale)
@@ -115,23 +117,24 @@ def test_half_a_run_and_the_state_of_it_are_the_whole(
     host.parts = lambda: {"unet": HeldPart(1, torch.float32)}  # type: ignore[method-assign]
     plan = prepare(make_job(pictures, **changes, training__max_steps=WHOLE), host)
     assert plan.steps == WHOLE
-    whole = Whole(plan, diffusers_model)
+    encoded = encoded_of(plan, diffusers_model)
+    whole = Whole(plan, diffusers_model, encoded)
     start = whole.results()
     losses = whole.train(WHOLE)
-    first = Whole(plan, diffusers_model)
+    first = Whole(plan, diffusers_model, encoded)
     torch.manual_seed(1)  # the global generator plays no part
     assert first.train(HALF) == losses[:HALF]
     file = io.BytesIO()
     torch.save(first.state.state_dict(), file)
     torch.manual_seed(2)
-    second = Whole(plan, diffusers_model)
+    second = Whole(plan, diffusers_model, encoded)
     second.state.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     assert (second.state.step, second.state.epoch) == (HALF, first.state.epoch)
     assert second.train(WHOLE) == losses[HALF:]
     ended = second.results()
     assert all(torch.equal(one, other) for one, other in zip(ended, whole.results(), strict=True))
     assert any(not torch.equal(one, other) for one, other in zip(ended, start, strict=True))
-    again = Whole(plan, diffusers_model)
+    again = Whole(plan, diffusers_model, encoded)
     again.state.step = HALF  # the step's number alone is not the state
     again.train(WHOLE)
     assert any(not torch.equal(one, other) for one, other in zip(ended, again.results(), strict=True))
@@ -142,9 +145,10 @@ def test_a_state_that_is_asked_for_between_steps_is_that_of_the_step_that_was_to
 ) -> None:
     """On a card a step is told of when the next one has drawn its noise already."""
     plan = prepare(make_job(pictures, training__max_steps=WHOLE), ModelHost(diffusers_model, tmp_path))
+    encoded = encoded_of(plan, diffusers_model)
     noises: dict[bool, list[list[int]]] = {}
     for late in (False, True):
-        run = Whole(plan, diffusers_model)
+        run = Whole(plan, diffusers_model, encoded)
         seen: list[list[int]] = []
         own = run.recipe.after_step
         run.recipe.after_step = lambda: seen.append(run.state.state_dict()["noise"].tolist()) or own()  # type: ignore[method-assign, func-returns-value]  # noqa: B023

@@ -547,10 +547,11 @@ def test_a_held_out_folder_without_a_readable_picture_fails_by_name(
 
 
 def test_the_course_is_part_of_the_state(diffusers_model: Any, pictures: Path, tmp_path: Path) -> None:
-    from tests.training.test_state import Whole
+    from tests.training.test_state import Whole, encoded_of
 
     plan = prepare(make_job(pictures, **SHARE), ModelHost(diffusers_model, tmp_path))
-    first, second = Whole(plan, diffusers_model), Whole(plan, diffusers_model)
+    encoded = encoded_of(plan, diffusers_model)
+    first, second = (Whole(plan, diffusers_model, encoded) for _ in range(2))
     first.state.course.put(Point(1, 0.25, None))
     second.state.load_state_dict(first.state.state_dict())
     assert second.state.course.best == Point(1, 0.25)
