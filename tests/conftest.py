@@ -22,6 +22,7 @@ LONG = (
     "tests/training/test_forecast.py",
     "tests/options/test_every_option.py",
     "tests/e2e/test_learns.py[sdxl]",
+    "tests/e2e/test_learns.py[sd2-v]",
     "tests/training/test_state.py",
     "tests/training/test_other_families.py",
     "tests/training/test_half_host.py",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings, findings_of_both_themes
-from tests.browser.chromium import MARKS, Tab, driver
+from tests.browser.chromium import MARKS, Tab, close, driver
 from tests.ui.fakes import FakeGenerator, FakeHost
 
 playwright = driver()
@@ -39,7 +39,7 @@ def address(tab: Tab, tmp_path: Path) -> Iterator[str]:
     address = serve(app, port=tab.port, block=False)
     yield address
     errors = tab.leave(address)
-    app.close()
+    close(app)
     assert errors == []
 
 

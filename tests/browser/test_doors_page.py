@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.doors import Doors
-from tests.browser.chromium import MARKS, SLOW, driver, free_port
+from tests.browser.chromium import MARKS, SLOW, close, driver, free_port
 from tests.ui.fakes import FakeGenerator, FakeHost
 
 playwright = driver()
@@ -83,7 +83,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     app, port = build_app(runner, FakeGenerator(), count_tokens=len), free_port()
     address = serve(app, port=port, block=False).rstrip("/")
     yield Site(app, runner, address, port, pictures)
-    app.close()
+    close(app)
 
 
 class Quiet(SimpleHTTPRequestHandler):

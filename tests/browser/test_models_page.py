@@ -11,7 +11,7 @@ import pytest
 from lib_trainer.toolbox.desk import ToolDesk
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings
-from tests.browser.chromium import MARKS, SLOW, Tab, driver
+from tests.browser.chromium import MARKS, SLOW, Tab, close, driver
 from tests.toolbox.models import SD1, save, some
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -36,7 +36,7 @@ def page(tab: Tab, tmp_path: Path) -> Iterator[playwright.Page]:
     errors = tab.leave(address)
     tools.stop()
     tools.wait(20)
-    app.close()
+    close(app)
     assert errors == []
 
 

@@ -12,7 +12,7 @@ import pytest
 from lib_trainer.training import desk as training_desk
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import COLOURS, findings, findings_of_both_themes
-from tests.browser.chromium import MARKS, Tab, driver
+from tests.browser.chromium import MARKS, Tab, close, driver
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 from tests.ui.test_train_actions import taken_name
 
@@ -49,7 +49,7 @@ def site(tmp_path: Path, tab: Tab, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     errors = tab.leave(address)
     runner.stop()
     runner.wait(10)
-    app.close()
+    close(app)
     assert (errors, foreign) == ([], [])
 
 

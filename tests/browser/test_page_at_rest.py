@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lib_trainer.training.desk import TrainingDesk
-from tests.browser.chromium import MARKS, Tab
+from tests.browser.chromium import MARKS, Tab, close
 from tests.browser.test_form import FIND, line
 from tests.browser.test_page import Page, expect
 from tests.ui.fakes import FakeGenerator, FakeHost
@@ -26,7 +26,7 @@ def page(tab: Tab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     page.sees(".trainer-host", "SD 1.x")
     yield page
     errors = tab.leave(address)
-    app.close()
+    close(app)
     assert errors == []
 
 

@@ -15,7 +15,7 @@ from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.views import Places
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings_of_both_themes
-from tests.browser.chromium import MARKS, Tab, driver
+from tests.browser.chromium import MARKS, Tab, close, driver
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -36,7 +36,7 @@ def address(tab: Tab, tmp_path: Path) -> Iterator[str]:
     errors = tab.leave(address)
     desk.stop()
     desk.wait(20)
-    app.close()
+    close(app)
     assert errors == []
 
 
