@@ -123,7 +123,7 @@ def test_an_extracted_lora_draws_what_the_tuned_model_draws(
     told = f"tuned {change:.2f} levels from the base; the LoRA misses {missed:.3f} at rank 8, {short:.2f} at rank 1"
     record_property("extracted", told)
     print(told)
-    assert change > 5 and missed < (0.02 if PRECISION == "full" else 0.2) * change < short, told
+    assert change > 5 and missed < (0.05 if PRECISION == "full" else 0.1) * change < short, told
 
 
 def test_a_part_has_one_hash_in_every_container(webui: Webui, own_weights: str, tmp_path: Path) -> None:
