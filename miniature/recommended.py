@@ -3,38 +3,64 @@
     python -m miniature.recommended --at-once 9          # three concepts, three seeds each, as in docs/learning.md
     python -m miniature.recommended --concepts heart --seeds 1
 
-18 pictures of the concept beside many of what is known, each of these shown as often as all others.
+    python -m miniature.recommended --only "few known" "many known" --steps 110 --seeds 1
+
+18 pictures of the concept beside others of what is known, as often as these. `--only` compares other settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from .trials import MANY, RECOMMENDED, Bench, Figures, arguments, percent, trial
+from .trials import BESIDE, MANY, RECOMMENDED, Bench, Figures, Trial, arguments, percent, trial
+
+TRIED: Mapping[str, tuple[Mapping[str, Any], int]] = {
+    "recommended": (RECOMMENDED, MANY),
+    "few known": ({}, BESIDE),
+    "many known": ({}, MANY),
+    "0.1 without captions": ({**RECOMMENDED, "captions.dropout": 0.1}, MANY),
+    "the same at 5e-3": (
+        {
+            **RECOMMENDED,
+            "captions.dropout": 0.1,
+            "optimizer.unet_lr": 5e-3,
+            "optimizer.text_encoder_lr": 3.3e-3,
+        },
+        MANY,
+    ),
+}
+"""Settings over `SETTINGS`, and how many pictures of what is known there are."""
 
 
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each concept (default: 3)")
     parser.add_argument("--steps", type=int, default=400, help="of 8 pictures (default: 400)")
+    parser.add_argument("--only", nargs="*", choices=list(TRIED), default=["recommended"], metavar="SETTINGS")
     options = parser.parse_args()
     bench = Bench(options.work, options.pictures)
-    values = {**RECOMMENDED, "training.max_steps": options.steps}
-    runs = {
-        shape: [trial(shape, values, seed, beside=MANY) for seed in range(options.seeds)] for shape in options.concepts
-    }
+    runs: dict[tuple[str, str], list[Trial]] = {}
+    for name in options.only:
+        values, beside = TRIED[name]
+        values = {**values, "training.max_steps": options.steps}
+        for shape in options.concepts:
+            runs[name, shape] = [trial(shape, values, seed, beside=beside) for seed in range(options.seeds)]
     bench.make([one for own in runs.values() for one in own], options.at_once)
-    lines, everything = ["| concept | draws it | known |", "|---|---|---|"], list[Figures]()
-    for shape, own in runs.items():
-        judged = [bench.figures(one) for one in own]
-        everything += judged
-        lines.append(row(shape, judged))
-        print(lines[-1], flush=True)
-    print("\n".join([*lines, row("all", everything)]))
+    lines = ["| settings | concept | draws it | known |", "|---|---|---|---|"]
+    for name in options.only:
+        everything: list[Figures] = []
+        for shape in options.concepts:
+            judged = [bench.figures(one) for one in runs[name, shape]]
+            everything += judged
+            lines.append(row(name, shape, judged))
+            print(lines[-1], flush=True)
+        lines.append(row(name, "all", everything))
+    print("\n".join(lines))
 
 
-def row(name: str, judged: Sequence[Figures]) -> str:
-    return f"| {name} | {percent(one.hit for one in judged)} | {percent(one.known for one in judged)} |"
+def row(name: str, shape: str, judged: Sequence[Figures]) -> str:
+    return f"| {name} | {shape} | {percent(one.hit for one in judged)} | {percent(one.known for one in judged)} |"
 
 
 if __name__ == "__main__":

@@ -46,9 +46,8 @@ SETTINGS: dict[str, Any] = {
     "training.batch_size": 8, "training.max_steps": 400, "training.precision": "fp32",
 }  # fmt: skip
 """What a person would set for a checkpoint this small; the rest are defaults."""
-RECOMMENDED: dict[str, Any] = {"loss.weighting": "debiased", "captions.dropout": 0.1}
-"""Over `SETTINGS`: the checkpoint itself learned with errors at much noise counting more, and a tenth of its captions
-left out."""
+RECOMMENDED: dict[str, Any] = {"loss.weighting": "debiased"}
+"""Over `SETTINGS`, with `MANY` pictures of what is known: the checkpoint itself learned with such weights."""
 
 
 @dataclass(frozen=True)
