@@ -70,11 +70,14 @@ def serving(data: Path, family: str = "sd1") -> Iterator[Webui]:
     """A WebUI with `data` as its folder and the family's miniature loaded, as long as the context lasts."""
     if not (HOME / "venv" / "bin" / "python").exists():
         pytest.skip(MISSING)
-    from miniature.export import export_webui
+    from miniature.export import export_webui, write_arch
+    from miniature.recipes import RECIPES
 
     server = Webui(HOME, data)
     server.prepare()
     checkpoint = export_webui(server.models, family)
+    for encoder in (one for recipe in RECIPES.values() for one in recipe.encoders if one.open_clip):
+        write_arch(server.models, encoder)  # the probe tells open_clip of them when the WebUI starts
     write_other_checkpoint(checkpoint)
     _server.append(server)
     try:

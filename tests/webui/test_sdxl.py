@@ -123,6 +123,38 @@ def test_a_hypernetwork_is_refused_by_name(sdxl: Webui, before: Picture, values:
     unchanged(sdxl, before)
 
 
+def test_sd2_is_trained_and_drawn_as_in_the_standalone_host(sdxl: Webui, values: Values, tmp_path: Path) -> None:
+    """The miniature of SD 2.x, which predicts v, where `python -m miniature.build_family sd2-v` has left it."""
+    from miniature.export import export_webui
+
+    try:
+        written = export_webui(sdxl.models, "sd2-v")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    sdxl.load(written.name)
+    try:
+        take_pristine(sdxl)
+        plain = sdxl.txt2img(steps=20)
+        watched = {"preview__prompt": "red circle", "preview__every": 3}
+        ended = sdxl.probe("run", values=values(**FAST | watched, output__name="zrk-sd2"))
+        assert ended["state"] == "finished", ended
+        assert len(set(ended["previews"])) == 2
+        assert sdxl.probe("compare_snapshot", label="pristine") == []
+        assert np.array_equal(sdxl.txt2img(steps=20), plain)
+        (tmp_path / "lora").mkdir()
+        shutil.copyfile(ended["output"], tmp_path / "lora" / "zrk-sd2.safetensors")
+        for prompt in ("red circle", "red circle <lora:zrk-sd2:1>"):
+            theirs, mine = sdxl.txt2img(prompt, steps=20).astype(int), ours(sdxl, tmp_path, prompt, written.name)
+            difference, change = np.abs(mine - theirs).mean(), np.abs(theirs - plain.astype(int)).mean()
+            print(f"{prompt}: hosts differ by {difference:.2f} of 255, the file changes {change:.1f}")
+            assert difference < MEAN_TOLERANCE
+        assert change > 3 * MEAN_TOLERANCE, "the file changes nothing"
+        sdxl.probe("remove_files", paths=[ended["output"]])
+    finally:
+        sdxl.load(CHECKPOINT)
+        take_pristine(sdxl)
+
+
 def test_previews_read_the_layer_that_is_trained_on(sdxl: Webui, before: Picture, values: Values) -> None:
     """Whatever the WebUI's setting makes of clip skip for SDXL: training reads one layer."""
     still = {"optimizer__unet_lr": 1e-12, "optimizer__text_encoder_lr": 0.0, "training__max_steps": 1}
