@@ -24,7 +24,7 @@ def line(page: Page, name: str) -> Any:
 
 
 def test_changed_values_are_marked_and_put_back_each_and_all(page: Page) -> None:
-    back = page.raw.locator(".trainer-back-all")
+    back = page.find("finder").locator(".trainer-back-all")
     expect(back).to_be_hidden()
     page.field("output_name").fill("cat")
     page.field("network_rank").fill("64")
@@ -46,7 +46,7 @@ def test_changed_values_are_marked_and_put_back_each_and_all(page: Page) -> None
     expect(page.field("captions_prefix")).to_have_value("")
     expect(page.field("training_precision")).to_have_value("auto")
     expect(page.field("output_name")).to_have_value("cat")
-    page.raw.locator(".trainer-undo").click()
+    page.find("finder").locator(".trainer-undo").click()
     expect(back).to_have_text("Put back 4 changed")
     expect(page.field("captions_prefix")).to_have_value("photo of")
     expect(page.field("training_precision")).to_have_value("bf16")
@@ -58,7 +58,7 @@ def test_the_size_is_the_models_unless_changed(page: Page, site: Site, monkeypat
     monkeypatch.setattr(host, "family", lambda: SDXL)
     expect(page.field("dataset_width")).to_have_value("1024")
     expect(page.field("dataset_height")).to_have_value("1024")
-    expect(page.raw.locator(".trainer-back-all")).to_be_hidden()
+    expect(page.find("finder").locator(".trainer-back-all")).to_be_hidden()
     page.fill_job(site, 20)
     page.field("dataset_width").fill("768")
     expect(page.find("dataset_width").locator(".trainer-back")).to_have_text("↺ 1024")

@@ -191,9 +191,17 @@ class _Layout:
                         self.add(spec)
 
 
+FINDER = (
+    '<input type="search" class="trainer-find" autocomplete="off" spellcheck="false" aria-label="Find an option" '
+    'placeholder="Find an option">',
+    '<div class="trainer-found" role="status"></div>',
+)
+"""Box and answers; a form of one section shows all that it has."""
+
+
 def finder_html(prefix: str, specs: Mapping[str, FieldSpec], start: Mapping[str, Any]) -> str:
-    """The box that finds an option, and what its script must know of each, by the element's id. `start`: what options
-    show at first, where that is not their default.
+    """The box that finds an option, where there is more than one section, and what its script must know of each, by the
+    element's id. `start`: what options show at first, where that is not their default.
 
     `path`; `base`: what it shows where nobody has changed it; `first`: whether it is one of those whose change is not
     marked, as everybody sets them; `words`: what it is found by beside its label and help; `when`: the conditions of
@@ -201,13 +209,11 @@ def finder_html(prefix: str, specs: Mapping[str, FieldSpec], start: Mapping[str,
     """
     facts = {field_id(prefix, path): _facts(spec, specs, prefix, start) for path, spec in specs.items()}
     told = escape(json.dumps(facts, ensure_ascii=False))
+    box, found = FINDER if len({spec.section for spec in specs.values()}) > 1 else ("", "")
     return (
-        f'<div class="trainer-finder" data-prefix="{escape(prefix)}" data-facts="{told}">'
-        '<input type="search" class="trainer-find" autocomplete="off" spellcheck="false" aria-label="Find an option" '
-        'placeholder="Find an option">'
+        f'<div class="trainer-finder" data-prefix="{escape(prefix)}" data-facts="{told}">{box}'
         '<button type="button" class="trainer-small trainer-back-all" hidden></button>'
-        '<button type="button" class="trainer-small trainer-undo" hidden>Undo</button>'
-        '<div class="trainer-found" role="status"></div></div>'
+        f'<button type="button" class="trainer-small trainer-undo" hidden>Undo</button>{found}</div>'
     )
 
 
