@@ -103,7 +103,7 @@ def test_the_result_is_rounded_once_and_says_what_it_is(tmp_path: Path) -> None:
     assert "v_pred" in result and beside.read_text() == "model: {}"
     beside.write_text("mine")
     run("inject", model=str(base), loras=(str(files[0]),), output=str(tmp_path / "out"), existing="replace")
-    assert beside.read_text() == "mine"
+    assert beside.read_text() == "model: {}", "what described the file that was replaced went to the trash with it"
     import json
 
     from safetensors import safe_open
