@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.training.test_previews import contains
-from tests.webui.server import Picture, Values, Webui
+from tests.webui.server import PROMPT, Picture, Values, Webui
 
 SEEN = {
     "preview__prompt": "red circle --s 3 --d 7\nblue square --h 128",
@@ -87,6 +87,24 @@ def test_saved_steps_at_several_weights(
     with Image.open(grid["output"]) as sheet:
         assert contains(sheet, [Image.fromarray(one) for one in drawn]), "cells are what txt2img draws with these calls"
     webui.probe("remove_files", paths=[str(path) for path in Path(ended["output"]).parent.glob(f"{name}*")])
+
+
+def test_the_last_pictures_lora_is_not_drawn_on_and_does_not_stay(
+    webui: Webui, values: Values, unharmed: None, pristine: Picture
+) -> None:
+    """The Lora extension's weights are merged into the model when the grid begins, which trains nothing before."""
+    job = values(output__name="zrk-after", training__max_steps=1, preview__sampler="DDIM", preview__steps=4)
+    assert webui.probe("run", values=job)["state"] == "finished"
+    changed = webui.txt2img(f"{PROMPT} <lora:probe:1>")
+    assert not np.array_equal(changed, pristine) and webui.probe("facts")["merged"], "nothing is merged to be left"
+    settings = {"weights": "0", "prompt": f"{PROMPT} --d 7 --l 7"}
+    grid = webui.probe("steps_grid", values=job, settings=settings)
+    assert grid["state"] == "finished", grid
+    with Image.open(grid["output"]) as sheet:
+        assert contains(sheet, [Image.fromarray(pristine)]), "at weight 0 the model alone draws"
+    assert webui.probe("compare_snapshot", label="pristine") == []
+    assert np.array_equal(webui.txt2img(), pristine)
+    assert np.array_equal(webui.txt2img(f"{PROMPT} <lora:probe:1>"), changed), "asked for again, it is there again"
 
 
 def test_a_rate_is_looked_for(webui: Webui, values: Values, unharmed: None) -> None:

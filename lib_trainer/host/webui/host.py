@@ -129,7 +129,10 @@ class WebuiHost(Exchanging):
         return exchange
 
     def preview(self, request: PreviewRequest) -> Image.Image:
-        """txt2img by the WebUI itself. Its picture is the run's: the user's last parameters stay as they are."""
+        """txt2img by the WebUI itself. Its picture is the run's: the user's last parameters stay as they are.
+
+        The LoRAs of the user's last picture are taken out first: their backups are about to be put away.
+        """
         kind = processing.StableDiffusionProcessingTxt2Img
         parameters = kind(
             sd_model=shared.sd_model,
@@ -163,6 +166,7 @@ class WebuiHost(Exchanging):
             stack.enter_context(_noised_as_asked(request))
             stack.enter_context(self._low_vram.as_the_host_draws())
             # What the prompt's LoRAs put into the weights must come out of the same ones: a run may hold others there
+            take_out_prompt_networks(shared.sd_model)
             stack.enter_context(own_backups(shared.sd_model))
             stack.callback(take_out_prompt_networks, shared.sd_model)
             images = processing.process_images(parameters).images
