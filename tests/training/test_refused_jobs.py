@@ -142,14 +142,13 @@ def test_no_checkpoint(pictures: Path, tmp_path: Path) -> None:
         assert runner.view() is None
 
 
-def test_a_checkpoint_that_cannot_be_trained_fails_in_a_sentence(pictures: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_trained_is_refused_before_the_run(pictures: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\0" * 64)
     runner = TrainingDesk(StandaloneHost(broken, tmp_path))
-    runner.start(make_job(pictures))
-    view = runner.wait(PATIENCE)
-    assert view is not None and view.state == "failed"
-    assert "broken.safetensors is not a readable .safetensors file" in one_sentence(view.error)
+    with pytest.raises(ModelError, match=r"broken\.safetensors is not a readable \.safetensors file"):
+        runner.start(make_job(pictures))
+    assert runner.view() is None
 
 
 def test_finite() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from lib_trainer.dataset.latent_cache import prune
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.ports import PreviewRequest
-from lib_trainer.training import loop, preparation, run
+from lib_trainer.training import loop, preparation, previewing, run
 from lib_trainer.work import events as ev
 from tests.support import assert_same_training, draw_pictures, network_difference
 from tests.training import averaging
@@ -189,7 +189,8 @@ def test_the_peak_that_is_shown_is_that_of_the_steps(
         return peak["bytes"]
 
     monkeypatch.setattr(watched.host, "preview", drawn)
-    monkeypatch.setattr(run, "forget_peak", lambda device: peak.update(bytes=0))
+    for module in (run, previewing):
+        monkeypatch.setattr(module, "forget_peak", lambda device: peak.update(bytes=0))
     monkeypatch.setattr(loop, "peak_bytes", stepped)
     watched.run(pictures, training__max_steps=3, preview__prompt="x", preview__every=1, preview__steps=1)
     assert len(watched.of(ev.PreviewMade)) == 3
