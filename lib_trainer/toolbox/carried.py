@@ -20,9 +20,10 @@ def carried_in(metadata: Mapping[str, str]) -> bytes | None:
     told = metadata.get(THUMBNAIL) or ""
     try:
         covers = json.loads(metadata.get(COVERS) or "[]") if not told else []
-        told = told or str(covers[0] if isinstance(covers, list) and covers else "")
+        if isinstance(covers, list) and covers and isinstance(covers[0], str):
+            told = covers[0]
         return base64.b64decode(told.rpartition(",")[2], validate=True) or None
-    except (ValueError, binascii.Error):
+    except (ValueError, binascii.Error, RecursionError):
         return None
 
 

@@ -36,13 +36,14 @@ TAGS = 20
 
 
 def prepare(settings: InspectSettings) -> Prepared:
-    """Raises `ModelError` for a file that cannot be read, `ConfigError` for VAEs that are not there."""
+    """Raises `ModelError` for a file that cannot be read, `ConfigError` for VAEs to compare with that are not there."""
     source = open_source(Path(settings.file.strip().strip('"')))
     need_tensors(source)
     facts = facts_of(source)
     lines = tuple(header(source, facts))
     vaes = [Path(place.strip().strip('"')).expanduser().absolute() for place in settings.vaes]
-    for place in vaes:
+    compared = settings.whole and bool(components(source, facts).get("vae"))
+    for place in vaes if compared else ():
         if not place.exists():
             raise ConfigError("look.no_vaes", field="vaes", path=place)
 
@@ -95,7 +96,7 @@ def _metadata(source: Source) -> Iterator[Sentence]:
     try:
         for folder in json.loads(told.get("ss_tag_frequency") or "{}").values():
             tags.update({str(tag): int(count) for tag, count in folder.items()})
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         tags.clear()
     if tags:
         listed = [Sentence("look.tag", tag=tag, count=count) for tag, count in tags.most_common(TAGS)]

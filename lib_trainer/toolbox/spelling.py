@@ -95,5 +95,5 @@ def notes_in(metadata: Mapping[str, str]) -> dict[str, Noted]:
         return {
             name: Noted(None if alpha is None else float(alpha), types[dtype]) for name, (alpha, dtype) in held.items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from safetensors.torch import load_file, save
 
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
@@ -18,7 +18,7 @@ from lib_trainer.networks.formats.picture_embedding import read_picture
 from lib_trainer.networks.formats.reading import read_safetensors
 from lib_trainer.networks.formats.tensor_file import write_tensors
 from lib_trainer.networks.hypernetwork import Hypernetwork, Structure
-from lib_trainer.refusals import SaveError
+from lib_trainer.refusals import ModelError, SaveError
 from tests.training.faults import Allocator
 
 TENSORS = {
@@ -111,6 +111,18 @@ def test_too_little_memory_is_no_broken_file(tmp_path: Path, monkeypatch: pytest
     for ending, read in readers.items():
         with pytest.raises(RuntimeError, match="can't allocate memory"):
             read(tmp_path / f"x.{ending}")
+
+
+def test_no_program_is_started_for_an_embeddings_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow draws EPS with Ghostscript, whatever the file is called."""
+    started: list[str] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: started.append("gs") or Image.new("RGB", (1, 1)))
+    (tmp_path / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(ModelError, match=r"x\.png"):
+        read_picture(tmp_path / "x.png")
+    assert started == []
 
 
 class Counted(Allocator):

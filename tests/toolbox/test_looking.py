@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 
 from lib_trainer.cli.main import main
 from lib_trainer.families.family import Family
+from lib_trainer.host.standalone.checkpoint import folder_inpaints
 from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.networks.formats.description import clues_of
+from lib_trainer.networks.formats.lora_facts import with_ranks
 from lib_trainer.refusals import ConfigError, ModelError, SaveError
 from lib_trainer.toolbox.duplicates import models_in
 from lib_trainer.toolbox.duplicates import prepare as prepare_duplicates
@@ -27,6 +30,7 @@ from lib_trainer.toolbox.lora_tools import asked_report, write_report
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.published import PUBLISHED
 from lib_trainer.toolbox.source import open_source
+from lib_trainer.toolbox.spelling import ALPHAS, notes_in
 from tests.toolbox.models import SD1, SD2, SDXL, Tensors, checkpoint, save, save_folder, some
 
 
@@ -112,14 +116,27 @@ def test_what_is_told_of_a_lora(tmp_path: Path) -> None:
     path = save(tmp_path / "a.safetensors", tensors, ss_sd_model_name="base", ss_tag_frequency=tags,
                 ssmd_cover_images=json.dumps(["/9j/2w=="]))  # fmt: skip
     told = look(path)
-    for none in ("[]", "{broken", '"text"', '["no base64!"]', '[{"a": 1}]'):
+    for none in ("[]", "{broken", '"text"', '["no base64!"]', '[{"a": 1}]', "[null]", "[true]", "[" * 100_000):
         assert "brings a picture" not in look(save(tmp_path / "d.safetensors", tensors, ssmd_cover_images=none)), none
     for said in ("LoRA for SD 1.x", "Ranks: 4 (1 layers)", "DoRA", "ss_sd_model_name: base", "zorb (5), blue (1)",
                  "brings a picture"):  # fmt: skip
         assert said in told
     assert "holds anything" in look(save(tmp_path / "b.safetensors", {"anything": torch.ones(1)}))
-    path = save(tmp_path / "c.safetensors", tensors, ss_tag_frequency="{broken")
-    assert "LoRA" in look(path)
+    for tags in ("{broken", "[" * 100_000, '{"a": {"zorb": Infinity}}'):
+        assert "LoRA" in look(save(tmp_path / "c.safetensors", tensors, ss_tag_frequency=tags)), tags[:20]
+
+
+def test_json_that_is_nested_too_deeply_is_passed_by(tmp_path: Path) -> None:
+    """In the metadata of files and in the descriptions of folders."""
+    deep, lora = "[" * 100_000, "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"
+    assert notes_in({ALPHAS: deep}) == {} == notes_in({ALPHAS: json.dumps({"x": [10**400, "F32"]})})
+    assert with_ranks({"ss_network_args": deep}, {lora: torch.ones(4, 8)})["ss_network_dim"] == "4"
+    folder = save_folder(tmp_path / "d", SD1)
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(deep)
+    assert "It predicts epsilon" in look(folder, whole=False) and not clues_of(folder).described
+    (folder / "unet" / "config.json").write_text(deep)
+    assert not folder_inpaints(folder) and "SD 1.x" in look(folder, whole=False), "as one without a word"
 
 
 def test_a_published_vae_is_named(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +163,9 @@ def test_a_published_vae_is_named(models: Path, monkeypatch: pytest.MonkeyPatch)
     assert "The VAE is that of" not in beside(other, copy)
     with pytest.raises(ConfigError, match="to compare the VAE with"):
         beside(half, models / "nowhere")
+    lora = save(models / "l.pt.safetensors", {"anything": torch.ones(1)})
+    assert "nowhere" not in beside(lora, models / "nowhere"), "it has none to compare"
+    lora.unlink()
     [told] = [line for line in duplicates(models).splitlines() if line.startswith("The same vae")]
     assert "published as the VAE of Zorb" in told and str(other) in told and str(copy) not in told
 

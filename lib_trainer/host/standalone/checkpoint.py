@@ -158,6 +158,6 @@ def folder_inpaints(folder: Path) -> bool:
 def _unet_of_folder(folder: Path) -> dict[str, Any]:
     try:
         described: dict[str, Any] = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # reading the UNet says the rest
+    except (OSError, ValueError, RecursionError):  # reading the UNet says the rest
         return {}
     return described

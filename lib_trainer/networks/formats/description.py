@@ -80,7 +80,7 @@ def _scheduler(folder: Path) -> Mapping[str, Any]:
     """What a diffusers folder says of its schedule."""
     try:
         said = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # who loads the folder says it
+    except (OSError, ValueError, RecursionError):  # who loads the folder says it
         return {}
     return said if isinstance(said, dict) else {}
 

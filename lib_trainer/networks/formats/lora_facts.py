@@ -73,7 +73,7 @@ def _layers(tensors: Mapping[str, torch.Tensor]) -> list[_Layer]:
 def _arguments(metadata: Mapping[str, str]) -> dict[str, str]:
     try:
         held = json.loads(metadata.get("ss_network_args") or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return dict(held) if isinstance(held, dict) else {}
 

@@ -26,6 +26,9 @@ from lib_trainer.refusals import ModelError
 PICTURES = (".png", ".webp", ".jxl", ".avif")
 """Endings in which the WebUI looks for embeddings."""
 
+FORMATS = ("PNG", "WEBP", "JXL", "AVIF", "JPEG", "GIF")
+"""What is read under these endings: whatever else Pillow knows, EPS starts a program for a stranger's file."""
+
 TEXT = "sd-ti-embedding"
 LARGEST = 64 << 20
 """Bytes of JSON: 75 vectors of 2048 numbers take 4 MB."""
@@ -36,7 +39,8 @@ def read_picture(path: Path, *, pixels: bool = True) -> dict[str, Any] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on unusual pictures
-            with Image.open(path) as picture:
+            Image.init()
+            with Image.open(path, formats=[one for one in FORMATS if one in Image.OPEN]) as picture:
                 text = getattr(picture, "text", {}).get(TEXT)
                 data = _decoded(base64.b64decode(text)) if text else _from_pixels(picture) if pixels else None
     except FileNotFoundError:
