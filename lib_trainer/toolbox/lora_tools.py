@@ -18,7 +18,7 @@ from lib_trainer.toolbox.decompose import Wanted
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.lora_options import ConvertSettings, ExtractSettings, InjectSettings
 from lib_trainer.toolbox.opened import OpenLora, open_lora
-from lib_trainer.toolbox.output import PRECISIONS, Target, discard, settle, stored_as
+from lib_trainer.toolbox.output import PRECISIONS, Target, make_way, settle, stored_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.results import LAYERS, one_files, recipe, spooled, write_result
 from lib_trainer.toolbox.source import open_source
@@ -45,8 +45,7 @@ def write_report(target: Target | None, table: str) -> None:
     """Raises `SaveError` for a name that is taken by now, and what is there stays."""
     if target is None:
         return
-    if target.replace and target.path.exists():
-        discard(target.path)
+    make_way(target)
     with new_file(target.path, overwrite=False) as file:
         file.write(table.encode())
 
@@ -220,7 +219,8 @@ def _inject(
     with blaming([model]):
         path = write_stream(target, layout, lambda name: inject.made(planned, name), metadata, progress, tally=tally)
     carry_description(model.path, path)
-    return Done(Sentence("adapter_file.injected", path=path, count=len(planned.changes)), path, tuple(clamped(tally)))
+    told_of_it = Sentence("adapter_file.injected", path=path, count=len(planned.changes))
+    return Done(told_of_it, path, (*target.notes, *clamped(tally)))
 
 
 def prepare_convert(settings: ConvertSettings) -> Prepared:

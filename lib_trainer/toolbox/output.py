@@ -55,7 +55,8 @@ def settle(
         path = path.with_name(path.name + ending)
     if path.is_dir():
         raise ConfigError("toolbox.output_is_folder", field=field, path=path)
-    above = next(folder for folder in path.parents if os.path.lexists(folder))
+    # the root of a drive that is away (Windows) is not there either
+    above = next((folder for folder in path.parents if os.path.lexists(folder)), Path(path.anchor))
     if not above.is_dir():
         raise ConfigError("toolbox.in_a_file", field=field, path=path, file=above)
     taken, foreign = os.path.lexists(path), base is not None and _is_foreign(path, base)
@@ -70,7 +71,8 @@ def settle(
     if foreign and (not taken or (existing == "replace" and described_by(beside(path), path))):
         raise ConfigError("toolbox.described", field=field, yaml=beside(path))
     if existing == "replace":
-        return Target(path, replace=True, yaml=beside(path) if foreign else None)
+        yaml = beside(path) if foreign else None
+        return Target(path, True, () if yaml is None else (Sentence("toolbox.yaml_to_trash", yaml=yaml),), yaml)
     raise NameTaken(
         "toolbox.taken", field=field, taken=path, free=free.name, existing=Field("existing", "--existing"),
         replaceable=True,
@@ -94,6 +96,13 @@ def _is_foreign(path: Path, base: Path) -> bool:
         return not own.is_file() or (not there.samefile(own) and there.read_bytes() != own.read_bytes())
     except OSError:
         return True
+
+
+def make_way(target: Target) -> None:
+    """Move what is to be replaced into the trash: what of it is there by now. Raises `SaveError`, as `discard`."""
+    replaced = [path for path in (target.path, target.yaml) if path is not None and os.path.lexists(path)]
+    if target.replace and replaced:
+        discard(*replaced)
 
 
 def discard(path: Path, *more: Path) -> Path:

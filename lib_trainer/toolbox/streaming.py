@@ -23,7 +23,7 @@ from lib_trainer.networks.formats.stand_ins import bytes_of
 from lib_trainer.networks.formats.tensor_file import AT_ONCE, type_name
 from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.refusals import Count, ModelError, SaveError
-from lib_trainer.toolbox.output import Target, discard
+from lib_trainer.toolbox.output import Target, make_way
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import Source
 
@@ -95,8 +95,7 @@ def write_stream(
         if closing:
             _write_header_again(file, layout, order, {**metadata, **closing()}, length)
         file.flush()
-        if target.replace and os.path.lexists(target.path):
-            discard(target.path, *([target.yaml] if target.yaml is not None else []))
+        make_way(target)
     return target.path
 
 

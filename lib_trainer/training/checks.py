@@ -239,8 +239,9 @@ def output_folder(job: JobConfig, kind: Kind, host: Host) -> Path:
     shown = str(folder) if len(str(folder)) < 200 else str(folder)[:200] + "…"
     if "\0" in str(folder) or any(len(os.fsencode(part)) > 255 for part in folder.parts):
         raise ConfigError("output.no_path", field="output.folder", folder=shown)
-    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    if not nearest.is_dir():
+    places = (folder, *folder.absolute().parents)  # the last is not there either on a drive that is away (Windows)
+    nearest = next((place for place in places if os.path.lexists(place)), places[-1])
+    if os.path.lexists(nearest) and not nearest.is_dir():
         raise ConfigError("output.a_file", field="output.folder", folder=shown)
     if not os.access(nearest, os.W_OK):
         raise ConfigError("output.locked", field="output.folder", folder=shown)

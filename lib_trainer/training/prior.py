@@ -44,7 +44,8 @@ def check_prior(job: JobConfig, kind: Kind) -> None:
     folder = Path(prior.class_folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError("prior.a_file", field="prior.class_folder", folder=folder)
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    places = (folder, *folder.absolute().parents)  # the last is not there either on a drive that is away (Windows)
+    existing = next((place for place in places if place.exists()), places[-1])
     if not os.access(existing, os.W_OK) and len(_pictures(folder)) < prior.class_pictures:
         raise ConfigError("prior.locked", field="prior.class_folder", folder=folder)
 

@@ -22,6 +22,7 @@ from lib_trainer.refusals import ConfigError, ModelError, NameTaken, SaveError, 
 from lib_trainer.toolbox import desk as desks
 from lib_trainer.toolbox import tools
 from lib_trainer.toolbox.desk import Done, Prepared, Tool, ToolDesk
+from lib_trainer.toolbox.lora_tools import write_report
 from lib_trainer.toolbox.output import Target, settle, stored_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import open_source
@@ -194,6 +195,40 @@ def test_a_result_gets_its_own_yaml_and_takes_nobody_s(tmp_path: Path) -> None:
     own = settle(str(tmp_path / "a.safetensors"), "replace", [tmp_path / "A.CKPT"], base=tmp_path / "a.ckpt")
     assert own.replace and own.yaml is None, "it is the base's own"
     assert yaml.exists()
+
+
+@pytest.mark.parametrize("gone", ["a.yaml", "a.safetensors"])
+def test_what_is_replaced_may_be_gone_at_the_end(gone: str, tmp_path: Path) -> None:
+    """The result is finished by then, and the other's .yaml must not describe it."""
+    there = tmp_path / "a.safetensors"
+    there.write_bytes(b"mine")
+    there.with_suffix(".yaml").write_text("v")
+    target = settle(str(there), "replace", [], base=tmp_path / "base.safetensors")
+    (tmp_path / gone).unlink()
+    write(target)
+    assert load_file(there).keys() == TENSORS.keys() and not there.with_suffix(".yaml").exists()
+    left = {"a.yaml", "a.safetensors"} - {gone}
+    assert {path.stem for path in (tmp_path / ".trainer-trash").rglob("*.old")} == left
+    assert "a.yaml goes to the trash with the file that is replaced" in str(target.notes[0])
+
+
+def test_a_link_that_leads_nowhere_is_replaced(tmp_path: Path) -> None:
+    for ending in (".safetensors", ".csv"):
+        link = tmp_path / f"a{ending}"
+        link.symlink_to(tmp_path / "gone")
+        target = settle(str(link), "replace", [], ending)
+        write(target) if ending != ".csv" else write_report(target, "its own")
+        assert link.is_file() and not link.is_symlink()
+
+
+def test_a_drive_that_is_away_is_no_place_for_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows not even the root of a path has to be there."""
+    with monkeypatch.context() as away:
+        away.setattr(os.path, "lexists", lambda path: False)
+        away.setattr(Path, "is_dir", lambda path: False)
+        with pytest.raises(ConfigError, match="is no folder; choose another place") as caught:
+            settle(str(tmp_path / "x"), "refuse", [])
+    assert caught.value.field == "output"
 
 
 def test_what_is_replaced_stays_where_the_new_file_fails(tmp_path: Path) -> None:

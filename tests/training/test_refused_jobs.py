@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import pytest
 
 from lib_trainer.host.standalone.host import StandaloneHost
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.refusals import ConfigError, DatasetError, ModelError, TrainerError
 from lib_trainer.training import loop, precision
+from lib_trainer.training.checks import output_folder
 from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.training.prior import check_prior
 from lib_trainer.work import events as ev
 from tests.support import make_job
 from tests.training.watched import PATIENCE, Watched, at_step, one_sentence
@@ -123,6 +127,19 @@ def test_an_output_folder_that_is_a_file(watched: Watched, pictures: Path) -> No
     assert "is a file: choose a folder" in refused(
         watched, pictures, ConfigError, output__folder=str(watched.host.root / "file")
     )
+
+
+def test_folders_on_a_drive_that_is_away(watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows not even the root of a path has to be there."""
+    job = make_job(pictures, output__folder="/x/y", prior__class_prompt="disc", prior__class_folder="/x/y")
+    with monkeypatch.context() as away:
+        away.setattr(os.path, "lexists", lambda path: False)
+        away.setattr(os, "access", lambda *_: False)
+        away.setattr(Path, "exists", lambda path: False)
+        with pytest.raises(ConfigError, match="cannot be written to: choose another folder"):
+            output_folder(job, kind_of(job), watched.host)
+        with pytest.raises(ConfigError, match="cannot be written to, and pictures are missing"):
+            check_prior(job, kind_of(job))
 
 
 def test_folders_without_pictures(watched: Watched, tmp_path: Path) -> None:
