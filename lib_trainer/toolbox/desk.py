@@ -21,6 +21,8 @@ from lib_trainer.work.runner import Runner, kept
 
 ON_THE_MODEL = ("training", "search", "grid")
 """Kinds of jobs that hold the loaded model."""
+TRIAL = "trial"
+"""What a job of this desk is given that uses the loaded model, in place of a tool's settings."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,25 @@ class ToolDesk:
         self._queue.start(prepared, *listeners)
 
     def on_the_model(self, name: str, prepare: Callable[[], Prepared]) -> None:
-        """As `work`, of what uses the loaded model. Raises `ConfigError` also while a training has it."""
+        """As `work`, of what uses the loaded model. Raises `ConfigError` also while
+        a training, a search for a rate or a grid of saved steps has it."""
 
         def prepared() -> Prepared:
             if any(one.alive and one.job.kind in ON_THE_MODEL for one in self._runner.jobs()):
                 raise ConfigError("toolbox.training")
             return prepare()
 
-        self.work(name, prepared, None)
+        self.work(name, prepared, TRIAL)
 
     @property
     def running(self) -> bool:
         return self._queue.running
+
+    @property
+    def on_model(self) -> bool:
+        """Whether a job is under way that uses the loaded model."""
+        last = self._queue.last
+        return last is not None and last.alive and last.job.given == TRIAL
 
     def view(self) -> JobView | None:
         return self._queue.view()

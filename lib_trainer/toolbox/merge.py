@@ -32,7 +32,7 @@ from lib_trainer.toolbox.merge_settings import STEP_FIELDS, MergeSettings
 from lib_trainer.toolbox.modes import MODES, Choices, Looked, Mode, Rows, Spread, Weights, spread_of
 from lib_trainer.toolbox.output import Target, settle, stored_as
 from lib_trainer.toolbox.progress import Progress
-from lib_trainer.toolbox.shares import LARGEST, Shares, block_weights, part_weights, rules_of
+from lib_trainer.toolbox.shares import Shares, block_weights, check_range, part_weights, rules_of
 from lib_trainer.toolbox.source import Source, open_source
 from lib_trainer.toolbox.streaming import Layout, Tally, blaming, bytes_needed, check_space, write_stream
 from lib_trainer.toolbox.vae import vae_file, vae_tensors
@@ -337,8 +337,9 @@ def _own_shares(settings: MergeSettings, models: int) -> tuple[float, ...]:
         found = tuple(float(piece) for piece in settings.shares.split(","))
     except ValueError:
         found = ()
-    if len(found) != models or not all(abs(share) <= LARGEST for share in found):
+    if len(found) != models:
         raise ConfigError("merge.shares", field="shares", shares=settings.shares, count=models)
+    check_range(found, "shares", settings.shares)
     return found
 
 

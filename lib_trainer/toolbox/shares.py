@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lib_trainer.families.family import VAE_PREFIX, Family, Unet
@@ -168,8 +168,7 @@ def block_weights(text: str, option: str, unet: Unet) -> dict[str, float]:
         numbers = tuple(float(number) for number in re.split(r"[,\s]+", text.strip(", ")))
     except ValueError:
         raise ConfigError("merge.blocks", field=option, text=text, count=len(blocks) + 1) from None
-    if not all(abs(number) <= LARGEST for number in numbers):
-        raise ConfigError("merge.blocks", field=option, text=text, count=len(blocks) + 1)
+    check_range(numbers, option, text)
     own: dict[str, float] = {}
     if len(numbers) in (len(blocks) + 1, 2 * LONGEST + 2):
         own, numbers = {BASE: numbers[0]}, numbers[1:]
@@ -203,6 +202,7 @@ def _entries(text: str, option: str, unet: Unet) -> dict[str, float]:
         else:
             rest.append(entry)
     found = parse_blocks(",".join(rest), option, unet)
+    check_range(found.values(), option, text)
     return base | {block: value for block, value in found.items() if not block.startswith("layer")}
 
 
@@ -243,7 +243,12 @@ def _number(text: str, option: str, entry: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        number = math.nan
-    if not abs(number) <= LARGEST:  # NaN is not, either
-        raise ConfigError("merge.number", field=option, entry=entry.strip())
+        raise ConfigError("merge.number", field=option, entry=entry.strip()) from None
+    check_range([number], option, entry.strip())
     return number
+
+
+def check_range(numbers: Iterable[float], option: str, text: str) -> None:
+    """Raise `ConfigError` naming the option where one is beyond `LARGEST`, or no number (NaN)."""
+    if not all(abs(number) <= LARGEST for number in numbers):
+        raise ConfigError("merge.range", field=option, entry=text, most=int(LARGEST))

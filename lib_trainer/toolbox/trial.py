@@ -88,7 +88,7 @@ def prepare_put_back(host: Host) -> Prepared:
 def end_trial(desk: ToolDesk, host: Host) -> None:
     """Put back what is tried, in this thread. A job that is at work on the model is left alone: a grid puts back what
     it has tried itself, and a training has done so before it began."""
-    if host.exchanged is not None and not desk.running:
+    if host.exchanged is not None and not desk.on_model:
         prepare_put_back(host).work(Progress())
 
 

@@ -81,7 +81,9 @@ def merge(files: dict[str, Path], b: str = "other", **changes: Any) -> MergeSett
     return MergeSettings(**{"a": str(files["own"]), "b": str(files[b]), "weight": 0.4} | changes)
 
 
-def test_a_trial_ends_with_the_page_but_not_under_a_job(host: StandaloneHost, files: dict[str, Path]) -> None:
+def test_a_trial_ends_with_the_page_but_not_under_a_job_on_the_model(
+    host: StandaloneHost, files: dict[str, Path]
+) -> None:
     before, desk, over = weights(host), ToolDesk(), threading.Event()
     end_trial(desk, host)  # there is none
     prepare_try(merge(files), host).work(Progress())
@@ -90,12 +92,18 @@ def test_a_trial_ends_with_the_page_but_not_under_a_job(host: StandaloneHost, fi
         over.wait(60)
         return Done(Sentence("trial.put_back"))
 
-    desk.work("grid", lambda: Prepared((), waits), None)
+    desk.on_the_model("grid", lambda: Prepared((), waits))
     end_trial(desk, host)
     assert host.exchanged is not None
     over.set()
     desk.wait(60)
+    over.clear()
+    desk.work("clean", lambda: Prepared((), waits), None)
+    assert desk.running, "on files alone"
     end_trial(desk, host)
+    assert host.exchanged is None
+    over.set()
+    desk.wait(60)
     after = weights(host)
     assert host.exchanged is None and all(before[name].equal(after[name]) for name in before)
 

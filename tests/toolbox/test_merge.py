@@ -407,7 +407,13 @@ REFUSED = [
     ({"c": "b"}, "weighted sum takes 2 models"),
     ({"blocks": "1,2,3"}, "has 3 numbers: write 26"),
     ({"blocks": "GRAD_X"}, "is neither numbers nor a preset"),
-    ({"blocks": "1,2,nan"}, "is neither numbers nor a preset"),
+    ({"blocks": "1,2,nan"}, "'1,2,nan' has a number that is out of range: write numbers from -1000000 to 1000000"),
+    ({"blocks": "input_1=2000000"}, "'input_1=2000000' has a number that is out of range"),
+    ({"blocks": "base=2e6"}, "'base=2e6' has a number that is out of range"),
+    ({"parts": "te=-2e6"}, "'te=-2e6' has a number that is out of range"),
+    ({"rules": "*=2e6"}, r"'\*=2e6' has a number that is out of range"),
+    ({"mode": "average", "shares": "2e6, 1"}, "'2e6, 1' has a number that is out of range"),
+    ({"mode": "average", "shares": "1"}, "are not 2 numbers"),
     ({"blocks": "input_77=1"}, "names a block that is not there"),
     ({"blocks": "base=x"}, "has no number"),
     ({"parts": "te2=1"}, "names no part of this model"),
@@ -422,7 +428,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("options, said", REFUSED, ids=[said[:30] for _, said in REFUSED])
+@pytest.mark.parametrize("options, said", REFUSED, ids=[said[:50] for _, said in REFUSED])
 def test_what_is_refused_is_told_in_one_sentence(options: dict[str, Any], said: str, three: Path) -> None:
     before = sorted(three.iterdir())
     given = {"a": "a", "b": "b", "output": "out", "existing": "replace"} | options

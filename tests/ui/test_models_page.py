@@ -13,11 +13,12 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from PIL import Image
+import torch
+from PIL import EpsImagePlugin, Image
 from safetensors.torch import load_file
 
 from lib_trainer.refusals import ConfigError
-from lib_trainer.toolbox.desk import ToolDesk
+from lib_trainer.toolbox.desk import ON_THE_MODEL, ToolDesk
 from lib_trainer.toolbox.shares import block_weights
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.ui.kit.form import build_form, from_widget, to_widget
@@ -134,6 +135,44 @@ def test_the_picture_that_a_file_carries_is_shown(actions: ModelsActions, host: 
     assert "<img" not in panels["evil"]
 
 
+def test_no_program_is_started_for_a_picture_that_a_file_carries(
+    actions: ModelsActions, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow draws EPS with Ghostscript, raises SyntaxError on a damaged PNG, and decodes whatever its size."""
+    started: list[str] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: started.append("gs") or Image.new("RGB", (1, 1)))
+    good, large = BytesIO(), BytesIO()
+    Image.effect_noise((64, 64), 50).save(good, "PNG")
+    Image.new("1", (5000, 5000)).save(large, "PNG")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    damaged = good.getvalue()[:33] + (40).to_bytes(4, "big") + good.getvalue()[37:85] + b"\0\0\0\1\1\2\3\4abcde"
+    with pytest.raises(SyntaxError):
+        Image.open(BytesIO(damaged)).load()
+    for name, data in {"damaged": damaged, "eps": eps, "large": large.getvalue()}.items():
+        told = "data:image/png;base64," + base64.b64encode(data).decode()
+        path = save(
+            host.checkpoint_folder() / f"{name}.safetensors", {"a": torch.ones(1)}, **{"modelspec.thumbnail": told}
+        )
+        assert actions.start("inspect", shown("inspect", file=str(path))) == ""
+        actions.desk.wait(30)
+        panel = actions.poll("")[0]
+        assert "brings a picture" in panel and "<img" not in panel, name
+    assert started == []
+
+
+def test_the_hosts_folder_of_vaes_may_be_gone(actions: ModelsActions, host: FakeHost, tmp_path: Path) -> None:
+    """The form shows it from the start; only where a VAE would be compared it has to be there."""
+    lora = save(tmp_path / "lora.safetensors", {"anything": torch.ones(1)})
+    asked = {"vaes": str(tmp_path / "gone")}
+    assert actions.start("inspect", shown("inspect", file=str(lora), **asked)) == ""
+    actions.desk.wait(30)
+    checkpoint = str(host.checkpoint_folder() / "one.safetensors")
+    assert actions.start("inspect", shown("inspect", file=checkpoint, whole=False, **asked)) == ""
+    actions.desk.wait(30)
+    said = actions.start("inspect", shown("inspect", file=checkpoint, **asked))
+    assert 'data-field="models_inspect_vaes"' in said and "to compare the VAE with" in said
+
+
 def test_duplicates_are_ticked_and_go_to_the_trash(actions: ModelsActions, host: FakeHost) -> None:
     folder = host.checkpoint_folder()
     (folder / "copy.safetensors").write_bytes((folder / "one.safetensors").read_bytes())
@@ -158,7 +197,8 @@ def test_a_slider_keeps_its_number_exactly(actions: ModelsActions) -> None:
     assert told.count('min="-1" max="2"') == 26 and 'data-exact="1.5"' in told and 'data-exact="-1"' in told
 
 
-def test_the_model_is_left_to_a_training(actions: ModelsActions, host: FakeHost) -> None:
+@pytest.mark.parametrize("kind", ON_THE_MODEL)
+def test_the_model_is_left_to_a_training(kind: str, actions: ModelsActions, host: FakeHost) -> None:
     runner, over = Runner(), threading.Event()
 
     def trains(control: Control, emit: Listener) -> None:
@@ -166,12 +206,12 @@ def test_the_model_is_left_to_a_training(actions: ModelsActions, host: FakeHost)
         emit(Finished())
 
     actions.desk = ToolDesk(runner)
-    training = runner.queue("training", lambda: ConfigError("training.busy"))
-    training.start(lambda: Job("training", "a run", trains, None))
+    training = runner.queue(kind, lambda: ConfigError("training.busy"))
+    training.start(lambda: Job(kind, "a run", trains, None))
     try:
         merge = shown("merge", a="one.safetensors", b="two.safetensors")
-        assert "A training run has the loaded model" in actions.try_merge(merge)
-        assert "A training run has the loaded model" in actions.grid("merge", merge, {"prompt": "a"})
+        said = "A training run, a search for a rate or a grid of saved steps has the loaded model"
+        assert said in actions.try_merge(merge) and said in actions.grid("merge", merge, {"prompt": "a"})
     finally:
         over.set()
         training.wait(20)

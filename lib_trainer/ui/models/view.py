@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
+from lib_trainer.dataset.pictures import PictureError, load_picture, read_size
 from lib_trainer.families.family import Unet
 from lib_trainer.refusals import Named, Sentence
 from lib_trainer.toolbox.carried import carried_by
@@ -24,6 +22,8 @@ LOOK = "models"
 """How classes begin."""
 CARRIED = 256
 """Width of a picture that a file carries, in pixels."""
+MOST_CARRIED = 1 << 24
+"""Pixels of one that is decoded: whoever made the file has written it, too."""
 STEP_WIDTH, HEIGHT = 30, 90
 """Of the drawing of block weights, in pixels: a block's width, and the height from 0 to 1."""
 
@@ -78,8 +78,10 @@ def _shown(path: Path, changed: int) -> str:
     file."""
     data = carried_by(path)
     try:
-        return small_uri(Image.open(BytesIO(data)), CARRIED) if data else ""
-    except (OSError, ValueError, Image.DecompressionBombError):
+        if not data or math.prod(read_size(path, data)) > MOST_CARRIED:
+            return ""
+        return small_uri(load_picture(path, data), CARRIED)
+    except PictureError:
         return ""
 
 
