@@ -19,7 +19,7 @@ from PIL import Image
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
 from miniature.demo import CFG_SCALE, COLOURS, NAME, SAMPLER, SHAPE, SIDE, STEPS, TRIGGER, main
-from miniature.export import checkpoint_of
+from miniature.export import COMMITTED, checkpoint_of
 from miniature.judge import Judge
 from miniature.shapes import ALL_SHAPES
 
@@ -51,9 +51,10 @@ def built(family: str) -> bool:
     return False
 
 
-@pytest.fixture(scope="module", params=[family for family in LENGTHS if built(family)])
+@pytest.fixture(scope="module", params=[family for family in LENGTHS if family in COMMITTED or built(family)])
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """`python dev.py demo`, whole, and `--family sdxl`, `sd2-v` where it was built.
+    """`python dev.py demo`, whole, and `--family sdxl`, `sd2-v` where it was built. A checkpoint that is part of the
+    repository and is not there fails.
 
     18 drawn hearts, red and blue, called 'zorb', are learned. Beside them lie 60 regularisation pictures of what the
     checkpoint knows.

@@ -27,6 +27,8 @@ from lib_trainer.training.sizes import variations_of
 from lib_trainer.training.state import TrainState
 from tests.support import ModelHost, draw_pictures, make_job
 
+ANEW = "buckets"
+"""The case whose second half encodes its pictures anew, also mirrored; the others share what was encoded."""
 CPU = torch.device("cpu")
 HALF, WHOLE = 2, 4
 DROPOUTS = {"network__dropout": 0.2, "network__rank_dropout": 0.2, "network__module_dropout": 0.2}
@@ -127,7 +129,7 @@ def test_half_a_run_and_the_state_of_it_are_the_whole(
     file = io.BytesIO()
     torch.save(first.state.state_dict(), file)
     torch.manual_seed(2)
-    second = Whole(plan, diffusers_model, encoded)
+    second = Whole(plan, diffusers_model, encoded_of(plan, diffusers_model) if case == ANEW else encoded)
     second.state.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     assert (second.state.step, second.state.epoch) == (HALF, first.state.epoch)
     assert second.train(WHOLE) == losses[HALF:]

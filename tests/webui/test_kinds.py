@@ -77,6 +77,8 @@ def agree(webui: Webui, root: Path, prompt: str) -> None:
 
 HEADER = ["open", "safe_open", "safe_open"]
 """The first run on a checkpoint looks at its file's header, for what the model predicts; its weights are not read."""
+_looked: list[str] = []
+"""The runs so far: none of them after the first may look again."""
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -100,7 +102,8 @@ def test_a_file_of_each_kind_works_at_once_and_the_host_is_unharmed(
     )
     assert ended["state"] == "finished", ended
     assert len(set(ended["previews"])) == 2, "a preview shows what has been learned so far"
-    assert ended["reads"] in ([], HEADER)
+    assert ended["reads"] in (([],) if _looked else ([], HEADER))
+    _looked.append(name)
     different = webui.probe("compare_snapshot", label="pristine")
     assert [one for one in different if not one.startswith("embeddings: ")] == []
     made.append(ended["output"])
