@@ -26,8 +26,8 @@ def add_parser(commands: Any, add_options: Callable[[argparse.ArgumentParser], N
         "steps-grid",
         help="draw saved steps beside each other",
         description="Draw what runs of a job have saved, a row for each step and a column for each weight, with the "
-        "job's preview prompts and the checkpoint's own sampler. Ctrl-C keeps what is drawn by then. Exit codes: 0 "
-        "drawn or stopped, 1 failed, 2 refused.",
+        "job's preview prompts and the checkpoint's own sampler; where runs are numbered, those of the last one. "
+        "Ctrl-C keeps what is drawn by then. Exit codes: 0 drawn or stopped, 1 failed, 2 refused.",
     )
     add_options(parser)
     specs = describe(StepsGridSettings)
@@ -43,7 +43,9 @@ def add_parser(commands: Any, add_options: Callable[[argparse.ArgumentParser], N
 def steps_grid(job: JobConfig, desk: TrainingDesk, settings: StepsGridSettings) -> int:
     """Draw with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for what is refused."""
     from lib_trainer.cli.progress_bar import ProgressBar
+    from lib_trainer.training.results import newest_run
 
+    job = newest_run(job, desk.host)  # a job file has the name that was asked for, not the one that a run was given
     with ProgressBar() as bar, stopping_at_interrupt(desk.stop, lambda: desk.drawing):
         desk.draw_steps(job, settings, bar)
         while desk.drawing:

@@ -42,9 +42,6 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
         check_names(job, kind)
     with problems.at():
         check_sizes(job, family)
-    for field in SIDES:
-        with problems.at():
-            _check_preview_size(job, field, family)
     with problems.at():
         check_captions(job, kind)
     with problems.at():
@@ -67,11 +64,20 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
         check_shares(job, kind)
     with problems.at():
         check_validation(job)
+    check_drawing(job, host, problems)
+    problems.raise_if_any()
+
+
+def check_drawing(job: JobConfig, host: Host, problems: Problems, prompts: str = PROMPT) -> None:
+    """Add what keeps the host from drawing a job's previews. `prompts` is the field where their lines were written."""
+    family = host.family()
+    for field in SIDES:
+        with problems.at():
+            _check_preview_size(job, field, family)
     with problems.at():
         _check_sampler(job, host)
-    for wrong in check_previews(job, family, host.samplers()):
-        problems.add(wrong, PROMPT)
-    problems.raise_if_any()
+    for wrong in check_previews(job, family, host.samplers(), prompts):
+        problems.add(wrong, prompts)
 
 
 def _check_preview_size(job: JobConfig, field: str, family: Family) -> None:

@@ -113,10 +113,10 @@ class TrainingDesk:
     def discard(self, job: JobConfig) -> list[Path]:
         """Move what earlier runs left under this job's names to the trash, steps and cards too; returns what was moved.
 
-        Raises a `TrainerError`, with everything where it was, while a run is under way and where a file is no result
-        of such a job, is the loaded checkpoint, or cannot be moved.
+        Raises a `TrainerError`, with everything where it was, while a run is under way or saved steps are drawn, and
+        where a file is no result of such a job, is the loaded checkpoint, or cannot be moved.
         """
-        with self._queue.idle(_busy_with_files):
+        with self._queue.idle(_busy_with_files), self._grids.idle(_busy_drawing):
             return discard_taken(job, self.host)
 
     @property

@@ -98,6 +98,22 @@ def saved_files(job: JobConfig, host: Host) -> list[Saved]:
     return [one for one in found if all(path.is_file() for path in one.files)]
 
 
+def newest_run(job: JobConfig, host: Host) -> JobConfig:
+    """The job under the name of the run that has written last, where `output.existing` numbers them; else as it is."""
+    if job.output.existing != "number":
+        return job
+    kind, folder = kind_of(job), outputs_of(job, host).result.parent
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return job
+    numbers = {int(found) for name in names for found in re.findall(r"-(\d{1,4})(?=[-.])", name)}
+    runs = [job, *(kind.numbered(job, number) for number in sorted(numbers) if 1 < number < MOST)]
+    saved = [(one, [path for step in saved_files(one, host) for path in step.files]) for one in reversed(runs)]
+    written = ((max(map(os.path.getmtime, paths)), one) for one, paths in saved if paths)
+    return max(written, key=lambda found: found[0], default=(0.0, job))[1]
+
+
 def taken_files(job: JobConfig, host: Host) -> list[Path]:
     """What is there under these names, or under those of steps and of the best one where the job keeps it, in any case
     of letters.

@@ -21,7 +21,8 @@ from lib_trainer.kinds.registry import kind_of
 from lib_trainer.memory import release
 from lib_trainer.ports import Host, Lease, PreviewRequest
 from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Problems, Sentence, TrainerError
-from lib_trainer.training.preview_prompts import PROMPT, check_previews, labels, preview_requests
+from lib_trainer.training.checks import check_drawing
+from lib_trainer.training.preview_prompts import PROMPT, labels, preview_requests
 from lib_trainer.training.results import Saved, saved_files
 from lib_trainer.training.steps_grid_settings import StepsGridSettings
 from lib_trainer.work import events as ev
@@ -41,8 +42,12 @@ class StepsGrid:
     requests: tuple[tuple[PreviewRequest, ...], ...]
     files: tuple[Path, ...]
     path: Path
-    title: Sentence
+    name: str
     notes: tuple[Sentence, ...] = ()
+
+    @property
+    def title(self) -> Sentence:
+        return Sentence("steps_grid.title", name=self.name)
 
     @property
     def count(self) -> int:
@@ -78,13 +83,12 @@ def prepare_steps_grid(job: JobConfig, settings: StepsGridSettings, host: Host) 
         notes = (*notes, Sentence("steps_grid.left_out", shown=Count(len(shown)), count=Count(len(found))))
     path = host.cache_folder().parent / "grids" / f"{name}-{new_id()}.png"
     files = tuple(file for row in shown for file in row.files)
-    title = Sentence("steps_grid.title", name=name)
-    return StepsGrid(columns, tuple(row.label for row in shown), requests, files, path, title, notes)
+    return StepsGrid(columns, tuple(row.label for row in shown), requests, files, path, name, notes)
 
 
 def draw_steps_grid(grid: StepsGrid, host: Host, control: Control, emit: ev.Listener) -> None:
     """Draw and write it. A Stop, and an error, which is raised, leave a grid of what is drawn by then."""
-    emit(ev.Message(Sentence("steps_grid.pictures", count=Count(grid.count), path=grid.path)))
+    emit(ev.Message(Sentence("steps_grid.pictures", count=Count(grid.count), name=grid.name, path=grid.path)))
     emit(ev.Phase(Sentence("phase.queue")))
     drawn: dict[PreviewRequest, Image.Image] = {}
     failed: TrainerError | None = None
@@ -157,8 +161,7 @@ def _shrunk(grid: StepsGrid) -> int:
 
 def _check_prompts(job: JobConfig, host: Host, field: str) -> None:
     problems = Problems()
-    for wrong in check_previews(job, host.family(), host.samplers(), field):
-        problems.add(wrong)
+    check_drawing(job, host, problems, field)
     problems.raise_if_any()
 
 

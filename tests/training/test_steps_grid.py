@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lib_trainer.kinds.registry import KINDS
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.refusals import ConfigError, TrainerError
 from lib_trainer.training import steps_grid
+from lib_trainer.training.results import newest_run
 from lib_trainer.training.steps_grid import prepare_steps_grid
 from lib_trainer.training.steps_grid_settings import StepsGridSettings
 from lib_trainer.work import events as ev
@@ -93,6 +95,8 @@ def test_a_stop_keeps_what_is_drawn_and_nothing_else_may_begin(watched: Watched,
         with pytest.raises(ConfigError) as caught:
             watched.runner.start(make_job(pictures))
         refused.append(str(caught.value))
+        with pytest.raises(ConfigError, match="grid of saved steps is being drawn"):
+            watched.runner.discard(make_job(pictures, **SAVED))
         watched.runner.stop()
         return real(request)
 
@@ -125,13 +129,16 @@ def test_a_picture_that_fails_is_told_and_what_is_drawn_is_kept(watched: Watched
         ({}, {"weights": "much"}, "are no numbers"),
         ({}, {"weights": " "}, "are no numbers"),
         ({}, {"prompt": "a --x 2"}, "--x is no setting"),
+        ({"preview__sampler": "Nobody's"}, {}, "preview.sampler"),
+        ({"preview__width": 100}, {}, "preview.width"),
         ({"output__folder": "ELSEWHERE"}, {}, "where prompts do not find them"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
-    watched: Watched, pictures: Path, tmp_path: Path, changes: dict[str, str], settings: dict[str, str], told: str
+    watched: Watched, pictures: Path, tmp_path: Path, changes: dict[str, Any], settings: dict[str, str], told: str
 ) -> None:
-    changes = {name: value.replace("ELSEWHERE", str(tmp_path / "elsewhere")) for name, value in changes.items()}
+    elsewhere = {"ELSEWHERE": str(tmp_path / "elsewhere")}
+    changes = {name: elsewhere.get(str(value), value) for name, value in changes.items()}
     for folder in (watched.host.lora_folder(), tmp_path / "elsewhere"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "learned.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
@@ -211,3 +218,28 @@ def test_the_command_draws_them(
         assert grid.height > 2 * 64
     assert main(["steps-grid", str(tmp_path / "job.toml"), *given, "--most", "0"]) == 2
     assert "from 1 to 100" in capsys.readouterr().err
+
+
+def test_of_numbered_runs_the_command_draws_the_last_one(
+    watched: Watched, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page knows which name a run was given; a job file has the one that was asked for."""
+    folder = watched.host.lora_folder()
+    folder.mkdir(parents=True)
+    for name, seconds in {"learned": 1, "learned-2": 3, "learned-10": 2, "learned-2-step00000001": 3, "a-9": 9}.items():
+        path = folder / f"{name}.safetensors"
+        path.write_bytes((2).to_bytes(8, "little") + b"{}")
+        os.utime(path, (seconds, seconds))
+    numbered = make_job(pictures, output__existing="number")
+    assert newest_run(make_job(pictures), watched.host).output.name == "learned"
+    assert newest_run(numbered, watched.host).output.name == "learned-2"
+    os.utime(folder / "learned-10.safetensors", (3, 3))
+    assert newest_run(numbered, watched.host).output.name == "learned-10", "of one moment, the higher number"
+    nothing = make_job(pictures, output__existing="number", output__name="b")
+    assert newest_run(nothing, watched.host) == nothing
+    dump_job(numbered, tmp_path / "job.toml")
+    given = ["--checkpoint", str(watched.host.checkpoint), "--root", str(watched.host.root), "--set", "preview.steps=1"]
+    assert main(["steps-grid", str(tmp_path / "job.toml"), *given, "--weights", "0"]) == 0
+    said = capsys.readouterr()
+    assert "What learned-10 has saved is drawn" in said.out + said.err
+    assert "learned-10-" in said.out.splitlines()[-1]
