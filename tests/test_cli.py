@@ -345,14 +345,15 @@ def test_presets_and_single_options_are_put_over_a_job(tmp_path: Path, monkeypat
         ("sd1", "", (512, 512)),
         ("sdxl", "", (1024, 1024)),
         ("sdxl", "dataset = {width = 512, height = 768}", (512, 768)),
-        ("sdxl", "dataset.width = 512", (512, 1024)),
+        ("sdxl", "dataset.width = 768", (768, 512)),
+        ("sdxl", "dataset.height = 768", (512, 768)),
         ("", "", (512, 512)),
     ],
 )
 def test_a_job_without_a_size_has_the_checkpoints_own(
     family: str, text: str, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on the page."""
+    """As on the page; one side alone is beside the other's default."""
     jobs_of: list[JobConfig] = []
     monkeypatch.setattr(cli, "train", lambda job, desk: jobs_of.append(job) or cli.DONE)
     (tmp_path / "job.toml").write_text(text, encoding="utf-8")

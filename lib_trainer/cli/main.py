@@ -205,10 +205,10 @@ def _job_and_desk(options: argparse.Namespace) -> tuple[JobConfig, TrainingDesk]
 
     from lib_trainer.host.standalone.host import StandaloneHost
     from lib_trainer.training.desk import TrainingDesk
-    from lib_trainer.training.sizes import usual_values
+    from lib_trainer.training.sizes import with_usual
 
     host = StandaloneHost(_absolute(checkpoint), options.root.absolute())
-    return from_values(usual_values(host) | values), TrainingDesk(host)
+    return from_values(with_usual(values, host)), TrainingDesk(host)
 
 
 def train(job: JobConfig, desk: TrainingDesk) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -36,8 +37,10 @@ def any_warmup(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def prompt_of_one_line(data: dict[str, Any]) -> dict[str, Any]:
-    """From version 2 to 3. Until then all lines of a preview's prompt were one prompt."""
+    """From version 2 to 3. Until then the lines of a preview's prompt were one, and `--word` was part of it. With a
+    space behind the dashes it still is, and has the same tokens."""
     table = data.get("preview")
     if not isinstance(table, dict) or not isinstance(table.get("prompt"), str):
         return data
-    return {**data, "preview": {**table, "prompt": " ".join(table["prompt"].split())}}
+    prompt = re.sub(r"(^|\s)--(?=[A-Za-z])", r"\1-- ", " ".join(table["prompt"].split()))
+    return {**data, "preview": {**table, "prompt": prompt}}

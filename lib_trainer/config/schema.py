@@ -17,6 +17,8 @@ from lib_trainer.config.preserve import PreserveConfig
 from lib_trainer.config.validation import ValidationConfig
 from lib_trainer.options.declare import Group, Section, given, one_of, option
 
+SIZE = "Pictures are resized and cropped to this. A job file that gives neither width nor height takes the model's own."
+
 
 class ModelConfig(Section):
     """Model"""
@@ -117,11 +119,11 @@ class DatasetConfig(Section):
     ] = ""
     width: Annotated[
         int,
-        option("Training width", "Pictures are resized and cropped to this.", low=64, high=2048, unit="px", step=64),
+        option("Training width", SIZE, low=64, high=2048, unit="px", step=64),
     ] = 512
     height: Annotated[
         int,
-        option("Training height", "Pictures are resized and cropped to this.", low=64, high=2048, unit="px", step=64),
+        option("Training height", SIZE, low=64, high=2048, unit="px", step=64),
     ] = 512
     repeats: Annotated[
         float,

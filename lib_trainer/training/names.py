@@ -10,8 +10,9 @@ import unicodedata
 
 from lib_trainer.refusals import ConfigError, Joined, Sentence
 
-FORBIDDEN = '<>:"/\\|?*'
-"""What Windows forbids; a colon or a bracket would also end `<lora:name:1>` early."""
+FORBIDDEN = '<>:"/\\|?*='
+"""What Windows forbids; a colon or a bracket would also end `<lora:name:1>` early, and what has an equals sign is
+no name there but an argument with one."""
 
 LONGEST = 226
 """Bytes of UTF-8 that a name may have: file systems take 255, of which `-step00000100.safetensors` needs 25 and the

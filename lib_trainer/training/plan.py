@@ -34,7 +34,7 @@ from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.prediction import check_prediction, drawn_wrongly, ends_as_noise
 from lib_trainer.training.preservation import PlainCaptions, keeps_outside
 from lib_trainer.training.prior import wants_class_pictures
-from lib_trainer.training.results import Settled, outputs_of, settle
+from lib_trainer.training.results import Settled, check_neighbours, outputs_of, settle
 from lib_trainer.training.schedules import check_schedule
 from lib_trainer.training.sizes import sizer_of, small_warning
 from lib_trainer.training.validation import NOTHING_HELD_OUT, HeldOut, check_patience, hold_out, reader
@@ -110,6 +110,8 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     with problems.at():
         predicted = host.predicts()
         check_prediction(job, predicted)
+        if outputs is not None:
+            check_neighbours(job, outputs, host, predicted)
         caution = drawn_wrongly(predicted, job)
     with problems.at("dataset.template"):
         captions = kind.captions(job, host)

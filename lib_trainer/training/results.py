@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
+from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import plain, to_trash
 from lib_trainer.kinds.base import Outputs, best_path, step_path
 from lib_trainer.kinds.registry import kind_of
+from lib_trainer.networks.formats.description import ENDINGS as CHECKPOINTS
 from lib_trainer.networks.formats.description import beside, described_by
 from lib_trainer.networks.formats.embedding_file import ENDINGS
 from lib_trainer.networks.formats.picture_embedding import PICTURES, carried_name
@@ -201,6 +203,27 @@ def check_described(replaced: Sequence[Path]) -> None:
         others = described_by(path, *replaced) if path.suffix.lower() == ".yaml" else []
         if others:
             raise ConfigError("name.describes_other", field="output.name", path=path, other=others[0])
+
+
+def check_neighbours(job: JobConfig, outputs: Outputs, host: Host, found: Predicts) -> None:
+    """Raise `ConfigError` if the .yaml that is written beside a checkpoint would describe another one too, which has
+    the same name but for its ending, and none of its own."""
+    if not kind_of(job).writes_model or not _is_described(job, host, found):
+        return
+    result = outputs.result
+    for ending in CHECKPOINTS:
+        others = [] if ending == result.suffix else _alike(result.with_suffix(ending), best=keeps_best(job))
+        for other in others:
+            if not beside(other).exists():
+                raise ConfigError("name.would_describe", field="output.name", path=result, other=other)
+
+
+def _is_described(job: JobConfig, host: Host, found: Predicts) -> bool:
+    """Whether a checkpoint that is trained gets a .yaml: its base has one, or hosts would take it for another."""
+    if found.file is not None and beside(found.file).is_file():
+        return True
+    prediction = found.prediction if job.model.prediction == "auto" else job.model.prediction
+    return prediction == "v" and bool(host.family().config) and not host.inpaints()
 
 
 def existing_embedding(folder: Path, name: str) -> Path | None:

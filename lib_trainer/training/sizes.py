@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from lib_trainer.config import JobConfig
@@ -15,6 +16,7 @@ from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
 
 FURTHER = "buckets.resolutions"
+SIDES = frozenset(["dataset.width", "dataset.height"])
 
 
 def resolutions_of(job: JobConfig) -> tuple[Size, ...]:
@@ -36,6 +38,14 @@ def usual_values(host: Host) -> dict[str, Any]:
     """{path: value} of the options whose default hangs on the model that would be trained: its own size."""
     side = _usual_side(host)
     return {"dataset.width": side, "dataset.height": side}
+
+
+def with_usual(values: Mapping[str, Any], host: Host) -> dict[str, Any]:
+    """{path: value} of a job file, with the model's own size where it says nothing of either side. One side alone is
+    beside the other's default, as for every option that is left out."""
+    if not SIDES.isdisjoint(values):
+        return dict(values)
+    return {**usual_values(host), **values}
 
 
 def usual_note(host: Host) -> Sentence:

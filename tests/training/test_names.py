@@ -28,7 +28,7 @@ from tests.training.watched import Watched
 BAD_NAMES = [
     "", "  ", "a/b", "a\\b", "..", "../x", ".hidden", "a:b", "a<b", "a>b", "a|b", 'a"b', "a?", "a*", "a\n", "a\0",
     "end.", " a", "a ", "x" * 300, "ü" * 130, "con", "NUL", "Aux.v2", "com1", "LPT9.safe", "COM¹", "conin$", "prn ",
-    "a\u200bb", "a\u202eb", "a\ud800", "\u0301a", "x" * (LONGEST + 1),
+    "lr=1e-4", "a\u200bb", "a\u202eb", "a\ud800", "\u0301a", "x" * (LONGEST + 1),
 ]  # fmt: skip
 GOOD_NAMES = [
     "saber (fate) 日本語", "learned_v2", "a.b-c", "1", "ünïcode", "vrak A", "it's [so] & more, 100%", "con-1",
@@ -321,6 +321,31 @@ def test_the_yaml_of_a_checkpoint_that_stays_is_not_replaced(watched: Watched, p
     assert yaml.is_file()
     other.unlink()
     assert watched.runner.discard(make_job(pictures, **job)) == [yaml]
+
+
+def test_a_new_yaml_does_not_describe_a_checkpoint_of_the_same_name(watched: Watched, pictures: Path) -> None:
+    """A base with a .yaml hands it on; without one, only a model that predicts v gets one."""
+    folder, base = watched.host.checkpoint_folder(), watched.host.checkpoint.with_suffix(".yaml")
+    put(folder / "learned-best.safetensors")
+    for name in ("Learned.CKPT", "learned-step00000100.pt"):
+        other = put(folder / name)
+        said = refused(watched, pictures, ConfigError, network__kind="checkpoint")
+        assert said.startswith("output.name") and f"{name} too: choose another name" in said
+        other.unlink()
+    other = put(folder / "learned.ckpt")
+    watched.runner.check(make_job(pictures, network__kind="lora"))
+    own = put(other.with_suffix(".yaml"))
+    with pytest.raises(ConfigError, match="exists already"):
+        watched.runner.check(make_job(pictures, network__kind="checkpoint"))
+    own.unlink()
+    before = base.read_bytes()
+    base.unlink()
+    try:
+        watched.runner.check(make_job(pictures, network__kind="checkpoint"))
+        said = refused(watched, pictures, ConfigError, network__kind="checkpoint", model__prediction="v")
+        assert "learned.ckpt too" in said
+    finally:
+        base.write_bytes(before)
 
 
 def test_no_yaml_of_others_is_written_over(watched: Watched, pictures: Path) -> None:

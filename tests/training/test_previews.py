@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 
 from lib_trainer.config import from_values, load_job
+from lib_trainer.config.files import from_mapping
 from lib_trainer.files import write_atomically
 from lib_trainer.grids import GAP
+from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.refusals import ConfigError, TrainerError
 from lib_trainer.training import preview_sheet
-from lib_trainer.training.preview_prompts import labels, preview_requests, sizes
+from lib_trainer.training.preview_prompts import labels, preview_requests, sizes, wanted
 from lib_trainer.training.preview_sheet import PreviewSheet
 from lib_trainer.work import events as ev
 from tests.training.watched import Watched, at_step
@@ -146,7 +148,7 @@ def test_a_disk_that_takes_no_pictures_harms_nothing(
     view = watched.run(pictures, training__max_steps=2, **LOOKING)
     told = [str(one.text) for one in watched.of(ev.Message) if one.level == "warning"]
     assert view.state == "finished" and len(watched.of(ev.PreviewMade)) == 4 and view.grid is None
-    assert len(told) == 1 and "No space left on device" in told[0]
+    assert len(told) == 1 and "No space left on device" in told[0] and "page" not in told[0], "a terminal has none"
 
 
 def test_a_name_that_is_drawn_again_keeps_what_is_there(watched: Watched, pictures: Path) -> None:
@@ -191,6 +193,22 @@ def test_an_old_job_files_lines_stay_one_prompt(tmp_path: Path) -> None:
     assert load_job(tmp_path / "old.toml").preview.prompt == "a zorb, red"
     write_atomically(tmp_path / "new.toml", text.replace("2", "3").encode())
     assert load_job(tmp_path / "new.toml").preview.prompt == "a zorb,\n red"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("girl --n o bad", "girl -- n o bad"),
+        ("--no-ai, score_9 --w 512", "-- no-ai, score_9 -- w 512"),
+        ("a--b -- c --1 (--d)", "a--b -- c --1 (--d)"),
+    ],
+)
+def test_dashes_of_an_old_job_file_are_no_settings(old: str, new: str) -> None:
+    """They were a part of the prompt, whose tokens stay the same."""
+    (one,) = wanted(from_mapping({"version": 2, "preview": {"prompt": old}}))
+    assert one.prompt == new and not one.own
+    tokens = load_tokenizer()
+    assert tokens(old)["input_ids"] == tokens(new)["input_ids"]
 
 
 def contains(sheet: Image.Image, pictures: list[Image.Image]) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import msgspec
 import pytest
+import torch
+from PIL import Image
 
 from lib_trainer.config import JobConfig, from_values, to_values
 from lib_trainer.families.family import Family
@@ -23,8 +27,10 @@ from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.generate import HOST_DEFAULT, draw
 from lib_trainer.ui.standalone import build_app
 from lib_trainer.ui.train import actions as train_actions
-from lib_trainer.ui.train.actions import Offer, PageOptions, TrainActions, Use, use_of
+from lib_trainer.ui.train.actions import LAST_JOB, Offer, PageOptions, TrainActions, Use, use_of
 from lib_trainer.ui.train.page import build_train_page
+from lib_trainer.ui.train.preview_files import PreviewFiles
+from lib_trainer.work.monitor import RunView
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 
 SKIP = gr.update()
@@ -253,6 +259,34 @@ def test_a_finished_run_is_polled_once(actions: TrainActions, values: dict[str, 
     assert all(Path(file).is_file() for file, _ in done.gallery["value"])
     assert done.use["visible"] is True and done.lora == "<lora:cat:1>"
     assert all(value == SKIP for value in actions.poll(done.seen).outputs()[:-1])
+
+
+def test_a_grid_that_grows_is_shown_small_until_the_run_ends(tmp_path: Path) -> None:
+    """Gradio keeps a copy of each content."""
+    grid, files = tmp_path / "grid.png", PreviewFiles()
+    noise = torch.randint(256, (900, 1200, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(grid)
+    going = RunView("a", "running", "id", grid=grid, grids=1)
+    ((small, _),) = files.items(going)
+    ((grown, _),) = files.items(replace(going, grids=2))
+    assert small != grown and Path(small).stat().st_size < grid.stat().st_size / 4
+    with Image.open(small) as shown:
+        assert shown.format == "JPEG" and shown.width == 1024
+    assert files.items(going) == [(small, "Steps and prompts")], "written once"
+    ((whole, _),) = files.items(replace(going, state="finished", grids=2))
+    assert Path(whole) == grid
+
+
+@pytest.mark.parametrize(("text", "size"), [("", (1024, 1024)), ("dataset.width = 768", (768, 512))])
+def test_one_side_of_a_loaded_job_is_beside_the_others_default(
+    actions: TrainActions, text: str, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions.runner.host, "family", lambda: SDXL)
+    (tmp_path / "a.toml").write_text(text, encoding="utf-8")
+    actions.options.job_folder.mkdir()
+    shutil.copyfile(tmp_path / "a.toml", actions.options.job_folder / LAST_JOB)
+    for values in (actions.load(tmp_path / "a.toml")[1], actions.last_job()):
+        assert values is not None and (values["dataset.width"], values["dataset.height"]) == size
 
 
 def test_another_watcher_sees_the_same_run(actions: TrainActions, values: dict[str, Any]) -> None:

@@ -26,9 +26,14 @@ def shown_small(path: Path) -> str:
 
 
 def small_uri(picture: Image.Image, width: int) -> str:
+    """`small_jpeg` as the source of an `img` element."""
+    return jpeg_uri(small_jpeg(picture, width))
+
+
+def small_jpeg(picture: Image.Image, width: int) -> bytes:
     """At most so wide, in pixels, and four times as high."""
     small = picture.convert("RGB")
     small.thumbnail((width, 4 * width))
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=88)
-    return jpeg_uri(buffer.getvalue())
+    return buffer.getvalue()

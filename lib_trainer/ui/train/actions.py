@@ -36,7 +36,7 @@ from lib_trainer.training.packages import missing_for, package_of, start_install
 from lib_trainer.training.prediction import can_describe, describe_checkpoint, drawn_wrongly
 from lib_trainer.training.preview_prompts import wanted
 from lib_trainer.training.rate_answer import rate_text
-from lib_trainer.training.sizes import usual_note, usual_values
+from lib_trainer.training.sizes import usual_note, usual_values, with_usual
 from lib_trainer.ui.kit.form import usual_html
 from lib_trainer.ui.kit.notices import Notices, told
 from lib_trainer.ui.train.chart import chart_html
@@ -285,7 +285,7 @@ class TrainActions:
 
         def read() -> str:
             nonlocal values
-            values = to_values(from_values({**self.usual(), **load_values(path, called=path.name)}))
+            values = to_values(from_values(with_usual(load_values(path, called=path.name), self.runner.host)))
             return self.notices.say(f"The form now shows {path.name}.")
 
         return self.notices.of(read), values
@@ -293,7 +293,8 @@ class TrainActions:
     def last_job(self) -> dict[str, Any] | None:
         """The values of the job that was started last, if its file is there and readable."""
         try:
-            return to_values(from_values({**self.usual(), **load_values(self.options.job_folder / LAST_JOB)}))
+            own = load_values(self.options.job_folder / LAST_JOB)
+            return to_values(from_values(with_usual(own, self.runner.host)))
         except ConfigError:
             return None
 
@@ -380,7 +381,7 @@ class TrainActions:
             view.id if view else "",
             view.revision if view else 0,
             view.step if view else 0,
-            view.previews[-1].number + view.grids if view and view.previews else 0,
+            view.previews[-1].number + view.grids + (not view.active) if view and view.previews else 0,
             bool(view and view.active),
             found.id if found else "",
             found.revision if found else 0,

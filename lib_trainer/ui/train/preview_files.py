@@ -8,8 +8,14 @@ import weakref
 from io import BytesIO
 from pathlib import Path
 
+from PIL import Image
+
 from lib_trainer.files import write_atomically
+from lib_trainer.ui.kit.pictures import small_jpeg
 from lib_trainer.work.monitor import Preview, RunView
+
+GRID_WIDTH = 1024
+"""At most, of the grid while a run goes on, in pixels."""
 
 
 class PreviewFiles:
@@ -24,8 +30,20 @@ class PreviewFiles:
         if view is None:
             return []
         items = [(str(self._file(view.id, one)), _caption(one)) for one in sorted(view.previews, key=_newest_first)]
-        grid = view.grid
-        return [(str(grid), "Steps and prompts"), *items] if grid is not None and grid.is_file() else items
+        grid = self._grid(view)
+        return [(str(grid), "Steps and prompts"), *items] if grid is not None else items
+
+    def _grid(self, view: RunView) -> Path | None:
+        """Small as long as it grows: gradio keeps a copy of everything that a gallery has shown."""
+        if view.grid is None or not view.grid.is_file():
+            return None
+        if not view.active:
+            return view.grid
+        path = self._folder / f"{view.id}-grid{view.grids:05}.jpg"
+        if not path.exists():
+            with Image.open(view.grid) as grid:
+                write_atomically(path, small_jpeg(grid, GRID_WIDTH))
+        return path
 
     def _file(self, run: str, preview: Preview) -> Path:
         path = self._folder / f"{run}-{preview.number:05}-step{preview.step}.png"
