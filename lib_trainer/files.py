@@ -108,6 +108,23 @@ def by_stem(folder: Path, endings: Iterable[str]) -> dict[str, Path]:
     return {unicodedata.normalize("NFC", path.stem): path for path in paths}
 
 
+def all_by_stem(folder: Path, endings: Iterable[str]) -> dict[str, list[Path]]:
+    """As `by_stem`, with all that is below the folder, also behind links; without folders that begin with a dot."""
+    wanted = tuple(ending.lower() for ending in endings)
+    found: dict[str, list[Path]] = {}
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(place, name) for name in sorted(names)):
+            if path.suffix.lower() in wanted and path.is_file():
+                found.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+    return found
+
+
 def to_trash(paths: Iterable[Path]) -> list[Path]:
     """Move files into a trash folder beside them, all or none, and return where they are now.
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from lib_trainer.files import write_atomically
+from lib_trainer.refusals import SaveError
 
 GAP = 6
 """Pixels between pictures."""
@@ -18,6 +22,20 @@ LINES = 4
 MOST_PIXELS = 1 << 26
 """Of a grid. Larger ones are made of smaller pictures."""
 INK, PAPER, EMPTY = "#1f2937", "#ffffff", "#e5e7eb"
+
+
+def write_painted(
+    path: Path, columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[Image.Image | None]]
+) -> Path:
+    """`painted` as a PNG file, whole or not at all. Raises `SaveError`."""
+    try:
+        buffer = io.BytesIO()
+        painted(columns, rows, cells).save(buffer, "PNG", compress_level=1)
+        write_atomically(path, buffer.getvalue())
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise SaveError("file.not_written", path=path, reason=reason) from error
+    return path
 
 
 def painted(columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[Image.Image | None]]) -> Image.Image:

@@ -24,6 +24,7 @@ from torch import nn
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.families.family import Family
 from lib_trainer.families.prediction import Predicts
+from lib_trainer.files import all_by_stem
 from lib_trainer.ports import Exchange, HeldPart, LoadedModel, NoiseSchedule, PreviewRequest
 from lib_trainer.refusals import Sentence
 
@@ -315,7 +316,7 @@ class ModelHost:
         return self.loaded
 
     @contextlib.contextmanager
-    def lease(self, title: str) -> Iterator[PlainLease]:
+    def lease(self, title: str, *, trains: bool = False) -> Iterator[PlainLease]:
         yield self.lease_
 
     def preview(self, request: PreviewRequest) -> Image.Image:
@@ -336,6 +337,9 @@ class ModelHost:
 
     def hypernetwork_folder(self) -> Path:
         return self.root / "hypernetworks"
+
+    def prompt_files(self, folder: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
+        return all_by_stem(folder, endings)
 
     def checkpoint_folder(self) -> Path:
         return self.root / "checkpoints"

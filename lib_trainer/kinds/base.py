@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from lib_trainer.families.detect import lora_of
 from lib_trainer.families.family import Family
 from lib_trainer.kinds.captions import CaptionMaker, template_maker
 from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.networks.formats.lora_file import LORA_ENDINGS
 from lib_trainer.networks.formats.reading import read_header
-from lib_trainer.ports import Host, LoadedModel
+from lib_trainer.ports import Host, LoadedModel, PreviewRequest
 from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.names import numbered
@@ -72,18 +74,23 @@ def best_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}-best{path.suffix}")
 
 
+SAVED_ENDS = r"-step\d{8}|-best"
+"""A regular expression of what `step_path` and `best_path` put behind a name."""
+
+
 class Kind:
     """One kind of training. It holds nothing: a job is given to each question.
 
     `name` is what a job calls it. `call` is what a prompt says of a file, with its stem in the place of the first `{}`
-    and its weight in that of the second, where it `weighs`. `rates` are the options that hold its learning rates.
-    `architecture` and `implementation` are ModelSpec's words for its files. What it can do follows from the options
-    that it reads, which their declarations say (`kinds=`).
+    and its weight in that of the second, where it `weighs`. `endings` are those of the files that it may mean. `rates`
+    are the options that hold its learning rates. `architecture` and `implementation` are ModelSpec's words for its
+    files. What it can do follows from the options that it reads, which their declarations say (`kinds=`).
     """
 
     name: str
     call = "<lora:{}:{}>"
     weighs = True
+    endings: tuple[str, ...] = LORA_ENDINGS
     rates: tuple[str, ...] = ("optimizer.unet_lr", "optimizer.text_encoder_lr")
     architecture = ""
     implementation = STABILITY
@@ -165,9 +172,15 @@ class Kind:
         """What the WebUI's card of the file puts into a prompt beside its call."""
         return self.trigger_words(job)
 
-    def prompt_with(self, job: JobConfig, prompt: str, files: Sequence[Path], weight: float) -> str:
-        """A prompt that draws with the results of a run of the job at a weight; at 0 with the model alone."""
-        return f"{prompt} {self.call.format(files[0].stem, f'{weight:g}')}" if weight else prompt
+    def drawn_with(self, job: JobConfig, asked: PreviewRequest, files: Sequence[Path], weight: float) -> PreviewRequest:
+        """A picture drawn with the results of one step of the job at a weight; at 0 with the model alone.
+
+        What the prompt calls of the job's own results, of any step, is left out: it would act beside them.
+        """
+        begins = re.escape(self.call.partition("{")[0] + job.output.name)
+        prompt = re.sub(rf"\s*{begins}(?:{SAVED_ENDS})?(?::[^>]*)?>", "", asked.prompt).strip()
+        called = self.call.format(files[0].stem, f"{weight:g}") if weight else ""
+        return replace(asked, prompt=" ".join(filter(None, [prompt, called])))
 
     def check_family(self, files: Sequence[Path], family: Family) -> None:
         """Raise a `TrainerError` for results that cannot be read, or are for models of another family."""

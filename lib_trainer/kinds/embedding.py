@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
-from lib_trainer.kinds.base import CONTINUE, Kind, Outputs
+from lib_trainer.kinds.base import CONTINUE, SAVED_ENDS, Kind, Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.kinds.words import Words, check_words, numbers_of_words
-from lib_trainer.networks.formats.embedding_file import read_embedding, write_embedding
-from lib_trainer.ports import Host, LoadedModel
+from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding, write_embedding
+from lib_trainer.ports import Host, LoadedModel, PreviewRequest
 from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
 from lib_trainer.training.memory_table import Table
 
@@ -25,7 +26,7 @@ class EmbeddingKind(Kind):
     """One or several words, each in a file of its own, by whose name a prompt calls it."""
 
     name, call = "embedding", "{}"
-    weighs = False
+    weighs, endings = False, ENDINGS
     rates = ("embedding.learning_rate",)
     architecture = "/textual-inversion"
 
@@ -41,14 +42,18 @@ class EmbeddingKind(Kind):
     def trigger_words(self, job: JobConfig) -> list[str]:
         return self.words(job)[1:]  # names are calls
 
-    def prompt_with(self, job: JobConfig, prompt: str, files: Sequence[Path], weight: float) -> str:
-        """The words of the job are called as the files are; those that the prompt lacks follow it."""
+    def drawn_with(self, job: JobConfig, asked: PreviewRequest, files: Sequence[Path], weight: float) -> PreviewRequest:
+        """The words of the job, and their saved steps, are called as the files are, in the negative prompt too; those
+        that are in neither follow the prompt."""
         called = {word.casefold(): path.stem for word, path in zip(self.words(job), files, strict=True)}
-        longest = sorted(called, key=len, reverse=True)
-        pattern = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})(?!\w)", re.IGNORECASE)
-        found = {word.casefold() for word in pattern.findall(prompt)}
-        told = pattern.sub(lambda word: called[word[0].casefold()], prompt)
-        return " ".join(filter(None, [told, *(stem for word, stem in called.items() if word not in found)]))
+        longest = "|".join(map(re.escape, sorted(called, key=len, reverse=True)))
+        pattern = re.compile(rf"(?<!\w)({longest})(?:{SAVED_ENDS})?(?!\w)", re.IGNORECASE)
+        found = {word.casefold() for text in (asked.prompt, asked.negative_prompt) for word in pattern.findall(text)}
+        prompt, negative = (
+            pattern.sub(lambda word: called[word[1].casefold()], text) for text in (asked.prompt, asked.negative_prompt)
+        )
+        others = [stem for word, stem in called.items() if word not in found]
+        return replace(asked, prompt=" ".join(filter(None, [prompt, *others])), negative_prompt=negative)
 
     def check_family(self, files: Sequence[Path], family: Family) -> None:
         for path in files:

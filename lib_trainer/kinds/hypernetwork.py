@@ -26,7 +26,7 @@ STRUCTURE = "hypernetwork.layer_structure"
 class HypernetworkKind(Kind):
     """The text encoder is not trained."""
 
-    name, call = "hypernetwork", "<hypernet:{}:{}>"
+    name, call, endings = "hypernetwork", "<hypernet:{}:{}>", (".pt",)
     rates = ("hypernetwork.learning_rate",)
 
     def folder(self, host: Host) -> Path:

@@ -22,6 +22,11 @@ class Folders(Protocol):
     def checkpoint_folder(self) -> Path:
         """Where a whole checkpoint is found by the host's menu."""
 
+    def prompt_files(self, folder: Path, endings: Sequence[str]) -> Mapping[str, Sequence[Path]]:
+        """The files with one of the endings (in lower case) that prompts find in the host's folder for LoRAs,
+        embeddings or hypernetworks, by the name (in NFC) that they call them by. Several of one name are in each
+        other's way."""
+
     def model_folders(self) -> Mapping[str, Sequence[Path]]:
         """Where the host looks for "checkpoints", "loras" and "vaes": folders, with all that is below them, and single
         models. Neither need exist."""

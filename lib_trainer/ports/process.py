@@ -22,5 +22,9 @@ class Lease(Protocol):
 class Process(Protocol):
     """Where a run takes its turn."""
 
-    def lease(self, title: str) -> AbstractContextManager[Lease]:
-        """Wait for the host's own queue and hold its device until the run ends."""
+    def lease(self, title: str, *, trains: bool = False) -> AbstractContextManager[Lease]:
+        """Wait for the host's own queue and hold its device until the run ends.
+
+        With `trains` the whole model is on the device meanwhile, which a backward pass needs; otherwise it is where the
+        host draws with it.
+        """

@@ -4,19 +4,16 @@ grid's picture.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 
 import msgspec
 import torch
 from PIL import Image
 
 from lib_trainer.families.family import VAE_PREFIX, Family
-from lib_trainer.files import write_atomically
-from lib_trainer.grids import painted
+from lib_trainer.grids import write_painted
 from lib_trainer.ports import Exchange, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Sentence
 from lib_trainer.toolbox import inject
@@ -282,17 +279,10 @@ def _grid(
                             raise StopAsked
             finally:
                 exchange.put_back()
-        _save(path, painted(cells.columns, cells.rows, drawn))
+        write_painted(path, cells.columns, cells.rows, drawn)
         return Done(Sentence("trial.grid", path=path), path, notes)
 
     return Prepared(lines, work)
-
-
-def _save(path: Path, picture: Image.Image) -> None:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
 
 
 def request_of(asked: PictureSettings) -> PreviewRequest:

@@ -63,7 +63,7 @@ def run_plan(
     for told in plan.scan.notes:
         emit(ev.Message(told))
     emit(ev.Phase(Sentence("phase.queue")))
-    with host.lease(title or f"Training {plan.job.output.name}") as lease:
+    with host.lease(title or f"Training {plan.job.output.name}", trains=True) as lease:
         if control.stopping:
             outcome: ev.Finished | TrainerError = ev.Finished(0, None, stopped=True)
         else:

@@ -3,24 +3,23 @@ own sampler, which is called as prompts call it."""
 
 from __future__ import annotations
 
-import io
 import logging
 import math
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from PIL import Image
 
 from lib_trainer.config import JobConfig
-from lib_trainer.files import write_atomically
-from lib_trainer.grids import MOST_PIXELS, painted
+from lib_trainer.grids import MOST_PIXELS, write_painted
 from lib_trainer.kinds.base import Kind
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.memory import release
 from lib_trainer.ports import Host, Lease, PreviewRequest
-from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Problems, Sentence, TrainerError
+from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Problems, SaveError, Sentence, TrainerError
 from lib_trainer.training.checks import check_drawing
 from lib_trainer.training.preview_prompts import PROMPT, labels, preview_requests
 from lib_trainer.training.results import Saved, saved_files
@@ -68,14 +67,12 @@ def prepare_steps_grid(job: JobConfig, settings: StepsGridSettings, host: Host) 
     found = saved_files(job, host)
     if not found:
         raise ConfigError("steps_grid.no_files", name=name, save_every=Field("output.save_every"))
-    folder = found[0].files[0].parent
-    if kind.folder(host).resolve() not in (folder.resolve(), *folder.resolve().parents):
-        raise ConfigError("steps_grid.elsewhere", folder=folder, prompts=kind.folder(host))
-    kind.check_family(found[0].files, host.family())
     shown = _spread(found, settings.most)
+    _check_found(kind, [file for row in shown for file in row.files], host)
+    kind.check_family(found[0].files, host.family())
     asked, above = preview_requests(job, kind), labels(job, kind)
     requests = tuple(
-        tuple(_drawn_with(kind, job, one, row, weight) for one in asked for weight in weights) for row in shown
+        tuple(kind.drawn_with(job, one, row.files, weight) for one in asked for weight in weights) for row in shown
     )
     columns = tuple(_column(weight, label, len(asked)) for label in above for weight in weights)
     notes = () if kind.weighs else (Sentence("steps_grid.no_weights"),)
@@ -92,12 +89,16 @@ def draw_steps_grid(grid: StepsGrid, host: Host, control: Control, emit: ev.List
     emit(ev.Phase(Sentence("phase.queue")))
     drawn: dict[PreviewRequest, Image.Image] = {}
     failed: TrainerError | None = None
-    with host.lease(str(grid.title)) as lease:
-        try:
+    written: Path | None = None
+    try:
+        with host.lease(str(grid.title)) as lease:
             stopped = _draw(grid, host, lease, control, emit, drawn)
-        except Exception as error:  # a host's sampler may raise anything
-            failed, stopped = _told(error, host), True
-    written = _written(grid, drawn) if drawn else None
+    except Exception as error:  # a host's sampler may raise anything
+        failed, stopped = _told(error, host), True
+    try:
+        written = _written(grid, drawn) if drawn else None
+    except SaveError as error:
+        failed = failed or error
     if failed is not None:
         failed.kept = written
         raise failed
@@ -147,10 +148,7 @@ def _told(error: Exception, host: Host) -> TrainerError:
 
 def _written(grid: StepsGrid, drawn: dict[PreviewRequest, Image.Image]) -> Path:
     cells = [[drawn.get(request) for request in row] for row in grid.requests]
-    buffer = io.BytesIO()
-    painted(grid.columns, grid.rows, cells).save(buffer, "PNG", compress_level=1)
-    write_atomically(grid.path, buffer.getvalue())
-    return grid.path
+    return write_painted(grid.path, grid.columns, grid.rows, cells)
 
 
 def _shrunk(grid: StepsGrid) -> int:
@@ -163,6 +161,20 @@ def _check_prompts(job: JobConfig, host: Host, field: str) -> None:
     problems = Problems()
     check_drawing(job, host, problems, field)
     problems.raise_if_any()
+
+
+def _check_found(kind: Kind, files: Sequence[Path], host: Host) -> None:
+    """Raise `ConfigError` unless a prompt that calls each of these files gets that one."""
+    folder = kind.folder(host)
+    by_name = host.prompt_files(folder, kind.endings)
+    for file in files:
+        real = file.resolve()
+        called = {path.resolve(): path for path in by_name.get(unicodedata.normalize("NFC", file.stem), ())}
+        other = next((path for place, path in called.items() if place != real), None)
+        if real not in called and (other is None or other.parent.resolve() != real.parent):
+            raise ConfigError("steps_grid.elsewhere", folder=file.parent, prompts=folder)
+        if other is not None:
+            raise ConfigError("steps_grid.alike", name=file.stem, one=file, another=other)
 
 
 def _weights(text: str) -> list[float]:
@@ -183,10 +195,6 @@ def _spread(found: Sequence[Saved], most: int) -> list[Saved]:
     last = len(steps) - 1
     places = [round(number * last / (most - 1)) for number in range(most)] if most > 1 else [last]
     return [*(steps[place] for place in places), *best]
-
-
-def _drawn_with(kind: Kind, job: JobConfig, asked: PreviewRequest, row: Saved, weight: float) -> PreviewRequest:
-    return replace(asked, prompt=kind.prompt_with(job, asked.prompt, row.files, weight))
 
 
 def _column(weight: float, label: str, prompts: int) -> str:

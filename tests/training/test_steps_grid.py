@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
+from lib_trainer import grids
 from lib_trainer.cli.main import main
-from lib_trainer.config import dump_job, from_values
+from lib_trainer.config import JobConfig, dump_job, from_values
+from lib_trainer.files import all_by_stem
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.kinds.registry import KINDS
 from lib_trainer.ports import PreviewRequest
-from lib_trainer.refusals import ConfigError, TrainerError
+from lib_trainer.refusals import ConfigError, ModelError, SaveError, TrainerError
 from lib_trainer.training import steps_grid
 from lib_trainer.training.results import newest_run
-from lib_trainer.training.steps_grid import prepare_steps_grid
+from lib_trainer.training.steps_grid import draw_steps_grid, prepare_steps_grid
 from lib_trainer.training.steps_grid_settings import StepsGridSettings
 from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 from lib_trainer.work.monitor import JobView
 from tests import protocol
 from tests.support import make_job
@@ -121,6 +127,99 @@ def test_a_picture_that_fails_is_told_and_what_is_drawn_is_kept(watched: Watched
     assert view.output is not None and view.output.is_file()
 
 
+def saved(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((2).to_bytes(8, "little") + b"{}")
+
+
+def grid_fails(job: JobConfig, host: StandaloneHost) -> TrainerError:
+    grid = prepare_steps_grid(job, SETTINGS, host)
+    with pytest.raises(TrainerError) as caught:
+        draw_steps_grid(grid, host, Control(), lambda event: None)
+    return caught.value
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+@pytest.mark.parametrize("also", [False, True])
+def test_a_grid_that_cannot_be_written_is_told_and_hides_no_earlier_error(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, error: Exception, also: bool
+) -> None:
+    saved(watched.host.lora_folder() / "n.safetensors")
+
+    def preview(request: PreviewRequest) -> Image.Image:
+        if also and "<lora" in request.prompt:
+            raise RuntimeError("no kernel for this")
+        return Image.new("RGB", (8, 8))
+
+    def full(*_: object) -> None:
+        raise error
+
+    watched.host.preview = preview  # type: ignore[method-assign]
+    monkeypatch.setattr(grids, "write_atomically", full)
+    failed = grid_fails(from_values({"output.name": "n", "dataset.trigger_word": "zork"}), watched.host)
+    assert isinstance(failed, ModelError if also else SaveError) and failed.kept is None
+    assert ("no kernel for this" if also else "could not be written") in str(failed)
+
+
+def test_only_a_training_asks_for_the_whole_model_and_a_turn_that_fails_is_told(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    real = watched.host.lease
+
+    def lease(title: str, *, trains: bool = False) -> contextlib.AbstractContextManager[Any]:
+        asked.append(trains)
+        return real(title, trains=trains)
+
+    watched.host.lease = lease  # type: ignore[method-assign]
+    assert watched.run(pictures, **SAVED).state == "finished"
+    watched.host.preview = lambda request: Image.new("RGB", (8, 8))  # type: ignore[method-assign]
+    assert drawn(watched, pictures).state == "finished" and asked == [True, False]
+
+    def none_left(title: str, *, trains: bool = False) -> contextlib.AbstractContextManager[Any]:
+        raise torch.cuda.OutOfMemoryError("out of memory on the way")
+
+    watched.host.lease = none_left  # type: ignore[method-assign]
+    failed = grid_fails(make_job(pictures, **SAVED), watched.host)
+    assert isinstance(failed, ModelError) and "out of memory on the way" in str(failed)
+
+
+def test_files_that_prompts_would_not_find_are_refused(watched: Watched, tmp_path: Path) -> None:
+    host, folder = watched.host, watched.host.lora_folder()
+    values = {"output.name": "n", "dataset.trigger_word": "zork"}
+    below = from_values({**values, "output.folder": str(folder / "below")})
+    saved(folder / "below" / "n.safetensors")
+    with pytest.raises(ConfigError, match="where prompts do not find them"):
+        requests(below, host)
+    host.prompt_files = all_by_stem  # type: ignore[method-assign, assignment]  # as the WebUI does
+    assert requests(below, host, weights="1") == [["zork <lora:n:1>"]]
+    saved(folder / "another" / "n.pt")
+    with pytest.raises(ConfigError, match="may mean") as caught:
+        requests(below, host)
+    assert all(str(folder / name) in str(caught.value) for name in ("below/n.safetensors", "another/n.pt"))
+    elsewhere = from_values({**values, "output.folder": str(tmp_path / "elsewhere")})
+    saved(tmp_path / "elsewhere" / "n.safetensors")
+    with pytest.raises(ConfigError, match="where prompts do not find them"):
+        requests(elsewhere, host)
+    (folder / "another" / "n.pt").unlink()
+    (folder / "below" / "n.safetensors").unlink()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    assert requests(elsewhere, host, weights="1") == [["zork <lora:n:1>"]]
+
+
+def test_of_two_files_of_a_name_the_standalone_host_finds_one(watched: Watched) -> None:
+    folder = watched.host.hypernetwork_folder()
+    saved(folder / "n.pt", folder / "n.safetensors", watched.host.lora_folder() / "n.safetensors")
+    values = {"output.name": "n", "dataset.trigger_word": "zork"}
+    assert requests(from_values({**values, "network.kind": "hypernetwork"}), watched.host, weights="1")
+    assert requests(from_values(values), watched.host, weights="1")
+    words = watched.host.embedding_folder()
+    saved(words / "n.pt", words / "n.safetensors")
+    with pytest.raises(ConfigError, match="may mean"):
+        requests(from_values({**values, "network.kind": "embedding", "embedding.format": "pt"}), watched.host)
+
+
 @pytest.mark.parametrize(
     ("changes", "settings", "told"),
     [
@@ -160,15 +259,42 @@ def test_a_file_of_another_family_is_refused(watched: Watched, pictures: Path) -
     assert "SDXL" in str(caught.value)
 
 
-def test_embeddings_are_called_by_their_files_and_hypernetworks_by_their_weight(watched: Watched) -> None:
+def called(kind: str, job: JobConfig, files: tuple[str, ...], weight: float, prompt: str, negative: str = "") -> str:
+    """What a row asks for: its prompt, and the negative one behind a bar."""
+    asked = PreviewRequest(prompt, negative, seed=3)
+    made = KINDS[kind].drawn_with(job, asked, tuple(map(Path, files)), weight)
+    assert replace(made, prompt=prompt, negative_prompt=negative) == asked
+    return f"{made.prompt} | {made.negative_prompt}" if negative else made.prompt
+
+
+def test_embeddings_are_called_by_their_files_and_hypernetworks_by_their_weight() -> None:
     job = from_values({"network.kind": "embedding", "embedding.names": "zrk, zrk-b", "output.name": "n"})
-    kind, files = KINDS["embedding"], (Path("zrk-step00000003.pt"), Path("zrk-b-step00000003.pt"))
-    assert kind.prompt_with(job, "a ZRK on zrk-b, zrkx", files, 0.5) == (
+    files = ("zrk-step00000003.pt", "zrk-b-step00000003.pt")
+    assert called("embedding", job, files, 0.5, "a ZRK on zrk-b, zrkx") == (
         "a zrk-step00000003 on zrk-b-step00000003, zrkx"
     )
-    assert kind.prompt_with(job, "a zrk", files, 1) == "a zrk-step00000003 zrk-b-step00000003"
-    assert KINDS["hypernetwork"].prompt_with(job, "a", (Path("n-best.pt"),), 0.75) == "a <hypernet:n-best:0.75>"
-    assert KINDS["pivotal"].prompt_with(job, "a", (Path("n.safetensors"),), -1) == "a <lora:n:-1>"
+    assert called("embedding", job, files, 1, "a zrk") == "a zrk-step00000003 zrk-b-step00000003"
+    assert called("hypernetwork", job, ("n-best.pt",), 0.75, "a") == "a <hypernet:n-best:0.75>"
+    assert called("pivotal", job, ("n.safetensors",), -1, "a") == "a <lora:n:-1>"
+
+
+def test_an_embedding_in_the_negative_prompt_is_called_there() -> None:
+    job = from_values({"network.kind": "embedding", "embedding.names": "bad, zrk", "output.name": "n"})
+    files = ("bad-best.pt", "zrk-best.pt")
+    assert called("embedding", job, files, 1, "a girl", "Bad, blurry") == "a girl zrk-best | bad-best, blurry"
+    assert called("embedding", job, files, 1, "", "bad, blurry zrk") == " | bad-best, blurry zrk-best"
+
+
+def test_calls_of_the_runs_own_files_do_not_act_beside_those_of_the_row() -> None:
+    job = from_values({"output.name": "n"})
+    pasted = "a <lora:n:1> cat <lora:n-step00000002:0.5> <lora:n> <lora:nx:1> <lora:n-b:1> <hypernet:n:1>"
+    others = "a cat <lora:nx:1> <lora:n-b:1> <hypernet:n:1>"
+    assert called("lora", job, ("n-best.safetensors",), 0, pasted) == others
+    assert called("lora", job, ("n-best.safetensors",), 0.5, pasted) == f"{others} <lora:n-best:0.5>"
+    assert called("lora", job, ("n.safetensors",), 1, "<lora:n-best:1>") == "<lora:n:1>"
+    job = from_values({"network.kind": "embedding", "output.name": "zrk"})
+    pasted = "zrk-step00000009, zrk-best, zrk-bestow"
+    assert called("embedding", job, ("zrk.pt",), 1, pasted) == "zrk, zrk, zrk-bestow"
 
 
 def test_an_embeddings_files_are_drawn_one_a_row(watched: Watched, pictures: Path) -> None:

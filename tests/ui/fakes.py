@@ -18,6 +18,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.prediction import Predicts
+from lib_trainer.files import all_by_stem
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Exchange, HeldPart, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import DatasetError, ModelError, Sentence, TrainerError
@@ -65,7 +66,7 @@ class FakeHost:
         raise ModelError("The fake host has no model.")
 
     @contextlib.contextmanager
-    def lease(self, title: str) -> Iterator[Lease]:
+    def lease(self, title: str, *, trains: bool = False) -> Iterator[Lease]:
         yield FakeLease()
 
     def preview(self, request: PreviewRequest) -> Image.Image:
@@ -94,6 +95,9 @@ class FakeHost:
 
     def checkpoint_folder(self) -> Path:
         return self.root / "checkpoints"
+
+    def prompt_files(self, folder: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
+        return all_by_stem(folder, endings)
 
     def model_folders(self) -> dict[str, Sequence[Path]]:
         return {"checkpoints": [self.checkpoint_folder()], "loras": [self.lora_folder()], "vaes": [self.root / "VAE"]}

@@ -107,6 +107,16 @@ def test_the_last_pictures_lora_is_not_drawn_on_and_does_not_stay(
     assert np.array_equal(webui.txt2img(f"{PROMPT} <lora:probe:1>"), changed), "asked for again, it is there again"
 
 
+def test_a_grid_under_medvram_leaves_the_model_where_pictures_are_drawn(
+    webui: Webui, values: Values, unharmed: None
+) -> None:
+    job = values(output__name="zrk-low", training__max_steps=1, preview__sampler="DDIM", preview__steps=1)
+    assert webui.probe("run", values=job)["state"] == "finished"
+    webui.probe("leave", kind="medvram")
+    grid = webui.probe("moved_by_grid", values=job, settings={"weights": "0, 1", "prompt": PROMPT})
+    assert grid["state"] == "finished" and grid["moves"] == [], "only a backward pass needs all of it on the device"
+
+
 def test_a_rate_is_looked_for(webui: Webui, values: Values, unharmed: None) -> None:
     found = webui.probe("find_rate", values=values(training__max_steps=1))
     assert found["state"] == "finished" and not found["error"] and found["tried"] >= 3, found

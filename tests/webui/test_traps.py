@@ -149,14 +149,16 @@ def test_hooks_that_move_parts_of_the_model_are_off_for_the_run_and_on_for_previ
     webui.probe("leave", kind=flag)
     webui.txt2img()
     webui.probe("take_snapshot", label=flag)
-    job = values(preview__prompt=PROMPT, preview__every=2)
-    ended = webui.probe("low_vram_run", values=job)
-    assert ended["state"] == "finished", ended
-    hooks = ended["before"]
-    assert hooks[0] >= (3 if flag == "medvram" else 15)
-    assert ended["at steps"] == [0, 0, 0] and set(ended["in previews"]) == set(ended["after"]) == set(hooks)
-    assert model_hash(ended["output"]) == reference
-    assert webui.probe("compare_snapshot", label=flag) == []
+    for failing in (False, True):
+        job = values(preview__prompt=PROMPT, preview__every=1)
+        ended = webui.probe("low_vram_run", values=job, failing=failing)
+        assert ended["state"] == "finished", ended
+        hooks = ended["before"]
+        assert hooks[0] >= (3 if flag == "medvram" else 15)
+        assert ended["at steps"] == [0, 0, 0] and set(ended["in previews"]) == set(ended["after"]) == set(hooks)
+        assert len(ended["previews"]) == len(ended["in previews"]) - failing
+        assert model_hash(ended["output"]) == reference
+        assert webui.probe("compare_snapshot", label=flag) == []
 
 
 def test_a_preview_has_the_jobs_clip_skip(webui: Webui) -> None:

@@ -28,14 +28,11 @@ from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_
 from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
-from lib_trainer.networks.formats.lora_file import LoraFile, read_lora
+from lib_trainer.networks.formats.lora_file import LORA_ENDINGS, LoraFile, read_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import HeldPart, PreviewRequest, Rows
 from lib_trainer.refusals import ConfigError, Field, ModelError, Sentence
 from lib_trainer.toolbox.duplicates import models_beside
-
-LORAS = (".safetensors", ".pt", ".ckpt")
-"""Endings of what `<lora:name:1>` finds, as in the WebUI."""
 
 ACCEPTED_SIZES = range(64, 4097)
 
@@ -101,7 +98,7 @@ class StandaloneHost(Exchanging):
         return self._model
 
     @contextlib.contextmanager
-    def lease(self, title: str) -> Iterator[StandaloneLease]:
+    def lease(self, title: str, *, trains: bool = False) -> Iterator[StandaloneLease]:
         with self._busy:
             self._put_back()
             yield StandaloneLease()
@@ -148,7 +145,7 @@ class StandaloneHost(Exchanging):
 
     def loras(self) -> Sequence[str]:
         """Names that `<lora:name:1>` understands."""
-        return sorted(by_stem(self.lora_folder(), LORAS))
+        return sorted(by_stem(self.lora_folder(), LORA_ENDINGS))
 
     def calls(self) -> Sequence[str]:
         """What a prompt can say to use a trained file: LoRAs, then hypernetworks, then embeddings."""
@@ -181,6 +178,10 @@ class StandaloneHost(Exchanging):
 
     def checkpoint_folder(self) -> Path:
         return self.root / "checkpoints"
+
+    def prompt_files(self, folder: Path, endings: Sequence[str]) -> Mapping[str, Sequence[Path]]:
+        """Not what lies in folders below."""
+        return {name: [path] for name, path in by_stem(folder, endings).items()}
 
     def model_folders(self) -> Mapping[str, Sequence[Path]]:
         """Beside the checkpoint there may be anything: the models there, without what is below."""
@@ -240,7 +241,7 @@ class StandaloneHost(Exchanging):
         return network.applied(model.adaptable_modules(), wanted.weight)
 
     def _network(self, model: DiffusersModel, wanted: PromptNetwork) -> tuple[LoraFile, LoraNetwork]:
-        path = by_stem(self.lora_folder(), LORAS).get(unicodedata.normalize("NFC", wanted.name))
+        path = by_stem(self.lora_folder(), LORA_ENDINGS).get(unicodedata.normalize("NFC", wanted.name))
         if path is None:
             raise ConfigError("prompt.no_lora", name=wanted.name, folder=self.lora_folder())
         file = read_lora(path)

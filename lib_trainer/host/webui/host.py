@@ -16,6 +16,7 @@ from PIL import Image
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.prediction import Predicts
+from lib_trainer.files import all_by_stem
 from lib_trainer.host.exchanged import Exchanged, Exchanging
 from lib_trainer.host.ldm.model import inpaints_in
 from lib_trainer.host.webui.interrupts import BUTTON, Interrupts
@@ -89,7 +90,7 @@ class WebuiHost(Exchanging):
         return WebuiModel(sd_models.model_data.sd_model)
 
     @contextlib.contextmanager
-    def lease(self, title: str) -> Iterator[WebuiLease]:
+    def lease(self, title: str, *, trains: bool = False) -> Iterator[WebuiLease]:
         """Wait in the WebUI's queue like a generation, and release it however the run ends."""
         task = progress.create_task_id("training")
         progress.add_task_to_queue(task)
@@ -100,7 +101,7 @@ class WebuiHost(Exchanging):
                 progress.start_task(task)
                 try:
                     self._put_back()
-                    self._low_vram = LowVram(sd_models.model_data.sd_model)
+                    self._low_vram = LowVram(sd_models.model_data.sd_model if trains else None)
                     with self._low_vram.set_aside():
                         yield WebuiLease(title)
                 finally:
@@ -205,6 +206,10 @@ class WebuiHost(Exchanging):
     def checkpoint_folder(self) -> Path:
         given = getattr(shared.cmd_opts, "ckpt_dir", None)
         return Path(given or Path(paths.models_path) / "Stable-diffusion")
+
+    def prompt_files(self, folder: Path, endings: Sequence[str]) -> Mapping[str, Sequence[Path]]:
+        """With what lies in folders below; of several files of one name the WebUI takes one, and does not say which."""
+        return all_by_stem(folder, endings)
 
     def model_folders(self) -> Mapping[str, Sequence[Path]]:
         """The WebUI's own folders, and those that its command line names beside them."""

@@ -16,6 +16,8 @@ import torch
 from modules import devices, lowvram
 from torch import nn
 
+from lib_trainer.memory import release
+
 METHODS = ("encode", "decode")
 """Of the VAE: these have no forward, so the WebUI puts functions of its own in their place."""
 
@@ -51,14 +53,19 @@ class LowVram:
 
     @contextlib.contextmanager
     def as_the_host_draws(self) -> Iterator[None]:
-        """Inside `set_aside`: the hooks again, for a picture."""
+        """Inside `set_aside`: the hooks again, for a picture, however that ends."""
         if not self._on:
             yield
             return
         self._give_back()
-        yield
-        lowvram.send_everything_to_cpu()
-        self._take()
+        try:
+            yield
+        except Exception as error:
+            release(error, torch.device(devices.device))  # what it holds would be in the model's way back
+            raise
+        finally:
+            lowvram.send_everything_to_cpu()
+            self._take()
 
     def _take(self) -> None:
         for module, _ in self._hooks:

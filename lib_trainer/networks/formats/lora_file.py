@@ -26,7 +26,10 @@ from lib_trainer.networks.lora import module_keys
 from lib_trainer.ports import Rows
 from lib_trainer.refusals import ModelError
 
-__all__ = ["BUNDLED", "LoraFile", "bundled", "lora_metadata", "read_lora", "write_lora"]
+__all__ = ["BUNDLED", "LORA_ENDINGS", "LoraFile", "bundled", "lora_metadata", "read_lora", "write_lora"]
+
+LORA_ENDINGS = (".safetensors", ".pt", ".ckpt")
+"""Of what `<lora:name:1>` finds, as in the WebUI."""
 
 SINGLE = "string_to_param.*"
 """Of an embedding for one text encoder in a LoRA file."""

@@ -12,17 +12,21 @@ from lib_trainer.config import from_values
 from lib_trainer.work import events
 from webui_probe import leftovers, runs
 
-CHECKS = ("low_vram_run", "moved", "waiting", "preview_clip_skip")
+CHECKS = ("low_vram_run", "moved", "moved_by_grid", "waiting", "preview_clip_skip")
 
 
-def low_vram_run(values: dict[str, Any]) -> dict[str, Any]:
-    """A run on a host with --medvram: how many of its hooks there are at each step and in each preview."""
+def low_vram_run(values: dict[str, Any], failing: bool = False) -> dict[str, Any]:
+    """A run on a host with --medvram: how many of its hooks there are at each step and in each preview, of which with
+    `failing` the first one fails when it is decoded."""
     model = sd_models.model_data.sd_model
     seen: dict[str, list[int]] = {"before": [_hooks()], "at steps": [], "in previews": []}
     draw = processing.process_images_inner
 
     def drawing(parameters: Any) -> Any:
         seen["in previews"].append(_hooks())
+        if failing and len(seen["in previews"]) == 1:
+            with runs.FAULTS["preview"]():
+                return draw(parameters)
         return draw(parameters)
 
     def heard(event: events.Event) -> None:
@@ -47,6 +51,16 @@ def moved(values: dict[str, Any], at_step: dict[str, str]) -> dict[str, Any]:
         stack.callback(vars(model).pop, "to", None)
         vars(model)["to"] = lambda *args, **kwargs: moves.append(str(args)) or model
         ended = runs.run(values, at_step=at_step)
+    return ended | {"moves": moves}
+
+
+def moved_by_grid(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A grid of saved steps: how often the model was moved as a whole."""
+    model, moves = sd_models.model_data.sd_model, []
+    with contextlib.ExitStack() as stack:
+        stack.callback(vars(model).pop, "to", None)
+        vars(model)["to"] = lambda *args, **kwargs: moves.append(str(args)) or model
+        ended = runs.steps_grid(values, settings)
     return ended | {"moves": moves}
 
 
