@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from bench.train_step import SIZES, build_model
+from bench.random_models import SIZES, build_model
 from lib_trainer.host.holding import frozen
 from lib_trainer.networks.adapters import AdapterSpec
 from lib_trainer.networks.lora import LoraNetwork

@@ -1,277 +1,81 @@
-"""One training step of ours against the floor, diffusers + peft, and sd-scripts.
+"""One training step of ours against the floor, diffusers + peft, and sd-scripts; `bench/contenders.py` has their steps.
 
     python -m bench.train_step --size full --precision fp32 --rounds 20
+    python -m bench.train_step --family sdxl --size full --device cuda --precision bf16 --batch 4 --scripts FOLDER
     python -m bench.train_step --size full --memory
-    python -m bench.train_step --size full --device cuda --precision bf16 --side 512 --batch 4 --scripts FOLDER
+    python -m bench.train_step --size full --device cuda --precision bf16 --scripts FOLDER --profile FILE.txt
+    python -m bench.train_step --table card --device cuda --precision bf16 --scripts FOLDER --rounds 8 --out FILE.json
 
-All contenders train the same 192 UNet and 72 text-encoder layers (18 in the miniature) at one rank and alpha.
-  floor       forward and backward through frozen modules with plain adapters; no noise, optimizer, clipping or events
-  ours        `lib_trainer.training.loop.train`: everything a run does in a step
-  peft        diffusers' own recipe: UNet and text encoder with peft's adapters, DDPMScheduler, clipping, AdamW
-  sd-scripts  its own networks/lora.py on the same modules, and the step of its train_network.py: noise, loss, clipping,
-              AdamW, the loss read at once. Only where its checkout is named (--scripts)
 Time: the contenders alternate inside each round, and the ratio is taken round by round, so that a machine that slows
-down slows all of them; a device is waited for before and after each step. Memory: each contender in a process of its
-own, after five steps: peak resident size on the CPU, torch's peak on a GPU.
+down slows all of them. A round is `--steps` steps of each in a row, as a run takes them; a device is waited for before
+and after them, and in between only by who waits for it in a run. Every loss has to be finite, and all contenders must
+adapt as many layers and train as many numbers.
+
+Memory, `--memory`: each contender in a process of its own, after five steps: peak resident size on the CPU, torch's
+peak on a GPU. In the table: torch's peak from a contender's beginning to its third step (weights, adapters, optimizer,
+activations) less what the others, idle meanwhile, hold; what is cached and not used does not count, nor does the CUDA
+context.
+
+`--profile`: where the time of a step goes (`bench/profiled_step.py`), instead of a comparison.
+
+`--table card`: the rows by which cards are compared, in one process that builds each family's models once; with
+`--profile` three of them are traced afterwards. Rows are printed, and FILE.json written, as they come; nothing is begun
+after `--limit` seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
-import itertools
+import gc
 import json
+import math
 import resource
 import statistics
 import subprocess
 import sys
 import time
-import types
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import nn
-from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from lib_trainer.config import OptimizerConfig
-from lib_trainer.host.holding import frozen
-from lib_trainer.host.standalone.checkpoint import Components
+from bench.contenders import CONTENDERS, Contender, Losses, Setting, taking_part
+from bench.profiled_step import profiled
+from bench.random_models import SIZES
 from lib_trainer.host.standalone.model import DiffusersModel
-from lib_trainer.host.standalone.tokenizer import load_tokenizer
-from lib_trainer.host.weights import held_in
-from lib_trainer.kinds.recipe import Recipe
-from lib_trainer.networks.lora import LoraNetwork
-from lib_trainer.patching import replaced_forward
-from lib_trainer.ports import Conditioning, NoiseSchedule, PictureSize, TrainingState
-from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
-from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
-from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import make_optimizer
-from lib_trainer.training.precision import DTYPES, autocast, loss_scaler
-from lib_trainer.training.schedules import LearningRates
-from lib_trainer.training.state import TrainState
+from lib_trainer.training.precision import DTYPES
 
-CAPTION = "a red circle, white background"
-SIZES = {"mini": 64, "full": 256}
-"""Pixels of a side on the CPU, where nothing else is asked for."""
-
-RANK, ALPHA = 32, 16
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-Step = Callable[[], None]
+COMPARED = ("floor", "ours", "sd-scripts")
+WARM_UP = 3
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What all contenders do. `side` in pixels."""
-
-    size: str = "mini"
-    dtype: torch.dtype = torch.float32
-    side: int = 64
-    batch: int = 1
-    device: torch.device = torch.device("cpu")  # noqa: RUF009
-    text_encoder: bool = True
-    scripts: Path | None = None
-
-    def latents(self) -> torch.Tensor:
-        return torch.randn(self.batch, 4, self.side // 8, self.side // 8)
-
-    def targets(self, model: DiffusersModel) -> list[Any]:
-        found = [target for target in model.adaptable_modules() if target.group == "transformer"]
-        return [target for target in found if self.text_encoder or target.part == "unet"]
-
-
-def build_model(size: str, device: torch.device = torch.device("cpu")) -> DiffusersModel:  # noqa: B008
-    """SD 1.5's architecture, or the miniature's, with random weights, fp32."""
-    torch.manual_seed(0)
-    channels, context, heads = ((320, 640, 1280, 1280), 768, 8) if size == "full" else ((32, 32, 64, 64), 32, 4)
-    unet = UNet2DConditionModel(block_out_channels=channels, cross_attention_dim=context, attention_head_dim=heads)
-    text = CLIPTextConfig(hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4)
-    if size == "full":
-        text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    schedule = NoiseSchedule(torch.cumprod(1 - betas, 0), "epsilon")
-    parts = Components(unet.eval(), AutoencoderKL().eval(), (CLIPTextModel(text).eval(),), load_tokenizer(), schedule)
-    return DiffusersModel(parts, device)
-
-
-def floor_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
-    """The least that any trainer of these adapters must do. Adapters are written out here, not taken from ours."""
-    stack.enter_context(frozen(model.unet, *model.text.parts().values()))
-    stack.enter_context(held_in(own.dtype, model.unet, *model.text.parts().values()))
-    trained = []
-    for target in own.targets(model):
-        down, up, forward = _plain_adapter(target.module)
-        trained += [down, up]
-        stack.enter_context(replaced_forward(target.module, forward))
-    latents, target_noise = (own.latents().to(own.device) for _ in range(2))
-    timesteps = torch.full((own.batch,), 500, device=own.device)
-    encode = _encoder(own, lambda: model.encode_text([CAPTION] * own.batch, 1, 1).context)
-
-    def step() -> None:
-        for parameter in trained:
-            parameter.grad = None
-        with autocast(model.device, own.dtype):
-            prediction = model.predict(latents, timesteps, Conditioning(encode()))
-        F.mse_loss(prediction.float(), target_noise).backward()
-
-    return step
-
-
-def _encoder(own: Setting, encode: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """Encodes at each call while the text encoder learns, once otherwise."""
-    if own.text_encoder:
-        return encode
-    with torch.no_grad(), autocast(own.device, own.dtype):
-        told = encode()
-    return lambda: told
-
-
-def _plain_adapter(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter, Callable[..., torch.Tensor]]:
-    base = layer.forward
-    if isinstance(layer, nn.Conv2d):
-        down = nn.Parameter(torch.randn(RANK, layer.in_channels, 1, 1, device=layer.weight.device) * 0.01)
-        up = nn.Parameter(torch.zeros(layer.out_channels, RANK, 1, 1, device=layer.weight.device))
-        return down, up, lambda x: base(x) + F.conv2d(F.conv2d(x, down), up)
-    assert isinstance(layer, nn.Linear)
-    down = nn.Parameter(torch.randn(RANK, layer.in_features, device=layer.weight.device) * 0.01)
-    up = nn.Parameter(torch.zeros(layer.out_features, RANK, device=layer.weight.device))
-    return down, up, lambda x: base(x) + F.linear(F.linear(x, down), up)
-
-
-class _Learned(Recipe):
-    """The parameters that learn are set up beside it."""
-
-
-def our_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
-    """A whole step of a run, previews and saving aside."""
-    network = LoraNetwork.create(own.targets(model), RANK, ALPHA, torch.Generator().manual_seed(0))
-    config = OptimizerConfig()
-    groups: list[dict[str, Any]] = [
-        {
-            "params": network.flatten([adapter for adapter in network if adapter.part == part], whole=True),
-            "lr": 1e-4,
-            "name": part,
-        }
-        for part in network.parts()
-    ]
-    optimizer = make_optimizer(groups, config)
-    live, size = LiveCaptions(model, 1, 75), PictureSize((own.side, own.side), (0, 0), (own.side, own.side))
-    captions: CaptionSource = live
-    state = TrainingState(own.dtype, checkpointing=False, text_encoder=own.text_encoder)
-    held = stack.enter_context(model.holding(state))
-    if not own.text_encoder:
-        captions = cached = CachedCaptions(live)
-        with autocast(own.device, own.dtype):
-            cached.fill([CAPTION], lambda done, total: None, lambda: False)
-    held.train(text_encoder=own.text_encoder)
-    stack.enter_context(network.applied())
-    rates, options = LearningRates(optimizer, config, 1000), LoopOptions(1, own.dtype, 1.0)
-    scaler, noise = loss_scaler(own.device, own.dtype), torch.Generator().manual_seed(2)
-    learning = TrainState(_Learned(), optimizer, scaler, noise, Objective(model.schedule))
-    steps = itertools.repeat(StepBatches(1, [Batch(own.latents(), [CAPTION] * own.batch, [size] * own.batch)]))
-
-    def step() -> None:
-        learning.step = 0
-        train(model, captions, steps, learning, rates, options, lambda done: None, lambda: False)
-
-    return step
-
-
-def peft_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
-    """diffusers' text-to-image LoRA recipe, with the same layers as ours."""
-    from diffusers.training_utils import cast_training_params
-    from peft import LoraConfig, inject_adapter_in_model
-
-    unet, text = model.unet, model.text.encoders[0].module
-    for part in (unet, text):
-        part.requires_grad_(False)
-        part.to(own.dtype)
-    names = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, init_lora_weights="gaussian", target_modules=names))
-    if own.text_encoder:
-        words = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=words), text)
-    if own.dtype is not torch.float32:
-        cast_training_params([unet, text], dtype=torch.float32)
-    trained = [p for part in (unet, text) for p in part.parameters() if p.requires_grad]
-    return _usual_step(model, own, trained)
-
-
-def scripts_step(model: DiffusersModel, own: Setting, stack: Any) -> Step:
-    """sd-scripts' own adapters, from its checkout, in the step of its train_network.py."""
-    assert own.scripts is not None
-    network_module = _scripts_module(own.scripts)
-    unet, text = model.unet, model.text.encoders[0].module
-    for part in (unet, text):
-        part.requires_grad_(False)
-        part.to(own.dtype)
-    network = network_module.LoRANetwork([text], unet, multiplier=1.0, lora_dim=RANK, alpha=ALPHA)
-    network.apply_to([text], unet, own.text_encoder, True)
-    network.to(own.device).requires_grad_(True)
-    return _usual_step(model, own, list(network.parameters()))
-
-
-def _scripts_module(folder: Path) -> Any:
-    """networks/lora.py alone: of its library it uses the logger's set-up, and SDXL's class to tell it apart."""
-    for name, content in (
-        ("library", {}),
-        ("library.utils", {"setup_logging": lambda *args, **kwargs: None}),
-        ("library.sdxl_original_unet", {"SdxlUNet2DConditionModel": type("SdxlUNet2DConditionModel", (), {})}),
-    ):
-        module = types.ModuleType(name)
-        module.__dict__.update(content)
-        sys.modules.setdefault(name, module)
-    spec = importlib.util.spec_from_file_location("scripts_lora", folder / "networks" / "lora.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scripts_lora"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _usual_step(model: DiffusersModel, own: Setting, trained: list[nn.Parameter]) -> Step:
-    """Forward, loss, backward, clipping and AdamW, as diffusers' recipe and sd-scripts write them; the loss is read."""
-    unet, text = model.unet, model.text.encoders[0].module
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    latents = own.latents().to(own.device)
-    found = load_tokenizer()(CAPTION, padding="max_length", max_length=77, return_tensors="pt").input_ids
-    tokens = found.expand(own.batch, -1).to(own.device)
-    encode = _encoder(own, lambda: text(tokens)[0])
-
-    def step() -> None:
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, 1000, (own.batch,), device=own.device)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        with autocast(own.device, own.dtype):
-            prediction = unet(noisy, timesteps, encode(), return_dict=False)[0]
-        loss = F.mse_loss(prediction.float(), noise.float(), reduction="none").mean([1, 2, 3]).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()
-
-    return step
-
-
-CONTENDERS: dict[str, Callable[[DiffusersModel, Setting, Any], Step]] = {
-    "floor": floor_step,
-    "ours": our_step,
-    "peft": peft_step,
-    "sd-scripts": scripts_step,
+ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
+    "card": (
+        ("sd1", 512, 1, True),
+        ("sd1", 512, 4, True),
+        ("sd1", 768, 1, True),
+        ("sdxl", 1024, 1, True),
+        ("sdxl", 1024, 4, True),
+        ("sdxl", 1024, 1, False),
+        ("sdxl", 1024, 4, False),
+    )
 }
+"""Of each table: family, pixels of a side (an eighth of them for miniatures), batch, text encoder trained."""
 
+TRAINING = ("ours", "sd-scripts")
+PROFILED: dict[str, dict[tuple[Any, ...], Sequence[str]]] = {
+    "card": {
+        ("sdxl", 1024, 1, True): TRAINING,
+        ("sdxl", 1024, 4, True): ("ours",),
+        ("sd1", 512, 1, True): TRAINING,
+    }
+}
+"""Whose steps are traced in which rows, after all rows are timed: the profiler leaves later launches slower."""
 
-def contenders(own: Setting, wanted: Sequence[str]) -> list[str]:
-    names = [name for name in CONTENDERS if name != "sd-scripts" or own.scripts is not None]
-    return [name for name in names if not wanted or name in wanted]
+HEAD = "| row | floor s | ours s | sd-scripts s | sd-scripts/ours (min, max of rounds) | GiB floor, ours, sd-scripts |"
 
 
 def _wait(device: torch.device) -> None:
@@ -279,43 +83,215 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure_time(own: Setting, rounds: int, wanted: Sequence[str], clock: Callable[[], float]) -> None:
-    """Alternate the contenders; each holds a model of its own, so that none sees another's changes."""
-    names = contenders(own, wanted)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+def _peak(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+@dataclass
+class Field:
+    """Contenders with their adapters on, and the peak of each in bytes (None where there is no GPU)."""
+
+    contenders: dict[str, Contender]
+    peaks: dict[str, int | None]
+
+
+def enter(own: Setting, models: Mapping[str, DiffusersModel], stack: contextlib.ExitStack) -> Field:
+    """Put every contender's adapters on its own model and take its first steps, which nobody times."""
+    field = Field({}, {})
+    for name, model in models.items():
+        others = 0
+        if own.device.type == "cuda":
+            others = torch.cuda.memory_allocated(own.device) - _bytes_there(model, own.device)
+            torch.cuda.reset_peak_memory_stats(own.device)
+        found = field.contenders[name] = CONTENDERS[name](model, own, stack)
+        _finite(name, found.step(WARM_UP))
+        _wait(own.device)
+        peak = _peak(own.device)
+        field.peaks[name] = None if peak is None else peak - others
+    counts = {name: (one.layers, one.numbers) for name, one in field.contenders.items()}
+    assert len(set(counts.values())) == 1, f"adapted layers and trained numbers differ: {counts}"
+    return field
+
+
+def _bytes_there(model: DiffusersModel, device: torch.device) -> int:
+    held = [tensor for root in model.roots().values() for tensor in (*root.parameters(), *root.buffers())]
+    return sum(one.untyped_storage().nbytes() for one in held if one.device.type == device.type)
+
+
+def _finite(name: str, losses: Losses) -> None:
+    numbers = [float(one) for one in losses]
+    assert numbers and all(map(math.isfinite, numbers)), f"{name}: losses are {numbers}"
+
+
+def time_rounds(
+    own: Setting,
+    contenders: Mapping[str, Contender],
+    rounds: int,
+    steps: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+    until: float = math.inf,
+) -> dict[str, list[float]]:
+    """Seconds of a step for each contender and round. After `until` (of `time.monotonic`) no third round begins."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    losses: dict[str, Losses] = {name: [] for name in contenders}
+    for done in range(rounds):
+        if done >= 2 and time.monotonic() > until:
+            break
+        for name, one in contenders.items():
+            _wait(own.device)
+            started = clock()
+            losses[name] += one.step(steps)
+            _wait(own.device)
+            seconds[name].append((clock() - started) / steps)
+    for name, found in losses.items():
+        _finite(name, found)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, Sequence[float]], name: str, divisor: str) -> tuple[float, float, float]:
+    """Median, least and largest of the rounds' ratios."""
+    found = [a / b for a, b in zip(seconds[name], seconds[divisor], strict=True)]
+    return statistics.median(found), min(found), max(found)
+
+
+def measure_time(own: Setting, options: argparse.Namespace) -> None:
+    """One setting; each contender holds a model of its own, so that none sees another's changes."""
+    names = taking_part(own, options.only)
     with contextlib.ExitStack() as stack:
-        steps = {name: CONTENDERS[name](build_model(own.size, own.device), own, stack) for name in names}
-        for round_number in range(-2, rounds):  # two rounds of warm-up
-            for name, step in steps.items():
-                _wait(own.device)
-                started = clock()
-                step()
-                _wait(own.device)
-                if round_number >= 0:
-                    seconds[name].append(clock() - started)
-    on_card = own.device.type == "cuda"
-    where = torch.cuda.get_device_name(own.device) if on_card else f"{torch.get_num_threads()} threads"
-    print(f"\n{_title(own)}, {rounds} rounds, {where}, torch {torch.__version__}")
+        models = {name: own.model() for name in names}
+        field = enter(own, models, stack)
+        clock = CLOCKS[options.clock]
+        seconds = time_rounds(own, field.contenders, options.rounds, options.steps, clock)
+    print(f"\n{title(own)}, {len(seconds[names[0]])} rounds, {_where(own.device)}")
     print(
         f"| contender | s/step (median) | ratio to {names[0]} (median of rounds) | min | max |\n|---|---|---|---|---|"
     )
-    for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(times, seconds[names[0]], strict=True)]
-        row = (
-            f"{statistics.median(times):.3f} | {statistics.median(ratios):.3f} | {min(ratios):.3f} | {max(ratios):.3f}"
-        )
-        print(f"| {name} | {row} |", flush=True)
+    for name in names:
+        numbers = (statistics.median(seconds[name]), *ratios(seconds, name, names[0]))
+        print(f"| {name} | {' | '.join(f'{number:.3f}' for number in numbers)} |", flush=True)
 
 
-def _title(own: Setting) -> str:
+def profile(own: Setting, options: argparse.Namespace) -> None:
+    """Of one setting, where the time goes in ours and in sd-scripts'."""
+    names = taking_part(own, options.only, TRAINING)
+    model = own.model()
+    _profile(own, dict.fromkeys(names, model), options.profile)
+
+
+def _where(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def title(own: Setting) -> str:
     precision = next(name for name, dtype in DTYPES.items() if dtype is own.dtype)
     text = "" if own.text_encoder else ", text encoder not trained"
-    return f"{own.size} {own.side}², batch {own.batch}, {precision}{text}"
+    return f"{own.family} {own.size} {own.side}², batch {own.batch}, {precision}{text}"
+
+
+def measure_table(own: Setting, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every row of a table, printed and written as it is measured; after one that fails the next one follows."""
+    names = taking_part(own, [name for name in options.only if name in COMPARED], COMPARED)
+    started, until = time.monotonic(), time.monotonic() + options.limit
+    print(f"{_where(own.device)}; {options.rounds} rounds of {options.steps} steps\n{HEAD}\n|{'---|' * 6}", flush=True)
+    rows: list[dict[str, Any]] = []
+    stable = Stable(names)
+    for row in ROWS[options.table]:
+        if time.monotonic() > until:
+            break
+        one = _setting(own, row)
+        try:
+            rows.append(_row(one, stable.models(one), options, until))
+        except (RuntimeError, AssertionError) as error:
+            rows.append({"row": title(one), "failed": f"{type(error).__name__}: {error}"[:500]})
+        _collect(own.device)
+        rows[-1]["at_s"] = round(time.monotonic() - started, 1)
+        print(_line(rows[-1]), flush=True)
+        if options.out:
+            options.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    for row, wanted in PROFILED[options.table].items() if options.profile else ():
+        for name in (name for name in wanted if name in names and time.monotonic() < until):
+            one = _setting(own, row)
+            _profile(one, {name: stable.models(one)[name]}, options.profile)
+            _collect(own.device)
+    print(f"{time.monotonic() - started:.0f} s", flush=True)
+    return rows
+
+
+class Stable:
+    """A model for each contender; those of one family at a time."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names, self._family = names, ""
+        self._models: dict[str, DiffusersModel] = {}
+
+    def models(self, own: Setting) -> dict[str, DiffusersModel]:
+        if own.family != self._family:
+            self._models.clear()
+            _collect(own.device)
+            self._family, self._models = own.family, {name: own.model() for name in self._names}
+        return self._models
+
+
+def _setting(own: Setting, row: Sequence[Any]) -> Setting:
+    family, side, batch, text_encoder = row
+    side = side // 8 if own.size == "mini" else side
+    return replace(own, family=family, side=side, batch=batch, text_encoder=text_encoder)
+
+
+def _row(
+    own: Setting, models: Mapping[str, DiffusersModel], options: argparse.Namespace, until: float
+) -> dict[str, Any]:
+    with contextlib.ExitStack() as stack:
+        field = enter(own, models, stack)
+        retried = _retries(own.device)
+        seconds = time_rounds(own, field.contenders, options.rounds, options.steps, until=until)
+        retried = _retries(own.device) - retried
+    first = next(iter(field.contenders.values()))
+    found = {"row": title(own), "layers": first.layers, "numbers": first.numbers, "seconds": seconds}
+    found["peak_gib"] = {name: None if peak is None else peak / 2**30 for name, peak in field.peaks.items()}
+    if {"ours", "sd-scripts"} <= seconds.keys():
+        found["ratio"] = ratios(seconds, "sd-scripts", "ours")
+    return found | {"allocator_retries": retried}
+
+
+def _retries(device: torch.device) -> int:
+    """How often the allocator had to give cached memory back: such a round says more about memory than about time."""
+    return int(torch.cuda.memory_stats(device)["num_alloc_retries"]) if device.type == "cuda" else 0
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    if "failed" in row:
+        return f"| {row['row']} | {row['failed']} |"
+    seconds = [f"{statistics.median(row['seconds'][name]):.4f}" if name in row["seconds"] else "–" for name in COMPARED]
+    ratio = "{:.3f} ({:.3f} to {:.3f})".format(*row["ratio"]) if "ratio" in row else "–"
+    peaks = [row["peak_gib"].get(name) for name in COMPARED]
+    peak = ", ".join("–" if one is None else f"{one:.2f}" for one in peaks)
+    more = f" {row['allocator_retries']} allocator retries" if row["allocator_retries"] else ""
+    return f"| {row['row']} | {' | '.join(seconds)} | {ratio} | {peak} |{more}"
+
+
+def _collect(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _profile(own: Setting, models: Mapping[str, DiffusersModel], file: Path) -> None:
+    """One after another, each with its own adapters on; a report is added to the file as it is made."""
+    for name, model in models.items():
+        with contextlib.ExitStack() as stack:
+            contender = CONTENDERS[name](model, own, stack)
+            contender.step(WARM_UP)
+            said = profiled(contender.step, own.device, f"{name}: {title(own)}")
+        with file.open("a", encoding="utf-8") as out:
+            out.write(said + "\n\n")
+        print("\n".join(said.splitlines()[:5]), flush=True)
 
 
 def measure_memory(own: Setting, wanted: Sequence[str]) -> None:
-    print(f"\n{_title(own)}: peak memory\n| contender | MiB |\n|---|---|")
-    for name in contenders(own, wanted):
+    print(f"\n{title(own)}: peak memory\n| contender | MiB |\n|---|---|")
+    for name in taking_part(own, wanted):
         command = [sys.executable, "-m", "bench.train_step", *sys.argv[1:], "--alone", name]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         print(f"| {name} | {json.loads(done.stdout.splitlines()[-1])['peak_mib']:.0f} |", flush=True)
@@ -323,21 +299,22 @@ def measure_memory(own: Setting, wanted: Sequence[str]) -> None:
 
 def run_alone(name: str, own: Setting) -> None:
     with contextlib.ExitStack() as stack:
-        step = CONTENDERS[name](build_model(own.size, own.device), own, stack)
-        for _ in range(5):
-            step()
-    on_card = own.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated(own.device) if on_card else 1024 * _resident_kib()
+        CONTENDERS[name](own.model(), own, stack).step(5)
+        peak = _peak(own.device) or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"peak_mib": peak / 2**20}))
 
 
-def _resident_kib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def usual_side(options: argparse.Namespace) -> int:
+    """Pixels where no side is asked for: the family's own on a GPU, less on a CPU."""
+    if options.size == "mini" or options.device.type == "cpu":
+        return SIZES[options.size]
+    return 1024 if options.family == "sdxl" else 512
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="mini")
+    parser.add_argument("--family", choices=("sd1", "sdxl"), default="sd1")
+    parser.add_argument("--size", choices=SIZES, help="mini, or full where a table is asked for")
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--side", type=int, help="pixels; on a GPU 512, 768 or 1024")
@@ -348,21 +325,38 @@ def main() -> None:
         "--only", nargs="+", choices=CONTENDERS, default=[], help="some of them; the first is divided by"
     )
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, help="in a row, of each contender in a round; 1, in a table 2")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="processor: seconds of all threads, whatever else is running"
     )
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--table", choices=ROWS, help="several settings; --family, --side and --batch are its own")
+    parser.add_argument("--limit", type=float, default=150, help="seconds after which a table begins no row or round")
+    parser.add_argument("--out", type=Path, help="a table's rows as JSON, every round in them")
+    parser.add_argument("--profile", type=Path, help="a file that is told where the time of three steps goes")
     parser.add_argument("--alone", choices=CONTENDERS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    side = options.side or (SIZES[options.size] if options.device.type == "cpu" else 512)
-    dtype = DTYPES[options.precision]
-    own = Setting(options.size, dtype, side, options.batch, options.device, options.text_encoder, options.scripts)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    options.size = options.size or ("full" if options.table else "mini")
+    options.steps = options.steps or (2 if options.table else 1)
+    side, dtype = options.side or usual_side(options), DTYPES[options.precision]
+    own = Setting(options.family, options.size, dtype, side, options.batch, options.device, options.text_encoder)
+    own = replace(own, scripts=options.scripts)
+    if options.profile:
+        options.profile.write_text("", encoding="utf-8")
     if options.alone:
         run_alone(options.alone, own)
+    elif options.table:
+        measure_table(own, options)
+    elif options.profile:
+        profile(own, options)
     elif options.memory:
         measure_memory(own, options.only)
     else:
-        measure_time(own, options.rounds, options.only, CLOCKS[options.clock])
+        measure_time(own, options)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ SIZE = PictureSize((128, 128), (0, 0), (128, 128))
 
 @contextlib.contextmanager
 def on_a_card(dtype: torch.dtype, *, flat: bool, rank: int = 8) -> Iterator[tuple[Any, list[Any]]]:
-    from bench.train_step import build_model
+    from bench.random_models import build_model
 
     model = build_model("mini", torch.device("cuda"))
     targets = [target for target in model.adaptable_modules() if target.group == "transformer"]
