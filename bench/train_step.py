@@ -131,10 +131,13 @@ def time_rounds(
     clock: Callable[[], float] = time.perf_counter,
     until: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Seconds of a step for each contender and round. After `until` (of `time.monotonic`) no third round begins."""
+    """Seconds of a step for each contender and round; after `until` (of `time.monotonic`) no third one begins.
+
+    A round before them is not timed: it finds the memory that the contenders leave one another.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     losses: dict[str, Losses] = {name: [] for name in contenders}
-    for done in range(rounds):
+    for done in range(-1, rounds):
         if done >= 2 and time.monotonic() > until:
             break
         for name, one in contenders.items():
@@ -142,7 +145,8 @@ def time_rounds(
             started = clock()
             losses[name] += one.step(steps)
             _wait(own.device)
-            seconds[name].append((clock() - started) / steps)
+            if done >= 0:
+                seconds[name].append((clock() - started) / steps)
     for name, found in losses.items():
         _finite(name, found)
     return seconds
