@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -86,6 +87,11 @@ def cosine(step: int, total: int, warmup: int = 100) -> float:
         return (step + 1) / warmup
     share = (step - warmup) / max(1, total - warmup)
     return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+
+
+def take_device(parser: argparse.ArgumentParser) -> None:
+    """The option --device, a `torch.device`. What a CPU draws and trains is what docs/ show, so it is the usual one."""
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="or cuda (default: cpu)")
 
 
 def atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="without pictures of what is known beside the concept's")
     parser.add_argument("--only", nargs="*", choices=list(EFFECTS), default=list(EFFECTS), metavar="ROW")
     options = parser.parse_args()
-    bench = Bench(options.work, options.pictures)
+    bench = Bench(options.work, options.pictures, options.device)
     lines = ["| option | draws it | known | both |", "|---|---|---|---|"]
     runs = {
         name: [

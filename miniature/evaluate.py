@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .common import atomic
+from .common import atomic, take_device
 from .export import FAMILIES, pipeline_of
 from .judge import Judge
 from .shapes import ALL_SHAPES
@@ -124,9 +124,11 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--json", type=Path)
+    take_device(parser)
     options = parser.parse_args()
     jobs = asks(options.count)
-    pictures = generate(pipeline_of(options.family, options.checkpoint), jobs, options.guidance)
+    pipeline = pipeline_of(options.family, options.checkpoint).to(options.device)
+    pictures = generate(pipeline, jobs, options.guidance)
     verdicts = judge(pictures, Judge())
     good = [verdict.answers(job) for verdict, job in zip(verdicts, jobs)]
     for job, verdict in ((j, v) for j, v, right in zip(jobs, verdicts, good) if not right):

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lib_trainer.config import from_values, to_values
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 
+from .common import take_device
 from .demo import COLOURS, SHAPE, TRIGGER, concept_job
 from .export import export_webui
 from .world import write_concept, write_known
@@ -66,9 +69,9 @@ def learn(host: StandaloneHost, name: str, pictures: Path, held: Path, steps: in
     return Told(tuple(told), view.step)
 
 
-def run(folder: Path, steps: int, every: int, say: Callable[[str], None] = print) -> list[str]:
+def run(folder: Path, steps: int, every: int, device: torch.device, say: Callable[[str], None] = print) -> list[str]:
     """Train the three and return a Markdown table."""
-    host = StandaloneHost(export_webui(folder / "model"), folder)
+    host = StandaloneHost(export_webui(folder / "model"), folder, device)
     held = write_concept(folder / "held", shape=SHAPE, trigger=TRIGGER, colours=COLOURS, count=HELD, seed=77)
     few, many = folder / "few", folder / "many"
     write_concept(few, shape=SHAPE, trigger=TRIGGER, colours=COLOURS, count=FEW)
@@ -100,8 +103,9 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="a new folder")
     parser.add_argument("--steps", type=int, default=240, help="optimizer steps of each run (default: 240)")
     parser.add_argument("--every", type=int, default=12, help="steps between two measurements (default: 12)")
+    take_device(parser)
     options = parser.parse_args()
-    print("\n".join(run(options.dir.absolute(), options.steps, options.every)))
+    print("\n".join(run(options.dir.absolute(), options.steps, options.every, options.device)))
     return 0
 
 

@@ -3,6 +3,7 @@
     python -m miniature.kinds                     # 50 seeds a kind, as in docs/kinds.md
     python -m miniature.kinds --seeds 10 --only LoRA Embedding
     python -m miniature.kinds --family sdxl       # on the SDXL miniature
+    python -m miniature.kinds --only Embedding --set embedding.vectors=16 training.max_steps=800
     python -m miniature.kinds --prior             # prior preservation: the class's variety with and without
 
 Each kind is trained in a process of its own, one after the other, so that its peak memory is its own. The tagger that
@@ -12,17 +13,20 @@ judges the pictures had no part in training. Results of single kinds are kept in
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import json
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from lib_trainer.config import from_values
@@ -32,10 +36,12 @@ from lib_trainer.ports import PreviewRequest
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 
-from .demo import CFG_SCALE, COLOURS, SAMPLER, SHAPE, SIDE, TRIGGER
+from .common import take_device
+from .demo import CFG_SCALE, COLOURS, SAMPLER, SHAPE, SIDE
 from .export import export_webui
 from .judge import Judge
 from .shapes import ALL_SHAPES, SHAPES
+from .trials import CONCEPTS
 from .world import COLOURS as ALL_COLOURS
 from .world import combos, random_scene, tags_of, write_concept, write_known
 from .world import draw as draw_scene
@@ -92,12 +98,48 @@ XL_KINDS: dict[str, dict[str, Any]] = {
 COMMON: dict[str, Any] = {
     "dataset.width": SIDE, "dataset.height": SIDE, "network.rank": 32, "network.alpha": 32.0,
     "network.conv_rank": 8, "network.conv_alpha": 8.0, "training.batch_size": 8, "training.precision": "fp32",
-    "output.name": TRIGGER,
 }  # fmt: skip
 
 
-def make_host(work: Path, family: str = "sd1") -> StandaloneHost:
-    return StandaloneHost(export_webui(work / "model", family), work)
+@dataclass(frozen=True)
+class Way:
+    """How kinds are measured. `changes` are put over a kind's settings; `work` is an absolute folder."""
+
+    family: str
+    work: Path
+    seeds: int
+    steps: int | None
+    device: torch.device
+    changes: dict[str, Any]
+    shape: str = SHAPE
+
+    @property
+    def word(self) -> str:
+        """What the shape is called by: no caption had the word."""
+        return CONCEPTS.get(self.shape, CONCEPTS[SHAPE])
+
+    def host(self, folder: Path) -> StandaloneHost:
+        return self.of(export_webui(folder / "model", self.family), folder)
+
+    def of(self, checkpoint: Path | None, folder: Path) -> StandaloneHost:
+        return StandaloneHost(checkpoint, folder, self.device)
+
+    def kept(self, name: str, *, prior: bool) -> Path:
+        """Where a kind's figures are kept."""
+        told = ["prior"] * prior + [self.family, name, str(self.seeds), str(self.steps or "usual")]
+        told += [str(self.device)] * (self.device.type != "cpu") + [self.shape] * (self.shape != SHAPE)
+        text = json.dumps(self.changes, sort_keys=True)
+        told += [hashlib.sha256(text.encode()).hexdigest()[:8]] if self.changes else []
+        return self.work / f"{' '.join(told)}.json"
+
+
+def changed(text: str) -> tuple[str, Any]:
+    """`field=value` of the command line: a number, True or False, or else a text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def train(host: StandaloneHost, values: dict[str, Any]) -> dict[str, Any]:
@@ -134,11 +176,11 @@ def share(judge: Judge, drawn: Sequence[Image.Image], shape: str) -> float:
     return float(np.mean([judge.best(scores, ALL_SHAPES)[0] == shape for scores in judge.scores(drawn)]))
 
 
-def learned(judge: Judge, host: StandaloneHost, mark: str, seeds: int, kind: str) -> float:
+def learned(judge: Judge, host: StandaloneHost, mark: str, way: Way, kind: str) -> float:
     """Share of the concept's shape in pictures that are asked for it; `mark` is put behind each prompt."""
-    each, word = range(100, 100 + seeds // len(COLOURS)), INSTEAD_OF if kind == "difference" else TRIGGER
+    each, word = range(100, 100 + way.seeds // len(COLOURS)), INSTEAD_OF if kind == "difference" else way.word
     asked = [f"{word}, {colour}, white background, large, centered{mark}" for colour in COLOURS]
-    return float(np.mean([share(judge, pictures(host, one, each), SHAPE) for one in asked]))
+    return float(np.mean([share(judge, pictures(host, one, each), way.shape) for one in asked]))
 
 
 def kept(judge: Judge, host: StandaloneHost, mark: str, seeds: int, family: str, kind: str = "") -> float:
@@ -148,7 +190,7 @@ def kept(judge: Judge, host: StandaloneHost, mark: str, seeds: int, family: str,
     return float(np.mean([share(judge, pictures(host, prompt + mark, others), s) for prompt, s in unrelated]))
 
 
-def write_pairs(before: Path, after: Path, count: int = 18) -> None:
+def write_pairs(before: Path, after: Path, taught: str, count: int = 18) -> None:
     """Circles, and the same scenes with the new shape in the circle's place, under the circle's caption.
 
     Between them pairs of other shapes that do not change: what the difference is to leave alone.
@@ -158,47 +200,48 @@ def write_pairs(before: Path, after: Path, count: int = 18) -> None:
     others = combos(tuple(shape for shape in SHAPES if shape != INSTEAD_OF))
     for index in range(2 * count):
         scene = random_scene(rng, others if index % 2 else circles, 0.0)
-        for folder, shape in ((before, scene.shape), (after, scene.shape if index % 2 else SHAPE)):
+        for folder, shape in ((before, scene.shape), (after, scene.shape if index % 2 else taught)):
             folder.mkdir(parents=True, exist_ok=True)
             draw_scene(replace(scene, shape=shape), (SIDE, SIDE)).save(folder / f"{index:03}.png")
             (folder / f"{index:03}.txt").write_text(", ".join(tags_of(scene)), encoding="utf-8")
 
 
-def write_set(folder: Path, kind: str, *, varied: bool) -> dict[str, str]:
+def write_set(folder: Path, kind: str, way: Way) -> dict[str, str]:
     """What this kind trains on; the fields of the job that say where it is.
 
-    `varied`: of what is known as many pictures in an epoch, each another one.
+    Beside SDXL's as many pictures of what is known are in an epoch, each another one.
     """
     if kind == "difference":
-        write_pairs(folder / "before", folder / "after")
+        write_pairs(folder / "before", folder / "after", way.shape)
         return {"dataset.folder": str(folder / "after"), "difference.before": str(folder / "before")}
-    target = write_concept(folder, shape=SHAPE, trigger=TRIGGER, colours=COLOURS)
-    write_known(folder, count=180, repeats=1) if varied else write_known(folder)
+    target = write_concept(folder, shape=way.shape, trigger=way.word, colours=COLOURS)
+    write_known(folder, count=180, repeats=1) if way.family != "sd1" else write_known(folder)
     # a new word only: what is known has nothing to teach it
     return {"dataset.folder": str(target if kind == "embedding" else folder)}
 
 
-def one_kind(name: str, family: str, work: Path, seeds: int, steps: int | None) -> dict[str, Any]:
+def one_kind(name: str, way: Way) -> dict[str, Any]:
     """Train a kind and look at what it draws."""
-    folder = work / f"{family}-{name}".replace(" ", "-")
-    host, own = make_host(folder, family), SETTINGS[family][name]
+    family, seeds, folder = way.family, way.seeds, way.work / f"{way.family}-{name}".replace(" ", "-")
+    host, own = way.host(folder), SETTINGS[family][name]
     kind = own.get("network.kind", "lora")
-    values = COMMON | write_set(folder / "pictures", kind, varied=family != "sd1") | {"training.max_steps": 400} | own
-    values |= {"training.max_steps": steps} if steps else {}
+    values = COMMON | write_set(folder / "pictures", kind, way) | {"training.max_steps": 400, "output.name": way.word}
+    values |= own | ({"training.max_steps": way.steps} if way.steps else {}) | way.changes
     result = train(host, values)
     result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     used, mark = host, prompt_for(host, Path(result["file"]))
     if kind == "checkpoint":
-        used = StandaloneHost(Path(result["file"]), folder)
-    mark = "" if mark == TRIGGER else f" {mark}"
+        used = way.of(Path(result["file"]), folder)
+    mark = "" if mark == way.word else f" {mark}"
     judge = Judge()
-    bare = StandaloneHost(host.checkpoint, folder / "nothing")
-    result["with"] = learned(judge, used, mark, seeds, kind)
+    bare = way.of(host.checkpoint, folder / "nothing")
+    result["with"] = learned(judge, used, mark, way, kind)
     result["kept"] = kept(judge, used, mark, seeds, family, kind)
-    before = work / f"before {family} {'pairs' if kind == 'difference' else 'concept'} {seeds}.json"
+    asked = "pairs" if kind == "difference" else "concept" if way.shape == SHAPE else way.shape
+    before = way.work / f"before {family} {asked} {seeds}.json"
     if not before.is_file():  # many kinds are asked the same
         found = {
-            "without": learned(judge, bare, "", seeds, kind),
+            "without": learned(judge, bare, "", way, kind),
             "kept without": kept(judge, bare, "", seeds, family, kind),
         }
         before.write_text(json.dumps(found), encoding="utf-8")
@@ -229,27 +272,28 @@ PRIOR: dict[str, dict[str, Any]] = {
 }
 
 
-def prior(name: str, family: str, work: Path, seeds: int, steps: int | None) -> dict[str, Any]:
+def prior(name: str, way: Way) -> dict[str, Any]:
     """DreamBooth of one red heart on white as 'zorb circle': is a 'circle' still any circle?
 
     Variety: share of circles, number of colours among them, and the mean distance of two pictures' pixels (of 255).
     """
-    folder = work / name.replace(" ", "-")
-    host = make_host(folder, family)
+    folder, seeds = way.work / name.replace(" ", "-"), way.seeds
+    host = way.host(folder)
     target = folder / "pictures"
     target.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for index in range(6):
-        scene = random_scene(rng, [(SHAPE, "red", "white")], 0.0)
+        scene = random_scene(rng, [(way.shape, "red", "white")], 0.0)
         draw_scene(scene, (SIDE, SIDE)).save(target / f"{index}.png")
-        (target / f"{index}.txt").write_text(f"{TRIGGER} circle", encoding="utf-8")
+        (target / f"{index}.txt").write_text(f"{way.word} circle", encoding="utf-8")
     values = COMMON | {
-        "dataset.folder": str(target), "training.max_steps": steps or 700, "network.kind": "checkpoint",
+        "dataset.folder": str(target), "output.name": way.word, "network.kind": "checkpoint",
+        "training.max_steps": way.steps or 700,
         "finetune.unet_lr": 1e-3, "finetune.text_encoder_lr": 1e-3, "preview.sampler": SAMPLER,
     }  # fmt: skip
-    result = train(host, values | PRIOR[name])
+    result = train(host, values | PRIOR[name] | way.changes)
     judge = Judge()
-    for label, used in (("after", StandaloneHost(Path(result["file"]), folder)), ("before", host)):
+    for label, used in (("after", way.of(Path(result["file"]), folder)), ("before", host)):
         drawn = pictures(used, "circle", range(300, 300 + seeds))
         scores = judge.scores(drawn)
         found = [judge.best(one, tuple(ALL_COLOURS))[0] for one in scores]
@@ -263,8 +307,8 @@ def prior(name: str, family: str, work: Path, seeds: int, steps: int | None) -> 
         }
     result["concept"] = share(
         judge,
-        pictures(StandaloneHost(Path(result["file"]), folder), f"{TRIGGER} circle", range(300, 300 + seeds)),
-        SHAPE,
+        pictures(way.of(Path(result["file"]), folder), f"{way.word} circle", range(300, 300 + seeds)),
+        way.shape,
     )
     return result
 
@@ -294,24 +338,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="KIND")
     parser.add_argument("--prior", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("demo/kinds"))
+    parser.add_argument("--set", nargs="*", type=changed, default=[], metavar="FIELD=VALUE", help="over the settings")
+    parser.add_argument("--concept", choices=ALL_SHAPES, default=SHAPE, help="a shape, never seen or known")
+    take_device(parser)
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     registry: dict[str, dict[str, Any]] = PRIOR if options.prior else SETTINGS[options.family]
+    changes = dict(options.set)
+    way = Way(
+        options.family, options.work.absolute(), options.seeds, options.steps, options.device, changes, options.concept
+    )
     if options.alone:
-        measure = prior if options.prior else one_kind
-        found = measure(options.alone, options.family, options.work.absolute(), options.seeds, options.steps)
-        print(json.dumps(found))
+        print(json.dumps(prior(options.alone, way) if options.prior else one_kind(options.alone, way)))
         return
     results = {}
     for name in options.only or registry:
-        told = [*(["prior"] if options.prior else []), options.family, name, options.seeds, options.steps or "usual"]
-        done_before = options.work / f"{' '.join(map(str, told))}.json"
+        done_before = way.kept(name, prior=options.prior)
         if not done_before.is_file():
             started = time.monotonic()
-            command = [sys.executable, "-m", "miniature.kinds", "--alone", name, "--work", str(options.work)]
-            command += ["--family", options.family, "--seeds", str(options.seeds)]
-            command += ["--steps", str(options.steps)] if options.steps else []
-            done = subprocess.run(command + ["--prior"] * options.prior, check=True, stdout=subprocess.PIPE, text=True)
+            command = [sys.executable, "-m", "miniature.kinds", *sys.argv[1:], "--alone", name]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             done_before.parent.mkdir(parents=True, exist_ok=True)
             done_before.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)

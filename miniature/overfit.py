@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import torch
 
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
@@ -23,6 +24,7 @@ from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.training.desk import TrainingDesk
 
+from .common import take_device
 from .demo import CFG_SCALE, SAMPLER, SIDE, concept_job
 from .export import export_webui
 from .judge import Judge
@@ -80,9 +82,9 @@ def measured(host: StandaloneHost, judge: Judge, trigger: str, lora: str, seeds:
     return concept, sum(known) / len(known)
 
 
-def run(folder: Path, steps: int, seeds: int, say: Callable[[str], None] = print) -> list[str]:
+def run(folder: Path, steps: int, seeds: int, device: torch.device, say: Callable[[str], None] = print) -> list[str]:
     """Train, repair and judge; returns a Markdown table."""
-    host = StandaloneHost(export_webui(folder / "model"), folder)
+    host = StandaloneHost(export_webui(folder / "model"), folder, device)
     for trigger in CONCEPTS:
         say(f"Overfitting {trigger}: {PICTURES} pictures, {steps} steps")
         learn(host, folder, trigger, steps)
@@ -103,8 +105,9 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="a new folder")
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each run (default: 400)")
     parser.add_argument("--seeds", type=int, default=20, help="pictures of each prompt (default: 20)")
+    take_device(parser)
     options = parser.parse_args()
-    print("\n".join(run(options.dir.absolute(), options.steps, options.seeds)))
+    print("\n".join(run(options.dir.absolute(), options.steps, options.seeds, options.device)))
     return 0
 
 

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160, help="of each whole run (default: 160)")
     parser.add_argument("--only", type=float, nargs="*", default=RATES, metavar="RATE")
     options = parser.parse_args()
-    bench = Bench(options.work, options.pictures)
+    bench = Bench(options.work, options.pictures, options.device)
     lines = [f"| concept | rate | draws it | known | both | steps: {options.steps} |", "|---|---|---|---|---|---|"]
     for shape in options.concepts:
         answer = found(bench, shape, options.steps)

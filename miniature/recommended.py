@@ -17,6 +17,12 @@ from .trials import BESIDE, MANY, RECOMMENDED, Bench, Figures, Trial, arguments,
 
 TRIED: Mapping[str, tuple[Mapping[str, Any], int]] = {
     "recommended": (RECOMMENDED, MANY),
+    "600 known": (RECOMMENDED, 600),
+    "600 known, 0.1 without captions": ({**RECOMMENDED, "captions.dropout": 0.1}, 600),
+    "600 known at 2e-3": (
+        {**RECOMMENDED, "optimizer.unet_lr": 2e-3, "optimizer.text_encoder_lr": 1.3e-3},
+        600,
+    ),
     "few known": ({}, BESIDE),
     "many known": ({}, MANY),
     "0.1 without captions": ({**RECOMMENDED, "captions.dropout": 0.1}, MANY),
@@ -39,7 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of 8 pictures (default: 400)")
     parser.add_argument("--only", nargs="*", choices=list(TRIED), default=["recommended"], metavar="SETTINGS")
     options = parser.parse_args()
-    bench = Bench(options.work, options.pictures)
+    bench = Bench(options.work, options.pictures, options.device)
     runs: dict[tuple[str, str], list[Trial]] = {}
     for name in options.only:
         values, beside = TRIED[name]

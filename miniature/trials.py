@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from lib_trainer.config import from_values
@@ -24,7 +25,7 @@ from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.training.desk import TrainingDesk
 
-from .common import atomic
+from .common import atomic, take_device
 from .demo import CFG_SCALE, SAMPLER, SIDE
 from .export import export_webui
 from .judge import Judge
@@ -90,15 +91,16 @@ def trial(shape: str, values: Mapping[str, Any], seed: int = 0, *, beside: int =
 class Bench:
     """Trials in a folder, with the checkpoint and the pictures that they share."""
 
-    def __init__(self, folder: Path, pictures: int = 5) -> None:
-        """`pictures` of each prompt."""
+    def __init__(self, folder: Path, pictures: int = 5, device: torch.device | None = None) -> None:
+        """`pictures` of each prompt; on the CPU where no device is given."""
         self.folder, self._pictures = folder.absolute(), pictures
+        self._device = device or torch.device("cpu")
         self._judge: Judge | None = None
 
     def host(self) -> StandaloneHost:
         made = self.folder / "model"
         checkpoint = next(made.glob("*.safetensors"), None) or export_webui(made)
-        return StandaloneHost(checkpoint, self.folder)
+        return StandaloneHost(checkpoint, self.folder, self._device)
 
     def set_of(self, one: Trial) -> Path:
         """The folder of pictures of a trial, written once."""
@@ -209,7 +211,7 @@ def write_masks(folder: Path) -> None:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"), np.int16)
         figure = (np.abs(pixels - pixels[0, 0]).sum(2) > 0).astype(np.uint8) * 255
-        Image.fromarray(figure, "L").save(path.with_name(f"{path.stem}-masklabel.png"))
+        Image.fromarray(figure).save(path.with_name(f"{path.stem}-masklabel.png"))
 
 
 def arguments(text: str) -> argparse.ArgumentParser:
@@ -218,6 +220,7 @@ def arguments(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("demo/trials"), help="where trials are kept")
     parser.add_argument("--pictures", type=int, default=5, help="of each prompt (default: 5)")
     parser.add_argument("--at-once", type=int, default=1, help="runs that are trained together (`stacked`, default: 1)")
+    take_device(parser)
     parser.add_argument("--concepts", nargs="*", choices=list(CONCEPTS), default=list(CONCEPTS), metavar="SHAPE")
     return parser
 

@@ -31,10 +31,13 @@ OTHERS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
+ON_A_CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")]
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=ON_A_CARD)])
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
     folder = tmp_path_factory.mktemp("stacked")
-    return StandaloneHost(export_webui(folder / "model"), folder)
+    return StandaloneHost(export_webui(folder / "model"), folder, torch.device(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,16 @@ def jobs(host: StandaloneHost) -> list[JobConfig]:
     write_concept(host.root / "pictures", count=2, repeats=1)
     own = {**COMMON, "dataset.folder": str(host.root / "pictures")}
     return [from_values({**own, "output.name": "one"}), from_values({**own, **OTHERS, "output.name": "two"})]
+
+
+def assert_alike(one: torch.Tensor, other: torch.Tensor, within: float, device: torch.device) -> None:
+    """On a card convolutions round to TF32 and sums have no order, and AdamW makes whole steps of what is nearly 0."""
+    assert one.shape == other.shape
+    apart = (one.double() - other.double()).abs()
+    if device.type == "cpu":
+        assert float(apart.max()) <= within
+    else:
+        assert float(apart.norm()) <= 0.1 * float(other.double().norm())
 
 
 def test_runs_of_a_stack_are_those_of_their_jobs(host: StandaloneHost, jobs: list[JobConfig], tmp_path: Path) -> None:
@@ -58,7 +71,7 @@ def test_runs_of_a_stack_are_those_of_their_jobs(host: StandaloneHost, jobs: lis
         alone, together = load_file(view.output), load_file(tmp_path / f"{job.output.name}.safetensors")
         assert alone.keys() == together.keys()
         for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, rtol=0, atol=2e-4)
+            assert_alike(together[name], value, 2e-4, host.device())
         request = PreviewRequest(
             f"zorb, red <lora:{job.output.name}:1>",
             width=SIDE,
@@ -68,13 +81,14 @@ def test_runs_of_a_stack_are_those_of_their_jobs(host: StandaloneHost, jobs: lis
             sampler=SAMPLER,
         )
         (own,) = host.draw_seeds(request, [5])
-        assert np.abs(np.asarray(own, int) - np.asarray(shown, int)).max() <= 3
+        assert_alike(torch.from_numpy(np.array(own)), torch.from_numpy(np.array(shown)), 3, host.device())
 
 
 def test_a_stack_that_was_ended_goes_on(
     host: StandaloneHost, jobs: list[JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("miniature.stacked.KEPT_EVERY", 1)
+    monkeypatch.setattr("miniature.stacked.KEPT_AFTER", 0.0)
+    monkeypatch.setattr("miniature.stacked.TOLD_EVERY", 1)
     found = []
 
     def ended(text: str) -> None:
@@ -88,4 +102,4 @@ def test_a_stack_that_was_ended_goes_on(
             found.append([one.detach().clone() for run in stack.runs for one in parameters(run.recipe)])
     assert len(found[0]) == 4  # UNet and text encoder of both
     for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
+        assert_alike(one, other, 0, host.device())
