@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 LONG = (
+    "tests/training/test_forecast_on_a_card.py",
     "tests/browser/",
     "tests/e2e/test_learns.py[sd1]",
     "tests/training/test_forecast.py",
@@ -53,11 +54,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def scope_of(nodeid: str) -> str:
-    """What stays on one worker: a file, or a folder of TOGETHER; of LONG also what comes of one parameter in a file."""
+    """What stays on one worker: a file, or a folder of TOGETHER; of LONG also what comes of one parameter in a file.
+
+    A test on a card goes to any: there most of a test's time is the host's.
+    """
     file, _, test = nodeid.partition("::")
     for folder in TOGETHER:
         if file.startswith(folder):
             return folder
+    if test.endswith("card]"):
+        return nodeid
     one = f"{file}[{test.partition('[')[2]}"
     return one if one in LONG else file
 

@@ -49,7 +49,8 @@ class HeldInEightBits(Held):
         if form != "run's":
             self.codes = self.scale = None
         elif self.codes is None:
-            self.codes, self.scale = quantise(self.parameter.data)
+            made = quantise(self.parameter.data)  # on the CPU where it waits there: what crosses is half as wide
+            self.codes, self.scale = (one.to(self._bus.device) for one in made)
             form = "waiting"
         else:
             return

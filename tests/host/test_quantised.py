@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -15,21 +16,24 @@ from lib_trainer.host.quantised import LARGEST, is_quantised, quantise, quantise
 from lib_trainer.host.weights import Bus, Weights, held_parameters
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import Conditioning, TrainingState
+from tests.card import CPU, DEVICES
 from tests.host.cards import Card
 from tests.support import CONTEXT, differences, relative, roots_of, snapshot
 
-CPU = torch.device("cpu")
 RELATIVE_ERROR = 0.035
 """Of a weight in e4m3: three bits behind the point, so a number is at most 1/16 off; 0.026 in the mean of many."""
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", [(24, 40), (24, 16, 3, 3)], ids=str)
 @pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
-def test_codes_are_as_near_as_the_format_allows(shape: tuple[int, ...], size: float) -> None:
+def test_codes_are_as_near_as_the_format_allows(shape: tuple[int, ...], size: float, device: torch.device) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * size
     weight[3] *= 1e-3  # a channel's own scale
     weight[4] = 0
-    codes, scale = quantise(weight)
+    made, wanted = quantise(weight.to(device)), quantise(weight)
+    assert all(torch.equal(one.cpu().float(), other.float()) for one, other in zip(made, wanted, strict=True))
+    (codes, scale), weight = made, weight.to(device)
     assert codes.dtype is torch.float8_e4m3fn and codes.shape == weight.shape
     assert bool((torch.frexp(scale)[0] == 0.5).all()), "powers of two"
     assert float(codes.float().abs().max()) <= LARGEST and bool(codes.float().isfinite().all())
@@ -57,12 +61,13 @@ def in_eight_bits(layer: nn.Module, bus: Bus | None = None) -> tuple[Weights, di
     return Weights({"unet": held}, bus), layers
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_is_that_of_its_widened_weight(name: str) -> None:
-    layer, shape = LAYERS[name]
+def test_a_layer_is_that_of_its_widened_weight(name: str, device: torch.device) -> None:
+    layer, shape = copy.deepcopy(LAYERS[name][0]).to(device), LAYERS[name][1]
     layer.requires_grad_(False)
-    x = torch.randn(shape, requires_grad=True)
-    weights, layers = in_eight_bits(layer)
+    x = torch.randn(shape, device=device, requires_grad=True)
+    weights, layers = in_eight_bits(layer, Bus(device))
     plain = layer(x)
     with quantised_layers(layers):
         assert torch.equal(layer(x), plain), "before the weights are taken"
@@ -79,7 +84,7 @@ def test_a_layer_is_that_of_its_widened_weight(name: str) -> None:
         mine, theirs = (torch.autograd.grad(one.square().sum(), x)[0] for one in (out, expected))
         torch.testing.assert_close(mine, theirs)
         assert not torch.equal(out, plain)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             assert layer(x).dtype is torch.bfloat16
         weights.place("given back")
         assert torch.equal(layer(x), plain)
@@ -136,6 +141,21 @@ def test_the_wide_weights_leave_the_card(ldm_model: LdmModel, monkeypatch: pytes
         assert differences(before, snapshot(*roots_of(ldm_model))) == []
     assert 1e-4 < relative(made[True][0], made[False][0]) < 0.1
     assert 1e-4 < relative(made[True][1], made[False][1]) < 0.3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_weight_that_waits_is_taken_to_the_device(device: torch.device) -> None:
+    """As after a preview for whose weights there was no room: they have not come back."""
+    layer = nn.Linear(24, 32).to(device)
+    before = snapshot(layer)
+    weights, layers = in_eight_bits(layer, Card(device) if device.type == "cpu" else Bus(device))
+    [held] = layers.values()
+    held.wait()
+    weights.place("training")
+    assert held.codes is not None and held.codes.device == device == held.scale.device
+    assert layer.weight.device.type == "cpu"
+    weights.place("given back")
+    assert differences(before, snapshot(layer)) == []
 
 
 def test_the_largest_number_of_the_format() -> None:

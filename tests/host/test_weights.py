@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.host import weights as weights_module
 from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.quantised import is_quantised
 from lib_trainer.host.weights import Held, Weights, _reinterpreted, held_parameters, waiting_parameters
 from lib_trainer.kinds import slots
 from lib_trainer.kinds.slots import Slot
@@ -20,10 +22,12 @@ from lib_trainer.ports import OwnParameter, TrainingState
 from lib_trainer.refusals import ModelError
 from lib_trainer.training.session import Session
 from lib_trainer.transfer import has_place
+from tests.card import CPU, ON_A_CARD, settled
 from tests.host.cards import Card
-from tests.support import differences, roots_of, snapshot
+from tests.support import Tiny, differences, ldm_of, roots_of, snapshot
 
-CPU = torch.device("cpu")
+CARD_SLACK = 1 << 20
+"""Bytes by which a card's allocator rounds up what the tiny model's tensors take."""
 HALVES = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -262,3 +266,41 @@ def test_a_session_brings_back_what_it_has_sent_away(ldm_model: LdmModel, monkey
             assert sum(card.to_device_bytes) <= size
     assert sum(card.to_cpu_bytes) <= size
     assert differences(before, snapshot(*roots_of(ldm_model))) == []
+
+
+@pytest.mark.parametrize("device", [ON_A_CARD])
+@pytest.mark.parametrize(
+    ("stored", "eight_bits"), [(torch.float16, False), (torch.float16, True), (torch.float32, False)]
+)
+def test_bytes_on_a_card(tiny: Tiny, device: torch.device, stored: torch.dtype, eight_bits: bool) -> None:
+    """Of each phase: what is not used has left the card, what is held in 8 bits takes half, and all comes back."""
+    model = ldm_of(copy.deepcopy(tiny))
+    for root in roots_of(model):
+        root.to(device, stored)
+    if stored is torch.float16:
+        model.unet.dtype = stored
+    parts = {name: sum(p.nbytes for p in root.parameters()) for name, root in model.roots().items()}
+    codes = sum(layer.weight.numel() for layer in model.unet.modules() if eight_bits and is_quantised(layer))
+    before, there = snapshot(*roots_of(model)), settled(device)
+    state = TrainingState(stored, False, False, eight_bits=eight_bits)
+
+    def on_the_card(*roots: nn.Module) -> list[bool]:
+        return sorted({one.device.type == device.type for root in roots for one in root.parameters()})
+
+    with Session(model, Still(), state) as session:  # type: ignore[arg-type]
+        held = settled(device) - there
+        assert on_the_card(*roots_of(model)) == [True] and held <= CARD_SLACK
+        session.train(text_encoder=False)
+        if device.type == "cuda":
+            assert on_the_card(model.vae, model.text.encoders[0].module) == [False]
+            gone = there - settled(device)
+            waits = parts["vae"] + parts["te1"] + codes * stored.itemsize
+            assert gone == pytest.approx(waits - codes, abs=CARD_SLACK + 0.05 * codes)
+        assert model.device == device
+        for _ in range(2):
+            with session.generating():
+                assert on_the_card(*roots_of(model)) == [True]
+                assert differences(before, snapshot(*roots_of(model))) == []
+                assert settled(device) - there <= CARD_SLACK
+    assert differences(before, snapshot(*roots_of(model))) == []
+    assert settled(device) <= there

@@ -1,17 +1,19 @@
 """Every kind of training on hosts that hold their model as the WebUI does: in fp16, in bf16, in fp32, in 8 bits.
 
-The real modules of ldm on the CPU, whose torch multiplies fp16 from 2.4 on, and ldm's time embedding cast to the
-host's `devices.dtype_unet` as the WebUI's sd_hijack_unet.py does it. Afterwards every parameter has its bytes, dtype
-and device, and nothing else of the model has changed.
+The real modules of ldm on a card, and on the CPU, whose torch multiplies fp16 from 2.4 on; and ldm's time embedding
+cast to the host's `devices.dtype_unet` as the WebUI's sd_hijack_unet.py does it. Afterwards every parameter has its
+bytes, dtype and device, nothing else of the model has changed, nothing of the run is left on the card, and a seed draws
+the same picture, bit for bit.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,13 +23,13 @@ from torch import nn
 from lib_trainer.config import from_values
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.text.texts import Texts
-from lib_trainer.ports import HeldPart
+from lib_trainer.ports import HeldPart, PreviewRequest
 from lib_trainer.training import precision
 from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.training.optimizers import OPTIMIZERS
 from lib_trainer.work.monitor import RunView
+from tests.card import CPU, DEVICES, ON_A_CARD, settled
 from tests.support import SCALE, ModelHost, Tiny, differences, roots_of, snapshot, tiny_schedule
-
-pytestmark = pytest.mark.skipif(not precision._cpu_multiplies_fp16(), reason="this torch has no fp16 on the CPU")
 
 JOBS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -68,22 +70,51 @@ COVERING = [
     ("8 bits", "checkpoint's text encoder on 8-bit weights", "fp32"),
 ]
 """Every other host with every precision, with and without the text encoder, and with checkpointing."""
+BITSANDBYTES = {
+    f"lora by {name}": {"optimizer.name": name, "training.max_steps": 3}
+    for name, entry in OPTIMIZERS.items()
+    if entry.card
+}
+CARD_JOBS: dict[str, dict[str, Any]] = (
+    MORE_JOBS
+    | BITSANDBYTES
+    | {
+        "dora with dropouts": {"network.dora": True, "network.dropout": 0.2, "network.rank_dropout": 0.2},
+        "locon with masks and learned weights": {
+            "network.kind": "locon", "masks.source": "alpha", "masks.prior": 0.5, "loss.learned_weights": True,
+        },
+        "lora beside class pictures": {"prior.class_prompt": "a thing", "prior.class_pictures": 1},
+        "loha with an average": {"network.kind": "loha", "optimizer.ema": True, "optimizer.unet_lr": 1e-3},
+        "lora that preserves": {"preserve.weight": 1.0, "training.gradient_checkpointing": True},
+        "checkpoint by Adafactor": {"network.kind": "checkpoint", "optimizer.name": "Adafactor"},
+        "checkpoint by AdamW8bit": {"network.kind": "checkpoint", "optimizer.name": "AdamW8bit"},
+    }
+)  # fmt: skip
+ON_CARDS = [
+    *(("fp16", job, "auto") for job in CARD_JOBS if job not in JOBS),
+    *(("8 bits", job, "fp16") for job in JOBS),
+    *(("bf16", job, "bf16") for job in ("lora", "loha", "lokr", "difference", "pivotal")),
+    *(("fp32", job, "fp16") for job in ("lora", "checkpoint", "lokr", "embedding")),
+]
+"""What a card does beside all of the above."""
 
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of one: a VAE in half precision takes longer for a picture than the rest for a step."""
     folder = tmp_path_factory.mktemp("one")
-    Image.new("RGB", (64, 64), (90, 20, 200)).save(folder / "0.png")
+    image = Image.new("RGBA", (64, 64), (90, 20, 200, 255))
+    image.paste((90, 20, 200, 0), (0, 0, 64, 24))  # for whom it is a mask
+    image.save(folder / "0.png")
     return folder
 
 
-Made = Callable[[str], LdmModel]
+Made = Callable[[str, torch.device], LdmModel]
 
 
 @pytest.fixture
 def held_model(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
-    """Makes the host's model in the given storage, with what the WebUI changes of ldm."""
+    """Makes the host's model in the given storage on a device, with what the WebUI changes of ldm."""
     import ldm.modules.diffusionmodules.openaimodel as openai_model
 
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
@@ -92,8 +123,11 @@ def held_model(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
     embed = openai_model.timestep_embedding
     monkeypatch.setattr(openai_model, "timestep_embedding", lambda *a, **k: embed(*a, **k).to(devices.dtype_unet))
 
-    def make(stored: str) -> LdmModel:
-        unet, vae, text = (copy.deepcopy(part).eval().to(STORED[stored]) for part in (tiny.unet, tiny.vae, tiny.text))
+    def make(stored: str, device: torch.device) -> LdmModel:
+        if device.type == "cpu" and not precision._cpu_multiplies_fp16():
+            pytest.skip("this torch has no fp16 on the CPU")
+        parts = (copy.deepcopy(part).eval().to(device, STORED[stored]) for part in (tiny.unet, tiny.vae, tiny.text))
+        unet, vae, text = parts
         devices.dtype_unet = unet.dtype = STORED[stored]  # type: ignore[assignment]
         if stored == "8 bits":
             for part in (unet, text):
@@ -116,6 +150,19 @@ def _store_in_8_bits(root: nn.Module, *, keep: bool = True) -> None:
             module.to(torch.float8_e4m3fn)
 
 
+@torch.no_grad()
+def _drawn(model: LdmModel) -> str:
+    """What a seed's noise becomes in a few steps, with the model as the host holds it, in the precision it has."""
+    device, dtype = model.device, vars(model._devices)["dtype_unet"]
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+        told = model.encode_text(["a disc"], 1, 1)
+        for step in (900, 500, 100):
+            latents = latents - 0.3 * model.predict(latents, torch.tensor([step], device=device), told).to(dtype)
+    assert bool(latents.isfinite().all())
+    return hashlib.sha256(latents.float().cpu().numpy().tobytes()).hexdigest()
+
+
 def _run(model: LdmModel, root: Path, folder: Path, changes: dict[str, Any]) -> RunView:
     values = {
         "dataset.folder": str(folder), "dataset.trigger_word": "zorb", "dataset.width": 64, "dataset.height": 64,
@@ -130,38 +177,84 @@ def _run(model: LdmModel, root: Path, folder: Path, changes: dict[str, Any]) -> 
 
 
 class _HalfHost(ModelHost):
+    """Draws its previews with the model as it is then, what has been learned included."""
+
+    drawn: ClassVar[list[str]] = []
+
+    def device(self) -> torch.device:
+        return self.loaded.device
+
     def parts(self) -> dict[str, HeldPart]:
-        return {"unet": HeldPart.of(self.loaded.unet, torch.device("cpu"))}  # type: ignore[attr-defined]
+        return {"unet": HeldPart.of(self.loaded.unet, self.device())}  # type: ignore[attr-defined]
+
+    def preview(self, request: PreviewRequest) -> Image.Image:
+        if draws(self.loaded):
+            self.drawn.append(_drawn(self.loaded))
+        return super().preview(request)
 
 
+def draws(model: Any) -> bool:
+    """Its own forwards can be called, which with 8-bit weights the WebUI replaces; on a CPU they take too long."""
+    return bool(model.device.type == "cuda" and min(one.itemsize for one in model.unet.parameters()) > 1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-def test_on_a_host_in_half_precision(held_model: Made, picture: Path, tmp_path: Path, precision: str, job: str) -> None:
-    _trained_and_put_back(held_model("fp16"), tmp_path, picture, JOBS[job] | {"training.precision": precision})
+def test_on_a_host_in_half_precision(
+    held_model: Made, picture: Path, tmp_path: Path, device: torch.device, precision: str, job: str
+) -> None:
+    _trained_and_put_back(held_model, "fp16", device, tmp_path, picture, JOBS[job] | {"training.precision": precision})
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("stored", "job", "precision"), COVERING, ids=[" ".join(one) for one in COVERING])
-def test_on_other_hosts(held_model: Made, picture: Path, tmp_path: Path, stored: str, job: str, precision: str) -> None:
-    _trained_and_put_back(held_model(stored), tmp_path, picture, MORE_JOBS[job] | {"training.precision": precision})
+def test_on_other_hosts(
+    held_model: Made, picture: Path, tmp_path: Path, device: torch.device, stored: str, job: str, precision: str
+) -> None:
+    changes = MORE_JOBS[job] | {"training.precision": precision}
+    _trained_and_put_back(held_model, stored, device, tmp_path, picture, changes)
 
 
-def _trained_and_put_back(model: LdmModel, root: Path, folder: Path, changes: dict[str, Any]) -> None:
-    before = snapshot(*roots_of(model))
-    held = vars(model._devices)["dtype_unet"]
+@pytest.mark.parametrize("device", [ON_A_CARD])
+@pytest.mark.parametrize(("stored", "job", "precision"), ON_CARDS, ids=[" ".join(one) for one in ON_CARDS])
+def test_on_a_card(
+    held_model: Made, picture: Path, tmp_path: Path, device: torch.device, stored: str, job: str, precision: str
+) -> None:
+    changes = CARD_JOBS[job] | {"training.precision": precision}
+    name = changes.get("optimizer.name", "AdamW")
+    if not OPTIMIZERS[name].installed:
+        pytest.skip(f"{OPTIMIZERS[name].module} is not installed")
+    _trained_and_put_back(held_model, stored, device, tmp_path, picture, changes)
+
+
+def _trained_and_put_back(
+    make: Made, stored: str, device: torch.device, root: Path, folder: Path, changes: dict[str, Any]
+) -> None:
+    model = make(stored, device)
+    held, steps = vars(model._devices)["dtype_unet"], changes.get("training.max_steps", 2)
+    picture = _drawn(model) if draws(model) else ""
+    _HalfHost.drawn.clear()
+    before, bytes_before = snapshot(*roots_of(model)), settled(device)
     view = _run(model, root, folder, changes)
-    assert (view.state, view.error, view.step) == ("finished", "", 2)
-    assert len(view.previews) == 2
+    assert (view.state, view.error, view.step) == ("finished", "", steps)
+    assert len(view.previews) == steps
     assert differences(before, snapshot(*roots_of(model))) == []
     assert vars(model._devices)["dtype_unet"] is held
+    assert settled(device) <= bytes_before
+    if draws(model):
+        assert _drawn(model) == picture
+        assert len(_HalfHost.drawn) >= steps
 
 
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_whole_checkpoint_of_an_8_bit_host_has_no_8_bit_rounding(
-    held_model: Made, picture: Path, tmp_path: Path
+    held_model: Made, picture: Path, tmp_path: Path, device: torch.device
 ) -> None:
     """Neither in what was trained nor in what was not."""
     from safetensors.torch import load_file
 
-    model = held_model("8 bits")
+    model = held_model("8 bits", device)
     kept = model.checkpoint_tensors()
     changes = JOBS["checkpoint"] | {"finetune.unet_lr": 1e-9, "output.precision": "fp32"}
     view = _run(model, tmp_path, picture, changes)
@@ -177,7 +270,7 @@ def test_a_whole_checkpoint_of_an_8_bit_host_has_no_8_bit_rounding(
 def test_a_whole_checkpoint_that_is_there_in_8_bits_only_is_refused(
     held_model: Made, tiny: Tiny, picture: Path, tmp_path: Path
 ) -> None:
-    model = held_model("fp16")
+    model = held_model("fp16", CPU)
     _store_in_8_bits(model.unet, keep=False)
     view = _run(model, tmp_path, picture, JOBS["checkpoint"])
     assert view.state == "failed" and view.step == 0

@@ -31,10 +31,14 @@ from lib_trainer.training.optimizers import (
     restore,
     to_average,
 )
+from tests.card import CARD, CPU, NEEDS_A_CARD
 
-CPU = torch.device("cpu")
 HERE = [name for name, entry in OPTIMIZERS.items() if not entry.card]
 """Those that run on a CPU."""
+EVERYWHERE = [
+    *(pytest.param(name, CPU, id=name) for name in HERE),
+    *(pytest.param(name, CARD, id=f"{name} on a card", marks=NEEDS_A_CARD) for name in OPTIMIZERS),
+]
 
 
 def test_adamw_is_the_papers_update() -> None:
@@ -71,13 +75,23 @@ def having(name: str, **options: Any) -> OptimizerConfig:
 
 
 class Toy:
-    """A small regression, whose tensors are matrices, vectors and a kernel; the same numbers for everybody."""
+    """A small regression, whose tensors are matrices, vectors and a kernel; the same numbers for everybody.
 
-    def __init__(self, make: Callable[[list[dict[str, Any]]], Optimizer], *, whole: bool = False, rate: float = 0.01):
+    On a card also one that is large enough for a state in 8 bits (4,096 numbers, says bitsandbytes).
+    """
+
+    def __init__(
+        self,
+        make: Callable[[list[dict[str, Any]]], Optimizer],
+        *,
+        whole: bool = False,
+        rate: float = 0.01,
+        device: torch.device = CPU,
+    ):
         generator = torch.Generator().manual_seed(3)
-        shapes = [(40, 6), (5, 36), (4, 3, 3, 3), (7,)]
-        self.start = torch.cat([torch.randn(shape, generator=generator).flatten() for shape in shapes])
-        self.target = torch.randn(len(self.start), generator=generator)
+        shapes = [(40, 6), (5, 36), (4, 3, 3, 3), (7,)] + ([(128, 64)] if device is CARD else [])
+        self.start = torch.cat([torch.randn(shape, generator=generator).flatten() for shape in shapes]).to(device)
+        self.target = torch.randn(len(self.start), generator=generator).to(device)
         sizes = [torch.Size(shape).numel() for shape in shapes]
         parts = [self.start.clone()] if whole else list(self.start.clone().split(sizes))
         shaped = parts if whole else [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -92,7 +106,7 @@ class Toy:
     def step(self, count: int = 1) -> None:
         for _ in range(count):
             self.optimizer.zero_grad(set_to_none=True)
-            scales = torch.rand(len(self.start), generator=self.noise)
+            scales = torch.rand(len(self.start), generator=self.noise).to(self.start.device)
             joined = torch.cat([one.flatten() for one in self.parameters])
             ((joined - self.target).square() * scales).mean().backward()
             self.optimizer.step()
@@ -105,17 +119,17 @@ def rate_for(name: str) -> float:
     return 1.0 if OPTIMIZERS[name].finds_rate else 0.01
 
 
-def toy(name: str, *, whole: bool = False, **options: Any) -> Toy:
+def toy(name: str, *, whole: bool = False, device: torch.device = CPU, **options: Any) -> Toy:
     config = having(name, **options)
-    return Toy(lambda groups: make_optimizer(groups, config), whole=whole, rate=rate_for(name))
+    return Toy(lambda groups: make_optimizer(groups, config), whole=whole, rate=rate_for(name), device=device)
 
 
 # ---------------------------------------------------------------------------------------------------- what each does
 
 
-@pytest.mark.parametrize("name", HERE)
-def test_each_one_learns(name: str) -> None:
-    run = toy(name)
+@pytest.mark.parametrize(("name", "device"), EVERYWHERE)
+def test_each_one_learns(name: str, device: torch.device) -> None:
+    run = toy(name, device=device)
     before = run.loss()
     run.step(150)
     assert run.loss() < before * 0.999
@@ -189,9 +203,9 @@ def test_what_may_be_given_as_one_tensor_is_the_same_as_one_tensor(name: str) ->
         assert not torch.allclose(apart.values, joined.values, rtol=1e-3, atol=1e-5), "it could be whole"
 
 
-@pytest.mark.parametrize("name", HERE)
-def test_a_restored_state_goes_on_bit_for_bit(name: str) -> None:
-    run, again = toy(name), toy(name)
+@pytest.mark.parametrize(("name", "device"), EVERYWHERE)
+def test_a_restored_state_goes_on_bit_for_bit(name: str, device: torch.device) -> None:
+    run, again = toy(name, device=device), toy(name, device=device)
     run.step(5)
     file = io.BytesIO()
     torch.save(run.optimizer.state_dict(), file)
@@ -203,6 +217,23 @@ def test_a_restored_state_goes_on_bit_for_bit(name: str) -> None:
     run.step(5)
     again.step(5)
     assert torch.equal(run.values, again.values)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=NEEDS_A_CARD) for name, entry in OPTIMIZERS.items() if entry.card]
+)
+def test_a_state_in_8_bits_is_as_near_as_it_is_small(name: str) -> None:
+    """To the same optimizer with its whole state. `state` of the registry is what the forecast reckons with."""
+    run, whole = toy(name, device=CARD), toy(OPTIMIZERS[name].kin, device=CARD)
+    run.step(20)
+    whole.step(20)
+    moved = whole.values - whole.start
+    assert 0 < float((run.values - whole.values).norm()) < 0.4 * float(moved.norm())
+    held = run.optimizer.state[run.parameters[-1]]
+    large = run.parameters[-1].numel()
+    wide = [one for one in held.values() if isinstance(one, torch.Tensor) and one.numel() == large]
+    assert wide and all(one.dtype is torch.uint8 for one in wide)
+    assert len(wide) == round(OPTIMIZERS[name].state)
 
 
 # --------------------------------------------------------------------------------------------- averages, found rates

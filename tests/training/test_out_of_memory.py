@@ -1,8 +1,8 @@
 """Memory runs out at every point of every kind of run: the host, what is left, what is kept, and what is said.
 
-The allocator of `faults` refuses. Each case asserts that the model is bit for bit what it was, that no tensor of the
-run is left although nothing was collected but by the run itself, that the weights so far are in a file, that the
-sentence names what to lower, and that the next job runs.
+The allocator of `faults` refuses, or a card's own, when the card is full. Each case asserts that the model is bit for
+bit what it was, that no tensor of the run is left although nothing was collected but by the run itself, that the
+weights so far are in a file, that the sentence names what to lower, and that the next job runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lib_trainer.training.plan import prepare
 from lib_trainer.training.run import run_plan
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
+from tests.card import CARD, CPU, ON_A_CARD, settled
 from tests.support import (
     SCALE,
     ModelHost,
@@ -34,7 +35,7 @@ from tests.support import (
     snapshot,
     tiny_schedule,
 )
-from tests.training.faults import Allocator, run_with
+from tests.training.faults import Allocator, FullCard, run_with
 
 LORA: dict[str, Any] = {}
 PREVIEW = {"preview__prompt": "x", "preview__every": 1}
@@ -123,13 +124,47 @@ CASES = [
     Case("checkpoint, text", "backward 2", "or train a LoRA", 1, number=20, half=True),
     Case("checkpoint, text", "leaving", "", None, half=True),
 ]
+CARD_CASES = [
+    Case("lora", "start", RANK, 0),
+    Case("lora", "phase Caching latents", SIZE, 0),
+    Case("lora", "started", RANK, 0, number=20),
+    Case("lora", "backward 1", SIZE, 0, number=5),
+    Case("lora", "optimizer 1", "before the first step was done", 0),
+    Case("lora", "step 1", "at step 2", 1, more={"training__batch_size": 2}),
+    Case("lora", "backward 2", "training.batch_size (now 2)", 1, more={"training__batch_size": 2}),
+    Case("lora", "leaving", "", None),
+    Case("lora, checkpointing", "backward 2", "at step 2", 1, number=10),
+    Case("lora, class pictures", "preview", SIZE, 0),
+    Case("lora, preview", "preview", "preview.width and preview.height (now 64×64)", None, lasting=False),
+    Case("lora, preview", "after preview", "preview.width", None, number=3, lasting=False, half=True),
+    Case("dora", "backward 1", RANK, 0, half=True),
+    Case("loha", "backward 2", RANK, 1, number=5),
+    Case("lokr", "started", RANK, 0, number=30, half=True),
+    Case("embedding", "backward 2", "at step 2", 1),
+    Case("embedding", "optimizer 1", "before the first step", 0, half=True),
+    Case("pivotal", "backward 2", "at step 2", 1, half=True),
+    Case("hypernetwork", "phase Caching captions", "close other programs", 0),
+    Case("hypernetwork", "backward 2", "hypernetwork.layer_structure", 1),
+    Case("checkpoint", "start", "or train a LoRA", 0, number=5),
+    Case("checkpoint", "optimizer 1", "before the first step", 0, number=7),
+    Case("checkpoint", "backward 2", "at step 2", 1, number=5),
+    Case("checkpoint", "leaving", "", None),
+    Case("checkpoint, preview", "preview", "preview.width", None, lasting=False, more={"preview__every": 2}),
+    Case("checkpoint, text", "backward 2", "or train a LoRA", 1, number=5, half=True),
+    Case("checkpoint, text", "leaving", "", None, half=True),
+    Case("lora", "leaving", "", None, half=True),
+    Case("difference", "backward 3", "at step 3", 2),
+]
 
 
 class CountingHost(ModelHost):
     """A host that tells the sizes of its model, as a whole checkpoint wants to know them."""
 
+    def device(self) -> torch.device:
+        return self.loaded.device
+
     def parts(self) -> dict[str, HeldPart]:
-        return {"unet": HeldPart.of(self.loaded.unet, torch.device("cpu"))}  # type: ignore[attr-defined]
+        return {"unet": HeldPart.of(self.loaded.unet, self.device())}  # type: ignore[attr-defined]
 
     cache: Path | None = None
 
@@ -140,16 +175,28 @@ class CountingHost(ModelHost):
         return 3
 
 
+Models = dict[bool, tuple[Any, Any]]
+
+
 @pytest.fixture(scope="module")
-def models(tiny: Tiny) -> dict[bool, tuple[Any, Any]]:
+def models(tiny: Tiny) -> Models:
     """A small model as it is, and as a user's WebUI holds it: everything in fp16."""
+    return models_on(CPU, tiny)
+
+
+@pytest.fixture(scope="module")
+def models_of_a_card(tiny: Tiny) -> Models:
+    return models_on(CARD, tiny)
+
+
+def models_on(device: torch.device, tiny: Tiny) -> Models:
     from lib_trainer.host.ldm.model import LdmModel
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
     from lib_trainer.host.text.texts import Texts
 
     models = {}
     for half in (False, True):
-        unet, vae, text = (copy.deepcopy(part) for part in (tiny.unet, tiny.vae, tiny.text))
+        unet, vae, text = (copy.deepcopy(part).to(device) for part in (tiny.unet, tiny.vae, tiny.text))
         if half:
             unet, vae, text = unet.half(), vae.half(), text.half()
             unet.dtype = torch.float16
@@ -158,11 +205,13 @@ def models(tiny: Tiny) -> dict[bool, tuple[Any, Any]]:
         if not half:
             leave_traces(model)
         models[half] = (model, snapshot(*roots_of(model)))
+    gc.collect()
+    gc.freeze()
     return models
 
 
 @pytest.fixture(scope="module", autouse=True)
-def light_collections(models: dict[bool, tuple[Any, Any]]) -> Iterator[None]:
+def light_collections(tiny: Tiny) -> Iterator[None]:
     """What is there before the first run is no run's: collecting need not look at it, and takes a tenth."""
     gc.collect()
     gc.freeze()
@@ -183,11 +232,34 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_memory_runs_out(
-    case: Case, models: dict[bool, tuple[Any, Any]], two_pictures: Path, encoded: Path, tmp_path: Path
+def test_memory_runs_out(case: Case, models: Models, two_pictures: Path, encoded: Path, tmp_path: Path) -> None:
+    allocator = Allocator(case.trigger, case.number, case.lasting)
+    runs_out(case, models[case.half], allocator, two_pictures, encoded, tmp_path)
+
+
+@pytest.mark.parametrize("device", [ON_A_CARD])
+@pytest.mark.parametrize("case", CARD_CASES, ids=str)
+def test_a_card_is_full(
+    case: Case, device: torch.device, models_of_a_card: Models, two_pictures: Path, encoded: Path, tmp_path: Path
 ) -> None:
-    (model, before), pictures = models[case.half], two_pictures
-    host = CountingHost(model, tmp_path)
+    """Its own allocator refuses, as nothing is left: afterwards as many of its bytes are in use as before."""
+    model, snapped = models_of_a_card[case.half]
+    before = settled(device)
+    make = FullCard if device.type == "cuda" else Allocator
+    allocator = make(case.trigger, case.number, case.lasting, device)
+    allocator.own = roots_of(model)
+    try:
+        runs_out(case, (model, snapped), allocator, two_pictures, encoded, tmp_path)
+    finally:
+        allocator.free()
+    assert settled(device) <= before
+
+
+def runs_out(
+    case: Case, held: tuple[Any, Any], allocator: Allocator, pictures: Path, encoded: Path, root: Path
+) -> None:
+    model, before = held
+    host = CountingHost(model, root)
     if case.trigger != "phase Caching latents":
         host.cache = encoded
     values = {"training__precision": "bf16" if case.half else "fp32", "dataset__cache": "disk"}
@@ -195,7 +267,6 @@ def test_memory_runs_out(
     if case.kind == "difference":
         values["difference__before"] = str(pictures)
     told: list[ev.Event] = []
-    allocator = Allocator(case.trigger, case.number, case.lasting)
     failure = run_with(allocator, host, make_job(pictures, **values), [told.append])
     assert allocator.refused or case.trigger == "leaving", "nothing was refused: the case tests nothing"
     assert differences(before, snapshot(*roots_of(model))) == []
@@ -210,6 +281,7 @@ def test_memory_runs_out(
         assert failure is not None and (failure.kept is not None) == (case.step > 0)
         if failure.kept is not None:
             assert f"-step{case.step:08d}" in failure.kept.name and failure.kept.stat().st_size > 0
+    allocator.free()
     run_plan(prepare(make_job(pictures, **AGAIN), host), host, Control(), told.append)
     assert isinstance(told[-1], ev.Finished) and told[-1].path is not None
 

@@ -1,0 +1,37 @@
+"""The NVIDIA card, where there is one: which tests run on it too, and how many of its bytes are in use.
+
+`GPU_TESTS_ON=cpu pytest -m gpu` runs the tests of a card on the CPU as far as they go there, so that whoever writes one
+without a card at hand finds what is mistyped.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+CARD = torch.device(os.environ.get("GPU_TESTS_ON") or "cuda:0")
+NEEDS_A_CARD = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(CARD.type == "cuda" and not torch.cuda.is_available(), reason="torch sees no NVIDIA card"),
+]
+ON_A_CARD = pytest.param(CARD, id="card", marks=NEEDS_A_CARD)
+DEVICES = [pytest.param(CPU, id="cpu"), ON_A_CARD]
+"""What a test is parametrised by that is worth its time on both."""
+
+
+def settled(device: torch.device) -> int:
+    """Bytes in use on a card when all work is done and what nobody refers to any more is gone; 0 on the CPU.
+
+    Without the workspaces that cuBLAS keeps for each of its handles.
+    """
+    if device.type == "cpu":
+        return 0
+    torch.cuda.synchronize(device)
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device)

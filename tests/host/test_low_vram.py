@@ -1,0 +1,193 @@
+"""--lowvram and --medvram: what the WebUI puts on a model is set aside for a run, and in its place for a preview.
+
+`modules/lowvram.py` is written down here as far as it changes a model of SD 1.x; tests/webui has the WebUI's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from lib_trainer.config import from_values
+from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.host.text.texts import Texts
+from lib_trainer.ports import HeldPart, PreviewRequest
+from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.work import events as ev
+from tests.card import CPU, DEVICES, settled
+from tests.support import SCALE, ModelHost, Tiny, draw_pictures, job_values, tiny_schedule
+
+UNET_PARTS = ("input_blocks", "middle_block", "output_blocks", "time_embed")
+
+
+class SdModel(nn.Module):
+    """As much of the WebUI's `sd_model` as is looked at."""
+
+    lowvram = True
+
+    def __init__(self, tiny: Tiny) -> None:
+        super().__init__()
+        self.model, self.first_stage_model, self.cond_stage_model = nn.Module(), tiny.vae, nn.Module()
+        self.model.diffusion_model, self.cond_stage_model.transformer = tiny.unet, tiny.text
+        self.first_stage_model.decode = lambda z: tiny.vae.decoder(tiny.vae.post_quant_conv(z))
+
+
+@pytest.fixture
+def lowvram(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The WebUI's modules `devices` and `lowvram`, of which only the hooks' names and `module_in_gpu` are read."""
+    package, devices, lowvram = (types.ModuleType(name) for name in ("modules", "modules.devices", "modules.lowvram"))
+    package.devices, package.lowvram = devices, lowvram  # type: ignore[attr-defined]
+    code = """
+module_in_gpu = None
+
+def send_everything_to_cpu():
+    global module_in_gpu
+    if module_in_gpu is not None:
+        module_in_gpu.to("cpu")
+    module_in_gpu = None
+
+def hook(parents, device):
+    def send_me_to_gpu(module, _):
+        global module_in_gpu
+        module = parents.get(module, module)
+        if module_in_gpu is not module:
+            send_everything_to_cpu()
+            module.to(device)
+            module_in_gpu = module
+    return send_me_to_gpu
+
+def wrapped(send, vae, name):
+    first_stage_model_encode = first_stage_model_decode = getattr(vae, name)
+    def encode(x):
+        send(vae, None)
+        return first_stage_model_encode(x)
+    def decode(x):
+        send(vae, None)
+        return first_stage_model_decode(x)
+    return encode if name == "encode" else decode
+"""
+    exec(code, lowvram.__dict__)
+    for module in (package, devices, lowvram):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "lib_trainer.host.webui.low_vram", raising=False)
+    yield lowvram
+    sys.modules.pop("lib_trainer.host.webui.low_vram", None)
+
+
+def set_up(lowvram: Any, model: SdModel, device: torch.device, flag: str) -> None:
+    """As `setup_for_low_vram`: hooks on the parts, each of which waits on the CPU for its turn."""
+    sys.modules["modules.devices"].device = device  # type: ignore[attr-defined]
+    unet: Any = model.model.diffusion_model
+    text: Any = model.cond_stage_model.transformer
+    send = lowvram.hook({text: model.cond_stage_model}, device)
+    parts = [unet.time_embed, *unet.input_blocks, unet.middle_block, *unet.output_blocks]
+    if flag == "lowvram":  # what is none of the four parts stays on the card
+        kept = {name: unet._modules.pop(name) for name in UNET_PARTS}
+        unet.to(device)
+        unet._modules = {**{name: kept[name] for name in UNET_PARTS}, **unet._modules}
+    for module in (text, model.first_stage_model, *(parts if flag == "lowvram" else [unet])):
+        module.register_forward_pre_hook(send)
+    for name in ("encode", "decode"):
+        setattr(model.first_stage_model, name, lowvram.wrapped(send, model.first_stage_model, name))
+
+
+class Host(ModelHost):
+    """Its queue sets the hooks aside, and its previews bring them back, as the WebUI's host does it."""
+
+    place: torch.device
+    low: Any
+    seen: list[tuple[str, int, set[str]]]
+    failing = False
+
+    def device(self) -> torch.device:
+        return self.place
+
+    def parts(self) -> dict[str, HeldPart]:
+        return {"unet": HeldPart.of(self.loaded.unet, self.place)}  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def lease(self, title: str, *, trains: bool = False) -> Iterator[Any]:
+        with self.low.set_aside(), super().lease(title, trains=trains) as lease:
+            yield lease
+
+    def preview(self, request: PreviewRequest) -> Image.Image:
+        with self.low.as_the_host_draws():
+            self.look("preview")
+            draw(self.loaded, self.low._model, self.place)
+            if self.failing:
+                self.failing = False
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().preview(request)
+
+    def look(self, when: str) -> None:
+        model = self.low._model
+        hooks = sum(len(module._forward_pre_hooks) for module in model.modules())
+        where = {parameter.device.type for parameter in model.model.parameters()}
+        self.seen.append((when, hooks, where))
+
+
+@torch.no_grad()
+def draw(loaded: Any, model: Any, device: torch.device) -> torch.Tensor:
+    """One step, by the hooks: text encoder, UNet and VAE come to the device one after another."""
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).to(device)
+    ids = torch.full((1, 77), 49407, device=device)
+    context = model.cond_stage_model.transformer(ids).last_hidden_state
+    out = model.model.diffusion_model(latents, timesteps=torch.tensor([500], device=device), context=context)
+    pixels: torch.Tensor = model.first_stage_model.decode(out)
+    return pixels.cpu()
+
+
+def facts(model: SdModel) -> list[object]:
+    found: list[object] = [sorted(vars(model.first_stage_model))]
+    for name, module in model.named_modules():
+        found.append((name, [id(hook) for hook in module._forward_pre_hooks.values()], "forward" in vars(module)))
+    for name, parameter in model.named_parameters():
+        found.append((name, parameter.device, parameter.dtype, parameter.detach().cpu().sum().item()))
+    return found
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("failing", [False, True], ids=["", "a preview fails"])
+@pytest.mark.parametrize("flag", ["medvram", "lowvram"])
+@pytest.mark.parametrize("kind", ["lora", "checkpoint"])
+def test_a_run_has_the_whole_model_and_the_host_its_parts(
+    small: Tiny, tmp_path: Path, lowvram: Any, device: torch.device, flag: str, failing: bool, kind: str
+) -> None:
+    from lib_trainer.host.webui.low_vram import LowVram
+
+    tiny = copy.deepcopy(small)
+    model = SdModel(tiny)
+    set_up(lowvram, model, device, flag)
+    loaded = LdmModel(tiny.unet, tiny.vae, Texts([tiny.text], load_tokenizer()), tiny_schedule(), SCALE, "tiny")
+    picture = draw(loaded, model, device)
+    lowvram.send_everything_to_cpu()
+    before, bytes_before = facts(model), settled(device)
+    host = Host(loaded, tmp_path)
+    host.place, host.low, host.seen, host.failing = device, LowVram(model), [], failing
+    changes = {"preview__prompt": "x", "preview__every": 1, "network__kind": kind, "training__max_steps": 2}
+    desk = TrainingDesk(host)
+    job = from_values(job_values(draw_pictures(tmp_path / "set", 1), **changes))
+    desk.start(job, lambda event: host.look("step") if isinstance(event, ev.StepDone) else None)
+    view = desk.wait(300)
+    assert view is not None and (view.state, view.error) == ("finished", "")
+    assert len(view.previews) == 2 - failing
+    blocks = len(tiny.unet.input_blocks) + len(tiny.unet.output_blocks)  # type: ignore[arg-type]
+    hooks = 3 if flag == "medvram" else 4 + blocks
+    assert [one for one in host.seen if one[0] == "step"] == [("step", 0, {device.type})] * 2
+    assert [one[:2] for one in host.seen if one[0] == "preview"] == [("preview", hooks)] * 2
+    if flag == "medvram":
+        assert all(where == {CPU.type} for when, _, where in host.seen if when == "preview")
+    assert facts(model) == before and lowvram.module_in_gpu is None
+    assert settled(device) <= bytes_before
+    assert torch.equal(draw(loaded, model, device), picture)
