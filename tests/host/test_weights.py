@@ -288,8 +288,8 @@ def test_bytes_on_a_card(tiny: Tiny, device: torch.device, stored: torch.dtype, 
         return sorted({one.device.type == device.type for root in roots for one in root.parameters()})
 
     with Session(model, Still(), state) as session:  # type: ignore[arg-type]
-        held = settled(device) - there
-        assert on_the_card(*roots_of(model)) == [True] and held <= CARD_SLACK
+        held = settled(device) - there  # embeddings, for captions, are in fp32
+        assert on_the_card(*roots_of(model)) == [True] and held <= CARD_SLACK + parts["te1"]
         session.train(text_encoder=False)
         if device.type == "cuda":
             assert on_the_card(model.vae, model.text.encoders[0].module) == [False]

@@ -86,6 +86,10 @@ CARD_JOBS: dict[str, dict[str, Any]] = (
         "lora beside class pictures": {"prior.class_prompt": "a thing", "prior.class_pictures": 1},
         "loha with an average": {"network.kind": "loha", "optimizer.ema": True, "optimizer.unet_lr": 1e-3},
         "lora that preserves": {"preserve.weight": 1.0, "training.gradient_checkpointing": True},
+        "lora with held-out pictures": {"validation.pictures": "folder", "validation.every": 1},
+        "dora, held out, text encoder left alone": {
+            "network.dora": True, "optimizer.text_encoder_lr": 0.0, "validation.pictures": "folder",
+        },
         "checkpoint by Adafactor": {"network.kind": "checkpoint", "optimizer.name": "Adafactor"},
         "checkpoint by AdamW8bit": {"network.kind": "checkpoint", "optimizer.name": "AdamW8bit"},
     }
@@ -169,6 +173,11 @@ def _run(model: LdmModel, root: Path, folder: Path, changes: dict[str, Any]) -> 
         "training.max_steps": 2, "network.rank": 4, "network.alpha": 4.0, "preview.prompt": "zorb", "preview.every": 1,
         "output.name": "zrk", "difference.before": str(folder),
     }  # fmt: skip
+    if "validation.pictures" in changes:
+        held = root / "held"
+        held.mkdir()
+        Image.new("RGB", (64, 64), (9, 200, 90)).save(held / "1.png")
+        values["validation.folder"] = str(held)
     runner = TrainingDesk(_HalfHost(model, root))
     runner.start(from_values(values | changes))
     view = runner.wait(300)
