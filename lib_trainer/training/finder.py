@@ -27,7 +27,7 @@ from lib_trainer.training.ahead import ahead
 from lib_trainer.training.checks import SECOND_RATES, check_names, with_a_name
 from lib_trainer.training.loop import train
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import called, finds_rate, make_optimizer
+from lib_trainer.training.optimizers import called, finds_rate, forget_state, make_optimizer
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.plan import Plan, prepare
@@ -268,7 +268,7 @@ class ShortRuns:
             return None
         with state.as_saved():
             after = self._answers()
-        optimizer.state.clear()
+        forget_state(optimizer)
         gains = (self._losses - self.probe.losses(after)) / self._losses.mean()
         return Short(factor, steps, seed, gains if bool(gains.isfinite().all()) else None, _moved(self._before, after))
 

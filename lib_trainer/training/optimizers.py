@@ -7,6 +7,7 @@ registry's entry; nothing hangs on an optimizer's name.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import inspect
@@ -82,6 +83,7 @@ OPTIMIZERS: dict[str, Known] = {
         "torch.optim.SGD", usual={"momentum": 0.9}, fixed={"nesterov": True}, whole=True, state=4.0, adapts=False,
         lighter="SGDNesterov8bit",
     ),
+    # bitsandbytes takes `nesterov`, and steps by plain momentum
     "SGDNesterov8bit": Known(
         "bitsandbytes.optim.SGD8bit", BITSANDBYTES, usual={"momentum": 0.9}, fixed={"nesterov": True}, state=1.03,
         card=True, kin="SGDNesterov", adapts=False,
@@ -278,6 +280,29 @@ def restore(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
                 now = own.get(name)
                 if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor) and now.dtype != value.dtype:
                     own[name] = value.to(now.device)
+
+
+def forget_state(optimizer: Optimizer) -> None:
+    """Let go of all that it keeps beside the parameters; it steps no more."""
+    tensors = [one for own in optimizer.state.values() for one in own.values() if isinstance(one, torch.Tensor)]
+    optimizer.state.clear()
+    paged = [one for one in tensors if getattr(one, "is_paged", False)]
+    if paged:
+        _give_back(paged, optimizer)
+
+
+def _give_back(paged: list[torch.Tensor], optimizer: Any) -> None:
+    """bitsandbytes takes memory for paged states from CUDA itself, lists it for good and never gives it back."""
+    from bitsandbytes.cextension import lib
+
+    gone, kept = {id(one) for one in paged}, optimizer.page_mng.paged_tensors
+    kept[:] = [one for one in kept if id(one) not in gone]
+    # of the CUDA that it is linked with; Windows does not show that of a library
+    free = getattr(getattr(lib, "_lib", lib), "cudaFree", None)
+    if free is not None:
+        torch.cuda.synchronize()
+        for one in paged:
+            free(ctypes.c_void_p(one.data_ptr()))
 
 
 def averages(optimizer: Optimizer) -> bool:

@@ -24,6 +24,7 @@ from lib_trainer.training.card import write_card
 from lib_trainer.training.failures import Point, all_finite, explained
 from lib_trainer.training.loop import train
 from lib_trainer.training.metadata import run_metadata
+from lib_trainer.training.optimizers import forget_state
 from lib_trainer.training.place import Place, Progress
 from lib_trainer.training.plan import Plan
 from lib_trainer.training.precision import resolve_precision
@@ -175,7 +176,7 @@ class Run:
                 state.settle()
             except RuntimeError as error:  # the device's: what the last step has left can be kept all the same
                 logger.warning("No average was taken\n%s", release(error, self.place.model.device))
-            state.optimizer.state.clear()
+            forget_state(state.optimizer)
 
     def _train(self, prepared: Prepared, session: Session) -> None:
         job, model, recipe = self.plan.job, self.place.model, prepared.recipe

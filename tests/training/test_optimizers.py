@@ -25,6 +25,7 @@ from lib_trainer.training.optimizers import (
     averages,
     check_optimizer,
     effective_rates,
+    forget_state,
     known,
     make_optimizer,
     optimizer_class,
@@ -234,6 +235,26 @@ def test_a_state_in_8_bits_is_as_near_as_it_is_small(name: str) -> None:
     wide = [one for one in held.values() if isinstance(one, torch.Tensor) and one.numel() == large]
     assert wide and all(one.dtype is torch.uint8 for one in wide)
     assert len(wide) == round(OPTIMIZERS[name].state)
+
+
+@pytest.mark.parametrize("name", [pytest.param("PagedAdamW8bit", marks=NEEDS_A_CARD)])
+def test_a_paged_state_is_given_back(name: str) -> None:
+    """128 MiB a time, of which torch knows nothing."""
+    config = having(name)
+    if CARD.type == "cpu":
+        pytest.skip("bitsandbytes pages on a card only")
+    parameter = nn.Parameter(torch.zeros(1 << 26, device=CARD))
+    parameter.grad = torch.ones_like(parameter)
+    free = []
+    for _ in range(4):
+        optimizer = make_optimizer([{"params": [parameter], "lr": 1e-3, "name": "unet"}], config)
+        optimizer.step()
+        assert getattr(optimizer.state[parameter]["state1"], "is_paged", False)
+        forget_state(optimizer)
+        assert not optimizer.state
+        torch.cuda.synchronize()
+        free.append(torch.cuda.mem_get_info(CARD)[0])
+    assert free[0] - free[-1] < 64 << 20
 
 
 # --------------------------------------------------------------------------------------------- averages, found rates
