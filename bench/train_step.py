@@ -206,7 +206,7 @@ def measure_table(own: Setting, options: argparse.Namespace) -> list[dict[str, A
         one = _setting(own, row)
         try:
             rows.append(_row(one, stable.models(one), options, until))
-        except (RuntimeError, AssertionError) as error:
+        except Exception as error:
             rows.append({"row": title(one), "failed": f"{type(error).__name__}: {error}"[:500]})
         _collect(own.device)
         rows[-1]["at_s"] = round(time.monotonic() - started, 1)
@@ -216,7 +216,10 @@ def measure_table(own: Setting, options: argparse.Namespace) -> list[dict[str, A
     for row, wanted in PROFILED[options.table].items() if options.profile else ():
         for name in (name for name in wanted if name in names and time.monotonic() < until):
             one = _setting(own, row)
-            _profile(one, {name: stable.models(one)[name]}, options.profile)
+            try:
+                _profile(one, {name: stable.models(one)[name]}, options.profile)
+            except Exception as error:
+                print(f"{name}: {title(one)} is not traced: {type(error).__name__}: {error}"[:500], flush=True)
             _collect(own.device)
     print(f"{time.monotonic() - started:.0f} s", flush=True)
     return rows
