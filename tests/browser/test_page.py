@@ -201,7 +201,7 @@ def test_a_run_from_start_to_the_prompt(page: Page, site: Site) -> None:
     site.script.cached.set()
     page.sees(".trainer-status", re.compile(r"\d+ / 60"))
     expect(page.find("start")).to_be_disabled()
-    expect(page.raw.locator(".trainer-chart:not(.trainer-schedule) polyline.trainer-smoothed")).to_have_count(1)
+    expect(page.raw.locator("#trainer_chart polyline.trainer-smoothed")).to_have_count(1)
     page.sees("#trainer_gallery .caption-label", "Step 40")
     expect(page.find("use")).to_be_hidden()
     site.script.finish.set()

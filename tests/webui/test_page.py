@@ -136,7 +136,7 @@ def watched(page: Page) -> None:
     page.sees(".trainer-state-running", re.compile(r"\d+ / 2,000"))
     page.sees(".trainer-facts", re.compile(r"Time left\s*\d+:\d\d"))
     page.sees(".trainer-facts", re.compile(r"Speed\s*[\d.]+ (steps/s|s/step)"))
-    lines = page.raw.locator(".trainer-chart:not(.trainer-schedule) polyline.trainer-smoothed")
+    lines = page.raw.locator("#trainer_chart polyline.trainer-smoothed")
     expect(lines).to_have_count(1, timeout=SLOW)
     expect(page.raw.locator("#trainer_gallery img").first).to_be_visible(timeout=SLOW)
     expect(page.raw.locator("#trainer_native .progressDiv")).to_be_visible(timeout=SLOW)
