@@ -17,7 +17,7 @@ with warnings.catch_warnings():  # gradio 3 and what it imports warn of their ow
     warnings.simplefilter("ignore")
     import gradio as gradio
 
-from tests.webui.server import Picture, Values, Webui, take_pristine
+from tests.webui.server import PRECISION, Picture, Values, Webui, take_pristine
 
 HOME = Path(os.environ.get("WEBUI_DIR") or Path.home() / "stable-diffusion-webui")
 MISSING = "no WebUI with a venv in WEBUI_DIR or ~/stable-diffusion-webui"
@@ -118,13 +118,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def values(pictures: Path) -> Values:
-    """A small fp32 job under a new name, as {path: value}; changes are `section__field=value`."""
+    """A small job under a new name, as {path: value}; changes are `section__field=value`.
+
+    In fp32 unless they say otherwise, and on a card in what is chosen for it."""
     from tests.support import job_values
 
     count = iter(range(1_000_000))
 
     def make(**changes: Any) -> dict[str, Any]:
         changes.setdefault("output__name", f"run{next(count)}")
+        changes.setdefault("training__precision", "auto" if PRECISION == "card" else "fp32")
         return job_values(pictures, **{"training__max_steps": 3, "preview__steps": 2} | changes)
 
     return make

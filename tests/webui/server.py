@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -24,14 +25,23 @@ REPO = Path(__file__).parents[2]
 LEFT_OUT = ("tests", "bench", "docs", "miniature")
 START_SECONDS = 300
 PRECISION = os.environ.get("WEBUI_PRECISION") or "full"
-"""`half` starts the WebUI as users have it, everything in fp16; it wants a torch that multiplies that on a CPU."""
-FLAGS = {"full": ["--no-half"], "half": ["--precision", "half", "--skip-python-version-check"]}
+"""`half` starts the WebUI as users have it, everything in fp16; it wants a torch that multiplies that on a CPU. `card`
+starts it on the computer's graphics card, as users do."""
+FLAGS = {
+    "full": ["--use-cpu", "all", "--no-half"],
+    "half": ["--use-cpu", "all", "--precision", "half", "--skip-python-version-check"],
+    "card": ["--skip-python-version-check"],
+}
+MORE_FLAGS = shlex.split(os.environ.get("WEBUI_FLAGS") or "")
+"""What the WebUI is started with besides, as `--medvram`."""
 PROMPT = "red circle"
 SETTINGS = {
     "samples_save": False, "grid_save": False, "show_progress_type": "Approx cheap",
     "token_merging_ratio": 0.0, "use_downcasted_alpha_bar": False, "sd_noise_schedule": "Default",
+    "randn_source": "CPU", "fp8_storage": "Disable",
 }  # fmt: skip
-"""The WebUI takes back what a request overrides only of settings that were set before."""
+"""The WebUI takes back what a request overrides only of settings that were set before. The standalone host draws its
+noise on the CPU."""
 Picture = npt.NDArray[np.uint8]
 Values = Callable[..., dict[str, Any]]
 """Makes the values of a small job under a new name; changes are `section__field=value`."""
@@ -66,9 +76,9 @@ class Webui:
             port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
         command = [
-            str(self.home / "venv" / "bin" / "python"), "launch.py", "--skip-torch-cuda-test", "--use-cpu", "all",
-            *FLAGS[PRECISION], "--api", "--port", str(port), "--do-not-download-clip", "--no-download-sd-model",
-            "--skip-version-check", "--data-dir", str(self.data), "--ckpt", str(checkpoint),
+            str(self.home / "venv" / "bin" / "python"), "launch.py", "--skip-torch-cuda-test",
+            *FLAGS[PRECISION], *MORE_FLAGS, "--api", "--port", str(port), "--do-not-download-clip",
+            "--no-download-sd-model", "--skip-version-check", "--data-dir", str(self.data), "--ckpt", str(checkpoint),
             "--disable-console-progressbars",
         ]  # fmt: skip
         foreign = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
@@ -176,18 +186,24 @@ class Webui:
 
 def install_extension(folder: Path) -> None:
     """Copy what git has or would take of this repository, without what only developers need."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=REPO,
-        capture_output=True,
-        check=True,
-    )
-    for name in listed.stdout.decode().split("\0"):
+    for name in _names():
         source = REPO / name
         if name and source.is_file() and name.split("/")[0] not in LEFT_OUT:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+
+
+def _names() -> list[str]:
+    """Of the repository's files; where there is no git, of an unpacked archive's."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=REPO, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        top = [one for one in REPO.iterdir() if one.name[0] != "." and one.name not in LEFT_OUT]
+        files = [file for one in top for file in (one, *one.rglob("*")) if "__pycache__" not in file.parts]
+        return [file.relative_to(REPO).as_posix() for file in files]
+    return listed.stdout.decode().split("\0")
 
 
 def take_pristine(webui: Webui) -> None:

@@ -23,7 +23,7 @@ def reference(started: Webui, pristine: Picture, values: Values) -> str:
 
 
 def learned(webui: Webui, job: dict[str, Any], **how: Any) -> str:
-    ended = webui.probe("run", values=job, **how)
+    ended = webui.probe("run", values=job, repeats=True, **how)
     assert ended["state"] == "finished", ended
     return model_hash(ended["output"])
 
@@ -139,6 +139,12 @@ def test_weights_stored_in_8_bits(webui: Webui, values: Values, precision: str, 
     ended = webui.probe("run", values=job)
     assert ended["state"] == "finished", ended
     assert webui.probe("compare_snapshot", label="fp8") == []
+
+
+def test_a_schedule_that_the_webui_has_rounded(webui: Webui, reference: str, values: Values) -> None:
+    """Trap 35: what an 8-bit checkpoint leaves behind is not learned from."""
+    webui.probe("leave", kind="rounded schedule")
+    assert learned(webui, values()) == reference
 
 
 @pytest.mark.parametrize("flag", ["medvram", "lowvram"])

@@ -34,7 +34,7 @@ def low_vram_run(values: dict[str, Any], failing: bool = False) -> dict[str, Any
             wrapped = sum(name in vars(model.first_stage_model) for name in ("encode", "decode"))
             seen["at steps"].append(_hooks() + wrapped + (lowvram.module_in_gpu is not None))
 
-    with mock.patch.object(processing, "process_images_inner", drawing):
+    with mock.patch.object(processing, "process_images_inner", drawing), runs.repeatable():
         runs.runner().start(from_values(values), heard)
         runs.runner().wait(300)
     return runs.view() | seen | {"after": [_hooks()], "drawn by": str(type(lowvram.module_in_gpu).__name__)}

@@ -18,6 +18,7 @@ from modules.hypernetworks.hypernetwork import HypernetworkModule
 from torch.nn import functional as F
 
 HALVES = (torch.float16, torch.bfloat16)
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 
 
 def prepare() -> None:
@@ -25,20 +26,27 @@ def prepare() -> None:
     if not hasattr(F.conv2d, "__wrapped__"):
         F.conv2d = _faster(F.conv2d)
         HypernetworkModule.forward = _in_fp32(HypernetworkModule.forward)
+
+
+def prepare_newer_torch() -> None:
+    """Once in a process, on every device: what the WebUI's own files and training lack with a torch of 2.2 or later.
+
+    Newer torch's zip files hold records that the WebUI's own reader calls malicious; ours it has to take. And a base
+    class of its data sets takes no arguments any more.
+    """
+    if TORCH >= (2, 2) and not isinstance(torch.save, functools.partial):
         torch.save = functools.partial(torch.save, _use_new_zipfile_serialization=False)
-        """torch 2.12's other form holds records that the WebUI's own reader calls malicious. Ours it has to take."""
+        torch.utils.data.Sampler.__init__ = lambda *_: None  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
 def in_fp32() -> Iterator[None]:
-    """The loaded model for the WebUI's own training, which cannot do without autocast, and has none on a CPU; and a
-    base class of its data sets that takes what torch's took until 2.2."""
+    """The loaded model for the WebUI's own training, which cannot do without autocast, and has none on a CPU."""
     kept = [(parameter, parameter.data) for parameter in shared.sd_model.parameters()]
     with contextlib.ExitStack() as stack:
         for name in ("dtype", "dtype_unet", "dtype_vae", "dtype_inference"):
             stack.enter_context(mock.patch.object(devices, name, torch.float32))
         stack.enter_context(mock.patch.object(devices, "force_fp16", False))
-        stack.enter_context(mock.patch.object(torch.utils.data.Sampler, "__init__", lambda *_: None))
         stack.enter_context(mock.patch.object(shared.sd_model.model.diffusion_model, "dtype", torch.float32))
         for parameter, data in kept:
             parameter.data = data.float()

@@ -122,6 +122,17 @@ def _fp8() -> Iterator[None]:
         devices.fp8, shared.opts.data["fp8_storage"] = False, option
 
 
+def _rounded_schedule() -> Iterator[None]:
+    """As `load_model_weights` leaves it where weights were in 8 bits before: `model.half()` takes buffers along."""
+    model = sd_models.model_data.sd_model
+    before = model.alphas_cumprod_original
+    model.alphas_cumprod_original = before.half()
+    try:
+        yield
+    finally:
+        model.alphas_cumprod_original = before
+
+
 def _menu() -> Iterator[None]:
     """Undoes what the command "fp8" of a run has chosen."""
     option = shared.opts.data.get("fp8_storage", "Disable")
@@ -179,6 +190,7 @@ KINDS: dict[str, Callable[[], Iterator[None]]] = {
     "checkpointing flags": _checkpointing_flags,
     "fp8": _fp8,
     "fp8 menu": _menu,
+    "rounded schedule": _rounded_schedule,
     "half-way reload": _reloading,
     "medvram": _low_vram("medvram"),
     "lowvram": _low_vram("lowvram"),

@@ -7,9 +7,9 @@ from typing import Any
 
 from fastapi import Body, FastAPI
 
-from webui_probe import buttons, facts, kinds, leftovers, runs, snapshots, trials, vae
+from webui_probe import buttons, card, facts, full_size, kinds, leftovers, runs, snapshots, trials, vae
 
-MODULES = (buttons, facts, kinds, leftovers, runs, snapshots, trials, vae)
+MODULES = (buttons, card, facts, full_size, kinds, leftovers, runs, snapshots, trials, vae)
 
 
 def add_routes(_: Any, app: FastAPI) -> None:

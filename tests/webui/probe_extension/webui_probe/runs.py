@@ -19,7 +19,7 @@ from unittest import mock
 import safetensors
 import safetensors.torch
 import torch
-from modules import processing, sd_models, shared
+from modules import devices, processing, sd_models, shared
 
 from lib_trainer.config import from_values
 from lib_trainer.ports import Host
@@ -39,8 +39,10 @@ def run(
     at_step: dict[str, str] | None = None,
     without: list[str] | None = None,
     timeout: float = 300,
+    repeats: bool = False,
 ) -> dict[str, Any]:
-    """A run from the click to its end. `fault`: one of `FAULTS`. `at_step`: {step: one of `COMMANDS`}.
+    """A run from the click to its end. `fault`: one of `FAULTS`. `at_step`: {step: one of `COMMANDS`}. `repeats`: what
+    is learned does not hang on the order in which a card adds.
 
     `without`: context managers of ours ("module:name") that are taken out, to see that a test notices.
     """
@@ -50,6 +52,8 @@ def run(
             stack.enter_context(_taken_out(path))
         if fault in FAULTS:
             stack.enter_context(FAULTS[fault]())
+        if repeats and devices.device.type != "cpu":
+            stack.enter_context(repeatable())
         reads = stack.enter_context(checkpoint_reads())
         try:
             runner().start(from_values(values), watch)
@@ -57,6 +61,16 @@ def run(
             return {"refused": str(error)}
         runner().wait(timeout)
     return view() | {"facts": watch.facts, "reads": reads}
+
+
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """torch's ways of adding that take the same order each time, where it has them."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def start(values: dict[str, Any]) -> str:
@@ -238,7 +252,9 @@ def _attention(late: Callable[[torch.Tensor], torch.Tensor], calls: int) -> Iter
         yield
 
 
-def _exhausted(_: torch.Tensor) -> torch.Tensor:
+def _exhausted(out: torch.Tensor) -> torch.Tensor:
+    if out.is_cuda:
+        return torch.empty(1 << 46, dtype=torch.uint8, device=out.device)  # more than any card has: a real refusal
     raise RuntimeError("[enforce fail at alloc_cpu.cpp:83] DefaultCPUAllocator: can't allocate memory")
 
 

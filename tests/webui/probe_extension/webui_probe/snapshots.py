@@ -9,7 +9,7 @@ import ldm.modules.attention
 import ldm.modules.diffusionmodules.model
 import ldm.modules.diffusionmodules.openaimodel as openaimodel
 import torch
-from modules import call_queue, devices, progress, sd_hijack, sd_models, sd_unet, shared
+from modules import call_queue, devices, lowvram, progress, sd_hijack, sd_models, sd_unet, shared
 from torch import nn
 
 CHECKS = ("take_snapshot", "compare_snapshot")
@@ -46,6 +46,7 @@ def snapshot() -> dict[str, object]:
 
 def _model() -> dict[str, object]:
     seen: dict[str, object] = {}
+    lowvram.send_everything_to_cpu()  # with --medvram the part that was used last is still on the card
     model = sd_models.model_data.sd_model
     for name, module in model.named_modules():
         attributes = vars(module)
