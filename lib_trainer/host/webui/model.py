@@ -258,10 +258,10 @@ def schedule_of(sd_model: Any) -> NoiseSchedule:
 def _unrounded(alphas: torch.Tensor, sd_model: Any) -> torch.Tensor:
     """ᾱ in float64. Where weights were in 8 bits when a checkpoint was loaded, the WebUI has rounded ᾱ to fp16, whose
     first step has 15 % more noise: then it is computed from the checkpoint's own description."""
-    ends = [getattr(sd_model, name, None) for name in ("linear_start", "linear_end")]
-    if alphas.dtype is not torch.float16 or None in ends:
+    if alphas.dtype is not torch.float16 or not hasattr(sd_model, "linear_start"):
         return alphas.double()
-    roots = torch.linspace(ends[0] ** 0.5, ends[1] ** 0.5, len(alphas), dtype=torch.float64)
+    first, last = float(sd_model.linear_start), float(sd_model.linear_end)
+    roots = torch.linspace(first**0.5, last**0.5, len(alphas), dtype=torch.float64)
     exact = torch.cumprod(1 - roots**2, 0).float()
     return (exact if torch.equal(exact.half(), alphas) else alphas).double()
 
