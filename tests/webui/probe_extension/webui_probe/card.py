@@ -6,11 +6,14 @@ import contextlib
 import gc
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from modules import devices, lowvram, sd_models
 
 from lib_trainer.config import from_values
+from lib_trainer.memory import forget_peak
+from lib_trainer.training import run as run_module
 from lib_trainer.training.memory_need import outlook
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.ui.train.memory_line import MemoryLine
@@ -38,10 +41,11 @@ def chosen_precision(values: dict[str, Any]) -> str:
 
 
 def foreseen(values: dict[str, Any]) -> dict[str, Any]:
-    """What the page says of the job's memory, and the bytes of the card that it has reckoned with."""
+    """What the page says of the job's memory, and the bytes of the card that it has reckoned with, by phase."""
     desk = runs.runner()
     found = outlook(from_values(values), desk.host)
-    return {"line": MemoryLine(desk).html(values), "bytes": found.forecast.device.total if found else None}
+    phases = {need.phase: need.total for need in found.forecast.phases} if found else {}
+    return {"line": MemoryLine(desk).html(values), "phases": phases}
 
 
 def _allocated() -> int:
@@ -52,17 +56,24 @@ def _allocated() -> int:
 
 
 def measured_run(values: dict[str, Any], fault: str = "") -> dict[str, Any]:
-    """A run with the bytes of tensors on the card before it, at its peak and after it.
+    """A run without previews, with the bytes of tensors on the card before it, at its peaks and after it.
 
-    A model that is kept off the card is sent there before each count.
+    What is drawn last is on the card although the model is kept off it; it is sent away before each count.
     """
     lowvram.send_everything_to_cpu()
     devices.torch_gc()
-    before = _allocated()
+    before, peaks = _allocated(), []
+
+    def noting(device: torch.device) -> None:
+        peaks.append(int(torch.cuda.max_memory_allocated(device)))
+        forget_peak(device)
+
     torch.cuda.reset_peak_memory_stats()
-    ended = runs.run(values, fault=fault)
+    with mock.patch.object(run_module, "forget_peak", noting):
+        ended = runs.run(values, fault=fault)
     lowvram.send_everything_to_cpu()
-    return ended | {"before": before, "peak": int(torch.cuda.max_memory_allocated()), "after": _allocated()}
+    peaks.append(int(torch.cuda.max_memory_allocated()))
+    return ended | {"before": before, "peak": max(peaks), "training": peaks[-1], "after": _allocated()}
 
 
 def run_beside_another_program(values: dict[str, Any], left: float) -> dict[str, Any]:
