@@ -2,7 +2,7 @@
 
     python -m bench.pipeline --pictures 1000 --rounds 10
 
-A thousand pictures of ten shapes, with buckets, captions of thirty tags that are shuffled and left out by chance, and
+A thousand pictures in ten buckets, captions of thirty tags that are shuffled and left out by chance, and
 moments kept on disk; the text encoder is trained, so that every step tokenises and encodes its captions. Real and ready
 steps alternate in rounds of a few steps on the same model, and the ratio is taken round by round, so that a machine
 that slows down slows both. A start is the time from the job to its first step, on a host that has its model; the
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import tempfile
 import time
@@ -25,6 +26,7 @@ import torch
 from PIL import Image
 
 from lib_trainer.config import JobConfig, from_values
+from lib_trainer.dataset.buckets import bucket_sizes
 from lib_trainer.dataset.latents import DiskStore, encode_pictures
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import TrainingState
@@ -45,20 +47,30 @@ from lib_trainer.training.state import TrainState
 from lib_trainer.work import events as ev
 
 ROOT = Path(__file__).parents[1]
-SHAPES = [(512 + 64 * number, 1152 - 64 * number) for number in range(10)]
-"""(width, height) in pixels: ten buckets at any size of training that is fine enough."""
+BUCKETS = 10
+STEP = 64
+AREA = 768 * 768
+"""Pixels of a picture: as a photograph's that was scaled down for training."""
 
 
-def draw(folder: Path, count: int) -> None:
+def shapes_of(side: int) -> list[tuple[int, int]]:
+    """(width, height) in pixels of the buckets nearest to a square; small sizes of training have fewer than ten."""
+    found = sorted(bucket_sizes((side, side), STEP, STEP, 2048), key=lambda size: (max(size) / min(size), size))
+    scales = [math.sqrt(AREA / (width * height)) for width, height in found]
+    return [(round(w * scale), round(h * scale)) for (w, h), scale in zip(found, scales)][:BUCKETS]
+
+
+def draw(folder: Path, count: int, side: int) -> None:
     """Pictures that take as long to decode as photographs do."""
+    shapes = shapes_of(side)
     random = np.random.default_rng(1)
     for index in range(count):
-        width, height = SHAPES[index % len(SHAPES)]
+        width, height = shapes[index % len(shapes)]
         rough = random.integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8)
         Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC).save(
             folder / f"{index}.jpg", quality=92
         )
-        tags = [f"kind {index % len(SHAPES)}", *(f"tag {random.integers(500)}" for _ in range(29))]
+        tags = [f"kind {index % len(shapes)}", *(f"tag {random.integers(500)}" for _ in range(29))]
         (folder / f"{index}.txt").write_text(", ".join(tags), encoding="utf-8")
 
 
@@ -66,8 +78,8 @@ def job_of(folder: Path, side: int, batch: int) -> JobConfig:
     values: dict[str, Any] = {
         "dataset.folder": str(folder), "dataset.trigger_word": "zork", "dataset.repeats": 1,
         "dataset.width": side, "dataset.height": side, "dataset.cache": "disk", "captions.shuffle": True,
-        "captions.tag_dropout": 0.1, "captions.dropout": 0.1, "buckets.enabled": True, "buckets.low": 64,
-        "training.batch_size": batch,
+        "captions.tag_dropout": 0.1, "captions.dropout": 0.1, "buckets.enabled": True, "buckets.step": STEP,
+        "buckets.low": STEP, "training.batch_size": batch,
         "training.max_steps": 1, "training.precision": "fp32", "output.name": "bench", "output.existing": "number",
     }  # fmt: skip
     return from_values(values)
@@ -138,7 +150,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "pictures"
         folder.mkdir()
-        draw(folder, options.pictures)
+        draw(folder, options.pictures, options.side)
         host = StandaloneHost(options.checkpoint, Path(root), torch.device("cpu"))
         job, model = job_of(folder, options.side, options.batch), host.model()
         first, second = (start_seconds(host, job) for _ in range(2))
