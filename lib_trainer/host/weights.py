@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lib_trainer.memory import release_cached
+from lib_trainer.memory import release, release_cached
 from lib_trainer.refusals import ModelError
 from lib_trainer.transfer import has_place
 
@@ -177,13 +177,15 @@ class Weights:
                 failed.append(held)
         if failed:
             release_cached(self._bus.device)
-        for count, held in enumerate(failed):
+        lost = 0
+        for held in failed:
             try:
                 held.give_back()
             except Exception as last:
-                error = last
-                logger.error("%d weights of the model could not be put back", len(failed) - count, exc_info=True)
+                error, lost = last, lost + 1
         if error is not None:
+            told = release(error, self._bus.device)
+            logger.error("%d weights of the model could not be put back\n%s", lost, told)
             raise ModelError("model.not_put_back", reason=error) from error
 
     def _compact(self) -> None:
@@ -191,8 +193,9 @@ class Weights:
         for held in self._of(self._parts):
             try:
                 held.compact()
-            except Exception:
-                logger.warning("Memory of the run is left with the model", exc_info=True)
+            except Exception as error:  # whoever keeps the log must not keep the run by the error's frames
+                told = release(error, self._bus.device)
+                logger.warning("Memory of the run is left with the model\n%s", told)
                 return
 
     def _of(self, names: Iterable[str]) -> Iterator[Held]:

@@ -168,6 +168,9 @@ def make_optimizer(groups: Groups, config: OptimizerConfig) -> Optimizer:
     """A job's optimizer over parameter groups, each with `params`, `lr` and `name`. Raises `ConfigError`."""
     entry, kind = known(config), optimizer_class(config)
     arguments = {**_own_arguments(groups, entry), **_arguments(config, kind)}
+    rate = inspect.signature(kind).parameters.get("lr")
+    if rate is not None and rate.default is inspect.Parameter.empty:  # it is taken by no group: each has its own
+        arguments["lr"] = groups[0]["lr"]
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # some packages print what they decide
             optimizer: Optimizer = kind(groups, **arguments)

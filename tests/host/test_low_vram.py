@@ -152,8 +152,8 @@ def facts(model: SdModel) -> list[object]:
     found: list[object] = [sorted(vars(model.first_stage_model))]
     for name, module in model.named_modules():
         found.append((name, [id(hook) for hook in module._forward_pre_hooks.values()], "forward" in vars(module)))
-    for name, parameter in model.named_parameters():
-        found.append((name, parameter.device, parameter.dtype, parameter.detach().cpu().sum().item()))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        found.append((name, tensor.device, tensor.dtype, tensor.detach().cpu().double().sum().item()))
     return found
 
 
@@ -189,5 +189,5 @@ def test_a_run_has_the_whole_model_and_the_host_its_parts(
     if flag == "medvram":
         assert all(where == {CPU.type} for when, _, where in host.seen if when == "preview")
     assert facts(model) == before and lowvram.module_in_gpu is None
-    assert settled(device) <= bytes_before
+    assert settled(device, bytes_before) <= bytes_before
     assert torch.equal(draw(loaded, model, device), picture)

@@ -11,6 +11,7 @@ import torch
 
 from bench.memory import build, shape_of
 from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.ports import HeldPart
 from lib_trainer.training.forecast import Place, forecast
 from lib_trainer.training.memory_table import tables
 from lib_trainer.training.plan import prepare
@@ -18,7 +19,7 @@ from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.run import run_plan
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
-from tests.support import ModelHost, draw_pictures, make_job
+from tests.support import ModelHost, draw_pictures, make_job, tiny_schedule
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,12 +45,17 @@ class _CardHost(ModelHost):
     def device(self) -> torch.device:
         return CARD
 
+    def parts(self) -> dict[str, HeldPart]:
+        roots = self.loaded.roots()  # type: ignore[attr-defined]
+        return {part: HeldPart.of(root, CARD) for part, root in roots.items()}
+
 
 @pytest.fixture(scope="module")
 def model() -> LdmModel:
     """As a WebUI on a card holds it: all of it in fp16 there."""
     with torch.device(CARD):
         made = build(shape_of("sd1"))
+    made.schedule = tiny_schedule()  # a host's is on the CPU
     for root in (made.unet, made.vae, made.text.encoders[0].module):
         root.half()
     made.unet.dtype = torch.float16

@@ -250,7 +250,7 @@ def _trained_and_put_back(
     assert len(view.previews) == steps
     assert differences(before, snapshot(*roots_of(model))) == []
     assert vars(model._devices)["dtype_unet"] is held
-    assert settled(device) <= bytes_before
+    assert settled(device, bytes_before) <= bytes_before
     if draws(model):
         assert _drawn(model) == picture
         assert len(_HalfHost.drawn) >= steps

@@ -278,7 +278,7 @@ def trained_in_half(
     view = run(model, root, picture, {"difference.before": str(picture)} | changes)
     assert (view.state, view.error, view.step) == ("finished", "", 2)
     assert differences(before, snapshot(*model.roots().values())) == []
-    assert settled(device) <= bytes_before
+    assert settled(device, bytes_before) <= bytes_before
 
 
 @HALF

@@ -60,7 +60,7 @@ def test_a_seed_draws_the_same_before_and_after(tiny: Tiny, tmp_path: Path, devi
     view = run(host, draw_pictures(tmp_path / "set", 2), **previews, **changes | JOBS[job])
     assert picture(host) == drawn
     assert differences(before, snapshot(*roots_of(model))) == []
-    assert settled(device) <= bytes_before
+    assert settled(device, bytes_before) <= bytes_before
     first, last = (one.image.tobytes() for one in view.previews)
     assert first != last, "the previews show what was learned between them"
 

@@ -123,7 +123,7 @@ def near(one: Any, other: Any, device: torch.device) -> None:
         assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, other, strict=True))
     else:
         joined = [torch.cat([torch.as_tensor(a).flatten().cpu() for a in values]) for values in (one, other)]
-        assert relative(*joined) < 0.02
+        assert relative(*joined) < 0.05
 
 
 @pytest.mark.parametrize(("case", "device"), EVERYWHERE)

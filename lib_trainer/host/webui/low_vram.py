@@ -30,7 +30,7 @@ class LowVram:
         self._on = bool(getattr(sd_model, "lowvram", False))
         self._hooks: list[tuple[nn.Module, dict[int, Any]]] = []
         self._methods: dict[str, Any] = {}
-        self._places: list[tuple[torch.Tensor, torch.device]] = []
+        self._places: list[tuple[nn.Module, str, torch.device]] = []
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -43,8 +43,12 @@ class LowVram:
         self._hooks = [(module, dict(module._forward_pre_hooks)) for module in modules if _own_hooks(module)]
         vae = vars(self._model.first_stage_model)
         self._methods = {name: vae[name] for name in METHODS if _is_theirs(vae.get(name))}
-        tensors = (*self._model.parameters(), *self._model.buffers())
-        self._places = [(tensor, tensor.device) for tensor in tensors]
+        self._places = [
+            (module, name, tensor.device)
+            for module in modules
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        ]
         try:
             self._take()
             yield
@@ -82,9 +86,12 @@ class LowVram:
             module._forward_pre_hooks.clear()
             module._forward_pre_hooks.update({**before, **now})
         vars(self._model.first_stage_model).update(self._methods)
-        for tensor, place in self._places:
-            if tensor.device != place:
-                tensor.data = tensor.data.to(place)
+        for module, name, place in self._places:
+            parameter, buffer = module._parameters.get(name), module._buffers.get(name)
+            if parameter is not None and parameter.device != place:
+                parameter.data = parameter.data.to(place)
+            if buffer is not None and buffer.device != place:  # a move of its module has put another in its place
+                module._buffers[name] = buffer.to(place)
         lowvram.module_in_gpu = None
 
 
