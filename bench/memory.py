@@ -197,7 +197,7 @@ def _fused_attention(block: Any) -> Any:
 
 
 def build(shape: Shape, make: type[LdmModel] = LdmModel) -> LdmModel:
-    """The parts on the device that is entered, in fp32."""
+    """The parts on the device that is entered, in fp32; the schedule on the CPU, where a run wants it."""
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -209,7 +209,7 @@ def build(shape: Shape, make: type[LdmModel] = LdmModel) -> LdmModel:
         (CLIPTextModelWithProjection if described.pooled else CLIPTextModel)(CLIPTextConfig(**config)).eval()
         for described, config in zip(family.encoders, shape.texts, strict=True)
     ]
-    schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000), "epsilon")
+    schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000, dtype=torch.float64, device="cpu"), "epsilon")
     text = _Text(texts, load_tokenizer(), family)
     return make(unet.eval(), vae, text, schedule, family.latent_scale, family=family)
 

@@ -125,7 +125,7 @@ class Slot:
         return self._borrow(inside.data, waiting)
 
     def _borrow(self, place: torch.Tensor, waiting: torch.Tensor) -> torch.Tensor:
-        if not has_place(place):
+        if not has_place(place) or place.device != self.device:  # a host's preview may have left it elsewhere
             return sent(waiting, self.device)
         storage = place.untyped_storage()
         data = torch.empty(0, dtype=waiting.dtype, device=self.device)

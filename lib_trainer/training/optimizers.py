@@ -167,10 +167,7 @@ def lighter(config: OptimizerConfig, device: torch.device) -> str:
 def make_optimizer(groups: Groups, config: OptimizerConfig) -> Optimizer:
     """A job's optimizer over parameter groups, each with `params`, `lr` and `name`. Raises `ConfigError`."""
     entry, kind = known(config), optimizer_class(config)
-    arguments = {**_own_arguments(groups, entry), **_arguments(config, kind)}
-    rate = inspect.signature(kind).parameters.get("lr")
-    if rate is not None and rate.default is inspect.Parameter.empty:  # it is taken by no group: each has its own
-        arguments["lr"] = groups[0]["lr"]
+    arguments = {**_own_arguments(groups, entry), **_demanded(groups, kind), **_arguments(config, kind)}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # some packages print what they decide
             optimizer: Optimizer = kind(groups, **arguments)
@@ -190,6 +187,12 @@ def _own_arguments(groups: Groups, entry: Known) -> dict[str, Any]:
     device = groups[0]["params"][0].device
     fused = device.type == "cuda" or (device.type == "cpu" and _cpu_has_fused_adamw())
     return {"fused": fused or None}
+
+
+def _demanded(groups: Groups, kind: type[Optimizer]) -> dict[str, Any]:
+    """Some classes are made with a rate, although every group has its own."""
+    rate = inspect.signature(kind).parameters.get("lr")
+    return {} if rate is None or rate.default is not rate.empty else {"lr": max(group["lr"] for group in groups)}
 
 
 def _arguments(config: OptimizerConfig, kind: type[Optimizer]) -> dict[str, Any]:

@@ -152,8 +152,9 @@ def facts(model: SdModel) -> list[object]:
     found: list[object] = [sorted(vars(model.first_stage_model))]
     for name, module in model.named_modules():
         found.append((name, [id(hook) for hook in module._forward_pre_hooks.values()], "forward" in vars(module)))
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        found.append((name, tensor.device, tensor.dtype, tensor.detach().cpu().double().sum().item()))
+    for name, parameter in model.named_parameters():
+        found.append((name, parameter.device, parameter.dtype, parameter.detach().cpu().sum().item()))
+    found += [(name, id(buffer), buffer.device) for name, buffer in model.named_buffers()]
     return found
 
 
@@ -191,3 +192,23 @@ def test_a_run_has_the_whole_model_and_the_host_its_parts(
     assert facts(model) == before and lowvram.module_in_gpu is None
     assert settled(device, bytes_before) <= bytes_before
     assert torch.equal(draw(loaded, model, device), picture)
+
+
+def test_what_is_no_parameter_comes_back_too(lowvram: Any) -> None:
+    """Moving a module makes new tensors of its buffers. torch's meta device stands for the card."""
+    from lib_trainer.host.webui.low_vram import LowVram
+
+    model: Any = nn.Module()
+    model.lowvram, model.first_stage_model = True, nn.Module()
+    model.register_buffer("places", torch.arange(7), persistent=False)
+    model.first_stage_model.register_buffer("kept_there", torch.zeros(3, device="meta"))
+    own = dict(model.named_buffers())
+    sys.modules["modules.devices"].device = torch.device("meta")  # type: ignore[attr-defined]
+    low = LowVram(model)
+    with low.set_aside():
+        assert model.places.is_meta
+        with low.as_the_host_draws():
+            assert model.places is own["places"]
+        assert model.places.is_meta
+    assert all(buffer is own[name] for name, buffer in model.named_buffers())
+    assert model.places.tolist() == list(range(7))

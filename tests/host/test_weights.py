@@ -114,7 +114,8 @@ def test_a_device_whose_tensors_are_opaque(
     assert _reinterpreted(opaque, torch.float16) is None
     owner = nn.Linear(2, 2)
     slot = Slot(OwnParameter(InFile("key"), owner, "weight", "unet"), {})
-    assert torch.equal(slot._borrow(opaque, torch.zeros(2, 2)), torch.zeros(2, 2))
+    for unusable in (opaque, torch.ones(2, 2, device="meta")):  # the other lies on another device
+        assert torch.equal(slot._borrow(unusable, torch.zeros(2, 2)), torch.zeros(2, 2))
     for module in (weights_module, slots):
         monkeypatch.setattr(module, "has_place", lambda tensor: False)
     net, card = Net(stored), Card(CPU)

@@ -11,15 +11,16 @@ import torch
 
 from bench.memory import build, shape_of
 from lib_trainer.host.ldm.model import LdmModel
+from lib_trainer.memory import forget_peak
 from lib_trainer.ports import HeldPart
+from lib_trainer.training import run as run_module
 from lib_trainer.training.forecast import Place, forecast
 from lib_trainer.training.memory_table import tables
 from lib_trainer.training.plan import prepare
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.run import run_plan
-from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
-from tests.support import ModelHost, draw_pictures, make_job, tiny_schedule
+from tests.support import ModelHost, draw_pictures, make_job
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,12 +43,13 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 class _CardHost(ModelHost):
+    """Tells the sizes of its model's parts, as a whole checkpoint wants to know them."""
+
     def device(self) -> torch.device:
         return CARD
 
     def parts(self) -> dict[str, HeldPart]:
-        roots = self.loaded.roots()  # type: ignore[attr-defined]
-        return {part: HeldPart.of(root, CARD) for part, root in roots.items()}
+        return {part: HeldPart.of(root, CARD) for part, root in self.loaded.roots().items()}  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,6 @@ def model() -> LdmModel:
     """As a WebUI on a card holds it: all of it in fp16 there."""
     with torch.device(CARD):
         made = build(shape_of("sd1"))
-    made.schedule = tiny_schedule()  # a host's is on the CPU
     for root in (made.unet, made.vae, made.text.encoders[0].module):
         root.half()
     made.unet.dtype = torch.float16
@@ -63,23 +64,31 @@ def model() -> LdmModel:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_forecast_is_within_a_tenth_of_the_cards_peak(model: LdmModel, tmp_path: Path, name: str) -> None:
+def test_a_forecast_is_within_a_tenth_of_the_cards_peak(
+    model: LdmModel, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the steps, and of the whole run, which may need more while it encodes."""
     usual = {"dataset__width": 512, "dataset__height": 512, "training__precision": "bf16", "network__rank": 32}
     pictures = draw_pictures(tmp_path / "pictures", side=512)
     job = make_job(pictures, **usual | JOBS[name], output__name="zrk")
     place = Place(CARD, DTYPES[job.training.precision], dict.fromkeys(("unet", "te1", "vae"), torch.float16))
-    foreseen = forecast(job, tables()["sd1"], place).device
+    phases = {need.phase: need.total for need in forecast(job, tables()["sd1"], place).phases}
     host = _CardHost(model, tmp_path)
     plan = prepare(job, host)
+    peaks: list[int] = []
+
+    def noting(device: torch.device) -> None:
+        """When the steps begin, the run lets the peak be counted anew."""
+        peaks.append(torch.cuda.max_memory_allocated(device))
+        forget_peak(device)
+
+    monkeypatch.setattr(run_module, "forget_peak", noting)
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(CARD)
-    peaks = [0]
-
-    def emit(event: ev.Event) -> None:
-        """The run lets the peak be counted anew when its steps begin."""
-        peaks.append(torch.cuda.max_memory_allocated(CARD))
-
-    run_plan(plan, host, Control(), emit)
-    peak = max(*peaks, torch.cuda.max_memory_allocated(CARD))
-    assert foreseen.total / peak == pytest.approx(1, abs=0.1), f"{foreseen} against {peak / 2**30:.2f} GiB"
+    run_plan(plan, host, Control(), lambda event: None)
+    peaks.append(torch.cuda.max_memory_allocated(CARD))
+    ratios = {"training": phases["training"] / peaks[-1], "whole": max(phases.values()) / max(peaks)}
+    found = f"{ratios}: {phases} foreseen, {peaks} at the peaks of preparing and training"
+    print(name, found)
+    assert all(0.9 < ratio < 1.1 for ratio in ratios.values()), found

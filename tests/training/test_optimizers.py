@@ -363,6 +363,22 @@ def test_any_class_that_is_installed() -> None:
     assert not known(config).whole, "of its rules nothing is known"
 
 
+class WantsARate(torch.optim.SGD):
+    """bitsandbytes' SGD is made like this."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr)
+
+
+def test_a_class_that_is_made_with_a_rate_gets_one_and_each_group_keeps_its_own() -> None:
+    config = OptimizerConfig(name=BY_PATH, class_path=f"{__name__}.WantsARate")  # type: ignore[arg-type]
+    check_optimizer(config, CPU)
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": rate, "name": str(rate)} for rate in (0.0, 0.5, 0.25)]
+    made = make_optimizer(groups, config)
+    assert made.defaults["lr"] == 0.5
+    assert [group["lr"] for group in made.param_groups] == [0.0, 0.5, 0.25]
+
+
 @pytest.mark.parametrize(
     ("path", "told"),
     [

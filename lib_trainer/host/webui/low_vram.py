@@ -30,7 +30,7 @@ class LowVram:
         self._on = bool(getattr(sd_model, "lowvram", False))
         self._hooks: list[tuple[nn.Module, dict[int, Any]]] = []
         self._methods: dict[str, Any] = {}
-        self._places: list[tuple[nn.Module, str, torch.device]] = []
+        self._places: list[tuple[dict[str, Any], str, torch.Tensor, torch.device]] = []
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -44,10 +44,11 @@ class LowVram:
         vae = vars(self._model.first_stage_model)
         self._methods = {name: vae[name] for name in METHODS if _is_theirs(vae.get(name))}
         self._places = [
-            (module, name, tensor.device)
+            (holder, name, own, own.device)
             for module in modules
-            for name, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None
+            for holder in (module._parameters, module._buffers)
+            for name, own in holder.items()
+            if own is not None
         ]
         try:
             self._take()
@@ -80,18 +81,24 @@ class LowVram:
         self._model.to(devices.device)
 
     def _give_back(self) -> None:
-        """Hooks in the order in which they were, those that came meanwhile behind them."""
+        """Hooks in the order in which they were, those that came meanwhile behind them.
+
+        A parameter keeps its object when a module is moved, and a buffer gets another. What has taken a parameter's
+        place for a preview waits where that one would.
+        """
         for module, before in self._hooks:
             now = dict(module._forward_pre_hooks)
             module._forward_pre_hooks.clear()
             module._forward_pre_hooks.update({**before, **now})
         vars(self._model.first_stage_model).update(self._methods)
-        for module, name, place in self._places:
-            parameter, buffer = module._parameters.get(name), module._buffers.get(name)
-            if parameter is not None and parameter.device != place:
-                parameter.data = parameter.data.to(place)
-            if buffer is not None and buffer.device != place:  # a move of its module has put another in its place
-                module._buffers[name] = buffer.to(place)
+        for holder, name, own, place in self._places:
+            now = holder.get(name)
+            if now is None or now.device == place:
+                continue
+            if now is not own and own.device == place and not isinstance(own, nn.Parameter):
+                holder[name] = own
+            else:
+                now.data = now.data.to(place)
         lowvram.module_in_gpu = None
 
 
