@@ -8,6 +8,9 @@ from pathlib import Path
 from lib_trainer.refusals import DatasetError
 from tests.fuzz.formats import Format
 
+SECONDS = 0.5
+"""Of the processor: soon used up."""
+
 
 def _raise(path: Path) -> None:
     raise ValueError("no sentence")

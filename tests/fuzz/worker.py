@@ -1,6 +1,6 @@
 """Reads inputs one after the other: `python -m tests.fuzz.worker MODULE FOLDER SEED [NAME:FIRST:END …]`.
 
-`MODULE` has `FORMATS` and `make`, as `tests.fuzz.formats` has them.
+`MODULE` has `FORMATS` and `make`, as `tests.fuzz.formats` has them, and maybe its own `SECONDS`.
 
 Each input has `SECONDS` of the processor; the system ends the process where they are used up, so that neither a loop in
 C nor a busy machine is mistaken. Says the number of each input before it is read, and what went wrong behind it.
@@ -22,6 +22,7 @@ SECONDS = 5.0
 
 def main(module: str, folder: Path, seed: int, spans: list[str]) -> None:
     formats = importlib.import_module(module)
+    seconds = getattr(formats, "SECONDS", SECONDS)
     warnings.simplefilter("ignore")  # Pillow tells of what it passes by
     for span in spans:
         name, first, end = span.split(":")
@@ -29,7 +30,7 @@ def main(module: str, folder: Path, seed: int, spans: list[str]) -> None:
             path = folder / f"input{formats.FORMATS[name].ending}"
             path.write_bytes(formats.make(name, number, seed))
             print(f"start {name} {number}", flush=True)
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
             try:
                 formats.FORMATS[name].read(path)
             except TrainerError as error:
