@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
         "network__module_dropout": 0.2,
         "blocks__preset": "no_input",
         "blocks__rates": "middle=0.5",
-        "blocks__ranks": "output_11=2",
+        "blocks__ranks": "output_1=2",
     },
     "pivotal": {"network__kind": "pivotal", "embedding__learning_rate": 0.1, "embedding__names": "zrk-a, zrk-b"},
     "difference": {"network__kind": "difference", "difference__base_steps": 1},
@@ -77,11 +77,13 @@ TWICE = ("lora", "pivotal", "checkpoint")
 def main(out: Path, only: Collection[str]) -> None:
     import torch
 
-    from tests.support import build_tiny, draw_pictures
+    from tests.support import build_tiny, draw_pictures, shallow
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        tiny, pictures = build_tiny(root), draw_pictures(root / "pictures", 4)
+        with shallow():
+            tiny = build_tiny(root)
+        pictures = draw_pictures(root / "pictures", 4)
         draw_pictures(root / "before", 4, side=72)
         found: dict[str, str] = {}
         for host_name, model in (("standalone", _standalone(tiny)), ("ldm", _ldm(tiny))):
