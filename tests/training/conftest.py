@@ -103,5 +103,5 @@ def _drawn(model: Any) -> str:
     from lib_trainer.ports import PreviewRequest
 
     with torch.no_grad():
-        picture = draw(model, PreviewRequest("a disc", width=64, height=64, steps=1, seed=3))
+        picture = draw(model, PreviewRequest("a disc", width=16, height=16, steps=1, seed=3))
     return hashlib.sha256(picture.tobytes()).hexdigest()
