@@ -24,9 +24,9 @@ from miniature.judge import Judge
 from miniature.shapes import ALL_SHAPES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # two busy cores may take a while
-SEEDS = range(100, 116)
-MORE_SEEDS = {"sd1": range(100, 125), "sdxl": SEEDS, "sd2-v": range(100, 125)}
-"""Of the concept with the LoRA."""
+SEEDS = range(100, 110)
+MORE_SEEDS = {"sd1": range(100, 119), "sdxl": SEEDS, "sd2-v": range(100, 119)}
+"""Of the concept with the LoRA, beside the six of each colour that the demo draws."""
 DRAWN_IN = {"sd1": 20, "sdxl": 12, "sd2-v": 20}
 """Sampling steps."""
 LENGTHS = {"sd1": STEPS, "sdxl": 160, "sd2-v": STEPS}
@@ -42,6 +42,11 @@ class Demo:
     folder: Path
     said: list[str]
     host: StandaloneHost
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """What the tagger takes the demo's own pictures for: each colour without and with the LoRA, then circles."""
+        return [line.rsplit(": ", 1)[1].split(", ") for line in self.said if line.startswith("  ")]
 
 
 def built(family: str) -> bool:
@@ -95,10 +100,9 @@ def pictures(demo: Demo, words: str, seeds: Sequence[int] = SEEDS) -> list[Image
     return demo.host.draw_seeds(request, seeds)
 
 
-def share_of(judge: Judge, drawn: Sequence[Image.Image], shape: str) -> float:
-    """Share of pictures whose best-scored shape is `shape`."""
-    best = [judge.best(one, ALL_SHAPES)[0] for one in judge.scores(drawn)]
-    return sum(name == shape for name in best) / len(best)
+def shapes_of(judge: Judge, drawn: Sequence[Image.Image]) -> list[str]:
+    """The best-scored shape of each picture."""
+    return [judge.best(one, ALL_SHAPES)[0] for one in judge.scores(drawn)]
 
 
 def test_the_demo_shows_what_was_learned(demo: Demo) -> None:
@@ -106,7 +110,7 @@ def test_the_demo_shows_what_was_learned(demo: Demo) -> None:
     assert demo.said[-1].endswith(f"Look at {demo.folder / 'without-and-with.png'}")
     with Image.open(demo.folder / "without-and-with.png") as picture:
         assert picture.width > 6 * SIDE and picture.height > 5 * SIDE
-    rows = [line.rsplit(": ", 1)[1].split(", ") for line in demo.said if line.startswith("  ")]
+    rows = demo.rows
     assert [len(row) for row in rows] == [6] * 5
     without, learned = [*rows[0], *rows[2]], [*rows[1], *rows[3]]
     assert learned.count(SHAPE) >= 9 and without.count(SHAPE) <= 1
@@ -116,10 +120,12 @@ def test_the_demo_shows_what_was_learned(demo: Demo) -> None:
 def test_the_concept_is_drawn_with_the_lora_and_not_without(
     demo: Demo, concept: dict[str, list[Image.Image]], judge: Judge
 ) -> None:
-    with_lora = [one for drawn in concept.values() for one in drawn]
-    without = [one for colour in COLOURS for one in pictures(demo, prompt(colour))]
+    plain_red, red, plain_blue, blue, _ = demo.rows
+    with_lora = [*red, *blue, *shapes_of(judge, [one for drawn in concept.values() for one in drawn])]
+    drawn = [one for colour in COLOURS for one in pictures(demo, prompt(colour))]
+    without = [*plain_red, *plain_blue, *shapes_of(judge, drawn)]
     assert len(with_lora) >= len(without) == 32
-    learned, before = share_of(judge, with_lora, SHAPE), share_of(judge, without, SHAPE)
+    learned, before = with_lora.count(SHAPE) / len(with_lora), without.count(SHAPE) / len(without)
     print(f"\n{SHAPE} in {learned:.0%} of {len(with_lora)} with the LoRA, {before:.0%} without")
     assert learned >= 0.8
     assert before < 0.05
@@ -132,8 +138,10 @@ def test_the_colours_of_the_concept_obey_the_prompt(concept: dict[str, list[Imag
 
 
 def test_what_the_checkpoint_knew_it_still_draws(demo: Demo, judge: Judge) -> None:
-    circles = share_of(judge, pictures(demo, f"red circle <lora:{NAME}:1>", range(200, 232)), "circle")
-    print(f"\nred circle in {circles:.0%} of 32 with the LoRA loaded")
+    drawn = shapes_of(judge, pictures(demo, f"red circle <lora:{NAME}:1>", range(200, 226)))
+    seen = [*demo.rows[-1], *drawn]
+    circles = seen.count("circle") / len(seen)
+    print(f"\nred circle in {circles:.0%} of {len(seen)} with the LoRA loaded")
     assert circles >= KEPT[demo.family]
 
 

@@ -21,8 +21,10 @@ from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_checkpoint, read_state_dict
 from lib_trainer.refusals import ModelError
+from tests import smaller
 from tests.support import ldm_config
 
+shallow_models, tiny, diffusers_model = smaller.shallow_models, smaller.tiny, smaller.diffusers_model
 Tensors = dict[str, torch.Tensor]
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model.transformer."
 

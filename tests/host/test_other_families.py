@@ -24,10 +24,11 @@ from lib_trainer.host.vector import sines_of, vector_of
 from lib_trainer.networks.formats.checkpoint_file import count_parameters, read_shapes
 from lib_trainer.ports import Conditioning, PictureSize, PreviewRequest
 from lib_trainer.refusals import ConfigError, ModelError
-from tests import tiny_families
+from tests import smaller, tiny_families
 from tests.support import relative, scaled_linear, tiny_schedule
 from tests.tiny_families import POOLED, TE1, TE2, TinyXl, build_sd2, build_sdxl, sgm_unet
 
+shallow_models = smaller.shallow_models
 SDXL = next(family for family in FAMILIES if family.sizes)
 SD2 = next(family for family in FAMILIES if family.v2)
 CPU = torch.device("cpu")

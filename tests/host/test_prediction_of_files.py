@@ -25,9 +25,11 @@ from lib_trainer.ports import Conditioning, NoiseSchedule, PreviewRequest
 from lib_trainer.refusals import ModelError
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
+from tests import smaller
 from tests.support import draw_pictures, ldm_config, make_job, scaled_linear
 from tests.tiny_families import sdxl_config
 
+shallow_models, tiny, diffusers_model = smaller.shallow_models, smaller.tiny, smaller.diffusers_model
 CPU = torch.device("cpu")
 MARKS = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
 

@@ -15,8 +15,10 @@ from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import Conditioning, PreviewRequest
 from lib_trainer.refusals import ConfigError, ModelError
+from tests import smaller
 from tests.support import scaled_linear
 
+shallow_models, tiny, diffusers_model = smaller.shallow_models, smaller.tiny, smaller.diffusers_model
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 3}
 
 
