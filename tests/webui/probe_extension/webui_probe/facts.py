@@ -44,7 +44,7 @@ def facts() -> dict[str, Any]:
         "merged": sum(getattr(module, "network_current_names", ()) != () for module in model.modules()),
         "hypernetworks": [network.name for network in shared.loaded_hypernetworks],
         "circular": sd_hijack.model_hijack.circular_enabled,
-        "schedule altered": not torch.equal(model.alphas_cumprod, model.alphas_cumprod_original),
+        "schedule altered": not torch.equal(model.alphas_cumprod.cpu(), model.alphas_cumprod_original.cpu()),
         "embeddings": sorted(sd_hijack.model_hijack.embedding_db.word_embeddings),
         "clip skip": shared.opts.CLIP_stop_at_last_layers,
         "unet": type(sd_unet.current_unet).__name__,
