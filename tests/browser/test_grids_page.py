@@ -60,7 +60,7 @@ def test_several_prompts_and_what_was_saved(tab: Tab, site: Site) -> None:
     assert drawn.evaluate("image => image.naturalWidth") > 6 * 64
     page.sees("#trainer_grid", "The grid is in ")
     expect(page.find("start")).to_be_enabled()
-    assert findings_of_both_themes(page.raw, "#trainer_page") == []
+    assert findings_of_both_themes(page.raw, ".trainer-right") == []
     shot(page, "steps-grid-dark")
     page.raw.evaluate("document.body.classList.remove('dark')")
     shot(page, "steps-grid")

@@ -29,7 +29,7 @@ MORE_SEEDS = {"sd1": range(100, 119), "sdxl": SEEDS, "sd2-v": range(100, 119)}
 """Of the concept with the LoRA, beside the six of each colour that the demo draws."""
 DRAWN_IN = {"sd1": 20, "sdxl": 12, "sd2-v": 20}
 """Sampling steps."""
-LENGTHS = {"sd1": STEPS, "sdxl": 160, "sd2-v": STEPS}
+LENGTHS = {"sd1": 320, "sdxl": 160, "sd2-v": STEPS}
 KEPT = {"sd1": 0.9, "sdxl": 0.7, "sd2-v": 0.7}
 """Optimizer steps; and in what share of pictures the LoRA must leave what the checkpoint knew."""
 
@@ -58,8 +58,8 @@ def built(family: str) -> bool:
 
 @pytest.fixture(scope="module", params=[family for family in LENGTHS if family in COMMITTED or built(family)])
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """`python dev.py demo`, whole, and `--family sdxl`, `sd2-v` where it was built. A checkpoint that is part of the
-    repository and is not there fails.
+    """`python dev.py demo`, whole, in fewer steps, and `--family sdxl`, `sd2-v` where it was built. A checkpoint that
+    is part of the repository and is not there fails.
 
     18 drawn hearts, red and blue, called 'zorb', are learned. Beside them lie 60 regularisation pictures of what the
     checkpoint knows.
