@@ -17,11 +17,11 @@ from .trials import BESIDE, MANY, RECOMMENDED, Bench, Figures, Trial, arguments,
 
 TRIED: Mapping[str, tuple[Mapping[str, Any], int]] = {
     "recommended": (RECOMMENDED, MANY),
-    "600 known": (RECOMMENDED, 600),
-    "600 known, 0.1 without captions": ({**RECOMMENDED, "captions.dropout": 0.1}, 600),
-    "600 known at 2e-3": (
+    "576 known": (RECOMMENDED, 576),
+    "576 known, 0.1 without captions": ({**RECOMMENDED, "captions.dropout": 0.1}, 576),
+    "576 known at 2e-3": (
         {**RECOMMENDED, "optimizer.unet_lr": 2e-3, "optimizer.text_encoder_lr": 1.3e-3},
-        600,
+        576,
     ),
     "few known": ({}, BESIDE),
     "many known": ({}, MANY),

@@ -130,7 +130,8 @@ class Stack:
         drawn: list[list[Image.Image]] = [[] for _ in self.runs]
         for start in range(0, len(asked[0]), each):
             part = [own[start : start + each] for own in asked]
-            found = self._drawn(part, side, cfg_scale, sampler, steps)
+            with _at_hand(self.model.vae, self.model.device):
+                found = self._drawn(part, side, cfg_scale, sampler, steps)
             for number, own in enumerate(drawn):
                 own += found[number * len(part[0]) : (number + 1) * len(part[0])]
         return drawn
@@ -203,6 +204,19 @@ class _Factors:
     def of(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """`down` (runs, r, in) and `up` (runs, out, r) of a layer."""
         return self._found[self._places[number]]
+
+
+@contextlib.contextmanager
+def _at_hand(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """On the device while this holds: a run sends the VAE away from a card."""
+    away = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
+    try:
+        for tensor, data in away:
+            tensor.data = data.to(device)
+        yield
+    finally:
+        for tensor, data in away:
+            tensor.data = data
 
 
 def _shapes(adapter: LoraAdapter) -> tuple[tuple[int, int], tuple[int, int]]:
