@@ -25,10 +25,11 @@ DEVICES = [pytest.param(CPU, id="cpu"), ON_A_CARD]
 
 
 def settled(device: torch.device, most: int | None = None) -> int:
-    """Bytes in use on a card when all work is done and what nobody refers to any more is gone; 0 on the CPU.
+    """Bytes of tensors on a card when all work is done and what nobody refers to any more is gone; 0 on the CPU.
 
-    Without the workspaces that cuBLAS keeps for each of its handles. Where it is more than `most`, another thread may
-    be in the midst of a collection, during which this one's does nothing: it is looked at again.
+    As they were asked for: a block that the allocator finds for a tensor may be up to 1 MiB larger. Without the
+    workspaces that cuBLAS keeps for each of its handles. Where it is more than `most`, another thread may be in the
+    midst of a collection, during which this one's does nothing: it is looked at again.
     """
     if device.type == "cpu":
         return 0
@@ -37,7 +38,7 @@ def settled(device: torch.device, most: int | None = None) -> int:
         gc.collect()
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
-        used = torch.cuda.memory_allocated(device)
+        used = int(torch.cuda.memory_stats(device)["requested_bytes.all.current"])
         if most is None or used <= most:
             break
         time.sleep(0.05)

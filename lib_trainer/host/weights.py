@@ -132,6 +132,26 @@ class Held:
         if data.untyped_storage().nbytes() > data.numel() * data.itemsize:
             self.parameter.data = data.clone()
 
+    def move_in_anew(self) -> None:
+        """As `compact`, where there is no room for both places: the large one is left first, and is free then.
+
+        Raises what the device raises if it has none for the small one even so; a place as large as before is taken.
+        """
+        original = self._original
+        if original is None:  # it never grew
+            return
+        size = self.parameter.data.untyped_storage().nbytes()
+        self.parameter.data = original
+        try:
+            self.parameter.data = self._bus.to_device(original)
+        except Exception:
+            large = torch.empty(size, dtype=torch.uint8, device=self._bus.device).untyped_storage()
+            room = torch.empty(0, dtype=original.dtype, device=self._bus.device)
+            room.set_(large, 0, original.shape, original.stride())
+            self._bus.into(room, original)
+            self.parameter.data = room
+            raise
+
     def _waits(self, data: torch.Tensor) -> bool:
         return self._in_place and not self._bus.has(data)
 
@@ -190,13 +210,25 @@ class Weights:
 
     def _compact(self) -> None:
         """Best effort: without it the model works and takes more memory until it is loaded anew."""
+        short: list[Held] = []
         for held in self._of(self._parts):
             try:
                 held.compact()
-            except Exception as error:  # whoever keeps the log must not keep the run by the error's frames
-                told = release(error, self._bus.device)
-                logger.warning("Memory of the run is left with the model\n%s", told)
-                return
+            except Exception:
+                short.append(held)
+        if short:
+            release_cached(self._bus.device)
+        error: Exception | None = None
+        for held in short:
+            try:
+                held.move_in_anew()
+            except Exception as last:
+                error = last
+        if error is not None:  # whoever keeps the log must not keep the run by the error's frames
+            told = release(error, self._bus.device)
+            if any(held._waits(held.parameter.data) for held in short):
+                raise ModelError("model.not_put_back", reason=error) from error
+            logger.warning("Memory of the run is left with the model\n%s", told)
 
     def _of(self, names: Iterable[str]) -> Iterator[Held]:
         for name in names:

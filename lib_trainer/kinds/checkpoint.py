@@ -182,7 +182,7 @@ class CheckpointRecipe(Recipe):
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The weights that learn, in fp32. After an error they are on the CPU, as the device may be full."""
+        """The weights that learn, in fp32. After an error, and where the device is full, they are on the CPU then."""
         slots = [Slot(own, self._waiting) for own in self._owned]
         try:
             for slot in slots:
@@ -191,9 +191,10 @@ class CheckpointRecipe(Recipe):
         except BaseException:
             give_back(slots, clear=True)
             raise
+        else:
+            give_back(slots, clear=False)
         finally:
             self._lost = self._lost or any(slot.lost for slot in slots)
-        give_back(slots, clear=False)
 
     @contextlib.contextmanager
     def previewed(self) -> Iterator[None]:

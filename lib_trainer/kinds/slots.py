@@ -39,13 +39,15 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Slot:
-    """One place. `lost` is true if the parameter that was in it could be kept nowhere."""
+    """One place. `short`: the device had no room for its own parameter beside what learned. `lost`: what learned could
+    be kept nowhere."""
 
     def __init__(self, own: OwnParameter, waiting: MutableMapping[str, torch.Tensor]) -> None:
         """`waiting` keeps the copies on the CPU from one time to the next: the originals do not change meanwhile."""
         self.own, self.original, self._waiting = own, parameter_of(own), waiting
         self.device = self.original.device
-        self.lost = False
+        self.short = self.lost = False
+        self._beside: nn.Parameter | None = None
         self._inside: nn.Parameter | None = None
         self._learned = self._away = self._borrowed = False
 
@@ -72,6 +74,21 @@ class Slot:
         finally:
             self.own.owner._parameters[self.own.name] = self.original
             self._inside = None
+
+    def make_room(self) -> None:
+        """Give up what the own parameter has taken of the device since it came back beside what learned: that goes to
+        the CPU, if this has room, and the parameter takes its storage."""
+        beside, self._beside = self._beside, None
+        if beside is None or not has_place(beside.data):
+            return
+        place = beside.data
+        try:
+            beside.data = sent(place, CPU)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return
+        self.original.data = self._borrow(place, self._waiting[self.own.key])
 
     def compact(self) -> None:
         """A storage of its own size instead of a borrowed one, where one can be had."""
@@ -101,10 +118,14 @@ class Slot:
             return self._borrow(inside.data, waiting)
         if not clear:
             try:
-                return sent(waiting, self.device)
+                back = sent(waiting, self.device)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+                self.short = True
+            else:
+                self._beside = inside
+                return back
         place = inside.data
         try:
             inside.data = sent(place, CPU)
@@ -135,14 +156,21 @@ class Slot:
 
 
 def give_back(slots: Sequence[Slot], *, clear: bool) -> None:
-    """All of them, also after one that could not be given back as it should."""
+    """All of them, also after one that could not be given back as it should.
+
+    Once the device has no room for both, what learned leaves it in all places: the room that was there may be what
+    other parts of the model come back to.
+    """
     failed: Exception | None = None
     for slot in slots:
         try:
             slot.give_back(clear=clear)
         except Exception as error:
             failed = error
+        clear = clear or slot.short
     for slot in slots:
+        if clear:
+            slot.make_room()
         slot.compact()
     if failed is not None:
         raise failed

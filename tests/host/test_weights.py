@@ -127,6 +127,72 @@ def test_a_device_whose_tensors_are_opaque(
     assert differences(before, snapshot(net)) == []
 
 
+class NoClone(TorchDispatchMode):
+    """A device that has no room for a second copy of anything."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.clone.default:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("room", [None, 0], ids=["its own room is free", "no room at all"])
+def test_a_place_that_grew_is_left_before_a_smaller_one_is_taken(
+    room: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    net, card = Net(torch.float16), Card(CPU)
+    before = snapshot(net)
+    weights = weights_of(card, torch.bfloat16, unet=net)
+    weights.place("training")
+    card.room = room
+    with NoClone():
+        weights.place("given back")
+    assert differences(before, snapshot(net)) == []
+    assert all(card.has(parameter) for parameter in net.parameters())
+    larger = {
+        name for name, one in net.named_parameters() if one.untyped_storage().nbytes() > one.numel() * one.itemsize
+    }
+    grown = {name for name, _ in net.named_parameters() if _wanted(name, torch.bfloat16, torch.float16).itemsize > 2}
+    assert larger == (set() if room is None else grown) != grown - larger
+    assert ("Memory of the run is left" in caplog.text) == (room == 0)
+    assert all(record.exc_info is None for record in caplog.records), "a log that is kept must not keep the run"
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("room", [0, 2, 9])
+def test_what_learned_makes_room_for_all_once_one_had_none(
+    room: int, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came back before it too: other parts of the model are still to come back to the room that is left."""
+    left = room
+
+    def sent_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        nonlocal left
+        if device is not slots.CPU:
+            if not left:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+            left -= 1
+        return tensor.clone()
+
+    monkeypatch.setattr(slots, "moves", lambda device: True)
+    monkeypatch.setattr(slots, "sent", sent_to)
+    monkeypatch.setattr(Slot, "compact", lambda self: None)
+    net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(2))).to(stored)
+    before = snapshot(net)
+    waiting: dict[str, torch.Tensor] = {}
+    places = [Slot(OwnParameter(InFile(f"{n}.{name}"), owner, name, "unet"), waiting) for n, owner in enumerate(net)
+              for name in ("weight", "bias")]  # fmt: skip
+    learned = [nn.Parameter(slot.original.detach().float() + 1) for slot in places]
+    values, room_of = [one.detach().clone() for one in learned], [one.data_ptr() for one in learned]
+    for slot, one in zip(places, learned, strict=True):
+        slot.take(one)
+    slots.give_back(places, clear=False)
+    assert differences(before, snapshot(net)) == []
+    assert all(torch.equal(one, value) for one, value in zip(learned, values, strict=True))
+    borrowed = [slot.original.data_ptr() == place for slot, place in zip(places, room_of, strict=True)]
+    assert borrowed == [room < len(places)] * len(places)
+
+
 def test_the_watch_for_allocations_sees_one() -> None:
     with NoAllocation(), pytest.raises(AssertionError, match="allocates"):
         torch.ones(3).to(torch.bfloat16)
