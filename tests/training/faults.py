@@ -46,8 +46,7 @@ class Allocator(TorchDispatchMode):
         self.made: dict[int, Any] = {}
         self.passes = self.steps = 0
 
-    own: Sequence[nn.Parameter] = ()
-    """The host's, as they were before the run."""
+    own: Sequence[nn.Module] = ()
 
     def free(self) -> None:
         """Whatever is still to be refused, nothing more is."""
@@ -98,8 +97,9 @@ class FullCard(Allocator):
     """The same on a card, whose own allocator refuses: all that is free is taken when only the `number`-th tensor is
     still to be made, and given back when the fault is over, which is after one refusal unless it is `lasting`.
 
-    What a run has sent away of the host's parameters, `own`, has left its room on the card, which is the host's:
-    nothing else has it while the run does not, and it is free again when the model is put back.
+    What a run has sent away of the host's modules, `own`, without anything else in its place, has left its room on the
+    card, which is the host's: nothing else has it while the run does not, and it is free again when the model is put
+    back.
     """
 
     _current: ClassVar[FullCard | None] = None
@@ -151,7 +151,8 @@ class FullCard(Allocator):
     def _fill(self) -> None:
         """First room for what comes back, in pieces of its sizes, then all that is left in ever smaller pieces."""
         with _disable_current_modes():
-            away = [one for one in self.own if one.device.type != self.device.type]
+            held = (parameter for root in self.own for parameter in root.parameters())
+            away = [one for one in held if one.device.type != self.device.type]
             self._room = [torch.empty(one.nbytes, dtype=torch.uint8, device=self.device) for one in away]
             torch.cuda.empty_cache()
             whole = torch.cuda.get_device_properties(self.device).total_memory

@@ -247,7 +247,7 @@ def test_a_card_is_full(
     before = settled(device)
     make = FullCard if device.type == "cuda" else Allocator
     allocator = make(case.trigger, case.number, case.lasting, device)
-    allocator.own = [parameter for root in roots_of(model) for parameter in root.parameters()]
+    allocator.own = roots_of(model)
     try:
         runs_out(case, (model, snapped), allocator, two_pictures, encoded, tmp_path)
     finally:
