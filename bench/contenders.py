@@ -1,7 +1,8 @@
 """Who takes part in `bench.train_step`: one training step of LoRA, written by each in its own way.
 
   floor       forward and backward through frozen modules with plain adapters; no noise, optimizer, clipping or events
-  ours        `lib_trainer.training.loop.train`: everything a run does in a step
+  ours        `lib_trainer.training.loop.train`: everything a run does in a step; on an NVIDIA card recorded passes
+  unrecorded  the same without records, as runs are whose steps have too many forms, or something that forbids it
   peft        diffusers' own recipe: UNet and text encoders with peft's adapters, DDPMScheduler, clipping, AdamW
   sd-scripts  its own networks/lora.py on the same modules, and the step of its train_network.py: noise, gradients down
               to the latents, loss, clipping, AdamW, the loss read at once. Only where its checkout is named
@@ -37,8 +38,9 @@ from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.weights import held_in
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.lora import LoraNetwork
-from lib_trainer.patching import replaced_forward
+from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import Conditioning, PictureSize, TrainingState
+from lib_trainer.training import graphs
 from lib_trainer.training.captions import CachedCaptions, CaptionSource, LiveCaptions
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
 from lib_trainer.training.objective import Objective
@@ -183,7 +185,24 @@ class _Learned(Recipe):
 
 
 def ours(model: DiffusersModel, own: Setting, stack: contextlib.ExitStack) -> Contender:
-    """A whole step of a run, previews and saving aside."""
+    """A whole step of a run, previews and saving aside; recorded from the third on, where passes are recorded."""
+    recorder = graphs.recorder_for(own.device)
+    if recorder is None:
+        return unrecorded(model, own, stack)
+    stack.enter_context(attribute(graphs, "PAYS", 0))
+    recorded = graphs.Graphs(recorder)
+    stack.callback(recorded.forget)
+    return _ours(model, own, stack, recorded)
+
+
+def unrecorded(model: DiffusersModel, own: Setting, stack: contextlib.ExitStack) -> Contender:
+    """A whole step of a run whose passes are not recorded."""
+    return _ours(model, own, stack, None)
+
+
+def _ours(
+    model: DiffusersModel, own: Setting, stack: contextlib.ExitStack, recorded: graphs.Graphs | None
+) -> Contender:
     network = LoraNetwork.create(own.targets(model), RANK, ALPHA, torch.Generator().manual_seed(0))
     config = OptimizerConfig()
     groups: list[dict[str, Any]] = [
@@ -213,7 +232,7 @@ def ours(model: DiffusersModel, own: Setting, stack: contextlib.ExitStack) -> Co
 
     def step(count: int) -> Losses:
         learning.step, losses = 0, Losses()
-        options = LoopOptions(count, own.dtype, 1.0)
+        options = LoopOptions(count, own.dtype, 1.0, graphs=recorded)
         train(model, captions, steps, learning, rates, options, lambda done: losses.append(done.loss), lambda: False)
         return losses
 
@@ -359,13 +378,16 @@ def _numbers(parameters: Sequence[nn.Parameter]) -> int:
 CONTENDERS: dict[str, Callable[[DiffusersModel, Setting, contextlib.ExitStack], Contender]] = {
     "floor": floor,
     "ours": ours,
+    "unrecorded": unrecorded,
     "peft": peft,
     "sd-scripts": scripts,
 }
 """Each puts its adapters on a model; leaving the stack takes them off again."""
 
+USUALLY = ("floor", "ours", "peft", "sd-scripts")
 
-def taking_part(own: Setting, wanted: Sequence[str], usually: Sequence[str] = tuple(CONTENDERS)) -> list[str]:
+
+def taking_part(own: Setting, wanted: Sequence[str], usually: Sequence[str] = USUALLY) -> list[str]:
     """The names asked for, else the usual ones, as far as they are at hand."""
     names = [name for name in CONTENDERS if name in (wanted or usually)]
     return [name for name in names if name != "sd-scripts" or own.scripts is not None]

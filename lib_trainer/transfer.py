@@ -14,6 +14,11 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
+def is_recorded(device: torch.device) -> bool:
+    """Whether what is sent to `device` is recorded now, to be repeated later, and not computed."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def has_place(tensor: torch.Tensor) -> bool:
     """Whether its bytes lie where they can be read as another tensor. DirectML's tensors are opaque."""
     return torch._C._has_storage(tensor)

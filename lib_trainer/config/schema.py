@@ -257,6 +257,15 @@ class TrainingConfig(Section):
             "Recompute activations instead of keeping them: far less memory, about a third slower.",
         ),
     ] = False
+    cuda_graphs: Annotated[
+        Literal["auto", "off"],
+        option(
+            "CUDA graphs",
+            "Auto records steps on an NVIDIA card where many of the same shape come, so that a fast card need not wait "
+            "for Python. Not with dropouts, learned loss weights or gradient checkpointing.",
+            advanced=True,
+        ),
+    ] = "auto"
     seed: Annotated[
         int,
         option(

@@ -273,7 +273,8 @@ class AdapterRecipe(Recipe):
         self.network = self.networks.trained
         self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
         self.network_module = kind.module_name(job)
-        self._seeds = DropoutSeeds(job, drops=bool(dropouts_of(job)))
+        self.draws = bool(dropouts_of(job))
+        self._seeds = DropoutSeeds(job, drops=self.draws)
         self._groups = rate_groups(job, self.network, model.family)
 
     def groups(self) -> list[dict[str, Any]]:

@@ -98,7 +98,8 @@ class DifferenceRecipe(Recipe):
         self.network = self.networks.trained
         self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
         self._learning = self.base
-        self._seeds = DropoutSeeds(job, drops=bool(dropouts_of(job)))
+        self.draws = bool(dropouts_of(job))
+        self._seeds = DropoutSeeds(job, drops=self.draws)
         first = [{**group, "name": f"{group['name']}, before"} for group in rate_groups(job, self.base, model.family)]
         self._groups = first + rate_groups(job, self.network, model.family)
 

@@ -97,7 +97,8 @@ class HypernetworkRecipe(Recipe):
             self.network = Hypernetwork(parse_structure(job), wanted)
             self.network.reset(torch.Generator().manual_seed(job.training.seed))
         self.network.to(model.device)
-        self._seeds = DropoutSeeds(job, drops=any(self.network.structure.dropouts))
+        self.draws = any(self.network.structure.dropouts)
+        self._seeds = DropoutSeeds(job, drops=self.draws)
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": self._rate, "name": "hypernetwork"}]

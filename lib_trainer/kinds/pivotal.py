@@ -69,6 +69,7 @@ class PivotalRecipe(Recipe):
         self._dtype = DTYPES[job.output.precision]
         self.network_module = kind.module_name(job)
         self.adapters = AdapterRecipe(kind, job, model)
+        self.draws = self.adapters.draws
         self._family = model.family
         found: Mapping[str, Rows] = {}
         if job.network.continue_from:

@@ -24,6 +24,8 @@ class Recipe(Protocol):
     replaces: tuple[Part, ...] = ()
     """Parts of the model whose own weights `applied` replaces, so that they need not be held in the run's precision."""
     network_module: str
+    draws: bool = False
+    """Whether a step draws numbers of its own, as dropouts do."""
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer, each with `params`, `lr` and `name` (the part); with `until`

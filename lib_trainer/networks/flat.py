@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from lib_trainer.transfer import is_recorded
+
 
 class Flat:
     """Moves parameters, all of one dtype and device, into one buffer, in their order.
@@ -39,10 +41,11 @@ class Flat:
     def working(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Copies of all tensors in `dtype`, in their order; 1×1 kernels as matrices.
 
-        Made once and shared by all layers until the backward pass through them, or a change of the parameters.
+        Made once and shared by all layers until the backward pass through them, or a change of the parameters. A pass
+        that a card records makes its own: it must read no others, and they hold nothing before it is repeated.
         """
         graph = torch.is_grad_enabled() and self.leaves[0].requires_grad
-        key = (dtype, graph, self._buffer._version)
+        key = (dtype, graph, self._buffer._version, is_recorded(self._buffer.device))
         if self._working is None or self._working.key != key:
             self._working = _Working(key, Gathered.apply(weakref.ref(self), dtype, *self.leaves))
         return self._working.views
@@ -67,7 +70,7 @@ class Flat:
 
 @dataclass(frozen=True)
 class _Working:
-    key: tuple[torch.dtype, bool, int]
+    key: tuple[torch.dtype, bool, int, bool]
     views: tuple[torch.Tensor, ...]
 
 

@@ -12,9 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lib_trainer.memory import peak_bytes, release
-from lib_trainer.ports import LoadedModel, PictureSize, Wording
+from lib_trainer.ports import Conditioning, LoadedModel, PictureSize, Wording
 from lib_trainer.refusals import Field, NumericalError, Sentence
 from lib_trainer.training.captions import CaptionSource
+from lib_trainer.training.graphs import Graphs
 from lib_trainer.training.objective import Noised
 from lib_trainer.training.optimizers import step_unless
 from lib_trainer.training.precision import autocast
@@ -68,6 +69,9 @@ class LoopOptions:
     keeper: Keeper | None = None
     """What is preserved beside what is learned."""
 
+    graphs: Graphs | None = None
+    """By which passes are recorded and repeated; only where nothing but their inputs tells two of them apart."""
+
     late: bool = False
     """Tell of a step when the next one's gradients are under way, as on a GPU, also where nothing is waited for."""
 
@@ -101,7 +105,7 @@ def train(
             drawn = next(steps)
             state.recipe.before_step(step, base=drawn.base)
             _retire(optimizer, (step - 1) / options.total_steps)
-            loss = _gradients(model, captions, drawn, state, options)
+            loss = _gradients(model, captions, drawn, state, options, step)
             results.tell()
             if stopping():
                 break
@@ -134,30 +138,74 @@ def _gradients(
     drawn: StepBatches,
     state: TrainState,
     options: LoopOptions,
+    step: int,
 ) -> torch.Tensor:
     """Gradients of a step's batches, scaled; returns the mean loss, on the device. All that is sent there goes first.
 
-    Dropouts may leave nothing that learns in a batch.
+    Dropouts may leave nothing that learns in a batch. Where what was recorded left no memory, it goes and the step is
+    done again.
     """
+    graphs, noise = options.graphs, state.noise.get_state()
+    left = (options.total_steps - step) * len(drawn.batches)
+    try:
+        return _added_up(model, captions, drawn, state, options, left)
+    except Exception as error:
+        if graphs is None or not graphs.gives_way(error, model.device):
+            raise
+    state.optimizer.zero_grad(set_to_none=True)
+    state.noise.set_state(noise)
+    return _added_up(model, captions, drawn, state, options, left)
+
+
+def _added_up(
+    model: LoadedModel, captions: CaptionSource, drawn: StepBatches, state: TrainState, options: LoopOptions, left: int
+) -> torch.Tensor:
     device, dtype, keeper = model.device, options.dtype, options.keeper
-    losses = []
+    count, losses = len(drawn.batches), []
     for batch in drawn.batches:
         own = batch.weights, batch.masks, batch.beside
         noised = state.objective.noised(batch.latents, state.noise, *own).sent(device, dtype)
         tell = telling(captions, batch.sizes, device)
+        if keeper is None:
+            with autocast(device, dtype):
+                told = tell(batch.captions)
+            losses.append(_learned(model, noised, told, state, options, count, left))
+            continue
         with autocast(device, dtype):
-            bare = None if keeper is None else keeper.before(model, noised, tell, batch.captions, batch.plain)
+            bare = keeper.before(model, noised, tell, batch.captions, batch.plain)
             prediction = model.predict(noised.latents, noised.timesteps, tell(batch.captions))
         loss = state.objective.loss(prediction, noised)
-        if keeper is not None and bare is not None:
+        if bare is not None:
             loss = loss + keeper.beyond(prediction, bare, noised)
         del prediction
-        losses.append(_backward(loss, len(drawn.batches), state))
-        if keeper is not None and keeper.weight:
+        losses.append(_backward(loss, count, state))
+        if keeper.weight:
             with autocast(device, dtype):
                 kept = keeper.elsewhere(model, noised, tell, batch.plain)
-            losses[-1] = losses[-1] + _backward(kept, len(drawn.batches), state)
+            losses[-1] = losses[-1] + _backward(kept, count, state)
     return torch.stack(losses).mean()
+
+
+def _learned(
+    model: LoadedModel,
+    noised: Noised,
+    told: Conditioning,
+    state: TrainState,
+    options: LoopOptions,
+    batches: int,
+    left: int,
+) -> torch.Tensor:
+    """One pass there and back, as it is or as it was recorded; `left` are to come."""
+
+    def work(noised: Noised, told: Conditioning) -> torch.Tensor:
+        with autocast(model.device, options.dtype):
+            prediction = model.predict(noised.latents, noised.timesteps, told)
+        return _backward(state.objective.loss(prediction, noised), batches, state)
+
+    if options.graphs is None:
+        return work(noised, told)
+    leaves = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    return options.graphs.passed(work, noised, told, leaves, left, (batches, id(state)))
 
 
 def _backward(loss: torch.Tensor, batches: int, state: TrainState) -> torch.Tensor:

@@ -6,8 +6,8 @@ Salimans & Ho 2022 (arXiv:2202.00512, appendix D): v = √ᾱ_t·ε − √(1−
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,11 @@ class Noised:
             target=sent(self.target, device),
             **{name: None if one is None else sent(one, device) for name, one in others.items()},
         )
+
+    def each(self, changed: Callable[[torch.Tensor], torch.Tensor]) -> Noised:
+        """The same with every tensor changed."""
+        there = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: changed(tensor) for name, tensor in there.items() if tensor is not None})
 
 
 class Objective:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from lib_trainer.training.advice import advice
 from lib_trainer.training.ahead import ahead
 from lib_trainer.training.card import write_card
 from lib_trainer.training.failures import Point, all_finite, explained
+from lib_trainer.training.graphs import graphs_for
 from lib_trainer.training.loop import train
 from lib_trainer.training.metadata import run_metadata
 from lib_trainer.training.optimizers import forget_state
@@ -145,7 +147,8 @@ class Run:
             frozenset(recipe.replaces),
             eight_bits=job.training.weights == "fp8",
         )
-        with self.progress.leaving, Session(model, recipe, state) as session, self._freed(recipe):
+        graphs = graphs_for(job, recipe, model.device)
+        with self.progress.leaving, Session(model, recipe, state, graphs) as session, self._freed(recipe):
             self.prepared = preparation.prepared(samples, recipe, session, state.dtype)
             yield session
 
@@ -196,7 +199,7 @@ class Run:
                 steps,
                 prepared.state,
                 prepared.rates,
-                prepared.options,
+                replace(prepared.options, graphs=session.graphs),
                 lambda done: self._after_step(done, prepared, session),
                 lambda: self.progress.enough or self.place.stopping(),
             )
@@ -250,6 +253,8 @@ class Run:
         if told := self.progress.pace.told(done.seconds, device):
             lower = failures.what_to_lower(job, self.plan.kind, "step", device)
             self.place.warn(Sentence("run.crawls", what=told, lower=lower))
+        if session.graphs is not None and (reason := session.graphs.take_failure()):
+            self.place.say(Sentence("run.not_recorded", reason=reason))
         self.place.lease.progress(done.step, done.total_steps, f"loss {done.loss:.4f}")
         self._measure(prepared, epoch_ends=done.epoch_ends, last=done.step == done.total_steps)
         last = done.step == done.total_steps or self.progress.enough

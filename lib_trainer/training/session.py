@@ -8,15 +8,17 @@ from types import TracebackType
 
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import HeldModel, LoadedModel, TrainingState
+from lib_trainer.training.graphs import Graphs
 
 
 class Session:
     """Context manager over `LoadedModel.holding` and `Recipe.applied`. It begins ready to encode pictures and captions;
-    `train` makes it ready for steps, and a preview may leave that state and enter it again.
+    `train` makes it ready for steps, and a preview may leave that state and enter it again. What `graphs` has recorded
+    goes whenever weights may get another place.
     """
 
-    def __init__(self, model: LoadedModel, recipe: Recipe, state: TrainingState) -> None:
-        self._model, self._recipe, self._state = model, recipe, state
+    def __init__(self, model: LoadedModel, recipe: Recipe, state: TrainingState, graphs: Graphs | None = None) -> None:
+        self._model, self._recipe, self._state, self.graphs = model, recipe, state, graphs
         self._holding, self._applied = contextlib.ExitStack(), contextlib.ExitStack()
         self._held: HeldModel
         self._text_encoder = True
@@ -32,18 +34,23 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._applied.__exit__(kind, error, trace)
+            self._forget()
         finally:
-            self._holding.__exit__(kind, error, trace)
+            try:
+                self._applied.__exit__(kind, error, trace)
+            finally:
+                self._holding.__exit__(kind, error, trace)
 
     def train(self, *, text_encoder: bool) -> None:
         """From now on steps are trained, with captions encoded at each or not: what is not used leaves the device."""
+        self._forget()
         self._text_encoder = text_encoder
         self._held.train(text_encoder=text_encoder)
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[None]:
         """The model as its host generates with it, plus what has been learned so far."""
+        self._forget()
         self._applied.close()
         self._held.generate()
         with self._recipe.previewed():
@@ -59,3 +66,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._recipe.applied())
             self._applied = stack.pop_all()
+
+    def _forget(self) -> None:
+        if self.graphs is not None:
+            self.graphs.forget()

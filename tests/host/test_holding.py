@@ -224,6 +224,29 @@ def _without_forwards(root: nn.Module) -> nn.Module:
     return root
 
 
+def test_timesteps_are_looked_up_and_are_what_the_host_makes_of_them(
+    ldm_model: LdmModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ldm.modules.diffusionmodules import openaimodel
+
+    asked: list[torch.Size] = []
+    own = openaimodel.timestep_embedding
+
+    def hosts(timesteps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        asked.append(timesteps.shape)
+        return own(timesteps, *args, **kwargs)
+
+    monkeypatch.setattr(openaimodel, "timestep_embedding", hosts)
+    steps, width = torch.tensor([0, 7, 501, 999]), ldm_model.unet.model_channels
+    with ldm_model.training(TrainingState(torch.float32, False, False)):
+        found = openaimodel.timestep_embedding(steps, width, repeat_only=False)
+        assert asked == [(1000,)]
+        assert torch.equal(found, own(steps, width))
+        others = openaimodel.timestep_embedding(steps, width + 2), openaimodel.timestep_embedding(steps / 2, width)
+        assert torch.equal(others[0], own(steps, width + 2)) and torch.equal(others[1], own(steps / 2, width))
+    assert openaimodel.timestep_embedding is hosts
+
+
 def test_own_checkpoints_are_off_while_training(ldm_model: LdmModel) -> None:
     blocks = [m for m in ldm_model.unet.modules() if hasattr(m, "use_checkpoint") or hasattr(m, "checkpoint")]
     assert len(blocks) > 10

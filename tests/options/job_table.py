@@ -544,6 +544,7 @@ JOBS: list[Row] = [
     Row("training.precision", "bf16", lambda seen: seen.states[0].dtype, torch.bfloat16, run="held"),
     Row("training.weights", "fp8", lambda seen: seen.states[0].eight_bits, True, run="held"),
     Row("training.gradient_checkpointing", True, lambda seen: seen.states[0].checkpointing, True, run="held"),
+    Row("training.cuda_graphs", "off", lambda seen: len(seen.recorders), 0),
     Row("training.seed", 77, lambda seen: seen.latents[0], DIFFERS, run="seed"),
     Row("training.seed", 77, lambda seen: next(
         one for name, one in result(seen).items() if name.endswith("lora_down.weight")), DIFFERS, run="seed"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import torch
 from PIL import Image, ImageDraw
@@ -21,6 +22,7 @@ from lib_trainer.config import from_values
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest, TrainingState
 from lib_trainer.refusals import TrainerError
+from lib_trainer.training import graphs
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 from tests.support import job_values
@@ -55,6 +57,8 @@ class Seen:
     latents: list[torch.Tensor] = field(default_factory=list)
     timesteps: list[int] = field(default_factory=list)
     steps: list[list[Group]] = field(default_factory=list)
+    recorders: list[torch.device] = field(default_factory=list)
+    """What was asked whether it records passes."""
     events: list[ev.Event] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
 
@@ -193,7 +197,8 @@ class Lab:
         if base == "taken":
             (host.lora_folder() / "learned.safetensors").write_bytes(b"mine")
         desk = TrainingDesk(host)
-        with _noted_steps(seen):
+        asked = mock.patch.object(graphs, "recorder_for", seen.recorders.append)
+        with _noted_steps(seen), asked:
             try:
                 desk.start(from_values(values), seen.events.append)
             except TrainerError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ class LdmModel(Holdable):
             for owner, name in ((self.unet, "dtype"), (self._devices, "dtype_unet")):  # ldm casts to the first
                 if hasattr(owner, name):
                     stack.enter_context(attribute(owner, name, state.dtype))
+            stack.enter_context(_sines_of_a_table(self.unet, len(self.schedule.alphas_cumprod), self.device))
             if isinstance(getattr(self.unet, "time_embed", None), nn.Module):
                 stack.enter_context(_cast_input(self.unet.time_embed, state.dtype))
             text = self.text.parts().values() if state.text_encoder else ()
@@ -164,6 +166,28 @@ def _unrounded(owner: nn.Module, name: str, parameter: torch.Tensor) -> torch.Te
     if not isinstance(kept, torch.Tensor):
         raise ModelError("model.held_in_8_bits")
     return kept
+
+
+@contextlib.contextmanager
+def _sines_of_a_table(unet: Any, steps: int, device: torch.device) -> Iterator[None]:
+    """What a UNet is told of a timestep is looked up on the device; the host's own function makes the table.
+
+    ldm's sends frequencies from the CPU at every call, and waits until the device is done with all before.
+    """
+    homes = (sys.modules.get(kind.__module__) for kind in type(unet).__mro__)
+    home = next((one for one in homes if hasattr(one, "timestep_embedding")), None)
+    if home is None:
+        yield
+        return
+    own, width = home.timestep_embedding, unet.model_channels
+    table: torch.Tensor = own(torch.arange(steps, device=device), width)
+
+    def looked_up(timesteps: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        known = dim == width and timesteps.dtype is torch.int64 and not args and not any(kwargs.values())
+        return table[timesteps] if known else own(timesteps, dim, *args, **kwargs)
+
+    with attribute(home, "timestep_embedding", looked_up):
+        yield
 
 
 def _cast_input(layers: nn.Module, dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
