@@ -9,6 +9,7 @@ come too seldom, what cannot be recorded, and whatever follows an error are comp
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -214,6 +215,12 @@ def _numbers(loss: torch.Tensor, leaves: Iterable[nn.Parameter]) -> torch.Tensor
     return torch.stack([loss.float(), *(leaf.grad.float().norm() for leaf in leaves if leaf.grad is not None)])
 
 
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all runs: libraries keep room for each stream that they were used on."""
+    return torch.cuda.Stream(device)
+
+
 class CudaRecorder:
     """CUDA graphs, which share one pool of memory: none is repeated while another one is.
 
@@ -221,13 +228,16 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device, self._stream = device, _stream(device)
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._pool: Any = None
+        self._pass = 0
+        """Bytes of the largest pass so far."""
 
     def has_room(self) -> bool:
-        of_a_pass = peak_bytes(self._device) - torch.cuda.memory_allocated(self._device)
-        return free_bytes(self._device) >= 2 * of_a_pass
+        used = peak_bytes(self._device) - torch.cuda.memory_allocated(self._device)
+        self._pass = max(self._pass, used)  # after a preview the peak is counted anew
+        return free_bytes(self._device) >= 2 * self._pass
 
     def tried(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
         release_cached(self._device)  # what is cached of another stream's is of no use to this one
@@ -254,6 +264,7 @@ class CudaRecorder:
                 raise
             graph.capture_end()
         self._graphs.append(graph)
+        logger.info("Passes of form %d are recorded", len(self._graphs))
         return out, graph.replay
 
     def forget(self) -> None:
