@@ -129,6 +129,9 @@ SHAPES: dict[str, Callable[[], list[StepBatches]]] = {
     "a short batch": lambda: [StepBatches(1, [batch(step, 1 + (step % 3 > 0))]) for step in range(9)],
     "added up": lambda: [StepBatches(1, [batch(2 * step), batch(2 * step + 1)]) for step in range(6)],
     "added up, two shapes": lambda: [StepBatches(1, [batch(step), batch(step, side=16)]) for step in range(6)],
+    "added up to what is not recorded": lambda: [
+        StepBatches(1, [batch(2 * step, side=16 if step == 4 else 8), batch(2 * step + 1)]) for step in range(6)
+    ],
     "sometimes added up": lambda: [
         StepBatches(1, [batch(9 * step + one) for one in range(1 + step % 2)]) for step in range(8)
     ],
