@@ -92,13 +92,13 @@ class LowVram:
             module._forward_pre_hooks.update({**before, **now})
         vars(self._model.first_stage_model).update(self._methods)
         for holder, name, own, place in self._places:
-            now = holder.get(name)
-            if now is None or now.device == place:
+            there = holder.get(name)
+            if there is None or there.device == place:
                 continue
-            if now is not own and own.device == place and not isinstance(own, nn.Parameter):
+            if there is not own and own.device == place and not isinstance(own, nn.Parameter):
                 holder[name] = own
             else:
-                now.data = now.data.to(place)
+                there.data = there.data.to(place)
         lowvram.module_in_gpu = None
 
 
