@@ -212,3 +212,31 @@ def test_what_is_no_parameter_comes_back_too(lowvram: Any) -> None:
         assert model.places.is_meta
     assert all(buffer is own[name] for name, buffer in model.named_buffers())
     assert model.places.tolist() == list(range(7))
+
+
+class Noting(nn.Module):
+    """Notes where it was sent, as Lightning's modules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._device = torch.device("cpu")
+        self.layer = nn.Linear(1, 1)
+
+    def to(self, device: Any) -> Any:
+        self._device = torch.device(device)
+        return super().to(device)
+
+
+def test_what_a_module_notes_of_its_place_comes_back_too(lowvram: Any) -> None:
+    from lib_trainer.host.webui.low_vram import LowVram
+
+    model: Any = Noting()
+    model.lowvram, model.first_stage_model = True, nn.Module()
+    sys.modules["modules.devices"].device = "cpu:0"  # type: ignore[attr-defined]
+    low = LowVram(model)
+    with low.set_aside():
+        assert model._device == torch.device("cpu:0")
+        with low.as_the_host_draws():
+            assert model._device == torch.device("cpu")
+        assert model._device == torch.device("cpu:0")
+    assert model._device == torch.device("cpu")

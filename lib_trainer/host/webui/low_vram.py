@@ -31,6 +31,7 @@ class LowVram:
         self._hooks: list[tuple[nn.Module, dict[int, Any]]] = []
         self._methods: dict[str, Any] = {}
         self._places: list[tuple[dict[str, Any], str, torch.Tensor, torch.device]] = []
+        self._told: list[tuple[dict[str, Any], torch.device]] = []
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -50,6 +51,7 @@ class LowVram:
             for name, own in holder.items()
             if own is not None
         ]
+        self._told = [(one.__dict__, one.__dict__["_device"]) for one in modules if "_device" in one.__dict__]
         try:
             self._take()
             yield
@@ -84,7 +86,7 @@ class LowVram:
         """Hooks in the order in which they were, those that came meanwhile behind them.
 
         A parameter keeps its object when a module is moved, and a buffer gets another. What has taken a parameter's
-        place for a preview waits where that one would.
+        place for a preview waits where that one would. Lightning's modules also note where they were sent (`_device`).
         """
         for module, before in self._hooks:
             now = dict(module._forward_pre_hooks)
@@ -99,6 +101,8 @@ class LowVram:
                 holder[name] = own
             else:
                 there.data = there.data.to(place)
+        for kept, device in self._told:
+            kept["_device"] = device
         lowvram.module_in_gpu = None
 
 
