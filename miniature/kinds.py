@@ -89,9 +89,10 @@ XL_KINDS: dict[str, dict[str, Any]] = {
     },
     "Embedding": {
         "network.kind": "embedding",
-        "embedding.learning_rate": 3e-2,
-        "embedding.vectors": 8,
-        "training.max_steps": 400,
+        "embedding.learning_rate": 1e-1,
+        "embedding.vectors": 48,
+        "embedding.norm_decay": 0.0,
+        "training.max_steps": 900,
     },
 }
 """Each with steps of its own."""
