@@ -119,7 +119,13 @@ class LoraNetwork(nn.Module):
                 adapter.requires_grad_(on)
 
     def bound(self, norm: float) -> None:
-        """Scale what each module adds to its layer down to this Frobenius norm, where it is larger; 0 leaves all."""
+        """Scale what each module adds to its layer down to this Frobenius norm, where it is larger; 0 leaves all.
+
+        Called after every step: packages that change a parameter's bytes do not tell the copies that are kept of it,
+        and a recorded pass leaves them where they are.
+        """
+        for flat in self._flats:
+            flat.forget()
         if norm:
             with torch.no_grad():
                 for adapter in self:

@@ -21,7 +21,7 @@ from torch import nn
 
 from lib_trainer.config import JobConfig
 from lib_trainer.kinds.recipe import Recipe
-from lib_trainer.memory import free_bytes, is_out_of_memory, peak_bytes, release, release_cached
+from lib_trainer.memory import free_bytes, indexed, is_out_of_memory, peak_bytes, release, release_cached
 from lib_trainer.ports import Conditioning
 from lib_trainer.refusals import one_line
 from lib_trainer.training.objective import Noised
@@ -77,7 +77,7 @@ class Graphs:
         self._passes: dict[Hashable, _Pass] = {}
         self._buffers: dict[nn.Parameter, torch.Tensor] = {}
         """Where gradients arrive: one place for all forms."""
-        self._seen, self._count = Counter[Hashable](), 0
+        self._seen, self._count = Counter[int](), 0
         self._failure = ""
 
     @property
@@ -124,8 +124,8 @@ class Graphs:
     def _worth(self, key: Hashable, left: int) -> bool:
         if not self._on:
             return False
-        self._seen[key] += 1
-        known = self._seen[key]
+        self._seen[hash(key)] += 1  # not the key: where places change with every step there are as many as steps
+        known = self._seen[hash(key)]
         return known > SEEN and len(self._passes) < MOST and known * left >= PAYS * self._count
 
     def _record(
@@ -255,14 +255,17 @@ class CudaRecorder:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 out = work()
+                graph.capture_end()
             except BaseException:
                 with contextlib.suppress(Exception):  # it says that recording was broken off
                     graph.capture_end()
+                del graph
+                with contextlib.suppress(Exception):  # the first error is told
+                    _unrecord(indexed(self._device), self._pool)
                 raise
-            graph.capture_end()
         self._graphs.append(graph)
         logger.info("Passes of form %d are recorded", len(self._graphs))
         return out, graph.replay
@@ -277,6 +280,41 @@ class CudaRecorder:
         if clear is not None:  # cuBLAS keeps room for each stream that it was used on
             clear()
         release_cached(self._device)
+
+
+def _unrecord(device: torch.device, pool: Any) -> None:
+    """After a recording that CUDA has broken off, on the stream of it: torch before 2.12 leaves its allocator and its
+    generator as if it went on, and from then on refuses the whole process to empty its cache or to draw a number.
+    """
+    if _end_allocating(device.index, pool):
+        torch._C._cuda_releasePool(device.index, pool)
+    one = torch.zeros(1, device=device)
+    last = torch.cuda.CUDAGraph()  # one that ends well sets the generator right
+    last.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+    one.add_(1)
+    last.capture_end()
+    last.reset()
+
+
+def _end_allocating(device: int, pool: Any) -> bool:
+    """Whether torch's allocator had still to be told that nothing is recorded into `pool` any more."""
+    bindings: Any = torch._C
+    end = getattr(bindings, "_cuda_endAllocateToPool", None)  # from 2.8 on
+    end = end or getattr(bindings, "_cuda_endAllocateCurrentStreamToPool", None)
+    if end is None:
+        return False
+    try:
+        end(device, pool)
+    except TypeError:  # before 2.2 it counts streams, and would count one too few
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            end(device)
+            return True
+        return False
+    except RuntimeError:  # it was told
+        return False
+    return True
 
 
 def recorder_for(device: torch.device) -> Recorder | None:

@@ -290,7 +290,8 @@ def restore(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 def forget_state(optimizer: Optimizer) -> None:
     """Let go of all that it keeps beside the parameters; it steps no more."""
-    tensors = [one for own in optimizer.state.values() for one in own.values() if isinstance(one, torch.Tensor)]
+    owns = [own for own in optimizer.state.values() if isinstance(own, Mapping)]  # torch lets any value stand there
+    tensors = [one for own in owns for one in own.values() if isinstance(one, torch.Tensor)]
     optimizer.state.clear()
     paged = [one for one in tensors if getattr(one, "is_paged", False)]
     if paged:

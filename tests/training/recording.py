@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
 
+import pytest
 import torch
 
+from lib_trainer.networks.flat import Flat
 from lib_trainer.training.graphs import Recorder
 
 
@@ -18,6 +22,8 @@ class OnCpu(Recorder):
         self.fails: Exception | None = None
         self.off_by = 0.0
         self.recording = False
+        self.unnoticed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        """Around what a card repeats, of which no object of Python's learns."""
         self.made: list[torch.Tensor] = []
         self.recordings, self.repeats, self.forgotten = 0, 0, 0
 
@@ -41,7 +47,8 @@ class OnCpu(Recorder):
         def repeat() -> None:
             assert any(out is one for one in self.made), "what was forgotten is repeated"
             self.repeats += 1
-            out.copy_(work() + self.off_by)
+            with self.unnoticed():
+                out.copy_(work() + self.off_by)
 
         return out, repeat
 
@@ -50,3 +57,25 @@ class OnCpu(Recorder):
         for out in self.made:
             out.fill_(torch.nan)
         self.made.clear()
+
+
+def unnoticed_by_flats(monkeypatch: pytest.MonkeyPatch) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Working copies of adapters that are made from now on are after it what they were before."""
+    made, own = weakref.WeakSet[Flat](), Flat.__init__
+
+    def init(flat: Flat, *args: object, **kwargs: object) -> None:
+        own(flat, *args, **kwargs)  # type: ignore[arg-type]
+        made.add(flat)
+
+    monkeypatch.setattr(Flat, "__init__", init)
+
+    @contextlib.contextmanager
+    def unnoticed() -> Iterator[None]:
+        kept = [(flat, flat._working) for flat in made]
+        for flat in made:
+            flat._working = None
+        yield
+        for flat, working in kept:
+            flat._working = working
+
+    return unnoticed

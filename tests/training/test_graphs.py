@@ -30,7 +30,7 @@ from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
 from lib_trainer.work import events as ev
 from tests.support import draw_pictures, tiny_schedule
-from tests.training.recording import OnCpu
+from tests.training.recording import OnCpu, unnoticed_by_flats
 from tests.training.watched import Watched, at_step
 
 SIZE = PictureSize((8, 8), (0, 0), (8, 8))
@@ -60,6 +60,15 @@ class Small:
 
     def told(self, captions: Sequence[Any], sizes: Any) -> Conditioning:
         return Conditioning(self.words.sin().expand(len(captions), 77, 2) * len(captions[0]))
+
+
+class Silent(torch.optim.SGD):
+    """Changes the bytes of parameters unseen by torch, as 8-bit optimizers do."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for parameter in (one for group in self.param_groups for one in group["params"] if one.grad is not None):
+            parameter.data.add_(parameter.grad, alpha=-100 * self.param_groups[0]["lr"])
 
 
 class NoRecipe(Recipe):
@@ -285,6 +294,46 @@ def test_what_is_not_recorded(asks: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert graphs_for(from_values({}), recipe, CPU) is None
 
 
+# ---------------------------------------------------------------------------- what torch leaves of a broken recording
+
+POOL = (0, 7)
+
+
+class Allocator:
+    """Of three generations of torch: whether a recording is under way, and how it is told that none is."""
+
+    def __init__(self, generation: str, recording: bool) -> None:
+        self.generation, self.under_way = generation, int(recording)
+
+    def of_a_pool(self, device: int, pool: tuple[int, int]) -> None:
+        assert (device, pool) == (0, POOL)
+        if not self.under_way:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.under_way = 0
+
+    def of_a_stream(self, device: int) -> None:
+        self.under_way -= 1
+
+    def empty_cache(self) -> None:
+        if self.under_way:
+            raise RuntimeError("captures_underway == 0 INTERNAL ASSERT FAILED")
+
+
+@pytest.mark.parametrize("recording", [True, False], ids=["broken off by CUDA", "ended"])
+@pytest.mark.parametrize("generation", ["2.1", "2.2", "2.8"])
+def test_the_allocator_is_told_once_that_nothing_is_recorded(
+    generation: str, recording: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is empty on a card then is in test_graphs_on_a_card.py."""
+    own = Allocator(generation, recording)
+    newest, older = "_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"
+    monkeypatch.setattr(torch._C, newest, own.of_a_pool if generation == "2.8" else None, raising=False)
+    monkeypatch.setattr(torch._C, older, own.of_a_stream if generation == "2.1" else own.of_a_pool, raising=False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", own.empty_cache)
+    assert graphs._end_allocating(0, POOL) is recording
+    assert own.under_way == 0
+
+
 # ------------------------------------------------------------------------------------------------------ a whole run
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -299,7 +348,14 @@ KINDS: dict[str, dict[str, Any]] = {
 def recorders(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[OnCpu]]:
     """Those that runs have asked for; copies of parameters are made anew in a record, as on a card."""
     made: list[OnCpu] = []
-    monkeypatch.setattr(graphs, "recorder_for", lambda device: made.append(OnCpu()) or made[-1])
+    unnoticed = unnoticed_by_flats(monkeypatch)
+
+    def recorder_for(device: torch.device) -> OnCpu:
+        made.append(OnCpu())
+        made[-1].unnoticed = unnoticed
+        return made[-1]
+
+    monkeypatch.setattr(graphs, "recorder_for", recorder_for)
     monkeypatch.setattr(flat, "is_recorded", lambda device: any(one.recording for one in made))
     yield made
 
@@ -329,3 +385,29 @@ def test_a_failure_is_told_once_and_the_run_goes_on(watched: Watched, pictures: 
     assert watched.run(pictures, training__max_steps=5).state == "finished"
     told = [str(one.text) for one in watched.of(ev.Message) if "CUDA graphs" in str(one.text)]
     assert len(told) == 1 and told[0].endswith("operation not permitted")
+
+
+def test_held_out_losses_between_repeated_steps_are_of_what_has_been_learned(
+    watched: Watched, pictures: Path, tmp_path: Path, recorders: list[OnCpu]
+) -> None:
+    """No backward pass of Python's lets go of the copies that were measured with before."""
+    changes: dict[str, Any] = {
+        "training__max_steps": 6,
+        "validation__pictures": "share",
+        "validation__share": 0.3,
+        "validation__levels": 1,
+        "validation__trained": False,
+        "validation__every": 3,
+        "optimizer__name": "by path",
+        "optimizer__class_path": f"{__name__}.Silent",
+        "optimizer__unet_lr": 0.1,
+    }
+    found = []
+    for off in ("off", "auto"):
+        own = Watched(StandaloneHost(watched.host.checkpoint, tmp_path / off, CPU))
+        own.host._model = watched.host._model
+        view = own.run(pictures, **changes, training__cuda_graphs=off)
+        assert view.state == "finished", view.error
+        found.append([one.held_out for one in own.of(ev.Measured)])
+    assert recorders[-1].repeats > 3
+    assert found[1] == found[0] and len(set(found[0])) == 3

@@ -265,6 +265,15 @@ def test_a_paged_state_is_given_back(name: str, monkeypatch: pytest.MonkeyPatch)
     assert not optimizer.state and not listed & set(paged)
 
 
+def test_a_state_of_plain_values_is_let_go_of() -> None:
+    """As torch saves and restores one: under keys that are no parameters may be anything."""
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    optimizer.state["steps"], optimizer.state[parameter] = 3, {"mean": torch.ones(2)}  # type: ignore[index]
+    forget_state(optimizer)
+    assert not optimizer.state
+
+
 # --------------------------------------------------------------------------------------------- averages, found rates
 
 
