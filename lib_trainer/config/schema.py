@@ -258,11 +258,12 @@ class TrainingConfig(Section):
         ),
     ] = False
     cuda_graphs: Annotated[
-        Literal["auto", "off"],
+        Literal["auto", "on", "off"],
         option(
             "CUDA graphs",
             "Auto records steps on an NVIDIA card where many of the same shape come, so that a fast card need not wait "
-            "for Python. Not with dropouts, learned loss weights or gradient checkpointing.",
+            "for Python, on torch 2.11 or newer; On does so with an older torch too, where it was not tried. Not with "
+            "dropouts, learned loss weights or gradient checkpointing.",
             advanced=True,
         ),
     ] = "auto"

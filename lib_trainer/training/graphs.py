@@ -24,6 +24,7 @@ from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.memory import free_bytes, indexed, is_out_of_memory, peak_bytes, release, release_cached
 from lib_trainer.ports import Conditioning
 from lib_trainer.refusals import one_line
+from lib_trainer.torch_version import torch_version
 from lib_trainer.training.objective import Noised
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 Work = Callable[[Noised, Conditioning], torch.Tensor]
 """One pass: returns the loss, and adds gradients to the parameters' and to those of what the UNet is told."""
 
+PROVED = (2, 11)
+"""The torch that records have been proved with, on a card: older ones record when they are asked to."""
 MOST = 8
 """Forms that are recorded in one run."""
 PAYS = 64
@@ -327,7 +330,8 @@ def graphs_for(job: JobConfig, recipe: Recipe, device: torch.device) -> Graphs |
     """None also where something besides its inputs tells a pass from the one before, or it asks the host for
     something."""
     asks = recipe.draws or job.loss.learned_weights or job.training.gradient_checkpointing
-    if asks or job.training.cuda_graphs == "off":
+    wanted = job.training.cuda_graphs
+    if asks or wanted == "off" or (wanted == "auto" and torch_version() < PROVED):
         return None
     recorder = recorder_for(device)
     return None if recorder is None else Graphs(recorder)

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from lib_trainer.config import OptimizerConfig
 from lib_trainer.install_plan import BITSANDBYTES, PRODIGY_PLUS, PYTORCH_OPTIMIZER, Package
 from lib_trainer.refusals import ConfigError, Field, one_line
+from lib_trainer.torch_version import torch_version
 from lib_trainer.training.arguments import parse_arguments
 
 Groups = list[dict[str, Any]]
@@ -355,5 +356,4 @@ def effective_rates(optimizer: Optimizer) -> dict[str, float]:
 
 def _cpu_has_fused_adamw() -> bool:
     """torch 2.4 brought the fused CPU kernel; earlier ones refuse `fused=True` there."""
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    return version >= (2, 4) and "fused" in inspect.signature(torch.optim.AdamW).parameters
+    return torch_version() >= (2, 4) and "fused" in inspect.signature(torch.optim.AdamW).parameters

@@ -294,6 +294,18 @@ def test_what_is_not_recorded(asks: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert graphs_for(from_values({}), recipe, CPU) is None
 
 
+@pytest.mark.parametrize(
+    ("torch_version", "wanted"), [((2, 1), False), ((2, 10), False), ((2, 11), True), ((3, 0), True)]
+)
+def test_older_torches_record_when_they_are_asked_to(
+    torch_version: tuple[int, int], wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "recorder_for", lambda device: OnCpu())
+    monkeypatch.setattr(graphs, "torch_version", lambda: torch_version)
+    assert (graphs_for(from_values({}), NoRecipe(), CARD) is not None) is wanted
+    assert graphs_for(from_values({"training.cuda_graphs": "on"}), NoRecipe(), CARD) is not None
+
+
 # ---------------------------------------------------------------------------- what torch leaves of a broken recording
 
 POOL = (0, 7)
@@ -372,7 +384,7 @@ def test_a_whole_run_learns_the_same(
     for off in (False, True):
         own = Watched(StandaloneHost(watched.host.checkpoint, tmp_path / f"off-{off}", CPU))
         own.host._model = watched.host._model
-        view = own.run(pictures, **changes, training__cuda_graphs="off" if off else "auto")
+        view = own.run(pictures, **changes, training__cuda_graphs="off" if off else "on")
         assert view.state == "finished", view.error
         curves.append([(done.loss, done.gradient_norm) for done in own.of(ev.StepDone)])
     assert curves[0] == curves[1] and len(curves[0]) == 7
@@ -403,7 +415,7 @@ def test_held_out_losses_between_repeated_steps_are_of_what_has_been_learned(
         "optimizer__unet_lr": 0.1,
     }
     found = []
-    for off in ("off", "auto"):
+    for off in ("off", "on"):
         own = Watched(StandaloneHost(watched.host.checkpoint, tmp_path / off, CPU))
         own.host._model = watched.host._model
         view = own.run(pictures, **changes, training__cuda_graphs=off)

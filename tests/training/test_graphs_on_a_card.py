@@ -104,7 +104,7 @@ def ran(model: Any, folder: Path, root: Path, *, off: bool = False, **changes: A
     usual = {"training__max_steps": 12, "preview__prompt": "x", "preview__every": 8}
     if changes.get("network__kind") == "difference":
         changes["difference__before"] = str(draw_pictures(root / "before", 4, side=72))
-    job = make_job(folder, **usual | changes, training__cuda_graphs="off" if off else "auto")
+    job = make_job(folder, **usual | changes, training__cuda_graphs="off" if off else "on")
     events: list[Any] = []
     host = CardHost(model, root)
     run_plan(prepare(job, host), host, Control(), events.append)
