@@ -79,7 +79,7 @@ class Slot:
         """Give up what the own parameter has taken of the device since it came back beside what learned: that goes to
         the CPU, if this has room, and the parameter takes its storage."""
         beside, self._beside = self._beside, None
-        if beside is None or not has_place(beside.data):
+        if beside is None or not has_place(beside.data) or beside.device != self.device:  # it takes no room there
             return
         place = beside.data
         try:

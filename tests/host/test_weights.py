@@ -193,6 +193,32 @@ def test_what_learned_makes_room_for_all_once_one_had_none(
     assert borrowed == [room < len(places)] * len(places)
 
 
+def test_what_learned_elsewhere_makes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host's preview may have moved it off the device, here to the meta device: its own parameter is back already."""
+    left = 1
+
+    def sent_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        nonlocal left
+        if device is not slots.CPU:
+            if not left:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+            left -= 1
+        return tensor.clone()
+
+    monkeypatch.setattr(slots, "moves", lambda device: True)
+    monkeypatch.setattr(slots, "sent", sent_to)
+    net = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(3)))
+    before = snapshot(net)
+    waiting: dict[str, torch.Tensor] = {}
+    places = [Slot(OwnParameter(InFile(str(n)), owner, "weight", "unet"), waiting) for n, owner in enumerate(net)]
+    learned = [nn.Parameter(slot.original.detach() + 1) for slot in places]
+    for slot, one in zip(places, learned, strict=True):
+        slot.take(one)
+    places[0]._inside = nn.Parameter(learned[0].detach().to("meta"))
+    slots.give_back(places, clear=False)
+    assert differences(before, snapshot(net)) == []
+
+
 def test_the_watch_for_allocations_sees_one() -> None:
     with NoAllocation(), pytest.raises(AssertionError, match="allocates"):
         torch.ones(3).to(torch.bfloat16)
