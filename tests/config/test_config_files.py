@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ def values_of(spec: FieldSpec) -> st.SearchStrategy[Any]:
     if spec.kind == "bool":
         return st.booleans()
     if spec.kind == "str":
-        return st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(
-            lambda text: not spec.is_path or text == printable(text)
-        )
+        texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+        if spec.file_name:  # one form of letters that look the same
+            texts = texts.map(lambda text: unicodedata.normalize("NFC", text))
+        return texts.filter(lambda text: not spec.is_path or text == printable(text))
     assert spec.low is not None and spec.high is not None
     if spec.kind == "int":
         return st.integers(int(spec.low), int(spec.high))
