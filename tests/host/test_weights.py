@@ -158,13 +158,8 @@ def test_a_place_that_grew_is_left_before_a_smaller_one_is_taken(
     assert all(record.exc_info is None for record in caplog.records), "a log that is kept must not keep the run"
 
 
-@pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("room", [0, 2, 9])
-def test_what_learned_makes_room_for_all_once_one_had_none(
-    room: int, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What came back before it too: other parts of the model are still to come back to the room that is left."""
-    left = room
+def _a_card_with_room_for(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots think that they are on a card, which takes so many tensors and no more."""
 
     def sent_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         nonlocal left
@@ -176,6 +171,15 @@ def test_what_learned_makes_room_for_all_once_one_had_none(
 
     monkeypatch.setattr(slots, "moves", lambda device: True)
     monkeypatch.setattr(slots, "sent", sent_to)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("room", [0, 2, 9])
+def test_what_learned_makes_room_for_all_once_one_had_none(
+    room: int, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came back before it too: other parts of the model are still to come back to the room that is left."""
+    _a_card_with_room_for(room, monkeypatch)
     monkeypatch.setattr(Slot, "compact", lambda self: None)
     net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(2))).to(stored)
     before = snapshot(net)
@@ -195,18 +199,7 @@ def test_what_learned_makes_room_for_all_once_one_had_none(
 
 def test_what_learned_elsewhere_makes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host's preview may have moved it off the device, here to the meta device: its own parameter is back already."""
-    left = 1
-
-    def sent_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        nonlocal left
-        if device is not slots.CPU:
-            if not left:
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
-            left -= 1
-        return tensor.clone()
-
-    monkeypatch.setattr(slots, "moves", lambda device: True)
-    monkeypatch.setattr(slots, "sent", sent_to)
+    _a_card_with_room_for(1, monkeypatch)
     net = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(3)))
     before = snapshot(net)
     waiting: dict[str, torch.Tensor] = {}
