@@ -64,11 +64,13 @@ class Holdable:
     make_bus: ClassVar[type[Bus]] = Bus
     vae_overflows = False
     _home: torch.device | None = None
+    drawn_on: torch.device | None = None
+    """Of a host that rests its model on the CPU."""
 
     @property
     def device(self) -> torch.device:
         """Where the model is trained; while it is held some of its weights may be elsewhere."""
-        return self._home or next(self.unet.parameters()).device
+        return self._home or self.drawn_on or next(self.unet.parameters()).device
 
     @contextlib.contextmanager
     def holding(self, state: TrainingState) -> Iterator[HeldModel]:
@@ -134,7 +136,7 @@ class Holdable:
                 parts[part] = held_parameters(root, bus, state.dtype, state.dtype if direct else None)
         if state.eight_bits and "unet" in parts:
             layers, parts["unet"] = quantised_parameters(self.unet, bus, parts["unet"])
-        return Weights(parts, bus), layers
+        return Weights(parts, bus, unet_waits=state.unet_waits), layers
 
     @contextlib.contextmanager
     def _changed(self, state: TrainingState, layers: dict[nn.Module, Any]) -> Iterator[None]:

@@ -1,15 +1,18 @@
 """Where the weights of a host's model are during one run, and in what precision; at its end they are what they were.
 
-Every parameter has three forms: the host's (as it was found), the run's (on the same device, in the precision that is
-trained in), and waiting (the original on the CPU, nothing on the device). Which part has which form is a table:
+Every parameter has four forms: the host's (as it was found), there (the same on the run's device), the run's (on the
+device, in the precision that is trained in), and waiting (the original on the CPU, nothing on the device). Which part
+has which form is a table:
 
-    state        UNet     text encoders         VAE
-    encoding     host's   run's                 host's
-    training     run's    run's, or waiting     waiting
-    generating   host's   host's                host's
-    given back   host's   host's                host's
+    state        UNet                text encoders         VAE
+    encoding     host's, or waiting  run's                 there
+    training     run's               run's, or waiting     waiting
+    generating   host's              host's                host's
+    given back   host's              host's                host's
 
-A model on the CPU waits nowhere else: its parameters point to converted copies and back to the originals.
+A model on the CPU waits nowhere else: its parameters point to converted copies and back to the originals. A host that
+rests its model on the CPU and draws on a device has nothing there but what a state of the run needs: what the host has
+is the original itself, and nothing is allocated to put it back.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ PRODUCTS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 """Layers that multiply by their weights. The last keeps those of three in one parameter, and nobody calls them."""
 
 Phase = Literal["encoding", "training", "generating", "given back"]
-Form = Literal["host's", "run's", "waiting"]
+Form = Literal["host's", "there", "run's", "waiting"]
 
 
 class Bus:
@@ -69,24 +72,33 @@ class Held:
     def __init__(self, parameter: nn.Parameter, wanted: torch.dtype, bus: Bus) -> None:
         self.parameter, self.wanted, self._bus = parameter, wanted, bus
         self.dtype = parameter.dtype
-        self._in_place = bus.in_place and bus.has(parameter.data)  # what is not on the device stays where it is
+        self._in_place = bus.in_place
+        self._rests = bus.in_place and not bus.has(parameter.data)  # the host has it elsewhere
         self._original: torch.Tensor | None = None
         """On the CPU; there once it is needed, until the end of the run."""
 
     def take(self, form: Form) -> None:
-        if form == "host's":
+        if form == "host's" or (form == "there" and not self._rests):
             self.give_back()
+        elif form == "there":
+            self.come()
         elif form == "run's":
             self.convert()
         else:
             self.wait()
 
     def keep(self) -> torch.Tensor:
-        """The original, which crosses the bus once in a run."""
-        if self._original is None:
-            data = self.parameter.data
-            self._original = self._bus.to_cpu(data) if self._in_place else data
+        """The original, which crosses the bus once in a run. One that rests is where its host has put it last: drawing
+        moves it there and back."""
+        data = self.parameter.data
+        if self._original is None or (self._rests and self._waits(data)):
+            self._original = self._bus.to_cpu(data) if self._in_place and not self._rests else data
         return self._original
+
+    def come(self) -> None:
+        """To the device as the host has it elsewhere."""
+        if self._waits(self.parameter.data):
+            self.parameter.data = self._bus.to_device(self.keep())
 
     def convert(self) -> None:
         data = self.parameter.data
@@ -108,9 +120,9 @@ class Held:
     def give_back(self) -> None:
         """Allocates nothing on the device unless the parameter has left it."""
         data, original = self.parameter.data, self._original
-        if original is None or (data.dtype is self.dtype and not self._waits(data)):
+        if original is None or (data.dtype is self.dtype and self._waits(data) is self._rests):
             return
-        if not self._in_place:
+        if self._rests or not self._in_place:
             self.parameter.data = original
             return
         room = _reinterpreted(data, self.dtype) if self._bus.has(data) else None
@@ -127,7 +139,7 @@ class Held:
     def compact(self) -> None:
         """A wider form has left a place that is larger than the original needs."""
         data, grew = self.parameter.data, self.wanted.itemsize > self.dtype.itemsize
-        if not (self._in_place and grew and has_place(data)):
+        if self._rests or not (self._in_place and grew and has_place(data)):
             return
         if data.untyped_storage().nbytes() > data.numel() * data.itemsize:
             self.parameter.data = data.clone()
@@ -159,9 +171,10 @@ class Held:
 class Weights:
     """The parameters of a model's parts, each once. Made when a run begins; `place("given back")` ends it."""
 
-    def __init__(self, parts: Mapping[str, Iterable[Held]], bus: Bus) -> None:
+    def __init__(self, parts: Mapping[str, Iterable[Held]], bus: Bus, *, unet_waits: bool = False) -> None:
+        """`unet_waits`: while pictures and captions are encoded."""
         self._parts = {name: list(held) for name, held in parts.items()}
-        self._bus = bus
+        self._bus, self._unet_waits = bus, unet_waits
         self.phase: Phase = "given back"
 
     def place(self, phase: Phase, *, text_encoder: bool = True) -> None:
@@ -170,7 +183,7 @@ class Weights:
         Raises what the device raises where it has no room, and `ModelError` if a host's parameter could not be put
         back; the others are back by then.
         """
-        forms = {name: _form(name, phase, text_encoder) for name in self._parts}
+        forms = {name: self._form(name, phase, text_encoder) for name in self._parts}
         self.phase = phase
         leaving = [name for name, form in forms.items() if form == "waiting"]
         for held in self._of(leaving):
@@ -230,20 +243,20 @@ class Weights:
                 raise ModelError("model.not_put_back", reason=error) from error
             logger.warning("Memory of the run is left with the model\n%s", told)
 
+    def _form(self, part: str, phase: Phase, text_encoder: bool) -> Form:
+        """Of a part in a phase; every part that is neither the UNet nor the VAE is a text encoder."""
+        if phase in ("generating", "given back"):
+            return "host's"
+        encoding = phase == "encoding"
+        if part == "vae":
+            return "there" if encoding else "waiting"
+        if part == "unet" and encoding:
+            return "waiting" if self._unet_waits else "host's"
+        return "run's" if part == "unet" or encoding or text_encoder else "waiting"
+
     def _of(self, names: Iterable[str]) -> Iterator[Held]:
         for name in names:
             yield from self._parts[name]
-
-
-def _form(part: str, phase: Phase, text_encoder: bool) -> Form:
-    """Of a part in a phase; every part that is neither the UNet nor the VAE is a text encoder."""
-    if phase in ("generating", "given back"):
-        return "host's"
-    if phase == "encoding":
-        return "host's" if part in ("unet", "vae") else "run's"
-    if part == "vae":
-        return "waiting"
-    return "run's" if part == "unet" or text_encoder else "waiting"
 
 
 def held_parameters(root: nn.Module, bus: Bus, dtype: torch.dtype, norms: torch.dtype | None = None) -> list[Held]:

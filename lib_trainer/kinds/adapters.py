@@ -372,12 +372,13 @@ def largest_norm(job: JobConfig) -> float:
 
 
 def make_networks(kind: AdapterKind, job: JobConfig, model: LoadedModel) -> Networks:
-    """The network of a job. Raises `ModelError` if the file to continue from does not fit the model."""
+    """The network of a job, on the device that it is trained on. Raises `ModelError` if the file to continue from does
+    not fit the model."""
     modules, family = model.adaptable_modules(), model.family
     if not job.network.continue_from:
         planned = kind.plan(job, modules, family)
         fresh = LoraNetwork.build(planned, torch.Generator().manual_seed(job.training.seed))
-        return Networks(fresh, LoraNetwork([]), {})
+        return Networks(fresh.to(model.device), LoraNetwork([]), {})
     path = Path(job.network.continue_from).expanduser()
     whole = read_lora(path).tensors
     tensors = {name: tensor for name, tensor in whole.items() if not name.startswith(BUNDLED)}
@@ -394,10 +395,10 @@ def make_networks(kind: AdapterKind, job: JobConfig, model: LoadedModel) -> Netw
         raise ModelError("continue.nothing_learns", path=path, options=WHAT_LEARNS)
     for adapter in trained:
         adapter.dropouts = dropouts_of(job)
-    held.requires_grad_(False)
+    held.to(model.device).requires_grad_(False)
     learning = {adapter.key for adapter in trained}
     kept = {name: tensor.clone() for name, tensor in whole.items() if name.partition(".")[0] not in learning}
-    return Networks(trained, held, kept)
+    return Networks(trained.to(model.device), held, kept)
 
 
 def learns_in(job: JobConfig, target: AdaptableModule, family: Family) -> bool:

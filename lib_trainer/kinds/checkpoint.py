@@ -154,7 +154,7 @@ class CheckpointRecipe(Recipe):
         start = _read_start(job)
         self.replaces = tuple({own.part: None for own in self._owned})
         self._rest = _apart(model, sorted({own.place.name for own in self._owned}))
-        self.learned = {own.key: nn.Parameter(_copied(own, start)) for own in self._owned}
+        self.learned = {own.key: nn.Parameter(_copied(own, start, model.device)) for own in self._owned}
         schedule = schedule_of(model.schedule, job)
         self._marks, self._prediction = marks(schedule), schedule.prediction
         self._waiting: dict[str, torch.Tensor] = {}
@@ -183,7 +183,7 @@ class CheckpointRecipe(Recipe):
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """The weights that learn, in fp32. After an error, and where the device is full, they are on the CPU then."""
-        slots = [Slot(own, self._waiting) for own in self._owned]
+        slots = self._slots()
         try:
             for slot in slots:
                 slot.take(self.learned[slot.own.key])
@@ -200,7 +200,7 @@ class CheckpointRecipe(Recipe):
     def previewed(self) -> Iterator[None]:
         """In the host's own precision."""
         result = self._result()
-        slots = [Slot(own, self._waiting) for own in self._owned]
+        slots = self._slots()
         try:
             for slot in slots:
                 slot.take_copy(result[slot.own.key])
@@ -211,6 +211,9 @@ class CheckpointRecipe(Recipe):
     def bare(self) -> contextlib.AbstractContextManager[None]:
         """Nobody asks for it: see `CheckpointKind.why_no_bare_model`."""
         raise NotImplementedError
+
+    def _slots(self) -> list[Slot]:
+        return [Slot(own, self._waiting, self._model.device) for own in self._owned]
 
     def _result(self) -> dict[str, torch.Tensor]:
         return {key: parameter.detach() for key, parameter in self.learned.items()}
@@ -268,10 +271,10 @@ def _apart(model: LoadedModel, without: list[str]) -> dict[str, torch.Tensor]:
     return {key: tensor.clone() for key, tensor in tensors.items()} if model.device.type == "cpu" else tensors
 
 
-def _copied(own: OwnParameter, start: dict[str, torch.Tensor]) -> torch.Tensor:
+def _copied(own: OwnParameter, start: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
     original, stored = parameter_of(own), start.get(own.place.name)
     if stored is None:
-        return whole_weight(own).to(original.device, torch.float32, copy=True)
+        return whole_weight(own).to(device, torch.float32, copy=True)
     found = own.place.read(stored)
     if found.shape != original.shape:
         raise ModelError(
@@ -281,7 +284,7 @@ def _copied(own: OwnParameter, start: dict[str, torch.Tensor]) -> torch.Tensor:
             there=str(tuple(found.shape)),
             here=str(tuple(original.shape)),
         )
-    return found.to(original.device, torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return found.to(device, torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _read_start(job: JobConfig) -> dict[str, torch.Tensor]:

@@ -42,10 +42,15 @@ class Slot:
     """One place. `short`: the device had no room for its own parameter beside what learned. `lost`: what learned could
     be kept nowhere."""
 
-    def __init__(self, own: OwnParameter, waiting: MutableMapping[str, torch.Tensor]) -> None:
-        """`waiting` keeps the copies on the CPU from one time to the next: the originals do not change meanwhile."""
+    def __init__(
+        self, own: OwnParameter, waiting: MutableMapping[str, torch.Tensor], device: torch.device | None = None
+    ) -> None:
+        """`waiting` keeps the copies on the CPU from one time to the next: the originals do not change meanwhile.
+        `device`: of what learns, where the own parameter rests on the CPU, which it then never leaves."""
         self.own, self.original, self._waiting = own, parameter_of(own), waiting
-        self.device = self.original.device
+        rests = device is not None and device.type != self.original.device.type
+        self.device = device if device is not None and rests else self.original.device
+        self._leaves = moves(self.device) and not rests
         self.short = self.lost = False
         self._beside: nn.Parameter | None = None
         self._inside: nn.Parameter | None = None
@@ -100,7 +105,7 @@ class Slot:
                     raise
 
     def _send_away(self) -> None:
-        if moves(self.device):
+        if self._leaves:
             key = self.own.key
             if key not in self._waiting:
                 self._waiting[key] = sent(self.original.data, CPU)

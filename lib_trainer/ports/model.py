@@ -102,7 +102,8 @@ class TrainingState:
     `dtype`: what the frozen weights are held in and the products computed in. `checkpointing`: recompute activations
     in the backward pass. `text_encoder`: whether gradients will flow through the text encoder. `replaced`: parts whose
     own weights are replaced for the run by who asks for it: the host may leave those as they are. `eight_bits`: the
-    UNet's frozen products are held in 8 bits.
+    UNet's frozen products are held in 8 bits. `unet_waits`: it is off the device while pictures and captions are
+    encoded.
     """
 
     dtype: torch.dtype
@@ -110,6 +111,7 @@ class TrainingState:
     text_encoder: bool
     replaced: frozenset[Part] = frozenset()
     eight_bits: bool = False
+    unet_waits: bool = False
 
 
 class HeldModel(Protocol):
@@ -224,18 +226,22 @@ class LoadedModel(Protocol):
 
 @dataclass(frozen=True)
 class HeldPart:
-    """How many numbers a part of a model has, what most of them are held in, and its bytes on the device now."""
+    """How many numbers a part of a model has, what most of them are held in, and its bytes on the device now.
+
+    `rests`: the host keeps it off the device, and brings it there to draw.
+    """
 
     numbers: int
     dtype: torch.dtype
     on_device: int = 0
+    rests: bool = False
 
     @classmethod
-    def of(cls, root: nn.Module, device: torch.device) -> HeldPart:
+    def of(cls, root: nn.Module, device: torch.device, *, rests: bool = False) -> HeldPart:
         parameters = list(root.parameters())
         numbers: dict[torch.dtype, int] = {}
         for parameter in parameters:
             numbers[parameter.dtype] = numbers.get(parameter.dtype, 0) + parameter.numel()
         there = sum(one.numel() * one.itemsize for one in parameters if one.device.type == device.type)
         dtype = max(numbers, key=lambda one: numbers[one], default=torch.float32)
-        return cls(sum(numbers.values()), dtype, there)
+        return cls(sum(numbers.values()), dtype, there, rests)

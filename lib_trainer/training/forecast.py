@@ -27,12 +27,18 @@ from lib_trainer.training.preview_prompts import sizes as preview_sizes
 from lib_trainer.training.sizes import holes_of, largest_size, resolutions_of, variations_of
 
 
+DRAWING = (("sample", "unet"), ("decode", "vae"))
+"""What a picture is drawn by, in a table's words, and by which part."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a job will run. `dtype` is what it trains in, `held` what the host holds each part in.
 
     `pictures` is how many are kept encoded in memory; `chunks` how many pieces of 75 tokens the longest captions have;
-    `inpaints` whether the model does, so that pictures are kept with holes.
+    `inpaints` whether the model does, so that pictures are kept with holes. `rests`: the host keeps its model off the
+    device and brings one part at a time to draw (--medvram). `unet_waits`: the UNet leaves it while pictures are
+    encoded.
     """
 
     device: torch.device
@@ -41,6 +47,8 @@ class Place:
     pictures: int = 0
     chunks: int = 1
     inpaints: bool = False
+    rests: bool = False
+    unet_waits: bool = False
 
     @property
     def apart(self) -> bool:
@@ -75,7 +83,12 @@ class Forecast:
     @property
     def needed(self) -> int:
         """Bytes without which the run cannot be: pictures can be encoded in bands where they find less room."""
-        return max(need.total for need in self.phases if need.phase != "encoding")
+        return max(need.total - need.items.get("encoding", 0) for need in self.phases)
+
+    @property
+    def encoding(self) -> int:
+        """Bytes while pictures are encoded whole."""
+        return next(need.total for need in self.phases if need.phase == "encoding")
 
 
 def forecast(job: JobConfig, table: Table, place: Place) -> Forecast:
@@ -152,6 +165,8 @@ def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
         ),
         Need("training", _weights(job, table, place, "training") | kept | step),
     ]
+    if place.apart and not place.rests:  # as a run finds the card
+        phases.append(Need("setup", {"weights": _originals(table, place), "what learns": learned}))
     if job.preview.prompt and job.preview.every:
         drawing = {"gradients": fresh, "preview": _preview(job, table, place)}
         phases.append(Need("preview", _weights(job, table, place, "preview") | kept | drawing))
@@ -175,6 +190,10 @@ def _weights(job: JobConfig, table: Table, place: Place, phase: str) -> dict[str
             converts = False
         if not place.apart:
             total += host + (products + others if converts else 0)
+        elif phase == "preview" and place.rests:  # one part at a time, of which the UNet is the largest
+            total = max(total, host)
+        elif phase == "encoding" and part == "unet" and (place.rests or place.unet_waits):
+            total += host if part in replaced and not place.rests else 0
         elif phase != "training":
             total += _as_held(job, weights, place, part) if converts else host
         elif part == "unet" or (part in texts and encoded):
@@ -229,8 +248,11 @@ def _encoding(job: JobConfig, table: Table, place: Place) -> dict[str, int]:
 def _preview(job: JobConfig, table: Table, place: Place) -> int:
     cell = table.family.cell
     cells = max(math.ceil(width / cell) * math.ceil(height / cell) for width, height in preview_sizes(job))
-    drawn = _quiet(table, "sample", cells, place.held["unet"])
-    return max(drawn, _quiet(table, "decode", cells, place.held["vae"]))
+    drawn, decoded = (_quiet(table, what, cells, place.held[part]) for what, part in DRAWING)
+    if place.rests:  # by then the UNet has made room
+        unet, vae = (table.weights[part].all * place.held[part].itemsize for _, part in DRAWING)
+        decoded -= unet - vae
+    return max(drawn, decoded)
 
 
 def _quiet(table: Table, what: str, cells: int, dtype: torch.dtype) -> int:
@@ -238,9 +260,15 @@ def _quiet(table: Table, what: str, cells: int, dtype: torch.dtype) -> int:
     return int((work.fixed + work.cell * cells) * dtype.itemsize / FULL)
 
 
+def _originals(table: Table, place: Place) -> int:
+    """The whole model as the host holds it."""
+    return sum(weights.all * place.held[part].itemsize for part, weights in table.weights.items())
+
+
 def _waiting(job: JobConfig, table: Table, place: Place) -> dict[str, int]:
-    """What a run keeps in the computer's memory while the device holds something else, and what it writes."""
-    originals = sum(weights.all * place.held[part].itemsize for part, weights in table.weights.items())
+    """What a run keeps in the computer's memory while the device holds something else, and what it writes. Of a host
+    that rests its model there no further originals."""
+    originals = 0 if place.rests else _originals(table, place)
     numbers = FULL * sum(learned_numbers(job, table).values())
     file = 0 if kind_of(job).writes_model else numbers
     return {

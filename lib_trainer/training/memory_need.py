@@ -7,7 +7,7 @@ its own. So a job that seems too large is told what to change, and can be starte
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,13 +57,15 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Outlook:
-    """`room` and `ram_room` are bytes that the run can have: what is free, and what the model already takes there."""
+    """`room` and `ram_room` are bytes that the run can have: what is free, and what the model already takes there.
+    `unet_waits`: pictures would not be encoded whole beside the UNet, so that it leaves the device meanwhile."""
 
     forecast: Forecast
     device: str
     room: int
     ram_room: int
     remedies: tuple[Remedy, ...] = ()
+    unet_waits: bool = False
 
     @property
     def fits(self) -> bool:
@@ -122,15 +124,15 @@ def outlook(
         {part: parts[part].dtype if part in parts else torch.float32 for part in table.weights},
         pictures,
         inpaints=host.inpaints(),
+        rests=any(held.rests for held in parts.values()),
     )
     resident = sum(held.on_device for held in parts.values())
     room = free_bytes(device) + resident
     ram_room = host_free_bytes() if place.apart else room
-    found = Outlook(forecast(job, table, place), device.type, room, ram_room)
-    if found.fits:
-        return found
-    remedies = remedies_for(job, table, place, int(SHARE * room))
-    return Outlook(found.forecast, device.type, room, ram_room, tuple(remedies))
+    first = forecast(job, table, place)
+    place = replace(place, unet_waits=place.apart and first.encoding > SHARE * room)
+    found = Outlook(forecast(job, table, place), device.type, room, ram_room, unet_waits=place.unet_waits)
+    return found if found.fits else replace(found, remedies=tuple(remedies_for(job, table, place, int(SHARE * room))))
 
 
 def unknown(job: JobConfig, host: Host, parts: Mapping[str, HeldPart]) -> Sentence | None:

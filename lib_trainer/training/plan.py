@@ -47,7 +47,8 @@ class Plan:
     `scan` holds the pictures to learn, `before` those that are learned before them, `held` those that are measured.
     `steps` are foreseen: a picture that cannot be decoded has none. `warnings` are sentences on what may go wrong, told
     when the run starts: a reckoning is no refusal. `cautions` are others, on what is wrong outside of the run.
-    `replaced` files go to the trash when their successors are written.
+    `replaced` files go to the trash when their successors are written. `unet_waits`: the device is foreseen to be short
+    while pictures are encoded, so the UNet leaves it meanwhile.
     """
 
     job: JobConfig
@@ -63,6 +64,7 @@ class Plan:
     notes: tuple[Sentence, ...] = ()
     cautions: tuple[Sentence, ...] = ()
     held: HeldOut = NOTHING_HELD_OUT
+    unet_waits: bool = False
 
     @property
     def reads(self) -> tuple[Path, ...]:
@@ -138,7 +140,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     steps = _checked_steps(job, kind, sizes, [*scan.samples, *before])
     return Plan(
         job, kind, scan, captions, outputs, sizes, steps, tuple(before), warnings, settled.replaced, notes,
-        () if caution is None else (caution,), held,
+        () if caution is None else (caution,), held, memory is not None and memory.unet_waits,
     )  # fmt: skip
 
 

@@ -146,6 +146,7 @@ class Run:
             recipe.trains_text_encoder,
             frozenset(recipe.replaces),
             eight_bits=job.training.weights == "fp8",
+            unet_waits=plan.unet_waits,
         )
         graphs = graphs_for(job, recipe, model.device)
         with self.progress.leaving, Session(model, recipe, state, graphs) as session, self._freed(recipe):

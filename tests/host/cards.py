@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from lib_trainer.host.weights import Bus
 
@@ -20,6 +21,11 @@ class Card(Bus):
         self.to_device_bytes: list[int] = []
         self.failing: set[int] = set()
         """Places that cannot be filled."""
+
+    def take_off(self, root: nn.Module) -> None:
+        """Its parameters lie on the CPU, where a host keeps them."""
+        for parameter in root.parameters():
+            self.away[parameter.data.untyped_storage().data_ptr()] = parameter.data
 
     def has(self, data: torch.Tensor) -> bool:
         return data.untyped_storage().data_ptr() not in self.away

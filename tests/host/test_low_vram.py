@@ -22,11 +22,15 @@ from lib_trainer.config import from_values
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
+from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.recipe import parameters
+from lib_trainer.kinds.registry import kind_of
+from lib_trainer.memory import indexed
 from lib_trainer.ports import HeldPart, PreviewRequest
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 from tests.card import CPU, DEVICES, settled
-from tests.support import SCALE, ModelHost, Tiny, draw_pictures, job_values, tiny_schedule
+from tests.support import SCALE, ModelHost, Tiny, draw_pictures, job_values, ldm_of, tiny_schedule
 
 UNET_PARTS = ("input_blocks", "middle_block", "output_blocks", "time_embed")
 
@@ -171,11 +175,13 @@ def test_a_run_has_the_whole_model_and_the_host_its_parts(
     model = SdModel(tiny)
     set_up(lowvram, model, device, flag)
     loaded = LdmModel(tiny.unet, tiny.vae, Texts([tiny.text], load_tokenizer()), tiny_schedule(), SCALE, "tiny")
+    loaded.drawn_on = indexed(device)
     picture = draw(loaded, model, device)
     lowvram.send_everything_to_cpu()
     before, bytes_before = facts(model), settled(device)
     host = Host(loaded, tmp_path)
-    host.place, host.low, host.seen, host.failing = device, LowVram(model), [], failing
+    low = LowVram(model, loaded.roots().values())
+    host.place, host.low, host.seen, host.failing = device, low, [], failing
     changes = {"preview__prompt": "x", "preview__every": 1, "network__kind": kind, "training__max_steps": 2}
     desk = TrainingDesk(host)
     job = from_values(job_values(draw_pictures(tmp_path / "set", 1), **changes))
@@ -192,6 +198,42 @@ def test_a_run_has_the_whole_model_and_the_host_its_parts(
     assert facts(model) == before and lowvram.module_in_gpu is None
     assert settled(device, bytes_before) <= bytes_before
     assert torch.equal(draw(loaded, model, device), picture)
+
+
+def test_weights_of_the_parts_stay_where_they_rest(lowvram: Any) -> None:
+    """They come to the card when a state of the run needs them. torch's meta device stands for it."""
+    from lib_trainer.host.webui.low_vram import LowVram
+
+    model: Any = nn.Module()
+    model.lowvram, model.first_stage_model, model.unet = True, nn.Linear(2, 2), nn.BatchNorm1d(2)
+    sys.modules["modules.devices"].device = torch.device("meta")  # type: ignore[attr-defined]
+    before = {name: (id(one), one.data_ptr()) for name, one in model.state_dict(keep_vars=True).items()}
+    low = LowVram(model, [model.unet, model.first_stage_model])
+    with low.set_aside():
+        for _ in range(2):
+            where = {name: one.device.type for name, one in model.state_dict().items()}
+            own = {f"{part}.{name}" for part in ("unet", "first_stage_model") for name in ("weight", "bias")}
+            assert {name for name, place in where.items() if place == "cpu"} == own
+            with low.as_the_host_draws():
+                assert not model.unet.running_mean.is_meta
+    assert {name: (id(one), one.data_ptr()) for name, one in model.state_dict(keep_vars=True).items()} == before
+
+
+@pytest.mark.parametrize("kind", ["lora", "embedding", "pivotal", "hypernetwork", "checkpoint"])
+def test_what_learns_is_where_the_host_draws(small: Tiny, tmp_path: Path, kind: str) -> None:
+    """And not where the model rests; a whole one stays there all the same. torch's meta device stands for the card."""
+    model = ldm_of(copy.deepcopy(small))
+    model.drawn_on = torch.device("meta")
+    changes = {"network__kind": kind, "embedding__names": "zork", "optimizer__text_encoder_lr": 1e-4}
+    job = from_values(job_values(tmp_path, **changes))
+    before = {name: (id(own), own.data_ptr()) for name, own in model.unet.named_parameters()}
+    recipe = kind_of(job).recipe(job, model, Outputs((tmp_path / "x.safetensors",)))
+    assert all(parameter.is_meta for parameter in parameters(recipe))
+    if kind == "checkpoint":
+        for contexts in (recipe.applied, recipe.previewed):
+            with contexts():
+                assert all(own.is_meta for own in model.unet.parameters())
+    assert {name: (id(own), own.data_ptr()) for name, own in model.unet.named_parameters()} == before
 
 
 def test_what_is_no_parameter_comes_back_too(lowvram: Any) -> None:

@@ -47,13 +47,15 @@ class Net(nn.Module):
                 layer.to(stored)
 
 
-def weights_of(card: Card, run: torch.dtype, *, unet: nn.Module, **others: nn.Module) -> Weights:
+def weights_of(
+    card: Card, run: torch.dtype, *, unet: nn.Module, unet_waits: bool = False, **others: nn.Module
+) -> Weights:
     parts: dict[str, list[Held]] = {"unet": held_parameters(unet, card, run)}
     if "text" in others:
         parts["text"] = held_parameters(others["text"], card, run)
     if "vae" in others:
         parts["vae"] = waiting_parameters(others["vae"], card)
-    return Weights(parts, card)
+    return Weights(parts, card, unet_waits=unet_waits)
 
 
 def places(root: nn.Module) -> dict[str, int]:
@@ -255,6 +257,86 @@ def test_what_is_not_used_leaves_the_card_and_crosses_once_for_a_preview() -> No
     assert differences(before, snapshot(unet, text, vae)) == []
 
 
+def test_a_unet_leaves_a_short_card_while_pictures_are_encoded() -> None:
+    unet, text, vae = (nn.Linear(8, 8).half() for _ in range(3))
+    size = sum(parameter.numel() * 2 for parameter in unet.parameters())
+    before, card = snapshot(unet, text, vae), Card(CPU)
+    weights = weights_of(card, torch.bfloat16, unet=unet, text=text, vae=vae, unet_waits=True)
+    weights.place("encoding")
+    assert [card.has(root.weight.data) for root in (unet, text, vae)] == [False, True, True]
+    assert sum(card.to_cpu_bytes) == 2 * size and not card.to_device_bytes, "the VAE has not moved"
+    weights.place("training", text_encoder=False)
+    assert [card.has(root.weight.data) for root in (unet, text, vae)] == [True, False, False]
+    assert unet.weight.dtype is torch.bfloat16
+    assert sum(card.to_cpu_bytes) == 3 * size and sum(card.to_device_bytes) == size, "it comes back once"
+    weights.place("generating")
+    assert differences(before, snapshot(unet, text, vae)) == []
+    weights.place("given back")
+    assert differences(before, snapshot(unet, text, vae)) == []
+
+
+def test_a_unet_that_finds_no_room_any_more_is_brought_back_when_there_is_some() -> None:
+    unet, vae, card = nn.Linear(4, 4).half(), nn.Linear(4, 4).half(), Card(CPU)
+    before = snapshot(unet, vae)
+    weights = weights_of(card, torch.bfloat16, unet=unet, vae=vae, unet_waits=True)
+    weights.place("encoding")
+    card.room = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        weights.place("training")
+    card.room = None
+    weights.place("given back")
+    assert differences(before, snapshot(unet, vae)) == []
+    assert all(card.has(one.data) for root in (unet, vae) for one in root.parameters())
+
+
+@pytest.mark.parametrize("run", HALVES, ids=str)
+def test_of_a_model_that_rests_on_the_cpu_the_card_has_what_a_state_needs(run: torch.dtype) -> None:
+    """--medvram. What is put back is the original itself, for which a card that is full has no need of room."""
+    unet, text, vae = (nn.Linear(8, 8).half() for _ in range(3))
+    before, was, card = snapshot(unet, text, vae), [places(root) for root in (unet, text, vae)], Card(CPU)
+    for root in (unet, text, vae):
+        card.take_off(root)
+    weights = weights_of(card, run, unet=unet, text=text, vae=vae)
+
+    def there() -> list[bool]:
+        return [card.has(one.data) for root in (unet, text, vae) for one in (root.weight, root.bias)]
+
+    weights.place("encoding")
+    assert there() == [False, False, True, True, True, True]
+    assert (text.weight.dtype, vae.weight.dtype) == (run, torch.half)
+    for learned in (True, False):
+        card.room = None
+        weights.place("training", text_encoder=learned)
+        assert there() == [True, True, learned, learned, False, False]
+        assert unet.weight.dtype is run
+        for phase in ("generating", "training", "given back"):
+            card.room = None if phase == "training" else 0
+            weights.place(phase, text_encoder=learned)  # type: ignore[arg-type]
+            if phase != "training":
+                assert there() == [False] * 6
+                assert [places(root) for root in (unet, text, vae)] == was, "the very same storages"
+    assert differences(before, snapshot(unet, text, vae)) == []
+    assert card.to_cpu_bytes == [], "nothing is copied that is there already"
+
+
+def test_what_a_host_has_moved_to_draw_is_the_original_from_then_on() -> None:
+    """It moves a part to the card and back, which makes a new tensor: the older must not be kept beside it."""
+    unet, card = nn.Linear(8, 8).half(), Card(CPU)
+    before = snapshot(unet)
+    card.take_off(unet)
+    weights = weights_of(card, torch.bfloat16, unet=unet)
+    weights.place("training")
+    weights.place("generating")
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.clone()
+    card.take_off(unet)
+    now = places(unet)
+    weights.place("training")
+    weights.place("given back")
+    assert places(unet) == now
+    assert differences(before, snapshot(unet)) == []
+
+
 def test_one_parameter_that_cannot_be_put_back_does_not_stop_the_others() -> None:
     net, card = Net(torch.float16), Card(CPU)
     before = snapshot(net)
@@ -351,6 +433,38 @@ def test_a_session_brings_back_what_it_has_sent_away(ldm_model: LdmModel, monkey
                 assert differences(before, snapshot(*roots_of(ldm_model))) == []
             assert sum(card.to_device_bytes) <= size
     assert sum(card.to_cpu_bytes) <= size
+    assert differences(before, snapshot(*roots_of(ldm_model))) == []
+
+
+@pytest.mark.parametrize("host", ["a short card", "rests"])
+def test_pictures_are_encoded_without_the_unet(ldm_model: LdmModel, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """By the model's own parts, of a run in 8 bits too."""
+    cards: list[Card] = []
+
+    def make(device: torch.device) -> Card:
+        cards.append(Card(device))
+        for root in roots_of(ldm_model) if host == "rests" else ():
+            cards[-1].take_off(root)
+        return cards[-1]
+
+    def there(*roots: nn.Module) -> list[bool]:
+        return sorted({cards[0].has(one.data) for root in roots for one in root.parameters()})
+
+    monkeypatch.setattr(LdmModel, "make_bus", staticmethod(make))
+    before, pixels = snapshot(*roots_of(ldm_model)), torch.rand(1, 3, 64, 64)
+    expected = ldm_model.encode_images(pixels)
+    state = TrainingState(torch.float32, False, False, eight_bits=True, unet_waits=host != "rests")
+    text = ldm_model.text.encoders[0].module
+    with Session(ldm_model, Still(), state) as session:  # type: ignore[arg-type]
+        assert there(ldm_model.unet) == [False] and there(text, ldm_model.vae) == [True]
+        assert torch.equal(ldm_model.encode_images(pixels), expected)
+        session.train(text_encoder=False)
+        assert there(text, ldm_model.vae) == [False]
+        held_in_eight = [layer for layer in ldm_model.unet.modules() if is_quantised(layer)]
+        assert held_in_eight and not any(cards[0].has(layer.weight.data) for layer in held_in_eight)
+        with session.generating():
+            assert there(*roots_of(ldm_model)) == [host != "rests"]
+    assert there(*roots_of(ldm_model)) == [host != "rests"]
     assert differences(before, snapshot(*roots_of(ldm_model))) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from lib_trainer.dataset.latents import MemoryStore, encode_pictures
 from lib_trainer.dataset.masks import Masks
 from lib_trainer.dataset.scan import scan_folder
 from lib_trainer.families.family import Family
-from lib_trainer.ports import HeldPart
-from lib_trainer.training import memory_need
+from lib_trainer.host.held import Holdable
+from lib_trainer.ports import HeldPart, TrainingState
+from lib_trainer.training import memory_need, plan
 from lib_trainer.training import memory_table as forecasts
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.forecast import Place, forecast, foreseen, learned_numbers
@@ -99,7 +101,10 @@ def test_a_model_is_known_by_its_size() -> None:
 
 
 XL = read_table(forecasts.TABLES / "sdxl.json")
-XL_CARD = Place(torch.device("cuda", 0), torch.bfloat16, dict.fromkeys(XL.weights, torch.float16))
+XL_CARD = Place(torch.device("cuda", 0), torch.bfloat16, dict.fromkeys(XL.weights, torch.float16), rests=True)
+"""Of a WebUI with --medvram-sdxl: on a card that SDXL fits whole, there is more room than these jobs are given."""
+XL_PARTS = {part: HeldPart(own.all, torch.float16, 2 * own.all) for part, own in XL.weights.items()}
+XL_RESTING = {part: HeldPart(own.all, torch.float16, rests=True) for part, own in XL.weights.items()}
 
 
 def _xl(pictures: Path, **changes: Any) -> JobConfig:
@@ -115,6 +120,75 @@ def test_a_lora_of_sdxl_trains_in_8_gib_and_in_6_with_weights_in_8_bits(pictures
     """1024², batch 1, bf16, checkpointing, rank 32, texts cached."""
     assert 4.7 * GIB < _training(_xl(pictures)) <= 8 * GIB
     assert 2.3 * GIB < _training(_xl(pictures, training__weights="fp8")) <= 6 * GIB
+
+
+class _Card(ModelHost):
+    """A host with SDXL and a graphics card."""
+
+    def device(self) -> torch.device:
+        return torch.device("cuda", 0)
+
+    def family(self) -> Family:
+        return XL.family
+
+
+def _phases(job: JobConfig, place: Place) -> dict[str, float]:
+    return {need.phase: need.total / GIB for need in forecast(job, XL, place).phases}
+
+
+def test_the_whole_run_in_6_gib_where_the_host_rests_its_model(pictures: Path) -> None:
+    """From the first picture to the last: whole pictures are encoded, and a preview is drawn by one part at a time."""
+    job = _xl(pictures, training__weights="fp8", preview__prompt="a", preview__every=1)
+    resting = _phases(job, XL_CARD)
+    assert resting.keys() == {"encoding", "training", "preview"}
+    unet = XL.weights["unet"].all * 2 / GIB
+    assert resting["encoding"] <= 6 and resting["training"] <= 6 and resting["preview"] > unet
+    whole = sum(own.all for own in XL.weights.values()) * 2 / GIB
+    usual = _phases(job, dataclasses.replace(XL_CARD, rests=False))
+    assert usual["encoding"] > usual["setup"] > whole > 6, "a host that has all of SDXL on the card needs more for that"
+    waiting = _phases(job, dataclasses.replace(XL_CARD, rests=False, unet_waits=True))
+    assert usual["encoding"] - waiting["encoding"] == pytest.approx(unet, rel=1e-6)
+    assert {phase: waiting[phase] for phase in ("training", "preview", "setup")} == {
+        phase: usual[phase] for phase in ("training", "preview", "setup")
+    }
+    assert unet < resting["preview"] < usual["preview"] - (whole - unet), "the VAE draws when the UNet has left"
+
+
+@pytest.mark.parametrize(("free", "waits"), [(1.2, True), (16, False)])
+def test_the_unet_leaves_a_card_that_is_foreseen_to_be_short_while_pictures_are_encoded(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, *, waits: bool
+) -> None:
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: int(free * GIB))
+    monkeypatch.setattr(memory_need, "resolve_precision", lambda name, device: DTYPES[name])
+    host: Any = _Card(None, tmp_path)  # type: ignore[arg-type]
+    found = outlook(_xl(pictures), host, XL_PARTS)
+    assert found is not None and found.fits and found.unet_waits is waits
+    assert found.forecast.ram.items["weights"] > 6 * GIB
+    assert (found.forecast.encoding < found.forecast.needed) is waits
+    resting = outlook(_xl(pictures, training__weights="fp8"), host, XL_RESTING)
+    assert resting is not None and resting.fits is (free > 6)
+    assert resting.forecast.ram.items["weights"] == 0, "what rests in the computer's memory is there already"
+
+
+def test_what_is_foreseen_of_encoding_is_what_the_run_does(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecasts, "tables", lambda: {"tiny": TINY})
+    states: list[TrainingState] = []
+    holding = Holdable.holding
+
+    def noting(self: Any, state: TrainingState) -> Any:
+        states.append(state)
+        return holding(self, state)
+
+    monkeypatch.setattr(Holdable, "holding", noting)
+    for waits in (False, True):
+        found = outlook(make_job(pictures), watched.host)
+        assert found is not None
+        told = dataclasses.replace(found, unet_waits=waits)
+        monkeypatch.setattr(plan, "outlook", lambda *_, told=told, **__: told)
+        assert watched.run(pictures, training__max_steps=1, output__name=f"waits-{waits}").state == "finished"
+    assert [state.unet_waits for state in states] == [False, True]
 
 
 def test_both_encoders_of_sdxl_are_counted(pictures: Path) -> None:

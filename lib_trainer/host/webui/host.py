@@ -30,9 +30,10 @@ from lib_trainer.host.webui.model import (
     family_of,
     own_backups,
     predicts_of,
+    rests,
+    roots_of,
     schedule_of,
     take_out_prompt_networks,
-    text_roots,
     tokenizer_of,
 )
 from lib_trainer.patching import attribute
@@ -101,7 +102,7 @@ class WebuiHost(Exchanging):
                 progress.start_task(task)
                 try:
                     self._put_back()
-                    self._low_vram = LowVram(sd_models.model_data.sd_model if trains else None)
+                    self._low_vram = _low_vram(sd_models.model_data.sd_model if trains else None)
                     with self._low_vram.set_aside():
                         yield WebuiLease(title)
                 finally:
@@ -238,13 +239,8 @@ class WebuiHost(Exchanging):
             check_model(model)
         except ModelError:
             return {}
-        texts = zip(family_of(model).encoders, text_roots(model), strict=True)
-        roots: dict[str, torch.nn.Module] = {
-            "unet": model.model.diffusion_model,
-            **{encoder.part: root for encoder, root in texts},
-            "vae": model.first_stage_model,
-        }
-        return {part: HeldPart.of(root, device) for part, root in roots.items()}
+        kept_off = rests(model)
+        return {part: HeldPart.of(root, device, rests=kept_off) for part, root in roots_of(model).items()}
 
     def added(self, path: Path) -> None:
         """Embeddings are read, the others appear in their lists."""
@@ -279,6 +275,15 @@ class WebuiLease:
     @property
     def interrupted(self) -> Sentence | str:
         return BUTTON if shared.state.interrupted or getattr(shared.state, "stopping_generation", False) else ""
+
+
+def _low_vram(sd_model: Any) -> LowVram:
+    """A model that cannot be trained is refused later, with what is wrong."""
+    try:
+        check_model(sd_model)
+    except ModelError:
+        return LowVram(None)
+    return LowVram(sd_model, roots_of(sd_model).values() if rests(sd_model) else ())
 
 
 @contextlib.contextmanager

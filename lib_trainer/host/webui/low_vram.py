@@ -1,15 +1,16 @@
 """The WebUI's --lowvram, --medvram and --medvram-sdxl, set aside while a run has the model.
 
 `modules/lowvram.py` keeps the model on the CPU and moves one part at a time to the device, by hooks that run before a
-part's forward. A backward pass needs all of them there, so for a run the hooks are off and the model is on the device;
-a preview is drawn with them, as every picture.
+part's forward. A backward pass needs all of it there, so for a run the hooks are off. The weights of the parts stay on
+the CPU until a state of the run needs them (`host/weights.py`): not all of SDXL may fit a card that is driven so. A
+preview is drawn with the hooks, as every picture.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ METHODS = ("encode", "decode")
 class LowVram:
     """What the WebUI has put on one model. Does nothing for a model that is not kept on the CPU."""
 
-    def __init__(self, sd_model: Any) -> None:
+    def __init__(self, sd_model: Any, roots: Iterable[nn.Module] = ()) -> None:
+        """`roots`: parts whose weights come to the device by themselves."""
         self._model = sd_model
+        self._coming = {id(own) for root in roots for own in root.parameters()}
         self._on = bool(getattr(sd_model, "lowvram", False))
         self._hooks: list[tuple[nn.Module, dict[int, Any]]] = []
         self._methods: dict[str, Any] = {}
@@ -35,7 +38,7 @@ class LowVram:
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
-        """The whole model on the device, without the hooks; afterwards where it rests, with them."""
+        """Without the hooks, and on the device all that comes there by nobody else; afterwards as it was."""
         if not self._on:
             yield
             return
@@ -80,7 +83,16 @@ class LowVram:
                 del module._forward_pre_hooks[key]
         for name, function in self._methods.items():
             _unwrap(self._model.first_stage_model, name, function)
-        self._model.to(devices.device)
+        for holder, name, own, _ in self._places:
+            there = holder.get(name)
+            if id(own) in self._coming or there is None:
+                continue
+            if isinstance(there, nn.Parameter):
+                there.data = there.data.to(devices.device)
+            else:
+                holder[name] = there.to(devices.device)
+        for noted, _ in self._told:
+            noted["_device"] = torch.device(devices.device)
 
     def _give_back(self) -> None:
         """Hooks in the order in which they were, those that came meanwhile behind them.

@@ -22,6 +22,7 @@ from lib_trainer.families.prediction import Prediction, Predicts
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
+from lib_trainer.memory import indexed
 from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import NoiseSchedule, Rows, TrainingState
@@ -77,6 +78,7 @@ class WebuiModel(LdmModel):
             family=family,
         )
         self.sd_model = sd_model
+        self.drawn_on = indexed(torch.device(devices.device)) if rests(sd_model) else None
         for encoder in self.text.encoders:
             for attention in getattr(encoder, "attentions", ()):
                 attention.refresh = bring_in_prompt_networks
@@ -110,9 +112,20 @@ def check_model(sd_model: Any) -> None:
     family = family_of(sd_model)
     if len(text_roots(sd_model)) != len(family.encoders) or not hasattr(sd_model, "first_stage_model"):
         raise ModelError("model.no_clip", family=family.word)
-    kept_away = getattr(sd_model, "lowvram", False)  # --medvram: the model rests on the CPU
-    if not kept_away and next(sd_model.model.parameters()).device.type != torch.device(devices.device).type:
+    if not rests(sd_model) and next(sd_model.model.parameters()).device.type != torch.device(devices.device).type:
         raise ModelError("model.unloaded")
+
+
+def rests(sd_model: Any) -> bool:
+    """Whether it is on the CPU but for the part at work: --medvram, --lowvram."""
+    return bool(getattr(sd_model, "lowvram", False))
+
+
+def roots_of(sd_model: Any) -> dict[str, nn.Module]:
+    """The parts of a checkpoint that can be trained as it is loaded."""
+    texts = zip(family_of(sd_model).encoders, text_roots(sd_model), strict=True)
+    named: dict[str, nn.Module] = {encoder.part: root for encoder, root in texts}
+    return {"unet": sd_model.model.diffusion_model, **named, "vae": sd_model.first_stage_model}
 
 
 def text_roots(sd_model: Any) -> list[nn.Module]:
