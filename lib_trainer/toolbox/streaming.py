@@ -1,7 +1,8 @@
 """Writing a .safetensors file whose tensors are made one after another, each rounded once.
 
 The header stands before the tensors, and what is known only after them (errors, counts) goes into room that is kept
-behind the header's JSON: the format allows spaces there.
+behind the header's JSON: the format allows spaces there. While a piece is made the one before is written, and what is
+written goes to the disk already: a file that is handed over whole at its end is waited for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lib_trainer.networks.formats.stand_ins import bytes_of
 from lib_trainer.networks.formats.tensor_file import AT_ONCE, type_name
 from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.refusals import Count, ModelError, SaveError
+from lib_trainer.toolbox.behind import Behind
 from lib_trainer.toolbox.output import Target, make_way
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import Source
@@ -90,8 +92,9 @@ def write_stream(
     # never written through a link: what it leads to is another's file, and only the link would go to the trash
     with new_file(target.path, overwrite=False) as file:
         length = _write_header(file, layout, order, metadata, room if closing else 0)
-        for one in order:
-            _write_tensor(file, one, layout[one], make(one), counted if checked else None, progress)
+        with Behind(file) as behind:
+            for one in order:
+                _write_tensor(behind, one, layout[one], make(one), counted if checked else None, progress)
         if closing:
             _write_header_again(file, layout, order, {**metadata, **closing()}, length)
         file.flush()
@@ -100,7 +103,7 @@ def write_stream(
 
 
 def _write_tensor(
-    file: BinaryIO,
+    behind: Behind,
     name: str,
     stored: tuple[tuple[int, ...], torch.dtype],
     made: Made,
@@ -115,10 +118,9 @@ def _write_tensor(
             numbers = flat[start : start + AT_ONCE]
             if tally is not None and numbers.is_floating_point():
                 numbers = sound(name, numbers, dtype, tally)
-            data = numbers.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data
-            file.write(data)
-            written += len(data)
-            progress.advance(len(data))
+            size = behind.write(numbers, dtype)
+            written += size
+            progress.advance(size)
     if written != math.prod(shape) * bytes_of(dtype):
         raise RuntimeError(f"{name}: {written} bytes were made for {shape} of {dtype}")
 
@@ -152,6 +154,8 @@ def is_sound(tensor: torch.Tensor) -> bool:
 
 def sound(name: str, numbers: torch.Tensor, dtype: torch.dtype, tally: Tally) -> torch.Tensor:
     """The numbers, flat, within the range of the new type. Raises `ModelError` for what is none."""
+    if dtype.is_floating_point and _surely_within(numbers, torch.finfo(dtype).max):
+        return numbers
     lowest, highest = (float(one) for one in torch.aminmax(numbers.float() if bytes_of(numbers.dtype) < 4 else numbers))
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ModelError("toolbox.not_finite", name=name)
@@ -162,6 +166,16 @@ def sound(name: str, numbers: torch.Tensor, dtype: torch.dtype, tally: Tally) ->
         return numbers
     tally.add(name, int((numbers.abs() > most).sum()))
     return numbers.clamp(-most, most)
+
+
+def _surely_within(numbers: torch.Tensor, most: float) -> bool:
+    """Whether the sum of the squares already tells, in one quick pass, that each number is one and at most so large.
+
+    The sum is rounded, hence the half. With a NaN, an infinite number or a square beyond the type's range it is none.
+    """
+    wide = numbers.float() if numbers.element_size() < 4 else numbers
+    squares = float(torch.dot(wide, wide))
+    return math.isfinite(squares) and squares <= most * most / 2
 
 
 def _header(layout: Layout, order: list[str], metadata: Mapping[str, str]) -> bytes:

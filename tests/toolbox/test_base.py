@@ -135,6 +135,17 @@ def test_numbers_beyond_fp16_are_counted_and_become_its_largest(tmp_path: Path) 
     assert (tally.clamped, tally.names) == (2, ["a"])
 
 
+def test_numbers_that_fit_stay_however_many_are_large(tmp_path: Path) -> None:
+    """The sum of their squares, which is looked at first, is beyond what one of them may be."""
+    made = {"half": torch.full((9,), 65504.0), "brain": torch.full((9,), 3e38), "whole": torch.full((9,), 3e38)}
+    types = {"half": torch.float16, "brain": torch.bfloat16, "whole": torch.float32}
+    layout = {name: ((9,), dtype) for name, dtype in types.items()}
+    tally = Tally()
+    path = write_stream(Target(tmp_path / "x.safetensors"), layout, made.__getitem__, {}, Progress(), tally=tally)
+    found = load_file(path)
+    assert all(torch.equal(found[name], made[name].to(types[name])) for name in made) and tally.clamped == 0
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_no_number_is_refused_and_nothing_is_written(bad: float, tmp_path: Path) -> None:
     layout = {"a": ((2,), torch.float32)}
