@@ -53,7 +53,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Rows:
-    """One tensor of several models: `read(i, rows)` is rows of model i in fp32, the caller's own.
+    """One tensor of several models: `read(i, rows)` is rows of model i in fp32, the caller's own until others are read.
 
     `whole`: they are all read together.
     """

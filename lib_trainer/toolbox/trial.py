@@ -4,6 +4,7 @@ grid's picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -126,14 +127,18 @@ def _of_merge(plan: Plan) -> Weights:
         shape, dtype = plan.layout[name]
         with blaming(plan.sources):
             pieces = made_of(plan, name)
-            flat = pieces.reshape(-1) if isinstance(pieces, torch.Tensor) else _joined(pieces)
+            flat = pieces.reshape(-1) if isinstance(pieces, torch.Tensor) else _joined(pieces, math.prod(shape))
             return sound(name, flat, dtype, Tally()).to(dtype).reshape(shape)
 
     return Weights(names, made, lambda progress: survey(plan, progress))
 
 
-def _joined(pieces: Iterator[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([piece.reshape(-1) for piece in pieces])
+def _joined(pieces: Iterator[torch.Tensor], count: int) -> torch.Tensor:
+    whole, place = torch.empty(count), 0
+    for piece in pieces:
+        whole[place : place + piece.numel()] = piece.reshape(-1)
+        place += piece.numel()
+    return whole
 
 
 def _vae_note(settings: MergeSettings) -> tuple[Sentence, ...]:

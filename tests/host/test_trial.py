@@ -19,6 +19,7 @@ from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.lora import LoraNetwork
 from lib_trainer.ports import OwnParameter, PreviewRequest
 from lib_trainer.refusals import ConfigError, ModelError, Sentence, TrainerError
+from lib_trainer.toolbox import modes
 from lib_trainer.toolbox.desk import Done, Prepared, ToolDesk
 from lib_trainer.toolbox.lora_options import RepairSettings
 from lib_trainer.toolbox.merge import prepare
@@ -108,7 +109,10 @@ def test_a_trial_ends_with_the_page_but_not_under_a_job_on_the_model(
     assert host.exchanged is None and all(before[name].equal(after[name]) for name in before)
 
 
-def test_a_tried_merge_draws_what_its_file_draws(host: StandaloneHost, files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_tried_merge_draws_what_its_file_draws(
+    host: StandaloneHost, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modes, "AT_ONCE", 1 << 10)  # in pieces
     plain = host.preview(REQUEST).tobytes()
     settings = merge(files, output=str(files["own"].parent / "tried"), blocks="GRAD_V")
     prepared = prepare_try(settings, host)
