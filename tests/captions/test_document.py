@@ -96,6 +96,11 @@ def test_a_caption_is_its_head_and_its_body(text: str) -> None:
     assert "|||" not in body.text and Caption.parse(head).tags + body.tags == Caption.parse(text).tags
 
 
+def test_a_keep_token_separator_at_an_end_leaves_no_comma() -> None:
+    assert Caption.parse("||| a, b |||").trained() == ("a, b",)
+    assert Caption.parse("||| a, b |||").trained("first") == ("a, b",)
+
+
 def test_nobody_else_knows_what_a_caption_file_is_made_of() -> None:
     """One reader and one writer: its mark of the byte order, its encoding, its keep-token separator."""
     package = Path(__file__).parents[2] / "lib_trainer"

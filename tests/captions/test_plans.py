@@ -207,6 +207,8 @@ def test_a_set_says_what_excludes_each_other(tmp_path: Path) -> None:
         "name,tags,needs,unless\ncoats,red coat;blue coat,,twins; two people\n", encoding="utf-8"
     )
     knowledge = read_knowledge([tmp_path])
+    assert [one.name for one in knowledge.exclusive] == [*(one.name for one in KNOWN.exclusive), "coats"]
+    assert "name" not in {one.name for one in KNOWN.exclusive}
     found = fi.contradictions(made("blue coat, red coat", "red coat, blue coat, two people", "red coat"), knowledge)
     assert [str(one.text) for one in found] == ["blue coat and red coat exclude each other (coats)."]
     assert found[0].pictures == ("0.png",)

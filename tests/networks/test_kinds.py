@@ -241,6 +241,35 @@ def test_dropouts_act_while_gradients_are_on_and_only_then(kind: str, which: str
         assert float((mean - full).norm() / full.norm()) < 0.2
 
 
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_a_rank_is_left_out_for_all_inputs_alike(kind: str) -> None:
+    """Each of the first three outputs hangs on a rank of its own, which is there twice as strong or not at all."""
+    layer = nn.Linear(8, 8, bias=False)
+    adapter: Any = make_adapter(target(layer), AdapterSpec(kind, 3, 3.0, factor=1))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.fill_(1.0)
+        if kind == "loha":
+            adapter.w2_a.fill_(1 / 3)
+        {"lora": lambda: adapter.up, "loha": lambda: adapter.w1_a, "lokr": lambda: adapter.w2_a}[kind]().copy_(
+            torch.eye(8, 3)
+        )
+    full = adapter.added(torch.eye(8)).detach()
+    adapter.dropouts = Dropouts(ranks=0.5)
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(8):
+        left = adapter.added(torch.ones(1, 8)).detach()[0, :3] / full.sum(0)[:3]
+        seen |= {round(float(one), 4) for one in left}
+    assert seen == {0.0, 2.0}
+
+
+def test_a_small_factor_is_split_where_its_rank_is_below_half_of_its_side() -> None:
+    for rank, names in ((3, ["w1_a", "w1_b", "w2_a", "w2_b"]), (4, ["w1", "w2"])):
+        spec = AdapterSpec("lokr", rank, 1.0, factor=8, both=True)
+        assert make_adapter(target(nn.Linear(64, 64)), spec).names == names
+
+
 def test_a_file_of_another_form_is_refused_by_name() -> None:
     frozen, adapter = made("loha", "3x3", False)
     stored = LoraNetwork([adapter]).tensors(torch.float32)

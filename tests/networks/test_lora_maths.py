@@ -72,6 +72,18 @@ def test_convolution_is_the_merged_weight(make: Callable[[], nn.Conv2d]) -> None
     torch.testing.assert_close(out, told, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("answer", [torch.bfloat16, torch.float32])
+def test_fp32_factors_beside_a_layer_in_half_precision(answer: torch.dtype) -> None:
+    """Without autocast: the products are computed in the input's precision, and the sum in the layer's own."""
+    torch.manual_seed(0)
+    weight, down, up = torch.randn(10, 6).bfloat16(), torch.randn(RANK, 6), torch.randn(10, RANK)
+    x = torch.randn(5, 6).bfloat16()
+    out = lora_linear(lambda x: F.linear(x, weight).to(answer), x, down, up, 0.5)
+    assert out.dtype is answer
+    wanted = F.linear(x.float(), weight.float() + 0.5 * up @ down)
+    assert float((out.float() - wanted).norm() / wanted.norm()) < 0.02
+
+
 def test_gradients_of_linear_are_those_of_the_merged_weight(linear: nn.Linear) -> None:
     linear.requires_grad_(False)
     adapter, x = adapter_on(linear), torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)

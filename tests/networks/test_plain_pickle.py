@@ -22,6 +22,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
+from torch import nn
 
 from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
@@ -29,6 +30,7 @@ from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.networks.formats.plain_pickle import read_plain, read_values
 from lib_trainer.networks.formats.reading import read_safetensors
 from lib_trainer.networks.formats.torch_archive import write_archive
+from lib_trainer.networks.hypernetwork import Structure
 from lib_trainer.refusals import ModelError
 
 HELD: dict[str, Any] = {
@@ -337,6 +339,34 @@ def test_old_hypernetworks(tmp_path: Path) -> None:
     torch.save({32: (layers(32), layers(32)), "layer_structure": [1, 10**9, 1]}, tmp_path / "huge.pt")
     with pytest.raises(ModelError, match="do not fit their structure"):
         read_hypernetwork(tmp_path / "huge.pt")
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted"),
+    [
+        ({}, ()),
+        ({"use_dropout": True}, (0, 0.3, 0, 0)),
+        ({"use_dropout": True, "last_layer_dropout": True}, (0, 0.3, 0.3, 0)),
+        ({"last_layer_dropout": True}, ()),
+        ({"use_dropout": True, "dropout_structure": [0, 0.1, 0.2, 0]}, (0, 0.1, 0.2, 0)),
+    ],
+)
+def test_dropouts_of_old_and_new_hypernetworks(
+    tmp_path: Path, facts: dict[str, Any], wanted: tuple[float, ...]
+) -> None:
+    structure = Structure((1, 2, 2, 1), dropouts=wanted)
+    pair = tuple({f"linear.{name}": one for name, one in structure.module(8).state_dict().items()} for _ in range(2))
+    torch.save({8: pair, "layer_structure": [1, 2, 2, 1], "activation_func": "linear", **facts}, tmp_path / "a.pt")
+    network = read_hypernetwork(tmp_path / "a.pt")
+    assert network.structure.dropouts == wanted
+    for module in (network.keys["8"], network.values["8"]):
+        assert [one.p for one in module if isinstance(one, nn.Dropout)] == [one for one in wanted if one]
+
+
+def test_a_lora_that_torch_saved_has_no_metadata(tmp_path: Path) -> None:
+    torch.save({"lora_unet_a.lora_down.weight": ROWS, "step": 3}, tmp_path / "a.pt")
+    read = read_lora(tmp_path / "a.pt")
+    assert read.metadata == {} and [*read.tensors] == ["lora_unet_a.lora_down.weight"]
 
 
 def test_values_without_a_dictionary(tmp_path: Path) -> None:

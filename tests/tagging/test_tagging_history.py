@@ -240,3 +240,12 @@ def test_a_caption_that_is_a_link_is_written_through(tmp_path: Path) -> None:
     write_captions(opened(store), LINE, Style())
     assert (tmp_path / "set" / "0.txt").is_symlink()
     assert Caption.parse((tmp_path / "real.txt").read_text()).tags == ("mine", "red", "round", "long hair")
+
+
+def test_what_changed_in_order_alone_is_counted_apart(tmp_path: Path) -> None:
+    store = make(tmp_path, ["round, red, long hair", "mine", "red, round, long hair"])
+    style = Style(policy="replace", foreign=True)
+    report = write_captions(opened(store, style), LINE, style)
+    assert (report.written, report.reordered, report.unchanged) == (2, 1, 1)
+    assert "2 captions written (1 of them only in order or spelling), 1 were right" in str(report.sentence)
+    store.close()

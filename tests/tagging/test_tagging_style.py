@@ -43,6 +43,18 @@ def test_policies(policy: str, wanted: str | None) -> None:
     assert (done.text if done else None) == wanted
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("my own\nmine\n", "saber (fate), long hair, >_<, sword, my own\nmine\n"),
+        ("my own,mine", "saber (fate),long hair,>_<,sword,my own,mine"),
+    ],
+)
+def test_what_is_put_in_front_ends_no_line(text: str, wanted: str) -> None:
+    done = compose(old(text), GUESSES, Style(policy="prepend"))
+    assert done is not None and done.text == wanted
+
+
 def test_a_picture_without_a_caption_gets_one_under_every_policy() -> None:
     for policy in ("skip", "replace", "prepend", "append", "merge"):
         done = compose(None, GUESSES, Style(policy=policy))  # type: ignore[arg-type]

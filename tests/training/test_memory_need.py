@@ -22,7 +22,7 @@ from lib_trainer.training import memory_need, plan
 from lib_trainer.training import memory_table as forecasts
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.forecast import Place, forecast, foreseen, learned_numbers
-from lib_trainer.training.memory_need import GIB, outlook, remedies_for
+from lib_trainer.training.memory_need import GIB, Outlook, outlook, remedies_for
 from lib_trainer.training.memory_table import read_table, table_for
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.sizes import holes_of, sizer_of, variations_of
@@ -266,6 +266,14 @@ def test_the_outlook_counts_what_the_model_takes_already(
     more = outlook(_job(pictures), host, loaded)
     assert more is not None and more.room == 8 * GIB + 2 * sum(held.numbers for held in PARTS.values())
     assert outlook(_job(pictures), host, {}) is None
+
+
+def test_on_a_card_the_line_tells_of_both_memories(pictures: Path) -> None:
+    foreseen = forecast(_job(pictures), SD1, CARD)
+    line = str(Outlook(foreseen, "cuda", 8 * GIB, 16 * GIB).line())
+    for size in (foreseen.device.total, 8 * GIB, foreseen.ram.total, 16 * GIB):
+        assert f"{size / GIB:.1f} GiB" in line
+    assert " card has free" in line and "activations" in line
 
 
 def test_encoded_pictures_are_counted_where_memory_keeps_them(

@@ -159,7 +159,12 @@ def test_ranks_that_differ() -> None:
         "input_1": "4",
         "middle": "8",
     }
+    assert "block_alphas" not in json.loads(mixed["ss_network_args"])  # they agree
     assert with_ranks({}, one | text)["ss_network_alpha"] == "Dynamic"
+    weaker = with_ranks({}, one | layer(f"lora_unet_mid_block_{ATTENTION}", 4, 1.0))
+    assert list(json.loads(weaker["ss_network_args"])) == ["block_alphas"]
+    alphas = dict(zip(SD1.unet.blocks, json.loads(weaker["ss_network_args"])["block_alphas"].split(","), strict=True))
+    assert (alphas["input_1"], alphas["middle"], alphas["output_3"]) == ("2.0", "1.0", "0")
     apart = with_ranks({}, one | layer(f"lora_unet_down_blocks_0_{ATTENTION[:-1]}k", 16, 2.0))
     assert apart["ss_network_dim"] == "Dynamic" and "ss_network_args" not in apart
 

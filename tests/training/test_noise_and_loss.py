@@ -213,6 +213,13 @@ def test_uniform_timesteps_keep_their_range() -> None:
     assert int(far.max()) == 299
 
 
+def test_logit_normal_timesteps_rise_with_what_is_drawn() -> None:
+    config = NoiseConfig(distribution="logit_normal", location=0.5, spread=0.8)
+    normal = torch.randn(100, generator=seeded(), dtype=torch.float64).numpy()
+    wanted = np.floor(1000 / (1 + np.exp(-(0.5 + 0.8 * normal))))
+    assert np.abs(draw_timesteps(config, 1000, 100, seeded()).numpy() - wanted).max() <= 1
+
+
 def test_logit_normal_timesteps_have_the_papers_density() -> None:
     at = np.linspace(0.0005, 0.9995, 1000)
     logit = np.log(at / (1 - at))

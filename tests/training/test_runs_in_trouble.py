@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from lib_trainer import files
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.lora_file import read_lora
+from lib_trainer.training.failures import what_to_lower
 from lib_trainer.work import events as ev
-from tests.support import assert_same_training
+from tests.support import assert_same_training, make_job
 from tests.training.watched import Watched, one_sentence, raising, weights_after
 
 
@@ -100,6 +102,20 @@ def test_out_of_memory_says_what_to_lower(
     for what in ("training.batch_size (now 2)", "training.gradient_checkpointing", "64×64", "network.rank (now 4)"):
         assert what in sentence
     assert watched.files == ([] if call == 1 else ["learned-step00000002.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({}, "preview.width and preview.height (now 64×96)"),
+        ({"preview__width": 128}, "preview.width and preview.height (now 128×96)"),
+        ({"preview__height": 32}, "preview.width and preview.height (now 64×32)"),
+    ],
+    ids=["the pictures'", "its own width", "its own height"],
+)
+def test_a_preview_too_large_is_told_by_its_own_size(pictures: Path, sizes: dict[str, int], told: str) -> None:
+    job = make_job(pictures, dataset__width=64, dataset__height=96, **sizes)
+    assert told in str(what_to_lower(job, kind_of(job), "preview", torch.device("cpu")))
 
 
 def test_the_log_says_where_memory_ran_out(
