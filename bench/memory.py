@@ -1,9 +1,9 @@
 """What a step of each kind of training keeps, measured on tensors without contents: the tables of the forecast.
 
     python -m bench.memory table sd1       make lib_trainer/training/memory_tables/sd1.json anew (minutes)
-    python -m bench.memory table sdxl      the same for SDXL
+    python -m bench.memory table sdxl      the same for SDXL, and `sd2`
     python -m bench.memory table tiny      the same for the tests' miniature of SD1, and `tiny_xl` for SDXL's
-    python -m bench.memory check sd1       forecast beside a measured step at the real size, or `sdxl`
+    python -m bench.memory check sd1       forecast beside a measured step at the real size, or `sdxl`, or `sd2`
 
 A step is the real one: the recipe, the session and the model's own modules, forward and backward, on torch's meta
 device, which computes shapes and no numbers, under the device's rules of autocast. An allocation hook follows every
@@ -41,6 +41,7 @@ from bench.remembered import remembered
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.known import DEFAULT
+from lib_trainer.families.sd2 import SD2
 from lib_trainer.families.sdxl import SDXL
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.quantised import is_quantised
@@ -64,7 +65,7 @@ ADAPTER_KINDS = ("lora", "locon", "loha", "lokr")
 KINDS = ("lora", "loha", "lokr", "lora+dora", "locon", "embedding", "hypernetwork", "checkpoint")
 XL_KINDS = tuple(kind for kind in KINDS if kind != "hypernetwork")
 """Hosts know no hypernetwork for SDXL."""
-SHAPES = ("sd1", "sdxl", "tiny", "tiny_xl")
+SHAPES = ("sd1", "sd2", "sdxl", "tiny", "tiny_xl")
 NORMS = (torch.nn.functional.group_norm, torch.nn.functional.layer_norm, torch.group_norm, torch.layer_norm)
 TINY = Path(__file__).parents[1] / "tests" / "training"
 UNET: dict[str, Any] = {
@@ -90,8 +91,19 @@ CLIP: dict[str, Any] = {
     "num_attention_heads": 12,
     "hidden_act": "quick_gelu",
 }
-PUBLISHED: Any = SDXL.config
-XL_UNET = UNET | {"num_heads": -1} | PUBLISHED["model"]["params"]["unet_config"]["params"]
+PUBLISHED: dict[str, Any] = {"sd2": SD2.config, "sdxl": SDXL.config}
+SD2_UNET, XL_UNET = (
+    UNET | {"num_heads": -1} | config["model"]["params"]["unet_config"]["params"] for config in PUBLISHED.values()
+)
+BIG_H: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "projection_dim": 512,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+}
+"""Without the layer behind the one that is read, as diffusers has it."""
 BIG_G: dict[str, Any] = {
     "hidden_size": 1280,
     "intermediate_size": 5120,
@@ -147,6 +159,8 @@ class Shape:
 def shape_of(name: str) -> Shape:
     if name == "sd1":
         return Shape(UNET, (CLIP,), VAE, TABLES / "sd1.json", 512)
+    if name == "sd2":
+        return Shape(SD2_UNET, (BIG_H,), VAE, TABLES / "sd2.json", 768, SD2)
     if name == "sdxl":
         return Shape(XL_UNET, (CLIP, BIG_G), VAE, TABLES / "sdxl.json", 1024, SDXL, kinds=XL_KINDS)
     from tests import support, tiny_families
@@ -614,6 +628,20 @@ CHECKED_XL: tuple[dict[str, Any], ...] = (
     {"training__precision": "fp32", "training__gradient_checkpointing": True, "side": 768},
 )
 """The same for SDXL. The first two are what the project's issue on SDXL names: at most 8 and 6 GiB."""
+CHECKED_SD2: tuple[dict[str, Any], ...] = (
+    {"network__kind": "lora"},
+    {"network__kind": "lora", "side": 512, "training__gradient_checkpointing": True, "training__batch_size": 4},
+    {"network__kind": "lora", "training__precision": "fp32", "network__rank": 128, "side": 512},
+    {"network__kind": "lora", "network__dora": True, "training__batch_size": 2, "side": 512},
+    {"network__kind": "locon", "side": 512},
+    {"network__kind": "loha", "training__batch_size": 4, "side": 512},
+    {"network__kind": "lokr", "training__batch_size": 4, "side": 512},
+    {"network__kind": "embedding", "training__batch_size": 4},
+    {"network__kind": "hypernetwork", "side": 512},
+    {"network__kind": "checkpoint", "training__gradient_checkpointing": True, "optimizer__ema": True},
+)
+"""The same for SD 2.x."""
+CHECKS = {"sdxl": CHECKED_XL, "sd2": CHECKED_SD2}
 
 
 def checked(changes: dict[str, Any], name: str = "sd1") -> tuple[str, int, int]:
@@ -652,7 +680,7 @@ def in_words(job: JobConfig, family: Family) -> str:
 def check(name: str) -> None:
     """Print a table of docs/memory.md."""
     print("| job | forecast, GiB | measured, GiB | ratio |\n|---|---|---|---|")
-    for changes in CHECKED_XL if shape_of(name).family.sizes else CHECKED:
+    for changes in CHECKS.get(name, CHECKED):
         words, foreseen, found = checked(changes, name)
         print(f"| {words} | {foreseen / GIB:.2f} | {found / GIB:.2f} | {foreseen / found:.3f} |", flush=True)
 

@@ -47,5 +47,6 @@ SD2 = Family(
     trainable=True,
     v2=True,
     v_side=768,
+    memory="sd2",
     config=CONFIG,
 )

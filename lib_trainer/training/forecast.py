@@ -26,7 +26,6 @@ from lib_trainer.training.optimizers import known
 from lib_trainer.training.preview_prompts import sizes as preview_sizes
 from lib_trainer.training.sizes import holes_of, largest_size, resolutions_of, variations_of
 
-
 DRAWING = (("sample", "unet"), ("decode", "vae"))
 """What a picture is drawn by, in a table's words, and by which part."""
 

@@ -124,8 +124,8 @@ def outlook(
         {part: parts[part].dtype if part in parts else torch.float32 for part in table.weights},
         pictures,
         inpaints=host.inpaints(),
-        rests=any(held.rests for held in parts.values()),
     )
+    place = replace(place, rests=place.apart and any(held.rests for held in parts.values()))
     resident = sum(held.on_device for held in parts.values())
     room = free_bytes(device) + resident
     ram_room = host_free_bytes() if place.apart else room

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.allocations import Allocations
-from bench.memory import CHECKED, CHECKED_XL, checked
+from bench.memory import CHECKED, CHECKED_SD2, CHECKED_XL, checked
 from bench.remembered import PRODUCTS, Remembered
 from lib_trainer.config import JobConfig
 from lib_trainer.host.ldm.model import LdmModel
@@ -162,4 +162,11 @@ def test_the_table_of_sd1_is_true_of_a_step_of_its_real_size(index: int) -> None
 @pytest.mark.parametrize("index", [index for index in range(len(CHECKED_XL)) if index not in AGAIN_XL])
 def test_the_table_of_sdxl_is_true_of_a_step_of_its_real_size(index: int) -> None:
     words, foreseen, found = checked(CHECKED_XL[index], "sdxl")
+    assert foreseen / found == pytest.approx(1, abs=0.1), words
+
+
+@pytest.mark.slow
+def test_the_table_of_sd2_is_true_of_a_step_of_its_real_size() -> None:
+    """A LoRA with its text encoder; `bench.memory check sd2` takes every kind."""
+    words, foreseen, found = checked(CHECKED_SD2[0], "sd2")
     assert foreseen / found == pytest.approx(1, abs=0.1), words

@@ -94,6 +94,17 @@ def test_more_of_anything_needs_more(pictures: Path) -> None:
     assert need(training__batch_size=4, training__gradient_checkpointing=True) < need(training__batch_size=2)
 
 
+def test_a_text_encoder_without_a_layer_that_nobody_reads_is_the_same_model() -> None:
+    """Of SD 2.x a file has 24 layers and a diffusers folder 23. By its UNet alone it would be SD 1.x."""
+    own = {part: weights.all for part, weights in forecasts.tables()["sd2"].weights.items()}
+    layer = own["te1"] // 24
+    for encoder in (own["te1"], own["te1"] + layer, own["te1"] - layer):
+        assert table_for(own | {"te1": encoder}) is forecasts.tables()["sd2"]
+    assert table_for(own | {"te1": SD1.weights["te1"].all}) is forecasts.tables()["sd1"]
+    assert table_for(own | {"te1": own["te1"] * 11 // 10}) is None
+    assert table_for({"te1": own["te1"]}) is None and table_for(own | {"unet": own["unet"] * 102 // 100}) is None
+
+
 def test_a_model_is_known_by_its_size() -> None:
     assert table_for({part: held.numbers for part, held in PARTS.items()}) is forecasts.tables()["sd1"]
     assert table_for({"unet": 2_000_000_000, "te1": 123_000_000}) is None
@@ -146,6 +157,9 @@ def test_the_whole_run_in_6_gib_where_the_host_rests_its_model(pictures: Path) -
     whole = sum(own.all for own in XL.weights.values()) * 2 / GIB
     usual = _phases(job, dataclasses.replace(XL_CARD, rests=False))
     assert usual["encoding"] > usual["setup"] > whole > 6, "a host that has all of SDXL on the card needs more for that"
+    plain = forecast(_xl(pictures, training__weights="fp8"), XL, dataclasses.replace(XL_CARD, rests=False))
+    maps = next(need for need in plain.phases if need.phase == "encoding").items["encoding"]
+    assert plain.needed == plain.encoding - maps > 0, "pictures are encoded in bands where there is no room for more"
     waiting = _phases(job, dataclasses.replace(XL_CARD, rests=False, unet_waits=True))
     assert usual["encoding"] - waiting["encoding"] == pytest.approx(unet, rel=1e-6)
     assert {phase: waiting[phase] for phase in ("training", "preview", "setup")} == {
@@ -168,6 +182,11 @@ def test_the_unet_leaves_a_card_that_is_foreseen_to_be_short_while_pictures_are_
     resting = outlook(_xl(pictures, training__weights="fp8"), host, XL_RESTING)
     assert resting is not None and resting.fits is (free > 6)
     assert resting.forecast.ram.items["weights"] == 0, "what rests in the computer's memory is there already"
+    monkeypatch.setattr(host, "device", lambda: torch.device("cpu"))
+    whole, same = (
+        outlook(_xl(pictures, preview__prompt="a", preview__every=1), host, one) for one in (XL_PARTS, XL_RESTING)
+    )
+    assert whole is not None and same is not None and whole.forecast == same.forecast, "there is no other place"
 
 
 def test_what_is_foreseen_of_encoding_is_what_the_run_does(
