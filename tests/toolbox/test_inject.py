@@ -9,6 +9,7 @@ import torch
 
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import FAMILIES
+from lib_trainer.toolbox.tools import TOOLS
 from tests.toolbox.loras import KINDS, adapted, changed, lora, own_of, read, run, weight
 from tests.toolbox.models import checkpoint, save
 
@@ -82,6 +83,17 @@ def test_norms_and_biases_are_added(tmp_path: Path) -> None:
     torch.testing.assert_close(moved[f"{places[0]}.bias"], 0.5 * torch.ones(8))
     torch.testing.assert_close(moved[f"{places[1]}.weight"], 0.5 * torch.ones(8, 32))
     torch.testing.assert_close(moved[f"{places[1]}.bias"], torch.ones(8))
+
+
+def test_what_a_checkpoint_has_no_place_for_is_said(tmp_path: Path) -> None:
+    model = checkpoint(SD1)
+    base = save(tmp_path / "base.safetensors", model)
+    more = {"bundle_emb.zorb.clip_l": torch.ones(2, 8), "what.is.this": torch.ones(1)}
+    file = save(tmp_path / "lora.safetensors", lora(SD1, model) | more)
+    tool = TOOLS["inject"]
+    settings = tool.made({"model": str(base), "loras": (str(file),), "output": str(tmp_path / "out")})
+    told = "\n".join(map(str, tool.prepare(settings).lines))
+    assert f"{file} brings the embeddings zorb along, which stay in it" in told and "what.is.this" in told
 
 
 def test_the_result_is_rounded_once_and_says_what_it_is(tmp_path: Path) -> None:
