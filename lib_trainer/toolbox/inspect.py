@@ -76,13 +76,17 @@ def header(source: Source, facts: Facts) -> Iterator[Sentence]:
 
 
 def _ranks(source: Source, facts: Facts) -> Iterator[Sentence]:
-    ranks = Counter(one.shape[0] for name, one in source.tensors.items() if name.endswith(RANKED) and one.shape)
-    ranks += Counter(
-        one.shape[0] for name, one in source.tensors.items() if name.endswith(".lora_A.weight") and one.shape
-    )
-    if ranks:
-        told = [Sentence("look.of_rank", rank=rank, count=count) for rank, count in sorted(ranks.items())]
+    layers: dict[int, list[str]] = {}
+    for name, one in source.tensors.items():
+        ending = next((ending for ending in (*RANKED, ".lora_A.weight") if name.endswith(ending)), None)
+        if ending and one.shape:
+            layers.setdefault(one.shape[0], []).append(name.removesuffix(ending))
+    if layers:
+        told = [Sentence("look.of_rank", rank=rank, count=len(names)) for rank, names in sorted(layers.items())]
         yield Sentence("look.ranks", ranks=few(told, 12))
+    if len(layers) > 1:
+        for rank, names in sorted(layers.items()):
+            yield Sentence("look.layers_of_rank", rank=rank, layers=few(names, 12))
     if facts.dora:
         yield Sentence("look.dora")
 
