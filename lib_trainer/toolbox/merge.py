@@ -19,6 +19,7 @@ from lib_trainer.networks.formats.checkpoint_file import is_weight
 from lib_trainer.networks.formats.description import carry_description
 from lib_trainer.networks.formats.mapped import Stored
 from lib_trainer.refusals import Count, Field, ModelError, Sentence, few
+from lib_trainer.toolbox.alone import alone
 from lib_trainer.toolbox.clean_names import EMA, POSITIONS
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.facts import Facts, check_alike
@@ -171,7 +172,7 @@ def _write(plan: Plan, target: Target, progress: Progress) -> Done:
         return {"sd_merge_recipe": json.dumps({**plan.recipe, "clamped": tally.clamped}, ensure_ascii=False)}
 
     room = 2 * len(json.dumps(plan.recipe).encode()) + 256
-    with blaming(plan.sources):
+    with alone(), blaming(plan.sources):
         path = write_stream(
             target,
             plan.layout,
