@@ -1,12 +1,19 @@
 """What pictures cost: a step with the real loader against one whose tensors are ready, and a second run's start.
 
     python -m bench.pipeline --pictures 1000 --rounds 10
+    python -m bench.pipeline --pictures 100 --full --batch 1 --rounds 6 --steps 1
 
 A thousand pictures in ten buckets, captions of thirty tags that are shuffled and left out by chance, and
-moments kept on disk; the text encoder is trained, so that every step tokenises and encodes its captions. Real and ready
+moments kept on disk; the text encoder is trained, so that every step encodes its captions. Real and ready
 steps alternate in rounds of a few steps on the same model, and the ratio is taken round by round, so that a machine
 that slows down slows both. A start is the time from the job to its first step, on a host that has its model; the
 second one finds all moments on the disk.
+
+Ready steps are those of the loader, made before the clock runs, with captions whose tags were met before. Three clocks
+are told: the wall's; the processor time of the thread that trains, which is what the loader costs a step where another
+core (or the device) does the rest; and that of the thread that loads, which a machine of one busy core pays as well.
+`--full`: the UNet and the text encoder of SD 1.x in their published size, with random weights, beside the miniature's
+VAE.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bench.random_models import build_model
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.dataset.buckets import bucket_sizes
 from lib_trainer.dataset.latents import DiskStore, encode_pictures
@@ -109,8 +118,35 @@ def source_of(plan: Plan, model: Any, store: DiskStore) -> PictureSource:
     return PictureSource(order, encoded, plan.captions, model.latent_scale)
 
 
-def ratios(plan: Plan, model: Any, source: PictureSource, rounds: int, steps: int) -> Iterator[tuple[float, float]]:
-    """Seconds of a round's steps, from the real loader and from ready tensors, which are those of the same steps."""
+@dataclass
+class Loader:
+    """The steps of a source, and the processor time of the thread that makes them, by step."""
+
+    steps: Iterator[StepBatches]
+    seconds: list[float] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        return self
+
+    def __next__(self) -> StepBatches:
+        begun = time.thread_time()
+        made = next(self.steps)
+        self.seconds.append(time.thread_time() - begun)
+        return made
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Seconds of a round: the wall's, and of the processor in the thread that trains."""
+
+    wall: float
+    thread: float
+
+
+def rounds_of(
+    plan: Plan, model: Any, source: PictureSource, loader: Loader, rounds: int, steps: int
+) -> Iterator[tuple[Clocks, Clocks]]:
+    """What a round's steps take from the real loader and from ready tensors, which are those of the same steps."""
     recipe = plan.kind.recipe(plan.job, model, plan.outputs)
     optimizer = make_optimizer(recipe.groups(), plan.job.optimizer)
     noise = torch.Generator().manual_seed(1)
@@ -119,14 +155,14 @@ def ratios(plan: Plan, model: Any, source: PictureSource, rounds: int, steps: in
     held = TrainingState(torch.float32, False, True, frozenset(recipe.replaces))
     total = rounds * steps + steps
 
-    def timed(given: Iterator[StepBatches]) -> float:
-        begun, state.step = time.perf_counter(), 0
+    def timed(given: Iterator[StepBatches]) -> Clocks:
+        begun, own, state.step = time.perf_counter(), time.thread_time(), 0
         options = LoopOptions(steps, torch.float32, 1.0)
         train(model, LiveCaptions(model, 1, 75), given, state, rates, options, lambda done: None, lambda: False)
-        return time.perf_counter() - begun
+        return Clocks(time.perf_counter() - begun, time.thread_time() - own)
 
     ready = list(itertools.islice(source.steps(), total))
-    with Session(model, recipe, held) as session, torch.random.fork_rng([]), ahead(source.steps()) as real:
+    with Session(model, recipe, held) as session, torch.random.fork_rng([]), ahead(loader) as real:
         session.train(text_encoder=True)
         timed(iter(ready[:steps])), [next(real) for _ in range(steps)]
         for number in range(1, rounds + 1):
@@ -138,6 +174,19 @@ def ratios(plan: Plan, model: Any, source: PictureSource, rounds: int, steps: in
             yield loaded, at_hand
 
 
+def told(found: list[tuple[Clocks, Clocks]], loader: Loader, steps: int) -> str:
+    """The medians, with the lowest and the highest round."""
+    parts = []
+    for name, clock in (("wall", "wall"), ("training thread", "thread")):
+        shares = sorted(getattr(real, clock) / getattr(ready, clock) for real, ready in found)
+        step = statistics.median(getattr(ready, clock) for _, ready in found) / steps
+        spread = f"{shares[0]:.3f} to {shares[-1]:.3f}"
+        parts.append(f"{name} {step * 1000:.1f} ms ready, real loader {statistics.median(shares):.3f}x ({spread})")
+    loading = statistics.median(loader.seconds)
+    own = loading / (statistics.median(ready.thread for _, ready in found) / steps)
+    return "\n".join([*parts, f"loading thread {loading * 1000:.2f} ms, {own:.1%} of a step's processor time"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--pictures", type=int, default=1000)
@@ -145,6 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="in a round")
     parser.add_argument("--side", type=int, default=256, help="of the training size, in pixels")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--full", action="store_true", help="a UNet and a text encoder as large as SD 1.x's")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "miniature" / "data" / "mini-sd1.safetensors")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
@@ -158,10 +208,9 @@ def main() -> None:
         plan = prepare(job, host)
         source = source_of(plan, model, DiskStore(host.cache_folder()))
         buckets = len(set(source.encoded.targets))
-        found = list(ratios(plan, model, source, options.rounds, options.steps))
-        ratio = statistics.median(real / ready for real, ready in found)
-        step = statistics.median(ready for _, ready in found) / options.steps
-        print(f"step of {options.batch} from {buckets} buckets: {step * 1000:.0f} ms ready, real loader {ratio:.3f}x")
+        trained, loader = build_model("full") if options.full else model, Loader(source.steps())
+        found = list(rounds_of(plan, trained, source, loader, options.rounds, options.steps))
+        print(f"step of {options.batch} from {buckets} buckets:\n{told(found, loader, options.steps)}")
 
 
 if __name__ == "__main__":

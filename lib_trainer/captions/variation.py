@@ -20,8 +20,13 @@ from lib_trainer.captions.tags import TagPatterns, either_spelling, tag_key
 TOGETHER = ";;;"
 """Between tags that stay together: sd-scripts' usual secondary separator."""
 
+BETWEEN = ", "
+
 AFTER_WARMUP = 2
 """A step at which calm captions are told whole."""
+
+KNOWN = 1 << 13
+"""Captions that are kept taken apart: a set has each at every epoch."""
 
 NO_TAGS = TagPatterns()
 
@@ -85,9 +90,8 @@ class Variation:
             return ""
         text = self._once(self._chosen(caption, random))
         if self.reads_tags:
-            head, free, tail = self._parts(text)
-            shown = self._shown(len(free), moment.step)
-            text = _joined([*head, *self._varied(free, shown, random), *tail])
+            parts = self._parts(text)
+            text = BETWEEN.join(self._varied(parts, self._shown(len(parts.free), moment.step), random))
         return self._framed(text, random)
 
     def forms(self, caption: str) -> list[str]:
@@ -95,40 +99,34 @@ class Variation:
         text = self._once(caption)
         found = [self._framed(text, Random(0))]
         if self.warmup:
-            head, free, tail = self._parts(text)
-            counts = range(1, max(1, len(free)) + 1)
-            own = ([*head, *self._varied(free, count, Random(0)), *tail] for count in counts)
-            found = [self._framed(_joined(units), Random(0)) for units in own]
+            parts = self._parts(text)
+            own = (self._varied(parts, count, Random(0)) for count in range(1, max(1, len(parts.free)) + 1))
+            found = [self._framed(BETWEEN.join(units), Random(0)) for units in own]
         if self.dropout or self.dropout_epochs:
             found.append("")
         return list(dict.fromkeys(found))
 
-    def _parts(self, text: str) -> tuple[list[str], list[str], list[str]]:
-        """Tags before, between and behind what divides them; those that `;;;` holds together count as one."""
-        head, *others = text.split(KEEP, 2)
-        if others:
-            tail = others[1].replace(KEEP, ",") if len(others) > 1 else ""
-            return _units(head), _units(others[0]), _units(tail)
-        units = _units(text)
-        own = {tag_key(word) for word in self.words}
-        leading = next((place for place, one in enumerate(units) if tag_key(one) not in own), len(units))
-        return units[: leading + self.keep], units[leading + self.keep :], []
+    def _parts(self, text: str) -> _Parts:
+        return _parts(text, self.keep, self.words)
 
-    def _varied(self, free: list[str], shown: int, random: Random) -> list[str]:
-        held = [any(_holds(unit, word) for word in self.words) for unit in free]
+    def _varied(self, parts: _Parts, shown: int, random: Random) -> list[str]:
+        """All that is told, in its order; of the free units the first `shown`."""
+        free, held = parts.free, parts.held
         places = list(range(len(free)))
         if self.shuffle:
             keys = [random.random() for _ in free]
-            places.sort(key=lambda place: (not held[place], place if held[place] else keys[place]))
+            first = [place for place in places if held[place]]
+            places = first + sorted((place for place in places if not held[place]), key=keys.__getitem__)
         chances = [random.random() if self.tag_dropout else 1.0 for _ in free]
-        left = [
-            held[place] or (place < shown and not (chances[place] < self.tag_dropout and self._may_go(free[place])))
-            for place in range(len(free))
+        told = [
+            free[place]
+            for place in places
+            if held[place] or (place < shown and not (chances[place] < self.tag_dropout and self._may_go(free[place])))
         ]
-        return [free[place] for place in places if left[place]]
+        return [*parts.head, *told, *parts.tail]
 
     def _may_go(self, unit: str) -> bool:
-        tags = _tags(unit)
+        tags = unit.split(BETWEEN)
         if any(self.spared.matches(tag) for tag in tags):
             return False
         return not self.alone or any(self.alone.matches(tag) for tag in tags)
@@ -171,16 +169,37 @@ class Variation:
 AS_IS = Variation()
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Tags before, between and behind what divides them; those that `;;;` holds together count as one. `held`: which
+    of the free ones are always told."""
+
+    head: list[str]
+    free: list[str]
+    tail: list[str]
+    held: list[bool]
+
+
+@lru_cache(maxsize=KNOWN)
+def _parts(text: str, keep: int, words: tuple[str, ...]) -> _Parts:
+    head, *others = text.split(KEEP, 2)
+    if others:
+        tail = others[1].replace(KEEP, ",") if len(others) > 1 else ""
+        return _Parts(_units(head), free := _units(others[0]), _units(tail), _held(free, words))
+    units = _units(text)
+    own = {tag_key(word) for word in words}
+    leading = next((place for place, one in enumerate(units) if tag_key(one) not in own), len(units))
+    return _Parts(units[: leading + keep], free := units[leading + keep :], [], _held(free, words))
+
+
+def _held(units: Sequence[str], words: Sequence[str]) -> list[bool]:
+    return [any(_holds(unit, word) for word in words) for unit in units]
+
+
 def _units(text: str) -> list[str]:
-    return [unit for part in text.split(",") if (unit := part.strip()) and _tags(unit)]
-
-
-def _tags(unit: str) -> list[str]:
-    return [tag for part in unit.split(TOGETHER) if (tag := part.strip())]
-
-
-def _joined(units: Sequence[str]) -> str:
-    return ", ".join(tag for unit in units for tag in _tags(unit))
+    """Tags, and those that stay together as they are told."""
+    parted = ([tag for one in part.split(TOGETHER) if (tag := one.strip())] for part in text.split(","))
+    return [BETWEEN.join(tags) for tags in parted if tags]
 
 
 def _holds(text: str, word: str) -> bool:

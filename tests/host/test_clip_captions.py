@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -86,3 +87,28 @@ def test_a_long_caption_warns_nobody(clip: Texts, recwarn: pytest.WarningsRecord
 
 def test_gradients_flow_unless_forbidden(clip: Texts) -> None:
     assert clip.encode(["a"], 2, 1).context.requires_grad
+
+
+TAGS = [
+    *LITERAL, "1girl", "it's", "a.b", "...", "?", ">_<", "^_^", "saber (fate/stay night)", "long  hair", "", " ", "\t",
+    "<|endoftext|>", "R&B", "&amp;", "don't's", "100%", "x\nz", "(", ")", ",", "x,y", "\\", "caf\u00e9", "'S", "a" * 90,
+]  # fmt: skip
+
+
+def test_tags_are_tokenised_one_by_one_and_once_with_the_same_tokens(clip: Texts, monkeypatch: Any) -> None:
+    """Whatever stands in them; shuffled captions are new each time, and CLIP's tokenizer is slow."""
+    random, whole, asked = Random(1), clip.chunks.tokenizer, list[str]()
+
+    def counted(text: str, **more: Any) -> Any:
+        asked.append(text)
+        return whole(text, **more)
+
+    monkeypatch.setattr(clip.chunks, "tokenizer", counted)
+    for _ in range(150):
+        caption = ", ".join(random.sample(TAGS, random.randint(1, 12)))
+        assert clip.chunks.ids(caption) == whole(caption, add_special_tokens=False, verbose=False)["input_ids"]
+    asked.clear()
+    words = [f"kind of {number}" for number in range(20)]
+    for _ in range(5):
+        clip.chunks.ids(", ".join(random.sample(words, 20)))
+    assert len(asked) <= 40, "each tag, in the middle and at the end"
