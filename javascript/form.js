@@ -126,7 +126,9 @@
 
     const short = (text) => text.length > SHORT ? `${text.slice(0, SHORT - 1)}…` : text;
 
-    // What stands in the line of a fold: the changed values in it.
+    const isIdle = (field) => field.classList.contains("trainer-idle");
+
+    // What stands in the line of a fold: the changed values in it. One that the model leaves nothing of is not there.
     function summarise(fold, changed) {
         const line = lineOf(fold);
         if (!line) return;
@@ -146,6 +148,8 @@
         const text = told.join(" · ");
         if (place.textContent !== text) place.textContent = text;
         fold.classList.toggle("trainer-has-changed", inside.length > 0);
+        const fields = [...fold.querySelectorAll(".trainer-field")];
+        fold.classList.toggle("trainer-emptied", fields.some(isIdle) && fields.every((field) => isIdle(field) || isHidden(field)));
     }
 
     function askBack(form, body) {

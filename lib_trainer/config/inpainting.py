@@ -20,6 +20,7 @@ class InpaintingConfig(Section, frozen=True):
             names={"masks": "where the masks are"},
             when=none_of("masks.source", "none"),
             advanced=True,
+            inpainting=True,
         ),
     ] = "random"
     count: Annotated[
@@ -32,5 +33,6 @@ class InpaintingConfig(Section, frozen=True):
             high=64,
             step=1,
             advanced=True,
+            inpainting=True,
         ),
     ] = 4

@@ -115,6 +115,7 @@ class DatasetConfig(Section):
             "Ending of files (.long) that hold what a model's second text encoder is told instead, as sentences beside "
             "tags. Pictures without one, and an empty field, tell both the same.",
             advanced=True,
+            family="second_encoder",
         ),
     ] = ""
     width: Annotated[

@@ -114,6 +114,7 @@ class Declared:
         when: Conditions beside the group's.
         family: A property of families of models (`lib_trainer/families`): where the loaded model's has it not, it is
             not read, and a page does not show it.
+        inpainting: The same of models that do not inpaint.
         group: What it shares with others; the section's own where it is missing.
     """
 
@@ -140,6 +141,7 @@ class Declared:
     when: When | tuple[When, ...] = ()
     group: Group | None = None
     family: str = ""
+    inpainting: bool = False
 
     @property
     def conditions(self) -> tuple[When, ...]:

@@ -203,9 +203,13 @@ def check_shares(job: JobConfig, kind: Kind) -> None:
         raise ConfigError("rates.nothing_left", field=share, unet=Field(unet))
 
 
-def idle_options(family: Family) -> list[str]:
-    """Options that no job on a model of the family reads."""
-    return [path for path, spec in field_specs().items() if spec.family and not getattr(family, spec.family)]
+def idle_options(family: Family, *, inpaints: bool = False) -> list[str]:
+    """Options that no job on a model of the family reads, one that inpaints or not."""
+    return [
+        path
+        for path, spec in field_specs().items()
+        if (spec.family and not getattr(family, spec.family)) or (spec.inpainting and not inpaints)
+    ]
 
 
 def unread(job: JobConfig, kind: Kind) -> Sentence | None:

@@ -68,6 +68,23 @@ def test_the_size_is_the_models_unless_changed(page: Page, site: Site, monkeypat
     expect(page.field("dataset_height")).to_have_value("1024")
 
 
+def test_what_the_model_does_not_read_is_hidden_with_its_section(
+    page: Page, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host: Any = site.runner.host
+    section = page.find("section_inpainting")
+    expect(section).to_be_hidden()
+    monkeypatch.setattr(host, "inpaints", lambda: True)
+    expect(section).to_be_visible()
+    page.field("inpainting_count").fill("8")
+    monkeypatch.undo()
+    monkeypatch.setattr(host, "family", lambda: SDXL)
+    expect(page.field("dataset_second_captions")).to_be_visible()
+    expect(page.find("inpainting_count")).to_be_visible()
+    page.find("inpainting_count").locator(".trainer-back").click()
+    expect(section).to_be_hidden()
+
+
 def test_a_reloaded_page_follows_the_model_too(page: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     page.fill_job(site, 20)
     page.find("start").click()

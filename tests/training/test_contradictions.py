@@ -82,9 +82,11 @@ def test_what_has_no_effect_with_the_others_is_told_of(tmp_path: Path) -> None:
 
 
 def test_options_that_a_family_does_not_read() -> None:
-    second = {"optimizer.text_encoder_2_lr", "finetune.text_encoder_2_lr"}
-    assert set(idle_options(SD1)) == second
-    assert set(idle_options(SDXL)) == {"training.clip_skip"}
+    second = {"optimizer.text_encoder_2_lr", "finetune.text_encoder_2_lr", "dataset.second_captions"}
+    holes = {"inpainting.holes", "inpainting.count"}
+    assert set(idle_options(SD1)) == second | holes
+    assert set(idle_options(SD1, inpaints=True)) == second
+    assert set(idle_options(SDXL)) == {"training.clip_skip"} | holes
     for path, spec in field_specs().items():
         for family in FAMILIES:
             assert not spec.family or isinstance(getattr(family, spec.family), bool), path

@@ -319,7 +319,8 @@ def from_widget(spec: FieldSpec, raw: Any) -> Any:
 
 def component(spec: FieldSpec, value: Any, offered: Sequence[str] = (), **identity: Any) -> Any:
     """The component of an option, kept out of the WebUI's saved values. `identity`: elem_id, visible, more classes."""
-    classes = ["trainer-field", *(["trainer-wide"] if spec.width else []), *identity.pop("classes", [])]
+    marks = {"trainer-wide": spec.width, "trainer-switch": spec.kind == "bool"}
+    classes = ["trainer-field", *(one for one, there in marks.items() if there), *identity.pop("classes", [])]
     common: dict[str, Any] = {"label": label(spec), "value": to_widget(spec, value), "interactive": True}
     common |= {"elem_classes": classes, **({} if spec.bare else {"info": spec.help}), **identity}
     return keep_out_of_ui_config(_component(spec, offered, common))

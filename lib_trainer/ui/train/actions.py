@@ -312,11 +312,15 @@ class TrainActions:
         followed = usual if all(values[path] == value for path, value in usual.items()) else {}
         return {path: value for path, value in values.items() if path not in followed}
 
+    def _idle(self) -> list[str]:
+        host = self.runner.host
+        return idle_options(host.family(), inpaints=host.inpaints())
+
     def poll(self, seen: str) -> PageUpdate:
         """What has changed since a watcher saw `seen`; the clock moves while a run is active."""
         view, found, drawn = self.runner.view(), self.runner.search(), self.runner.grid()
         header, (caution, remedy) = self.runner.host.describe(), self._caution()
-        task, idle = self.options.task_id(), idle_options(self.runner.host.family())
+        task, idle = self.options.task_id(), self._idle()
         note = told(usual_note(self.runner.host))
         usual = usual_html(field_specs(), self.usual(), idle, note, self.options.prefix)
         now = self._now(view, (found, drawn), (header, caution, usual), task or "")
