@@ -20,6 +20,10 @@ SHIFT = (-0.32, 0.32)
 """A run that is k times as long has its best rate k^s times as high, and of s no more is known than these bounds.
 Bjorck et al. 2024 (arXiv:2409.19913) found -0.32 for language models; the miniature's rose about as much from 8 to 24
 steps, as a rate that unsettles what is known needs time to mend it."""
+MAY_BE_BEST = 0.025
+"""A range holds every rate that was tried and is the best of them in this share of the resamplings (two standard
+errors): it cannot be told from the best one (Hansen, Lunde and Nason 2011, "The Model Confidence Set"). What lies
+between rates that were tried is reckoned from a shape, and a rate itself is not."""
 LEAST_WIDTH = 0.5
 """Decades: rates that lie closer were not told apart."""
 WIDEST = 1.75
@@ -146,6 +150,9 @@ def range_of(runs: Sequence[Short], pictures: Pictures, whole: int, seed: int = 
     first, middle, last = (float(torch.quantile(tops, share)) for share in (edge, 0.5, 1 - edge))
     if (missing := LEAST_WIDTH - (last - first)) > 0:
         first, last = first - missing / 2, last + missing / 2
+    often = torch.bincount(chosen.argmax(1), minlength=len(factors)) / len(chosen)
+    maybe = logarithms[often >= MAY_BE_BEST]
+    first, last = min(first, float(maybe.min())), max(last, float(maybe.max()))
     inside = ((tops >= first - 1e-9) & (tops <= last + 1e-9)).double().mean()
     return Range(10**first, 10**middle, 10**last, float(inside))
 

@@ -45,6 +45,20 @@ def test_pictures_that_disagree_make_a_wider_range() -> None:
     assert 0.85 <= wide.sure <= 0.95
 
 
+@pytest.mark.parametrize(("apart", "held"), [(0.1, True), (0.03, False)])
+def test_what_cannot_be_told_from_the_best_rate_is_in_the_range(apart: float, held: bool) -> None:
+    """Half a decade above the best one pictures gain 0.05 less, and differ in that by `apart`: a mean of twelve."""
+    runs, generator = made_up(1.0, spread=0.1), torch.Generator().manual_seed(4)
+    away = torch.randn(12, generator=generator)
+    away = ((away - away.mean()) / away.std() * apart - 0.05)[PICTURES]
+    gains = {one.seed: one.gains for one in runs if one.factor == 1.0 and one.gains is not None}
+    other = max(factor for factor in FACTORS if factor < 4)
+    runs = [Short(one.factor, 24, one.seed, gains[one.seed] + away) if one.factor == other else one for one in runs]
+    found = range_of(runs, KNOWN, 24)
+    assert (found.high >= other) == held
+    assert found.sure >= 0.9
+
+
 def test_less_is_known_of_a_longer_run() -> None:
     runs = made_up(1.0, spread=0.1)
     same, longer = range_of(runs, KNOWN, 24), range_of(runs, KNOWN, 2400)
