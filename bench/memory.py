@@ -32,6 +32,7 @@ from unittest import mock
 import msgspec
 import torch
 from torch import nn
+from torch.utils._device import _device_constructors
 from torch.utils.checkpoint import checkpoint
 
 from bench.allocations import Allocations
@@ -67,6 +68,8 @@ XL_KINDS = tuple(kind for kind in KINDS if kind != "hypernetwork")
 """Hosts know no hypernetwork for SDXL."""
 SHAPES = ("sd1", "sd2", "sdxl", "tiny", "tiny_xl")
 NORMS = (torch.nn.functional.group_norm, torch.nn.functional.layer_norm, torch.group_norm, torch.layer_norm)
+CONSTRUCTORS = _device_constructors()
+"""What is told by `torch.device` where new tensors lie."""
 TINY = Path(__file__).parents[1] / "tests" / "training"
 UNET: dict[str, Any] = {
     "image_size": 32,
@@ -251,7 +254,10 @@ class _Model(LdmModel):
 
 
 class _Autocast(CudaAutocast):
-    """The rules of the device that a table is about; a CPU's norms stay in half precision. `dtype` fp32 is none."""
+    """The rules of the device that a table is about; a CPU's norms stay in half precision. `dtype` fp32 is none.
+
+    New tensors have no contents: `torch.device("meta")` would be a second mode around every operation.
+    """
 
     def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
@@ -260,6 +266,8 @@ class _Autocast(CudaAutocast):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._on_cpu and function in NORMS:
             return function(*args, **(kwargs or {}))
+        if function in CONSTRUCTORS and (kwargs is None or kwargs.get("device") is None):
+            kwargs = {**(kwargs or {}), "device": "meta"}
         return super().__torch_function__(function, types, args, kwargs)
 
     @contextlib.contextmanager
@@ -313,7 +321,7 @@ def without_contents(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[Allocat
     there = mock.patch("lib_trainer.autocasting.autocasts", lambda kind, dtype=None: True)
     again = mock.patch("lib_trainer.host.holding.checkpoint", mode.checkpoint)
     stay = mock.patch("lib_trainer.kinds.slots.moves", lambda device: False)
-    with known, off, there, again, stay, mode.emulated(), _Allocations() as live, torch.device("meta"):
+    with known, off, there, again, stay, mode.emulated(), _Allocations() as live:
         roots = model.roots().values()
         live.watch(tensor for root in roots for tensor in (*root.parameters(), *root.buffers()))
         yield live, model, mode
