@@ -220,13 +220,13 @@ def snapshot(*roots: nn.Module) -> dict[str, object]:
     seen: dict[str, object] = {}
     for index, root in enumerate(roots):
         for name, module in root.named_modules():
-            where = f"{index}.{name}"
-            seen[f"{where} modes"] = (module.training, type(module), id(module.__dict__.get("forward")))
-            seen[f"{where} attributes"] = tuple(sorted(module.__dict__))
-            plain = {k: v for k, v in module.__dict__.items() if isinstance(v, (bool, int, float, str, torch.dtype))}
-            seen[f"{where} values"] = tuple(sorted((k, str(v)) for k, v in plain.items()))
-            hooks = [k for k in module.__dict__ if "hooks" in k and isinstance(getattr(module, k), dict)]
-            seen[f"{where} hooks"] = tuple((k, tuple(map(id, getattr(module, k).values()))) for k in sorted(hooks))
+            where, own = f"{index}.{name}", module.__dict__
+            seen[f"{where} modes"] = (module.training, type(module), id(own.get("forward")))
+            seen[f"{where} attributes"] = frozenset(own)
+            plain = {k: (type(v), v) for k, v in own.items() if isinstance(v, (bool, int, float, str, torch.dtype))}
+            seen[f"{where} values"] = plain
+            hooks = {k: [*map(id, v.values())] for k, v in own.items() if "hooks" in k and isinstance(v, dict) and v}
+            seen[f"{where} hooks"] = hooks
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             facts = (id(tensor), tensor.dtype, tensor.device, tuple(tensor.shape), tuple(tensor.stride()))

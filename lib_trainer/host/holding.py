@@ -31,13 +31,15 @@ def frozen(*roots: nn.Module) -> Iterator[None]:
         for parameter, _ in parameters:
             parameter.requires_grad_(False)
         for module, _ in modes:
-            module.training = False
+            if module.training:  # to set what it is already takes as long as for a parameter
+                module.training = False
         yield
     finally:
         for parameter, flag in parameters:
             parameter.requires_grad_(flag)
         for module, mode in modes:
-            module.training = mode
+            if module.training is not mode:
+                module.training = mode
 
 
 @contextlib.contextmanager

@@ -113,12 +113,23 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Made = Callable[[str, torch.device], LdmModel]
+Snapshot = dict[str, object]
+Made = Callable[[str, torch.device], tuple[LdmModel, Snapshot]]
+Kept = dict[tuple[str, torch.device], tuple[tuple[nn.Module, ...], Snapshot]]
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Kept]:
+    """Modules that were found to be bit for bit what they were before a run: the next test's, which takes them out."""
+    found: Kept = {}
+    yield found
+    found.clear()
 
 
 @pytest.fixture
-def held_model(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
-    """Makes the host's model in the given storage on a device, with what the WebUI changes of ldm."""
+def held_model(tiny: Tiny, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
+    """Makes the host's model in the given storage on a device, with what the WebUI changes of ldm; and tells all that a
+    run might change of it."""
     import ldm.modules.diffusionmodules.openaimodel as openai_model
 
     from lib_trainer.host.standalone.tokenizer import load_tokenizer
@@ -127,20 +138,27 @@ def held_model(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
     embed = openai_model.timestep_embedding
     monkeypatch.setattr(openai_model, "timestep_embedding", lambda *a, **k: embed(*a, **k).to(devices.dtype_unet))
 
-    def make(stored: str, device: torch.device) -> LdmModel:
+    def make(stored: str, device: torch.device) -> tuple[LdmModel, Snapshot]:
         if device.type == "cpu" and not precision._cpu_multiplies_fp16():
             pytest.skip("this torch has no fp16 on the CPU")
-        parts = (copy.deepcopy(part).eval().to(device, STORED[stored]) for part in (tiny.unet, tiny.vae, tiny.text))
-        unet, vae, text = parts
-        devices.dtype_unet = unet.dtype = STORED[stored]  # type: ignore[assignment]
-        if stored == "8 bits":
-            for part in (unet, text):
-                _store_in_8_bits(part)
+        roots, seen = kept.pop((stored, device), None) or _held(tiny, stored, device)
+        unet, vae, text = roots
+        devices.dtype_unet = STORED[stored]  # type: ignore[assignment]
         clip = Texts([text], load_tokenizer())
-        return LdmModel(unet, vae, clip, tiny_schedule(), SCALE, "tiny", tiny.path, devices=devices)
+        return LdmModel(unet, vae, clip, tiny_schedule(), SCALE, "tiny", tiny.path, devices=devices), seen
 
     yield make
     assert devices.dtype_unet in (None, *STORED.values())
+
+
+def _held(tiny: Tiny, stored: str, device: torch.device) -> tuple[tuple[nn.Module, ...], Snapshot]:
+    roots = tuple(copy.deepcopy(part).eval().to(device, STORED[stored]) for part in (tiny.unet, tiny.vae, tiny.text))
+    unet, _, text = roots
+    unet.dtype = STORED[stored]  # type: ignore[assignment]
+    if stored == "8 bits":
+        for part in (unet, text):
+            _store_in_8_bits(part)
+    return roots, snapshot(*roots)
 
 
 def _store_in_8_bits(root: nn.Module, *, keep: bool = True) -> None:
@@ -211,40 +229,55 @@ def draws(model: Any) -> bool:
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_on_a_host_in_half_precision(
-    held_model: Made, picture: Path, tmp_path: Path, device: torch.device, precision: str, job: str
+    held_model: Made, kept: Kept, picture: Path, tmp_path: Path, device: torch.device, precision: str, job: str
 ) -> None:
-    _trained_and_put_back(held_model, "fp16", device, tmp_path, picture, JOBS[job] | {"training.precision": precision})
+    changes = JOBS[job] | {"training.precision": precision}
+    _trained_and_put_back(held_model, kept, "fp16", device, tmp_path, picture, changes)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("stored", "job", "precision"), COVERING, ids=[" ".join(one) for one in COVERING])
 def test_on_other_hosts(
-    held_model: Made, picture: Path, tmp_path: Path, device: torch.device, stored: str, job: str, precision: str
+    held_model: Made,
+    kept: Kept,
+    picture: Path,
+    tmp_path: Path,
+    device: torch.device,
+    stored: str,
+    job: str,
+    precision: str,
 ) -> None:
     changes = MORE_JOBS[job] | {"training.precision": precision}
-    _trained_and_put_back(held_model, stored, device, tmp_path, picture, changes)
+    _trained_and_put_back(held_model, kept, stored, device, tmp_path, picture, changes)
 
 
 @pytest.mark.parametrize("device", [ON_A_CARD])
 @pytest.mark.parametrize(("stored", "job", "precision"), ON_CARDS, ids=[" ".join(one) for one in ON_CARDS])
 def test_on_a_card(
-    held_model: Made, picture: Path, tmp_path: Path, device: torch.device, stored: str, job: str, precision: str
+    held_model: Made,
+    kept: Kept,
+    picture: Path,
+    tmp_path: Path,
+    device: torch.device,
+    stored: str,
+    job: str,
+    precision: str,
 ) -> None:
     changes = CARD_JOBS[job] | {"training.precision": precision}
     name = changes.get("optimizer.name", "AdamW")
     if not OPTIMIZERS[name].installed:
         pytest.skip(f"{OPTIMIZERS[name].module} is not installed")
-    _trained_and_put_back(held_model, stored, device, tmp_path, picture, changes)
+    _trained_and_put_back(held_model, kept, stored, device, tmp_path, picture, changes)
 
 
 def _trained_and_put_back(
-    make: Made, stored: str, device: torch.device, root: Path, folder: Path, changes: dict[str, Any]
+    make: Made, kept: Kept, stored: str, device: torch.device, root: Path, folder: Path, changes: dict[str, Any]
 ) -> None:
-    model = make(stored, device)
+    model, before = make(stored, device)
     held, steps = vars(model._devices)["dtype_unet"], changes.get("training.max_steps", 2)
     picture = _drawn(model) if draws(model) else ""
     _HalfHost.drawn.clear()
-    before, bytes_before = snapshot(*roots_of(model)), settled(device)
+    bytes_before = settled(device)
     view = _run(model, root, folder, changes)
     assert (view.state, view.error, view.step) == ("finished", "", steps)
     assert len(view.previews) == steps
@@ -254,6 +287,7 @@ def _trained_and_put_back(
     if draws(model):
         assert _drawn(model) == picture
         assert len(_HalfHost.drawn) >= steps
+    kept[stored, device] = roots_of(model), before
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -263,7 +297,7 @@ def test_a_whole_checkpoint_of_an_8_bit_host_has_no_8_bit_rounding(
     """Neither in what was trained nor in what was not."""
     from safetensors.torch import load_file
 
-    model = held_model("8 bits", device)
+    model, _ = held_model("8 bits", device)
     kept = model.checkpoint_tensors()
     changes = JOBS["checkpoint"] | {"finetune.unet_lr": 1e-9, "output.precision": "fp32"}
     view = _run(model, tmp_path, picture, changes)
@@ -279,7 +313,7 @@ def test_a_whole_checkpoint_of_an_8_bit_host_has_no_8_bit_rounding(
 def test_a_whole_checkpoint_that_is_there_in_8_bits_only_is_refused(
     held_model: Made, tiny: Tiny, picture: Path, tmp_path: Path
 ) -> None:
-    model = held_model("fp16", CPU)
+    model, _ = held_model("fp16", CPU)
     _store_in_8_bits(model.unet, keep=False)
     view = _run(model, tmp_path, picture, JOBS["checkpoint"])
     assert view.state == "failed" and view.step == 0
