@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from PIL import Image, ImageDraw, ImageFont
@@ -24,11 +25,14 @@ from lib_trainer.config import (
     OutputConfig,
     TrainingConfig,
     dump_job,
+    from_values,
+    to_values,
 )
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
 
 from .export import FAMILIES, checkpoint_of, export_webui
+from .recipes import RECIPES
 from .world import write_concept, write_known
 
 TRIGGER, SHAPE, COLOURS = "zorb", "heart", ("red", "blue")
@@ -37,6 +41,11 @@ CFG_SCALE, SAMPLER = 4.0, "Euler a"
 """What the miniature draws best with."""
 SCALE, GAP, HEAD = 3, 6, 26
 """Guidance; then the picture's layout: enlargement, space between pictures and height of a caption, in pixels."""
+MANY = 180
+"""Pictures of what is known that an epoch shows once each beside as many of the concept."""
+RECOMMENDED: dict[str, Any] = {"loss.weighting": "debiased", "captions.dropout": 0.1}
+"""Over the usual settings, with `MANY` pictures of what is known: the checkpoint itself learned with such weights, and
+with a tenth of the captions left out. One that predicts v needs them: else half as many pictures show the concept."""
 
 
 def concept_job(folder: Path, name: str = NAME, steps: int = STEPS) -> JobConfig:
@@ -125,8 +134,12 @@ def run(folder: Path, steps: int, family: str = "sd1", say: Callable[[str], None
     started = time.monotonic()
     checkpoint = export_webui(folder / "model", family)
     write_concept(folder / "pictures", shape=SHAPE, trigger=TRIGGER, colours=COLOURS, size=(SIDE, SIDE))
-    write_known(folder / "pictures")
     job = concept_job(Path("pictures"), steps=steps)  # relative paths are meant from the job file's folder
+    if family in RECIPES and RECIPES[family].prediction == "v_prediction":
+        write_known(folder / "pictures", count=MANY, repeats=1)
+        job = from_values(to_values(job) | RECOMMENDED)
+    else:
+        write_known(folder / "pictures")
     job = msgspec.structs.replace(job, model=ModelConfig(checkpoint=str(checkpoint.relative_to(folder))))
     dump_job(job, folder / "job.toml")
     say(f"The concept '{TRIGGER}', a shape that the checkpoint has never seen: {folder / 'pictures'}")

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .trials import MANY, Bench, arguments, percent, trial
+from .demo import MANY
+from .trials import Bench, arguments, percent, trial
 
 PRESERVED = "preserved 0.5"
 ALONE = {PRESERVED}

@@ -2,7 +2,7 @@
 
     python -m miniature.kinds                     # 50 seeds a kind, as in docs/kinds.md
     python -m miniature.kinds --seeds 10 --only LoRA Embedding
-    python -m miniature.kinds --family sdxl       # on the SDXL miniature
+    python -m miniature.kinds --family sdxl       # on the SDXL miniature, or sd2-v
     python -m miniature.kinds --only Embedding --set embedding.vectors=16 training.max_steps=800
     python -m miniature.kinds --prior             # prior preservation: the class's variety with and without
 
@@ -37,7 +37,7 @@ from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 
 from .common import take_device
-from .demo import CFG_SCALE, COLOURS, SAMPLER, SHAPE, SIDE
+from .demo import CFG_SCALE, COLOURS, MANY, RECOMMENDED, SAMPLER, SHAPE, SIDE
 from .export import export_webui
 from .judge import Judge
 from .shapes import ALL_SHAPES, SHAPES
@@ -47,7 +47,7 @@ from .world import combos, random_scene, tags_of, write_concept, write_known
 from .world import draw as draw_scene
 
 UNRELATED = (("red circle, white background", "circle"), ("blue star, white background", "star"))
-KNOWN = {"sd1": UNRELATED, "sdxl": (("red circle", "circle"),)}
+KNOWN = {"sd1": UNRELATED, "sdxl": (("red circle", "circle"),), "sd2-v": (("red circle", "circle"),)}
 """By family: what its miniature draws well, so that a loss can be seen. Blue stars are not among it on SDXL."""
 INSTEAD_OF = "circle"
 """The shape that the difference's pairs lead away from."""
@@ -96,6 +96,7 @@ XL_KINDS: dict[str, dict[str, Any]] = {
     },
 }
 """Each with steps of its own."""
+V_KINDS: dict[str, dict[str, Any]] = {"LoRA": RATES | RECOMMENDED}
 COMMON: dict[str, Any] = {
     "dataset.width": SIDE, "dataset.height": SIDE, "network.rank": 32, "network.alpha": 32.0,
     "network.conv_rank": 8, "network.conv_alpha": 8.0, "training.batch_size": 8, "training.precision": "fp32",
@@ -216,7 +217,7 @@ def write_set(folder: Path, kind: str, way: Way) -> dict[str, str]:
         write_pairs(folder / "before", folder / "after", way.shape)
         return {"dataset.folder": str(folder / "after"), "difference.before": str(folder / "before")}
     target = write_concept(folder, shape=way.shape, trigger=way.word, colours=COLOURS)
-    write_known(folder, count=180, repeats=1) if way.family != "sd1" else write_known(folder)
+    write_known(folder, count=MANY, repeats=1) if way.family != "sd1" else write_known(folder)
     # a new word only: what is known has nothing to teach it
     return {"dataset.folder": str(target if kind == "embedding" else folder)}
 
@@ -249,7 +250,7 @@ def one_kind(name: str, way: Way) -> dict[str, Any]:
     return result | json.loads(before.read_text(encoding="utf-8"))
 
 
-SETTINGS = {"sd1": KINDS, "sdxl": XL_KINDS}
+SETTINGS = {"sd1": KINDS, "sdxl": XL_KINDS, "sd2-v": V_KINDS}
 
 
 def table(results: dict[str, dict[str, Any]], seeds: int) -> str:

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .trials import BESIDE, MANY, RECOMMENDED, Bench, Figures, Trial, arguments, percent, trial
+from .demo import MANY, RECOMMENDED
+from .trials import BESIDE, Bench, Figures, Trial, arguments, percent, trial
 
 DEBIASED = {"loss.weighting": "debiased"}
 TRIED: Mapping[str, tuple[Mapping[str, Any], int]] = {

@@ -26,7 +26,7 @@ from lib_trainer.ports import PreviewRequest
 from lib_trainer.training.desk import TrainingDesk
 
 from .common import atomic, take_device
-from .demo import CFG_SCALE, SAMPLER, SIDE
+from .demo import CFG_SCALE, MANY, SAMPLER, SIDE
 from .export import export_webui
 from .judge import Judge
 from .shapes import ALL_SHAPES, SHAPES
@@ -39,17 +39,12 @@ TAUGHT = ("red", "blue")
 """Colours of the pictures that are learned from."""
 OWN, BESIDE = 18, 60
 """Pictures of a concept, and of what is known beside them where nothing else is said."""
-MANY = 180
-"""Pictures of what is known that an epoch shows once each beside as many of the concept."""
 SETTINGS: dict[str, Any] = {
     "dataset.width": SIDE, "dataset.height": SIDE, "network.rank": 32, "network.alpha": 32.0,
     "optimizer.unet_lr": 3e-3, "optimizer.text_encoder_lr": 2e-3,
     "training.batch_size": 8, "training.max_steps": 400, "training.precision": "fp32",
 }  # fmt: skip
 """What a person would set for a checkpoint this small; the rest are defaults."""
-RECOMMENDED: dict[str, Any] = {"loss.weighting": "debiased", "captions.dropout": 0.1}
-"""Over `SETTINGS`, with `MANY` pictures of what is known: the checkpoint itself learned with such weights, and with a
-tenth of the captions left out."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import PreviewRequest
-from miniature.demo import CFG_SCALE, COLOURS, NAME, SAMPLER, SHAPE, SIDE, STEPS, TRIGGER, main
+from miniature.demo import CFG_SCALE, COLOURS, NAME, SAMPLER, SHAPE, SIDE, TRIGGER, main
 from miniature.export import COMMITTED, checkpoint_of
 from miniature.judge import Judge
 from miniature.shapes import ALL_SHAPES
@@ -29,7 +29,7 @@ MORE_SEEDS = {"sd1": range(100, 119), "sdxl": SEEDS, "sd2-v": range(100, 119)}
 """Of the concept with the LoRA, beside the six of each colour that the demo draws."""
 DRAWN_IN = {"sd1": 20, "sdxl": 12, "sd2-v": 20}
 """Sampling steps."""
-LENGTHS = {"sd1": 320, "sdxl": 160, "sd2-v": STEPS}
+LENGTHS = {"sd1": 320, "sdxl": 160, "sd2-v": 280}
 KEPT = {"sd1": 0.9, "sdxl": 0.7, "sd2-v": 0.7}
 """Optimizer steps; and in what share of pictures the LoRA must leave what the checkpoint knew."""
 
