@@ -113,7 +113,7 @@
         if (button && button.dataset.base === base) return;
         button?.remove();
         button = document.createElement("button");
-        const told = boxOf(field)?.type === "checkbox" ? (base === "true" ? "on" : "off") : base || "empty";
+        const told = boxOf(field)?.type === "checkbox" ? (base === "true" ? "on" : "off") : numberAsShown(base) || "empty";
         button.type = "button";
         button.className = "trainer-back";
         button.dataset.base = base;
@@ -123,6 +123,9 @@
         field.append(button);
         field.classList.add("trainer-changed");
     }
+
+    // 1e-05 is 0.00001 in its box, and 0.0 is 0.
+    const numberAsShown = (text) => text.trim() && Number.isFinite(Number(text)) ? String(Number(text)) : text;
 
     const short = (text) => text.length > SHORT ? `${text.slice(0, SHORT - 1)}…` : text;
 

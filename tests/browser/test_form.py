@@ -26,6 +26,10 @@ def line(page: Page, name: str) -> Any:
 def test_changed_values_are_marked_and_put_back_each_and_all(page: Page) -> None:
     back = page.find("finder").locator(".trainer-back-all")
     expect(back).to_be_hidden()
+    page.field("optimizer_text_encoder_lr").fill("1")
+    rate = page.find("optimizer_text_encoder_lr").locator(".trainer-back")
+    expect(rate).to_have_text("↺ 0.00001")
+    rate.click()
     page.field("output_name").fill("cat")
     page.field("network_rank").fill("64")
     page.field("optimizer_unet_lr").fill("2e-4")
