@@ -78,7 +78,7 @@ def header(source: Source, facts: Facts) -> Iterator[Sentence]:
 def _ranks(source: Source, facts: Facts) -> Iterator[Sentence]:
     layers: dict[int, list[str]] = {}
     for name, one in source.tensors.items():
-        ending = next((ending for ending in (*RANKED, ".lora_A.weight") if name.endswith(ending)), None)
+        ending = next((f".{one}" for one in (*RANKED, "lora_A.weight") if name.endswith(f".{one}")), None)
         if ending and one.shape:
             layers.setdefault(one.shape[0], []).append(name.removesuffix(ending))
     if layers:
