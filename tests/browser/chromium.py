@@ -68,6 +68,18 @@ def close(app: Any) -> None:
     app.close()
 
 
+def later(page: Any, milliseconds: int) -> None:
+    """As if so much time had passed by the clock of `bridge.js`, which has ticked since."""
+    page.evaluate(
+        """(milliseconds) => {
+            const now = Date.now;
+            Date.now = () => now() + milliseconds;
+            return new Promise((done) => setTimeout(done, 150));
+        }""",
+        milliseconds,
+    )
+
+
 @dataclass
 class Tab:
     """A page that one test after the other has, each with a server of its own at the same `port`.

@@ -32,3 +32,9 @@ def browser(context: Any) -> Any:
 @pytest.fixture(scope="package")
 def tab(context: Any) -> Tab:
     return Tab(context.pages[0], free_port())
+
+
+@pytest.fixture
+def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of another tab: each change, and each look of axe, costs for every element of the form of training."""
+    monkeypatch.setattr("lib_trainer.ui.standalone.build_train_page", lambda desk, options: None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.chromium import MARKS, Tab
+from tests.browser.chromium import MARKS, Tab, later
 
 pytestmark = MARKS
 BRIDGE = Path(__file__).parents[2] / "javascript" / "bridge.js"
@@ -98,7 +98,7 @@ def test_a_press_that_nobody_heard_is_repeated(page: Any) -> None:
     page.wait_for_function("window.asked.length === 1")
     page.evaluate("window.answer(0)")
     assert not page.evaluate("trainerBridge.isBusy('p')")
-    page.wait_for_timeout(1500)
+    later(page, 1500)
     assert asked(page) == [("look", 1)], "and no more"
 
 
@@ -108,13 +108,13 @@ def test_a_panel_that_is_seen_is_polled_and_the_next_poll_waits_for_the_answer(p
             polled: (prefix) => log.push(prefix)})"""
     )
     page.wait_for_function("window.asked.length === 1")
-    page.wait_for_timeout(1200)
+    later(page, 1200)
     assert asked(page) == [("poll", None)]
     page.evaluate("window.answer(0)")
     assert page.evaluate("window.log") == ["p"]
     page.wait_for_function("window.asked.length === 2")
     page.evaluate("document.querySelector('.watched').hidden = true; window.answer(1)")
-    page.wait_for_timeout(1200)
+    later(page, 1200)
     assert len(asked(page)) == 2, "nobody looks"
 
 

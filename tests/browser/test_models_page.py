@@ -50,6 +50,7 @@ def fill(page: playwright.Page, name: str, value: object) -> None:
     box.press("Tab")
 
 
+@pytest.mark.usefixtures("without_training")
 def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> None:
     page.locator("#models_merge_a input").click()
     page.locator("#models_merge_a .options li").filter(has_text="one.safetensors").click()

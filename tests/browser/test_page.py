@@ -76,6 +76,8 @@ class Page:
         expect(self.raw.locator(lines)).to_have_count(0)
 
     def sees(self, selector: str, text: str | re.Pattern[str] = "") -> None:
+        """Waited for first: of a page where it is not yet, each look of `expect` would describe the whole."""
+        self.raw.locator(selector).first.wait_for(state="attached")
         expect(self.raw.locator(selector).first).to_contain_text(text)
 
     def fill_job(self, site: Site, steps: int) -> None:
@@ -274,15 +276,14 @@ def test_axe_finds_nothing_grave_on_train_and_generate(tab: Tab, site: Site) -> 
     """In both themes; and last, that it would find a text without contrast. A run leaves the form as it was."""
     page, of_a_run = open_page(tab, site, "?__theme=dark"), ("#trainer_header", ".trainer-right")
     seen = {"idle": findings_of_both_themes(page.raw, "#trainer_page")}
-    page.raw.locator(".trainer-find").fill("ema")
-    page.sees(".trainer-found", "EMA decay")
-    seen["searched"] = findings_of_both_themes(page.raw, ".trainer-finder")
-    page.raw.locator(".trainer-find").press("Escape")
     page.fill_job(site, steps=40)
     site.script.finish.clear()
     page.find("start").click()
     page.sees(".trainer-status", "39 / 40")
-    seen["running"] = findings_of_both_themes(page.raw, *of_a_run)
+    page.raw.locator(".trainer-find").fill("ema")
+    page.sees(".trainer-found", "EMA decay")
+    seen["running, searched"] = findings_of_both_themes(page.raw, *of_a_run, ".trainer-finder")
+    page.raw.locator(".trainer-find").press("Escape")
     site.script.finish.set()
     page.sees(".trainer-state-finished", "cat.safetensors")
     seen["finished"] = findings_of_both_themes(page.raw, *of_a_run)
@@ -290,8 +291,7 @@ def test_axe_finds_nothing_grave_on_train_and_generate(tab: Tab, site: Site) -> 
     page.raw.locator("#generate_width input").fill("1")
     page.raw.locator("#generate_run").click()
     page.sees("#generate_width .trainer-field-error", "Width = 1")
-    seen["generate"] = findings_of_both_themes(page.raw, ".trainer-generate")
-    seen["tabs"] = findings_of_both_themes(page.raw, ".tab-nav")
+    seen["generate, tabs"] = findings_of_both_themes(page.raw, ".trainer-generate", ".tab-nav")
     page.raw.locator(".tab-nav button", has_text="Train").click()
     page.open_all()
     page.field("network_rank").fill("-4")

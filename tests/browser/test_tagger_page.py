@@ -15,7 +15,7 @@ from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.views import Places
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings_of_both_themes
-from tests.browser.chromium import MARKS, Tab, close, driver
+from tests.browser.chromium import MARKS, Tab, close, driver, later
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -79,6 +79,7 @@ def test_tag_slide_judge_and_write(page: playwright.Page, tmp_path: Path) -> Non
     assert all(split_tags(path.read_text("utf-8")) for path in folder.glob("*.txt"))
 
 
+@pytest.mark.usefixtures("without_training")
 def test_axe_finds_nothing_grave(tab: Tab, address: str, tmp_path: Path) -> None:
     page = tab.open(f"{address}?__theme=dark", 1280, 1000)
     open_tab(page, "Tagger")
@@ -86,7 +87,7 @@ def test_axe_finds_nothing_grave(tab: Tab, address: str, tmp_path: Path) -> None
     draw_scenes(folder, 12)
     page.locator("#tagger_tag_folder").click()
     expect(page.locator("#tagger_notice").first).to_contain_text("No folder of pictures is given")
-    found = findings_of_both_themes(page, "#tagger_page")
+    found = findings_of_both_themes(page, "#tagger_notice", "#tagger_tabs")
     fill(page, "folder", folder)
     page.locator("#tagger_tag_folder").click()
     expect(page.locator(".tagger-job")).to_contain_text("12 pictures scored")
@@ -98,6 +99,7 @@ def test_axe_finds_nothing_grave(tab: Tab, address: str, tmp_path: Path) -> None
     assert not found, "\n".join(found)
 
 
+@pytest.mark.usefixtures("without_training")
 def test_typing_a_path_reads_and_makes_nothing_until_it_is_written(page: playwright.Page, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     draw_scenes(folder, 3)
@@ -114,13 +116,16 @@ def test_typing_a_path_reads_and_makes_nothing_until_it_is_written(page: playwri
     assert list(tmp_path.rglob(".trainer")) == []
 
 
+@pytest.mark.usefixtures("without_training")
 def test_buttons_without_a_folder_say_so(page: playwright.Page) -> None:
     """And the sentence stays until the next one."""
     notice = page.locator("#tagger_notice").first
     for name in ("tag_folder", "write", "reread"):
         page.locator(f"#tagger_{name}").click()
         expect(notice).to_contain_text("No folder of pictures is given")
-        page.wait_for_timeout(1500)  # longer than the poll that a press hurries
+        for _ in range(2):  # the answer to the second poll is asked for when that to the first is shown
+            with page.expect_response(re.compile("/(run|api)/predict$")):
+                later(page, 5000)
         expect(notice).to_contain_text("No folder of pictures is given")
         page.locator("#tagger_rescan").click()
         expect(notice).to_contain_text("Taggers found: 1")
@@ -153,6 +158,7 @@ def judge_the_first(page: playwright.Page, folder: Path) -> None:
         expect(page.locator(".tagger-card").nth(1)).to_have_class(re.compile("tagger-rejected"))
 
 
+@pytest.mark.usefixtures("without_training")
 def test_nothing_overflows(page: playwright.Page) -> None:
     for box in page.locator("#tagger_page .trainer-more .label-wrap").all():
         box.click()
