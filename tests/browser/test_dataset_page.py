@@ -161,6 +161,7 @@ def test_the_set_that_was_pressed_is_in_the_form_the_first_time_too(
     own.close()
 
 
+@pytest.mark.usefixtures("without_training")
 def test_selects_have_an_arrow(page: Any, root: Path) -> None:
     open_set(page, root)
     for name in ("dataset_edit_kind", "dataset_scope"):
@@ -172,6 +173,7 @@ def test_selects_have_an_arrow(page: Any, root: Path) -> None:
     expect(page.locator(".dataset-cell")).to_have_count(4)
 
 
+@pytest.mark.usefixtures("without_training")
 def test_enter_in_the_folders_box_and_no_folder_are_answered(page: Any, root: Path) -> None:
     page.locator("#dataset_train").click()
     sees(page, "#dataset_notice", "No folder is given")
@@ -199,6 +201,7 @@ def test_a_findings_trash_is_shown_first_and_is_for_the_forms_size(page: Any, ro
     expect(small).to_have_count(1)
 
 
+@pytest.mark.usefixtures("without_training")
 def test_axe_finds_nothing_grave(tab: Tab, address: str, root: Path) -> None:
     page = open_tab(tab, f"{address}?__theme=dark")
     found = findings_of_both_themes(page, "#dataset_page")
@@ -221,6 +224,7 @@ def test_axe_finds_nothing_grave(tab: Tab, address: str, root: Path) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.usefixtures("without_training")
 def test_chips_selection_and_keys(page: Any, tab: Tab, root: Path) -> None:
     """On a slow machine, whose page is behind with what it shows too."""
     open_set(page, root)
