@@ -4,14 +4,17 @@
     python -m bench.mutation --work /tmp/mutants --packages FOLDER --count 300 --seed 1
 
 mutmut (a package of its own, in no environment of this project) writes every mutant of what `PARTS` names into a copy
-of the repository below `--work`. The tests are run once there to see which of them reach which function. Then comes a
-sample: each part has its share of `--count`, drawn by `--seed`. For each mutant a process is forked that runs the tests
-which reach its function, the quickest first, until one fails. A mutant that no test reaches has survived.
+of the repository below `--work`. A sample is drawn by `--seed`: each part has its share of `--count`. Only functions of
+the sample are wrapped (`bench/mutant_switch.py`), so that the copy is as quick as the program. The tests are run once
+there to see which of them reach which function. For each mutant a process is forked that runs the tests which reach
+its function, the quickest first, until one fails; a test that fails without the mutant as well is not counted. A
+mutant that no test reaches has survived, and so has one that outlives `--budget` seconds of tests.
 
 Everything is kept in `--work`: a second call goes on where the first was ended, `--minutes` ends one by itself, and
-`--again` tries once more what has survived, after tests were added: the copy's tests are brought up to date, what they
-reach is found anew, and each mutant has a session of its own (else tests are collected once, so that what is computed
-while they are collected is the program's own). `--wider` tries the survivors by the test files of other parts.
+`--again` tries once more what has survived, after tests were added: they are brought into the copy, and what is reached
+by those of a new name is found. `--wider` tries the survivors by the test files of other parts that name their
+module, and by the test that reads all sources for sentences. Tests are collected once for all mutants, so that what is
+computed while they are collected is the program's own.
 """
 
 from __future__ import annotations
@@ -19,28 +22,37 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import importlib
 import json
 import os
 import random
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING = (
-    "loop", "average", "captions", "caption_lines", "caption_variation", "card", "memory_need", "metadata", "names",
-    "noise_and_loss", "objective", "optimizers", "pace", "packages", "pictures", "plan", "precision", "rates", "ahead",
-    "refused_jobs", "refused_kinds", "schedules", "state", "words", "class_pictures", "runs",
-)  # fmt: skip
+LEFT_OUT = (
+    "on_a_card",
+    "out_of_memory",
+    "forecast.",
+    "same_files",
+    "two_hosts",
+    "readers",
+    "half_host",
+    "other_families",
+)
+"""Test files that take minutes: forecasts against real runs, hosts side by side. A mutant which only these would notice
+counts as survived."""
 PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "captions": (("lib_trainer/captions/*",), ("tests/captions",)),
     "tagging": (
@@ -53,12 +65,12 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("tests/tagging",),
     ),
-    "networks": (("lib_trainer/networks/*",), ("tests/networks",)),
-    "training": (("lib_trainer/training/*",), tuple(f"tests/training/test_{name}.py" for name in TRAINING)),
+    "networks": (("lib_trainer/networks/*",), ("tests/networks", "tests/families")),
+    "training": (("lib_trainer/training/*",), ("tests/training",)),
 }
-"""What is mutated, and the tests that are tried: those beside it. What takes minutes (forecasts against real runs, both
-hosts side by side) is left out, so that a mutant which only these would notice counts as survived."""
+"""What is mutated, and the folders of the tests that are tried: those of all parts, the part's own first."""
 COPIED = ("tests", "miniature", "requirements", "docs", "scripts", "javascript", "bench")
+BESIDE = ("install.py", "preload.py", "style.css", "README.md", "README.zh-CN.md", "CHANGELOG.md", "dev.py")
 MARKERS = "not slow and not browser and not webui and not gpu"
 PYTEST = (
     "-q",
@@ -68,7 +80,6 @@ PYTEST = (
     "no:cacheprovider",
     "-p",
     "no:xdist",
-    "--durations=0",
     "--timeout=0",
     "-W",
     "ignore::pytest.PytestAssertRewriteWarning",
@@ -78,12 +89,11 @@ PYTEST = (
 HEAVY = ("torch", "numpy", "PIL.Image", "diffusers", "transformers", "gradio", "onnxruntime", "hypothesis", "pytest")
 """Imported before the processes are forked, so that each need not."""
 SENTENCES = "tests/refusals/test_catalogue.py"
-LEFT_OUT = ("on_a_card", "out_of_memory", "forecast", "same_files", "two_hosts", "readers")
 MOST_FILES = 3
 TOLD = r"(?m)^[-+].*(Sentence|Error|Reason)\(|^[-+]\s+(\"|field|number)"
 """Changes that the test of sentences may see."""
-LIMIT = 60
-"""Seconds of the processor that a mutant has beside ten times what its tests took without it."""
+PATIENCE = 20
+"""Seconds of the processor that each test has beside six times what it took without a mutant."""
 
 
 def make(work: Path) -> None:
@@ -111,45 +121,34 @@ def make(work: Path) -> None:
         subprocess.run(
             [sys.executable, "-c", f"{code}create_mutants(1)"], cwd=copy, check=True, stdout=subprocess.DEVNULL
         )
-        for name in ("install.py", "preload.py", "style.css", "README.md", "README.zh-CN.md", "CHANGELOG.md", "dev.py"):
+        for name in BESIDE:
             shutil.copy2(ROOT / name, copy / "mutants" / name)
         (copy / "mutants" / "made").touch()
 
 
+def watch(work: Path, drawn: Iterable[tuple[str, str]]) -> None:
+    """Put the switch where the copy imports mutmut's trampoline, with the functions of the sample."""
+    place = work / "switch" / "mutmut" / "mutation"
+    place.mkdir(parents=True, exist_ok=True)
+    for package in (place.parent, place):
+        (package / "__init__.py").touch()
+    shutil.copy2(Path(__file__).with_name("mutant_switch.py"), place / "trampoline.py")
+    functions = sorted({name.rpartition("__mutmut_")[0] for _, name in drawn})
+    (place / "watched.json").write_text(json.dumps(functions), encoding="utf-8")
+
+
 def bring_tests(work: Path) -> None:
-    """The tests of today over those of the copy."""
-    shutil.copytree(ROOT / "tests", work / "copy" / "mutants" / "tests", dirs_exist_ok=True)
-
-
-class Reached:
-    """pytest's plugin that notes which tests reach which function, and how long each took."""
-
-    def __init__(self, hits: set[str]) -> None:
-        self.hits, self.tests, self.seconds, self.failed = hits, defaultdict[str, set[str]](set), {}, set[str]()
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
-        if report.failed:
-            self.failed.add(report.nodeid)
-        if report.when == "teardown":
-            for function in self.hits:
-                self.tests[function].add(report.nodeid)
-            self.hits.clear()
-
-
-def reach(part: str, known: Path) -> None:
-    """Run a part's tests without a mutant, in this process, and write what they reach."""
-    import pytest
-    from mutmut.mutation.trampoline import set_mutant_under_test
-    from mutmut.state import state
-
-    set_mutant_under_test("stats")
-    os.environ["MUTMUT_DEPENDENCY_DEPTH"] = "-1"
-    noted = Reached(state()._stats)
-    pytest.main([*PYTEST, *PARTS[part][1]], plugins=[noted])
-    tests = {name: sorted(found - noted.failed) for name, found in noted.tests.items()}
-    written = {"tests": tests, "seconds": noted.seconds, "failed": sorted(noted.failed)}
-    known.write_text(json.dumps(written), encoding="utf-8")
+    """The tests of today over those of the copy. What was passed in a file that has changed counts no more."""
+    copy, log = work / "copy" / "mutants", work / "results.jsonl"
+    today = {str(path.relative_to(ROOT)): path.read_bytes() for path in (ROOT / "tests").rglob("*.py")}
+    same = {name for name, data in today.items() if (copy / name).exists() and (copy / name).read_bytes() == data}
+    for one in read(log).values():
+        passed = [test for test in one["passed"] if test.partition("::")[0] in same]
+        if passed != one["passed"]:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**one, "passed": passed}) + "\n")
+    for place in (work / "copy" / "tests", work / "copy" / "mutants" / "tests"):
+        shutil.copytree(ROOT / "tests", place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def mutants(copy: Path) -> dict[str, list[str]]:
@@ -173,61 +172,11 @@ def sample(found: dict[str, list[str]], count: int, seed: int) -> list[tuple[str
     return drawn
 
 
-def forked(name: str, work: Callable[[], int], seconds: float, log: Path) -> str:
-    """What became of a mutant in a process of its own: "killed", "killed (time)", "survived" or "error"."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        with contextlib.suppress(BaseException):
-            os.environ["MUTANT_UNDER_TEST"] = name
-            for number in (1, 2):
-                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            resource.setrlimit(resource.RLIMIT_CPU, (int(LIMIT + 10 * seconds), int(LIMIT + 10 * seconds) + 5))
-            code = work()
-        os._exit(code)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return "killed (time)"
-    return {0: "survived", 4: "error", 5: "error", 70: "error"}.get(os.WEXITSTATUS(status), "killed")
-
-
-@dataclass
-class Try:
-    """A mutant of the sample, and the tests that reach it, the quickest first."""
-
-    name: str
-    tests: list[str]
-    seconds: float
-
-
-class Collected:
-    """pytest's plugin that tries mutants in place of the session's tests, which so are collected once for all."""
-
-    def __init__(self, tries: Sequence[Try], log: Path, tell: Callable[[Try, str], bool]) -> None:
-        self.tries, self.log, self.tell = tries, log, tell
-
-    def pytest_runtestloop(self, session: Any) -> bool:
-        known = {item.nodeid: item for item in session.items}
-        for one in self.tries:
-            items = [known[test] for test in one.tests if test in known]
-            if not self.tell(one, forked(one.name, partial(self._run, session, items), one.seconds, self.log)):
-                break
-        return True
-
-    @staticmethod
-    def _run(session: Any, items: list[Any]) -> int:
-        for item, following in zip(items, [*items[1:], None]):
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            if session.testsfailed:
-                return 1
-        return 0
-
-
-def fresh(one: Try) -> int:
-    """The tests in a session of their own, for which everything is imported anew."""
-    import pytest
-
-    return int(pytest.main(["-x", *PYTEST, *one.tests]))
+def own_files(copy: Path) -> list[str]:
+    """The test files of all parts."""
+    folders = [copy / "tests" / folder.removeprefix("tests/") for _, own in PARTS.values() for folder in own]
+    found = [path for folder in folders for path in sorted(folder.rglob("test_*.py"))]
+    return [str(path.relative_to(copy)) for path in found if not any(word in path.name for word in LEFT_OUT)]
 
 
 def naming(copy: Path, mutant: str) -> list[str]:
@@ -242,101 +191,278 @@ def naming(copy: Path, mutant: str) -> list[str]:
     found: list[Path] = []
     for names in ([module], importers):
         found = found or [path for path, text in sources.items() if any(f"{name} import" in text for name in names)]
-    quick = [path for path in found if not any(word in path.name for word in LEFT_OUT)]
-    return [str(path.relative_to(copy)) for path in sorted(quick, key=lambda one: len(sources[one]))][:MOST_FILES]
+    names = [str(path.relative_to(copy)) for path in sorted(found, key=lambda one: len(sources[one]))]
+    own = {folder for _, folders in PARTS.values() for folder in folders}
+    left = [name for name in names if not any(word in name for word in (*LEFT_OUT, "/browser/", "/webui/"))]
+    return [name for name in left if not any(name.startswith(f"{folder}/") for folder in own)][:MOST_FILES]
 
 
-def widen(work: Path, options: argparse.Namespace) -> None:
-    """What has survived is put into the plain source and tried by the test files that name its module, and by the test
-    that reads all sources for sentences: it sees a code without words, and facts that do not fit."""
+class Tables:
+    """What is known of tests, by file: {test: seconds, functions of the sample that it reaches, whether it failed}."""
+
+    def __init__(self, work: Path) -> None:
+        self.folder = work / "reach"
+        self.folder.mkdir(exist_ok=True)
+
+    def _path(self, file: str) -> Path:
+        return self.folder / f"{file.replace('/', '+')}.json"
+
+    def read(self, file: str) -> dict[str, dict[str, Any]]:
+        path = self._path(file)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def add(self, tests: dict[str, dict[str, Any]]) -> None:
+        by_file: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+        for name, one in tests.items():
+            by_file[name.partition("::")[0]][name] = one
+        for file, found in by_file.items():
+            self._path(file).write_text(json.dumps(self.read(file) | found), encoding="utf-8")
+
+
+class Reached:
+    """pytest's plugin that runs the tests that are not known yet and notes which function each reaches."""
+
+    def __init__(self, hits: set[str], tables: Tables) -> None:
+        self.hits, self.tables = hits, tables
+        self.tests: dict[str, dict[str, Any]] = {}
+
+    @staticmethod
+    def _file(name: str) -> str:
+        return name.partition("::")[0]
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        known = {
+            name for file in {self._file(item.nodeid) for item in session.items} for name in self.tables.read(file)
+        }
+        session.items[:] = [item for item in session.items if item.nodeid not in known]
+        self.hits.clear()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        one = self.tests.setdefault(report.nodeid, {"seconds": 0.0, "hits": [], "failed": False})
+        one["seconds"] += report.duration
+        one["failed"] |= bool(report.failed)
+        if report.when == "teardown":
+            one["hits"] = sorted(self.hits)
+            self.hits.clear()
+
+    def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> None:
+        """A file's table is written as soon as the next file begins."""
+        if any(self._file(name) != self._file(item.nodeid) for name in self.tests):
+            self.pytest_sessionfinish()
+
+    def pytest_sessionfinish(self) -> None:
+        self.tables.add(self.tests)
+        self.tests = {}
+
+
+Tell = Callable[[int], object]
+
+
+@dataclass
+class Try:
+    """A mutant of the sample, and the tests that reach it, in their order; `tests` are as many as the budget has."""
+
+    part: str
+    name: str
+    tests: list[tuple[str, float]]
+    reached: int
+
+
+def forked(name: str, work: Callable[[Tell], int], log: Path) -> tuple[str, int]:
+    """What became of a mutant in a process of its own ("killed", "killed (time)", "survived" or "error"), and the
+    number that `work` has told last."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    child = os.fork()
+    if child == 0:
+        code = 70
+        with contextlib.suppress(BaseException):
+            os.setsid()
+            os.environ["MUTANT_UNDER_TEST"] = name
+            if switch := sys.modules.get("mutmut.mutation.trampoline"):
+                switch.active = name  # type: ignore[attr-defined]
+            for number in (1, 2):
+                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            code = work(lambda number: os.write(writing, b"%d\n" % number))
+        os._exit(code)
+    os.close(writing)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    told: list[bytes] = []
+    with contextlib.suppress(BlockingIOError):
+        told = os.read(reading, 1 << 20).split()
+    os.close(reading)
+    last = int(told[-1]) if told else -1
+    if os.WIFSIGNALED(status):
+        return "killed (time)", last
+    return {0: "survived", 4: "error", 5: "error", 70: "error"}.get(os.WEXITSTATUS(status), "killed"), last
+
+
+def limit(seconds: float) -> None:
+    """End this process where what comes now takes much longer than it should."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = int(used.ru_utime + used.ru_stime + PATIENCE + 6 * seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(int(4 * PATIENCE + 15 * seconds))
+
+
+class Collected:
+    """pytest's plugin that tries mutants in place of the session's tests, which so are collected once for all."""
+
+    def __init__(self, tries: Sequence[Try], log: Path, tell: Callable[[Try, dict[str, Any]], bool]) -> None:
+        self.tries, self.log, self.tell = tries, log, tell
+        self.sound: dict[str, bool] = {}
+        self.items: dict[str, Any] = {}
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        self.items = {item.nodeid: item for item in session.items}
+        self._share(session)
+        for one in self.tries:
+            tests = [(test, seconds) for test, seconds in one.tests if test in self.items]
+            while True:
+                outcome, last = forked(one.name, partial(self._run, session, tests), self.log)
+                by = tests[last][0] if outcome.startswith("killed") and last >= 0 else ""
+                if not by or self._is_sound(session, tests[last]):
+                    break
+                tests.pop(last)
+            passed = [test for test, _ in tests] if outcome == "survived" else []
+            if not self.tell(one, {"outcome": outcome, "by": by, "passed": passed}):
+                break
+        return True
+
+    def _share(self, session: Any) -> None:
+        """Have the session's models made once, by a test that needs them, and not by every process anew."""
+        needing: dict[Path, Any] = {}
+        for item in session.items:
+            if {"diffusers_model", "ldm_model", "host"} & {*item.fixturenames}:
+                needing.setdefault(item.path.parent, item)
+        for folder, item in needing.items():
+            apart = next((one for one in session.items if one.path.parent != folder), None)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=apart)
+
+    def _is_sound(self, session: Any, test: tuple[str, float]) -> bool:
+        """Whether a test passes in a process of its own without a mutant."""
+        if test[0] not in self.sound:
+            self.sound[test[0]] = forked("", partial(self._run, session, [test]), self.log)[0] == "survived"
+        return self.sound[test[0]]
+
+    def _run(self, session: Any, tests: list[tuple[str, float]], tell: Tell) -> int:
+        session.testsfailed = 0
+        items = [self.items[test] for test, _ in tests]
+        for number, (item, following) in enumerate(zip(items, [*items[1:], None])):
+            tell(number)
+            limit(tests[number][1])
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.testsfailed:
+                return 1
+        return 0
+
+
+def tries_of(work: Path, files: Sequence[str], options: argparse.Namespace) -> list[Try]:
+    """What is to be tried by tests of these files, in the order of the sample."""
+    tables, results = Tables(work), read(work / "results.jsonl")
+    known = {name: one for file in files for name, one in tables.read(file).items() if not one["failed"]}
+    reaching: dict[str, list[str]] = defaultdict(list)
+    for name, one in known.items():
+        for function in one["hits"]:
+            reaching[function].append(name)
+    tries = []
+    for part, name in sample(mutants(work / "copy"), options.count, options.seed):
+        before = results.get(name, {"outcome": "", "passed": ()})
+        if part not in options.parts or before["outcome"].startswith("killed"):
+            continue
+        if before["outcome"] and not (options.again or options.wider):
+            continue
+        found = sorted(
+            set(reaching.get(name.rpartition("__mutmut_")[0], [])) - set(before["passed"]),
+            key=lambda test: (not test.startswith(PARTS[part][1]), known[test]["seconds"]),
+        )
+        left, tests = options.budget, []
+        for test in found:
+            left -= known[test]["seconds"]
+            if tests and left < 0:
+                break
+            tests.append((test, known[test]["seconds"]))
+        tries.append(Try(part, name, tests, len(found) + len(before["passed"])))
+    return tries
+
+
+def files_of(work: Path, options: argparse.Namespace) -> list[str]:
+    """The test files of a call: those of the parts, or those of others that name what has survived."""
+    copy = work / "copy" / "mutants"
+    if not options.wider:
+        return own_files(copy)
+    left = [name for name, one in read(work / "results.jsonl").items() if not one["outcome"].startswith("killed")]
+    return sorted({file for name in left for file in naming(work / "copy", name)} - {SENTENCES})
+
+
+def inside(work: Path, options: argparse.Namespace) -> None:
+    """The stages that run in a process of the copy: "reach" and "try"."""
+    copy = work / "copy" / "mutants"
+    os.chdir(copy)
+    sys.path[:] = [str(work / "switch"), str(copy), *(one for one in sys.path if one != str(Path(__file__).parent))]
+    for module in HEAVY:
+        importlib.import_module(module)
+    import pytest
+
+    files, tables = files_of(work, options), Tables(work)
+    if options.stage == "reach":
+        switch = importlib.import_module("mutmut.mutation.trampoline")
+        pytest.main([*PYTEST, f"--basetemp={work / 'tmp'}", *files], plugins=[Reached(switch.hits, tables)])
+        return
+    tries, ends = tries_of(work, files, options), time.monotonic() + 60 * options.minutes
+    results = read(work / "results.jsonl")
+
+    def tell(one: Try, found: dict[str, Any]) -> bool:
+        passed = [*results.get(one.name, {}).get("passed", ()), *found["passed"]]
+        line = {"part": one.part, "name": one.name, "reached": one.reached, **found, "passed": passed}
+        with (work / "results.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return time.monotonic() < ends
+
+    for one in tries:
+        if one.name not in results and not one.tests:
+            tell(one, {"outcome": "survived (not reached)", "by": "", "passed": []})
+    tried = [one for one in tries if one.tests]
+    needed = sorted({test.partition("::")[0] for one in tried for test, _ in one.tests})
+    if tried:
+        plugin = Collected(tried, work / "last.log", tell)
+        pytest.main([*PYTEST, f"--basetemp={work / 'tmp'}", *needed], plugins=[plugin])
+
+
+def sentences(work: Path, options: argparse.Namespace) -> None:
+    """What has survived is put into the plain source and tried by the test that reads all sources for sentences: it
+    sees a code without words, and facts that do not fit."""
     from mutmut.mutation.diff_apply import apply_mutant, get_diff_for_mutant
 
-    copy, log = work / "copy", work / "results.jsonl"
-    os.chdir(copy)
-    sys.path.insert(0, str(copy))
-    os.environ["PY_IGNORE_IMPORTMISMATCH"] = "1"
-    for module in HEAVY:
-        __import__(module)
-    passes: dict[str, bool] = {}
+    copy, log, here = work / "copy", work / "results.jsonl", Path.cwd()
+    os.chdir(copy)  # mutmut looks for its mutants there
+    plain = {name: one for name, one in os.environ.items() if name != "PYTHONPATH"}  # mutmut brings a pytest along
+    words = [sys.executable, "-m", "pytest", "-x", *PYTEST, SENTENCES]
 
-    def tries(file: str) -> str:
-        return forked("", partial(fresh, Try("", [file], 0)), 10, work / "wide.log")
+    def code() -> int:
+        return subprocess.run(words, cwd=copy, env=plain, capture_output=True).returncode
 
+    if code() != 0:
+        raise SystemExit(f"{SENTENCES} fails without a mutant")
     for name, result in read(log).items():
-        if result["outcome"].startswith("killed") or result.get("wide") or result["part"] not in options.parts:
+        if result["outcome"].startswith("killed") or result["part"] not in options.parts:
+            continue
+        if not re.search(TOLD, get_diff_for_mutant(name)):
             continue
         source = copy / (name.rpartition(".")[0].replace(".", "/") + ".py")
-        before, files, outcome = source.read_text(encoding="utf-8"), naming(copy, name), "survived"
-        if re.search(TOLD, get_diff_for_mutant(name)):
-            files = [SENTENCES, *files]
-        for file in files:
-            passes[file] = passes[file] if file in passes else tries(file) == "survived"
-        files = [file for file in files if passes[file]]
+        before = source.read_text(encoding="utf-8")
         try:
             apply_mutant(name)
-            for file in files:
-                if (outcome := tries(file)) == "killed":
-                    break
+            failed = code() == 1
         finally:
             source.write_text(before, encoding="utf-8")
-        with log.open("a", encoding="utf-8") as file_:
-            told = outcome if outcome == "killed" else "survived"
-            file_.write(json.dumps({**result, "outcome": told, "wide": files}) + "\n")
-
-
-def load(work: Path, part: str) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Tests by function, the quickest first, and the seconds each takes. They are run first where nobody has."""
-    known = work / f"reach-{part}.json"
-    if not known.exists():
-        words = [sys.executable, "-m", "bench.mutation", "--work", str(work), "--reach", part]
-        with (work / f"reach-{part}.log").open("w") as log:
-            subprocess.run(words, cwd=work / "copy" / "mutants", stdout=log, stderr=subprocess.STDOUT, check=True)
-    found = json.loads(known.read_text(encoding="utf-8"))
-    seconds = found["seconds"]
-    return {name: sorted(tests, key=lambda one: seconds[one]) for name, tests in found["tests"].items()}, seconds
-
-
-def run(work: Path, options: argparse.Namespace) -> None:
-    import pytest
-    from mutmut.utils.format_utils import mangled_name_from_mutant_name
-
-    copy, log = work / "copy", work / "results.jsonl"
-    results, ends = read(log), time.monotonic() + 60 * options.minutes
-    os.chdir(copy / "mutants")
-    sys.path.insert(0, str(copy / "mutants"))
-    os.environ.update(PY_IGNORE_IMPORTMISMATCH="1", MUTANT_UNDER_TEST="")
-    for module in HEAVY:
-        __import__(module)
-    drawn = sample(mutants(copy), options.count, options.seed)
-    for part in options.parts:
-        tests, seconds = load(work, part)
-        tries = []
-
-        def tell(one: Try, outcome: str, part: str = part) -> bool:
+        if failed:
             with log.open("a", encoding="utf-8") as file:
-                file.write(
-                    json.dumps({"part": part, "name": one.name, "outcome": outcome, "tests": len(one.tests)}) + "\n"
-                )
-            return time.monotonic() < ends
-
-        for name in (name for own, name in drawn if own == part):
-            before = results.get(name, {"outcome": ""})["outcome"]
-            if before.startswith("killed") or (before and not options.again):
-                continue
-            reached = tests.get(mangled_name_from_mutant_name(name), [])
-            one = Try(name, reached, sum(seconds[test] for test in reached))
-            if not reached:
-                tell(one, "survived (not reached)")
-            elif not options.again:
-                tries.append(one)
-            elif not tell(one, forked(name, partial(fresh, one), one.seconds, work / "last.log")):
-                return
-        tries.sort(key=lambda one: one.seconds)
-        if tries:
-            pytest.main(
-                [*PYTEST, f"--basetemp={work / 'tmp'}", *PARTS[part][1]],
-                plugins=[Collected(tries, work / "last.log", tell)],
-            )
+                file.write(json.dumps({**result, "outcome": "killed", "by": SENTENCES}) + "\n")
+    os.chdir(here)
 
 
 def read(log: Path) -> dict[str, dict[str, Any]]:
@@ -345,20 +471,28 @@ def read(log: Path) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in map(json.loads, lines)}
 
 
-def report(work: Path) -> None:
+def report(work: Path, options: argparse.Namespace) -> None:
     from mutmut.mutation.diff_apply import get_diff_for_mutant
 
-    results = read(work / "results.jsonl").values()
+    results = read(work / "results.jsonl")
+    drawn = sample(mutants(work / "copy"), options.count, options.seed)
     os.chdir(work / "copy")
-    print("| part | mutants | noticed | |\n|---|---|---|---|")
+    print("| part | mutants | drawn | tried | noticed | survived | not reached | |\n|---|---|---|---|---|---|---|---|")
+    sizes = {part: len(names) for part, names in mutants(work / "copy").items()}
     for part in (*PARTS, "all"):
-        own = [one for one in results if part in (one["part"], "all")]
-        good = sum(one["outcome"].startswith("killed") for one in own)
-        print(f"| {part} | {len(own)} | {good} | {100 * good / max(1, len(own)):.1f} % |")
-    for one in results:
-        if not one["outcome"].startswith("killed"):
-            print(f"\n### {one['name']}: {one['outcome']} ({one['tests']} tests)\n")
-            print(get_diff_for_mutant(one["name"]))
+        own = [name for of, name in drawn if part in (of, "all")]
+        done = [results[name]["outcome"] for name in own if name in results]
+        good, blind = sum(one.startswith("killed") for one in done), sum("not reached" in one for one in done)
+        size = sizes.get(part, sum(sizes.values()))
+        share = f"{100 * good / max(1, len(done)):.1f} %"
+        print(
+            f"| {part} | {size} | {len(own)} | {len(done)} | {good} | {len(done) - good - blind} | {blind} | {share} |"
+        )
+    for _, name in drawn:
+        one = results.get(name)
+        if one is not None and not one["outcome"].startswith("killed"):
+            print(f"\n### {name}: {one['outcome']} ({len(one['passed'])} of {one['reached']} tests)\n")
+            print(get_diff_for_mutant(name))
 
 
 def main() -> None:
@@ -367,29 +501,37 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="where mutmut is installed, if it is in no environment")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--budget", type=float, default=90, help="seconds of tests that a mutant is tried by")
     parser.add_argument("--minutes", type=float, default=1e6, help="end after so many")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--again", action="store_true", help="try once more what was not killed")
     parser.add_argument("--wider", action="store_true", help="try what was not killed by tests of other parts")
     parser.add_argument("--report", action="store_true", help="say what was found, with the survivors' changes")
-    parser.add_argument("--reach", help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=("reach", "try"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     work = options.work.absolute()
+    if options.stage:
+        inside(work, options)
+        return
     if options.packages is not None:
         sys.path.insert(0, str(options.packages.absolute()))
         os.environ["PYTHONPATH"] = str(options.packages.absolute())
     if options.report:
-        return report(work)
-    if options.reach is not None:
-        return reach(options.reach, work / f"reach-{options.reach}.json")
+        report(work, options)
+        return
     make(work)
-    if options.wider:
-        return widen(work, options)
+    watch(work, sample(mutants(work / "copy"), options.count, options.seed))
     if options.again:
         bring_tests(work)
-        for part in options.parts:
-            (work / f"reach-{part}.json").unlink(missing_ok=True)
-    return run(work, options)
+    if options.wider:
+        sentences(work, options)
+    told = {
+        **os.environ,
+        "PYTHONPATH": f"{work / 'switch'}:{work / 'copy' / 'mutants'}",
+        "PY_IGNORE_IMPORTMISMATCH": "1",
+    }
+    for stage in ("reach", "try"):
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--stage", stage], env=told, check=True)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,8 @@ def test_every_edit_is_tried_above_and_has_a_form() -> None:
     ("name", "values", "sentence"),
     [
         ("add", {}, "Tags is empty: write one or more tags, separated by commas."),
+        ("remove", {}, "Tags is empty: write one or more tags, separated by commas."),
+        ("replace", {"tags": "a"}, "By is empty: write one or more tags, separated by commas."),
         ("remove", {"tags": "/(/"}, "Tags: /(/ is not a regular expression"),
         ("regex-tags", {"expression": "["}, "Expression: /[/ is not a regular expression"),
         ("regex-tags", {"expression": "a", "replacement": r"\3"}, "Replacement: there is no group 3 in /a/."),
@@ -106,7 +108,18 @@ def test_every_edit_is_tried_above_and_has_a_form() -> None:
 def test_what_cannot_be_meant_is_a_sentence(name: str, values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_edit(name, values)
-    assert any(part in str(caught.value) for part in sentence.split("|"))
+    assert sentence in str(caught.value)
+
+
+def test_what_is_empty_is_told_beside_its_field() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_edit("remove", {})
+    assert caught.value.field == "tags"
+
+
+def test_an_addition_says_where() -> None:
+    for where, place in (("front", "the front"), ("back", "the back"), ("position", "position 2")):
+        assert make_edit("add", {"tags": "x", "where": where, "position": 2}).label() == f"Add x at {place}"
 
 
 def test_an_expression_cannot_hang() -> None:

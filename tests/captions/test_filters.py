@@ -75,6 +75,9 @@ def test_what_is_no_filter_is_a_sentence(text: str) -> None:
 def test_what_is_wrong_is_named() -> None:
     with pytest.raises(ConfigError, match="there is one bracket too many"):
         parse_filter("smile)")
+    for text in ("()", "smile AND )", "NOT AND smile"):
+        with pytest.raises(ConfigError, match="a tag is missing"):
+            parse_filter(text)
 
 
 def test_a_filter_says_what_it_needs() -> None:

@@ -142,7 +142,24 @@ def test_a_name_of_another_concept_leaks_and_a_smile_does_not() -> None:
     captions = made(*texts)
     concepts = {picture: "alice" if number < 8 else "bob" for number, picture in enumerate(captions)}
     found = fi.leaks(captions, concepts, KNOWN)
-    assert [(one.tags, one.pictures) for one in found] == [(("alice",), ("16.png",))]
+    assert [(one.kind, one.tags, one.pictures) for one in found] == [("leak", ("alice",), ("16.png",))]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "slip"),
+    [
+        ("balloon", "baloon", True),
+        ("hat", "hats", True),
+        ("hair", "hiar", True),
+        ("red", "rod", True),
+        ("sword", "swords 2", False),
+        ("eyes1", "eyes2", False),
+        ("hair", "riah", False),
+        ("same", "same", False),
+    ],
+)
+def test_one_slip_of_the_fingers(one: str, other: str, slip: bool) -> None:
+    assert fi._one_slip(one, other) is fi._one_slip(other, one) is slip
 
 
 def test_misspellings() -> None:
@@ -208,7 +225,7 @@ def test_a_set_says_what_excludes_each_other(tmp_path: Path) -> None:
     )
     knowledge = read_knowledge([tmp_path])
     assert [one.name for one in knowledge.exclusive] == [*(one.name for one in KNOWN.exclusive), "coats"]
-    assert "name" not in {one.name for one in KNOWN.exclusive}
+    assert "name" not in {one.name for one in KNOWN.exclusive} and not knowledge.asymmetric.matches("tag")
     found = fi.contradictions(made("blue coat, red coat", "red coat, blue coat, two people", "red coat"), knowledge)
     assert [str(one.text) for one in found] == ["blue coat and red coat exclude each other (coats)."]
     assert found[0].pictures == ("0.png",)

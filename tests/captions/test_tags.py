@@ -59,6 +59,6 @@ def test_an_expression_that_is_none_is_named() -> None:
 def test_an_expression_cannot_hang() -> None:
     patterns = TagPatterns.of([r"/(?:.*?){30}\d{3}$/"])
     started = time.monotonic()
-    with pytest.raises(ConfigError, match="takes too long"):
+    with pytest.raises(ConfigError, match=r"^The expression /\(\?:\.\*\?\)\{30\}\\d\{3\}\$/ takes too long"):
         patterns.matches("z" * 80)
     assert time.monotonic() - started < 5

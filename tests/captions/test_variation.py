@@ -111,6 +111,7 @@ def test_tags_are_told_one_after_another() -> None:
     counts = [len(split(variation(CAPTION, Moment(1, step, 1, 0)))) - 1 for step in range(1, 40)]
     assert counts[0] == 1 and counts[15] < 8 and set(counts[16:]) == {8}
     assert counts == sorted(counts) and set(counts) == set(range(1, 9))
+    assert [Variation(warmup=16)("a, b", Moment(1, step, 1, 0)) for step in (1, 16, 17)] == ["a", "a", "a, b"]
     assert [variation("zork", Moment(1, 1, 1, 0)), variation("zork, a", Moment(1, 1, 1, 0))] == ["zork", "zork, a"]
 
 

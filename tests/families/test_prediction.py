@@ -132,3 +132,18 @@ def test_a_description_says_what_it_was_written_for(tmp_path: Path, family: Any,
     assert read_description(tmp_path / "model.safetensors") == content
     assert path == tmp_path / "model.yaml" and said_in(read_description(path)) == prediction
     assert "parameterization" not in str(family.config), "the family's own description is left as it is"
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_a_description_has_the_fields_that_hosts_read(prediction: Any) -> None:
+    old, new = description(SD2, prediction), description(SDXL, prediction)
+    assert old is not None and new is not None
+    assert old["model"]["params"]["parameterization"] == {"epsilon": "eps", "v": "v"}[prediction]
+    assert new["model"]["params"].keys() == {
+        "scale_factor", "disable_first_stage_autocast", "denoiser_config", "network_config", "conditioner_config",
+        "first_stage_config",
+    }  # fmt: skip
+    denoiser = new["model"]["params"]["denoiser_config"]["params"]
+    name = {"epsilon": "Eps", "v": "V"}[prediction]
+    assert denoiser["scaling_config"]["target"].endswith(f".{name}Scaling")
+    assert denoiser["weighting_config"]["target"].endswith(f".{name}Weighting")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -48,3 +51,22 @@ def test_it_is_the_same_each_time_and_touches_no_generator() -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert torch.equal(before, torch.get_rng_state())
     assert difference.EXTRA == 16 and difference.ITERATIONS == 4, "the figures in its docstring"
+
+
+def test_what_has_no_room_on_the_device_is_left_to_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    there: Any = SimpleNamespace(device=torch.device("cuda"), cpu=lambda: delta)
+    real = difference.difference_as_lora
+
+    def full(one: Any, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if one is delta:
+            return real(one, rank)
+        raise one.error
+
+    monkeypatch.setattr(difference, "difference_as_lora", full)
+    there.error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    for one, wanted in zip(difference._on_some_device(there, 2), real(delta, 2), strict=True):
+        assert torch.equal(one, wanted)
+    there.error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        difference._on_some_device(there, 2)

@@ -264,6 +264,13 @@ def test_a_rank_is_left_out_for_all_inputs_alike(kind: str) -> None:
     assert seen == {0.0, 2.0}
 
 
+def test_a_file_holds_the_precision_that_was_asked_for() -> None:
+    _, adapter = made("lora", "linear", True)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        stored = LoraNetwork([adapter]).tensors(dtype)
+        assert {one.dtype for one in stored.values()} == {dtype} and len(stored) == 4
+
+
 def test_a_small_factor_is_split_where_its_rank_is_below_half_of_its_side() -> None:
     for rank, names in ((3, ["w1_a", "w1_b", "w2_a", "w2_b"]), (4, ["w1", "w2"])):
         spec = AdapterSpec("lokr", rank, 1.0, factor=8, both=True)

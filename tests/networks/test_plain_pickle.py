@@ -24,7 +24,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from torch import nn
 
-from lib_trainer.networks.formats.embedding_file import read_embedding
+from lib_trainer.families.known import DEFAULT
+from lib_trainer.networks.formats.embedding_file import read_embedding, write_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.networks.formats.plain_pickle import read_plain, read_values
@@ -262,6 +263,17 @@ def test_embeddings_of_every_layout(tmp_path: Path) -> None:
         assert torch.equal(read_embedding(tmp_path / name)["te1"], ROWS)
 
 
+def test_an_embedding_says_what_it_was_trained_on(tmp_path: Path) -> None:
+    facts = {"ss_steps": "7", "ss_new_sd_model_hash": "0123456789abcdef", "ss_sd_model_name": "some model.safetensors"}
+    wanted = {"name": "zrk", "step": 7, "sd_checkpoint": "0123456789", "sd_checkpoint_name": "some model"}
+    unknown = {"name": "new", "step": 0, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    for name, given, told in (("zrk", facts, wanted), ("new", {}, unknown)):
+        write_embedding(tmp_path / f"{name}.pt", {"te1": ROWS}, given, DEFAULT, overwrite=False)
+        held = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        assert {key: value for key, value in held.items() if not key.startswith("string_to")} == told
+        assert held["string_to_token"] == {"*": 265} and torch.equal(held["string_to_param"]["*"], ROWS)
+
+
 def mixed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """As the WebUI does it, number by number."""
     state, numbers = 0, []
@@ -363,10 +375,48 @@ def test_dropouts_of_old_and_new_hypernetworks(
         assert [one.p for one in module if isinstance(one, nn.Dropout)] == [one for one in wanted if one]
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_is_empty_keeps_its_shape_and_type(tmp_path: Path, zipped: bool) -> None:
+    held = {"a": torch.empty(0, 3, dtype=torch.float16), "b": torch.empty(2, 0, dtype=torch.int64)}
+    torch.save(held, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    read = read_plain(tmp_path / "a.pt")
+    assert {name: (one.shape, one.dtype) for name, one in read.items()} == {
+        name: (one.shape, one.dtype) for name, one in held.items()
+    }
+
+
 def test_a_lora_that_torch_saved_has_no_metadata(tmp_path: Path) -> None:
     torch.save({"lora_unet_a.lora_down.weight": ROWS, "step": 3}, tmp_path / "a.pt")
     read = read_lora(tmp_path / "a.pt")
     assert read.metadata == {} and [*read.tensors] == ["lora_unet_a.lora_down.weight"]
+
+
+class _View:
+    """Stands for a storage while an old file is written."""
+
+
+class _Part:
+    """A tensor of two numbers on such a storage."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch._utils._rebuild_tensor_v2, (_View(), 0, (2,), (1,), False, OrderedDict())
+
+
+def test_views_of_old_files_begin_at_their_place(tmp_path: Path) -> None:
+    """Before 1.6 a storage could be a part of another: (its name, where it begins, how many numbers)."""
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            return ("storage", torch.DoubleStorage, "0", "cpu", 4, ("1", 1, 2)) if isinstance(obj, _View) else None
+
+    file = io.BytesIO()
+    for one in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+        pickle.dump(one, file, protocol=2)
+    Pickler(file, protocol=2).dump({"a": _Part()})
+    pickle.dump(["0"], file, protocol=2)
+    file.write(struct.pack("<q4d", 4, 1.0, 2.0, 3.0, 4.0))
+    (tmp_path / "old.pt").write_bytes(file.getvalue())
+    assert read_plain(tmp_path / "old.pt")["a"].tolist() == [2.0, 3.0]
 
 
 def test_values_without_a_dictionary(tmp_path: Path) -> None:

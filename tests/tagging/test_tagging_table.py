@@ -120,6 +120,7 @@ def test_an_excluded_tag_that_is_absent_is_no_error() -> None:
 def test_a_line_out_of_range_names_itself(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"The {field} threshold is"):
         Thresholds(**{field: value})
+    assert getattr(Thresholds(**{field: 1.0}), field) == 1
 
 
 def test_overrides_as_people_write_them() -> None:

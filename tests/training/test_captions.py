@@ -7,13 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from lib_trainer.config import from_values
+from lib_trainer.config.base import KINDS
 from lib_trainer.families.family import Family
 from lib_trainer.families.sd1 import SD1
 from lib_trainer.families.sd2 import SD2
 from lib_trainer.families.sdxl import SDXL
 from lib_trainer.host.standalone.model import DiffusersModel
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Conditioning, PictureSize
+from lib_trainer.refusals import ConfigError
 from lib_trainer.training.captions import CachedCaptions, LiveCaptions
+from lib_trainer.training.checks import check_caption_files, check_captions
 
 SIZE = PictureSize((64, 64), (0, 0), (64, 64))
 SHORT, LONG, LONGER = "a disc", "red disc, " * 40, "blue disc, " * 70
@@ -84,6 +89,39 @@ def test_an_empty_caption_is_zeros_or_the_encoding_of_nothing(family: Family) ->
         wanted = 0 if family is SDXL else 1
         assert told.context[1].unique().tolist() == told.pooled[1].unique().tolist() == [wanted]
         assert told.context[0].unique().tolist() == told.pooled[0].unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_captions_that_are_all_left_out_are_refused_where_a_kind_has_the_option(name: str) -> None:
+    for path, value in (("captions.dropout", 1.0), ("captions.dropout_epochs", 1)):
+        job = from_values({"network.kind": name, path: value})
+        if path in kind_of(job).options:
+            with pytest.raises(ConfigError) as caught:
+                check_captions(job, kind_of(job))
+            assert caught.value.field == path
+        else:
+            check_captions(job, kind_of(job))
+
+
+def test_captions_of_a_second_encoder_need_one() -> None:
+    job = from_values({"dataset.second_captions": ".second"})
+    check_caption_files(job, SDXL)
+    with pytest.raises(ConfigError) as caught:
+        check_caption_files(job, SD1)
+    assert caught.value.field == "dataset.second_captions" and SD1.word in str(caught.value)
+
+
+def test_a_model_is_asked_for_weights_of_words_where_they_count() -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    class Weighing(Told):
+        def encode_text(self, captions: list[str], *others: Any, **named: Any) -> Conditioning:
+            asked.append((captions, *others, named))
+            return super().encode_text(captions, 1, 1)
+
+    for weighted in (False, True):
+        LiveCaptions(Weighing(SD1), 2, 225, weighted=weighted).texts(["(a:1.2)"])  # type: ignore[arg-type]
+    assert asked == [(["(a:1.2)"], 2, 3, {}), (["(a:1.2)"], 2, 3, {"weighted": True})]
 
 
 def test_zeros_are_as_long_as_the_longest_caption() -> None:

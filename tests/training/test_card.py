@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from lib_trainer.config import from_values
 from lib_trainer.families.sd1 import SD1
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.card import sidecars, write_card
+from lib_trainer.training.place import Place
 from tests.training.watched import Watched
 
 COVER = Image.new("RGB", (700, 350), "red")
@@ -24,7 +27,7 @@ def job(**values: Any) -> Any:
 
 def test_a_card_has_the_words_and_the_picture(tmp_path: Path) -> None:
     result = tmp_path / "a.b.safetensors"
-    write_card(result, ["zorb, red hat"], SD1, COVER)
+    write_card(result, ["zorb", "red hat"], SD1, COVER)
     facts, picture = sidecars(result)
     assert (facts.name, picture.name) == ("a.b.json", "a.b.preview.png")
     assert json.loads(facts.read_text("utf-8")) == {
@@ -46,6 +49,21 @@ def test_what_the_user_has_there_stays(tmp_path: Path, there: str) -> None:
 def test_nothing_is_written_where_there_is_nothing_to_say(tmp_path: Path) -> None:
     write_card(tmp_path / "zrk.safetensors", [], SD1, None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_list_that_is_not_read_anew_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def added(path: Path) -> None:
+        raise RuntimeError("no list")
+
+    told: list[Any] = []
+    host, model = SimpleNamespace(added=added), SimpleNamespace(device=torch.device("cpu"))
+    Place(host, model, None, None, told.append).take_up(tmp_path / "zrk.safetensors")  # type: ignore[arg-type]
+    (message,) = told
+    assert message.level == "warning" and "zrk.safetensors is saved" in str(message.text)
+    assert "no list" in str(message.text)
+    (record,) = caplog.records
+    assert "could not take up" in record.getMessage() and "zrk.safetensors" in record.getMessage()
+    assert "RuntimeError: no list" in record.getMessage()
 
 
 def test_a_card_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:

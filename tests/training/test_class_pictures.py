@@ -7,11 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from lib_trainer.dataset.scan import scan_folder
 from lib_trainer.kinds.registry import kind_of
-from lib_trainer.training.prior import class_folder
+from lib_trainer.ports import PreviewRequest
+from lib_trainer.refusals import ModelError
+from lib_trainer.training.prior import _draw, class_folder
 from lib_trainer.work import events as ev
 from tests.support import make_job
 from tests.training.watched import Watched
@@ -50,6 +53,33 @@ def test_gaps_among_class_pictures_are_filled_and_nothing_of_the_users_is_replac
     third = Watched(watched.host)
     third.run(pictures, **changes, output__name="third")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == now, "four are usable"
+
+
+def test_class_pictures_are_drawn_as_the_job_says(tmp_path: Path) -> None:
+    asked: list[PreviewRequest] = []
+
+    def preview(request: PreviewRequest) -> Image.Image:
+        asked.append(request)
+        if len(asked) > 1:
+            raise RuntimeError("no\n sampler")
+        return Image.new("RGB", (64, 96))
+
+    job = make_job(
+        tmp_path, prior__class_prompt="a disc", prior__class_pictures=9, dataset__width=64, dataset__height=96,
+        preview__steps=7, preview__cfg_scale=3.5, preview__sampler="LMS", training__seed=5, training__clip_skip=2,
+        model__prediction="v", model__zero_terminal_snr="on",
+    )  # fmt: skip
+    host: Any = SimpleNamespace(preview=preview)
+    _draw(job, host, tmp_path, 3)
+    assert asked == [
+        PreviewRequest(
+            prompt="a disc", width=64, height=96, steps=7, cfg_scale=3.5, sampler="LMS", seed=8, clip_skip=2,
+            prediction="v", zero_terminal_snr="on",
+        )
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["class-00003.png"]
+    with pytest.raises(ModelError, match=r"5 of 9.*no sampler"):
+        _draw(job, host, tmp_path, 4)
 
 
 def test_class_pictures_belong_to_the_model_and_not_to_its_name(watched: Watched, tmp_path: Path) -> None:

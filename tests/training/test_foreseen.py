@@ -18,6 +18,7 @@ from lib_trainer.training.foreseen import Foreseen, Foresight
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.paces import FILE, Watch, expected, keep
 from lib_trainer.training.plan import prepare
+from lib_trainer.training.sizes import resolutions_of
 from lib_trainer.work.events import Event, Message, StepDone
 from tests.support import draw_pictures
 from tests.ui.fakes import FakeHost
@@ -65,6 +66,24 @@ def test_held_out_pictures_are_not_counted(folder: Path, tmp_path: Path, seed: i
     found = foreseen(folder, **values)
     assert found.steps == prepare(found.job, FakeHost(tmp_path)).steps < whole.steps
     assert (len(whole.repeats), len(found.repeats)) == (14, 11)
+
+
+def test_further_resolutions_are_read_as_people_type_them() -> None:
+    own = {"dataset.width": 512, "dataset.height": 512, "buckets.enabled": True}
+    job = from_values(own | {"buckets.resolutions": " 768, 512x768,640 × 384,,768X512 , 512"})
+    assert resolutions_of(job) == ((512, 512), (768, 768), (512, 768), (640, 384), (768, 512))
+    assert resolutions_of(from_values(own | {"buckets.resolutions": ""})) == ((512, 512),)
+    for text in ("wide", "512x", "7", "512x768x3"):
+        with pytest.raises(ConfigError, match=rf"'{text}'"):
+            resolutions_of(from_values(own | {"buckets.resolutions": text}))
+
+
+def test_one_picture_is_told_too(tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "set", count=1)
+    assert (
+        str(foreseen(tmp_path / "set", **{"dataset.repeats": 2}).told())
+        == "1 pictures × 2 repeats × 10 epochs = 20 steps"
+    )
 
 
 def test_where_all_would_be_held_out_it_is_refused(tmp_path: Path) -> None:

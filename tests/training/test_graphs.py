@@ -340,7 +340,8 @@ def test_the_allocator_is_told_once_that_nothing_is_recorded(
     own = Allocator(generation, recording)
     newest, older = "_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"
     monkeypatch.setattr(torch._C, newest, own.of_a_pool if generation == "2.8" else None, raising=False)
-    monkeypatch.setattr(torch._C, older, own.of_a_stream if generation == "2.1" else own.of_a_pool, raising=False)
+    before = {"2.1": own.of_a_stream, "2.2": own.of_a_pool}.get(generation)
+    monkeypatch.setattr(torch._C, older, before, raising=False)
     monkeypatch.setattr(torch.cuda, "empty_cache", own.empty_cache)
     assert graphs._end_allocating(0, POOL) is recording
     assert own.under_way == 0

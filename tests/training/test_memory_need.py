@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lib_trainer.training import memory_need, plan
 from lib_trainer.training import memory_table as forecasts
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.forecast import Place, forecast, foreseen, learned_numbers
-from lib_trainer.training.memory_need import GIB, Outlook, outlook, remedies_for
+from lib_trainer.training.memory_need import GIB, Outlook, outlook, remedies_for, unknown
 from lib_trainer.training.memory_table import read_table, table_for
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.sizes import holes_of, sizer_of, variations_of
@@ -75,6 +76,15 @@ def test_the_change_that_is_named_makes_the_job_fit(pictures: Path, room: int, c
         assert all(path in str(remedy.told()) for path in remedy.changes)
 
 
+def test_a_preview_that_is_too_large_can_be_left_out(pictures: Path) -> None:
+    job = _job(pictures, preview__prompt="a", preview__every=1, preview__width=2048, preview__height=2048)
+    room = forecast(_job(pictures), SD1, CARD).needed
+    assert forecast(job, SD1, CARD).needed > room
+    remedies = remedies_for(job, SD1, CARD, room)
+    assert {"preview.prompt": ""} in [remedy.changes for remedy in remedies]
+    assert "leave preview.prompt empty" in " ".join(str(remedy.told()) for remedy in remedies)
+
+
 def test_where_nothing_helps_nothing_is_promised(pictures: Path) -> None:
     assert remedies_for(_job(pictures), SD1, CARD, GIB // 2) == []
 
@@ -103,6 +113,45 @@ def test_a_text_encoder_without_a_layer_that_nobody_reads_is_the_same_model() ->
     assert table_for(own | {"te1": SD1.weights["te1"].all}) is forecasts.tables()["sd1"]
     assert table_for(own | {"te1": own["te1"] * 11 // 10}) is None
     assert table_for({"te1": own["te1"]}) is None and table_for(own | {"unet": own["unet"] * 102 // 100}) is None
+
+
+def test_a_memory_that_is_all_there_is_holds_converted_copies_too(pictures: Path) -> None:
+    place = Place(torch.device("cpu"), torch.bfloat16, dict.fromkeys(SD1.weights, torch.float16))
+    job = _job(pictures, preview__prompt="a", preview__every=1)
+    held = {need.phase: need.items["weights"] for need in forecast(job, SD1, place).phases}
+    unet, text = (2 * SD1.weights[part].products + 4 * SD1.weights[part].others for part in ("unet", "te1"))
+    host = 2 * sum(weights.all for weights in SD1.weights.values())
+    assert held == {"encoding": host + text, "training": host + text + unet, "preview": host}
+
+
+def test_a_second_term_adds_to_gradients_that_are_there(pictures: Path) -> None:
+    """Each of accumulation and preservation makes one; of a LoRA they are as large as what learns."""
+    gradients = {}
+    for name, changes in (
+        ("none", {}),
+        ("accumulated", {"training__gradient_accumulation": 2}),
+        ("preserved", {"preserve__weight": 0.5}),
+    ):
+        job = _job(pictures, **changes)
+        gradients[name] = next(n.items["gradients"] for n in forecast(job, SD1, CARD).phases if n.phase == "training")
+        assert all(need.items.get("EMA", 0) == 0 for need in forecast(job, SD1, CARD).phases)
+    learned = 4 * sum(learned_numbers(_job(pictures), SD1).values())
+    assert gradients["none"] == 0 and gradients["accumulated"] == gradients["preserved"] > 0.4 * learned
+
+
+def test_a_preview_needs_more_the_larger_it_is(pictures: Path) -> None:
+    """Its parts are what one picture is drawn and decoded in, and the weights as the host holds them."""
+
+    def preview(**changes: Any) -> Any:
+        job = _job(pictures, preview__prompt="a", **changes)
+        return next((need.items for need in forecast(job, SD1, CARD).phases if need.phase == "preview"), None)
+
+    small, large = (preview(preview__every=1, preview__width=side, preview__height=side) for side in (512, 1024))
+    assert preview(preview__every=0) is None
+    assert small["weights"] == 2 * sum(weights.all for weights in SD1.weights.values()) == large["weights"]
+    cells, works = 64 * 64, [SD1.quiet[name] for name in ("sample", "decode")]
+    assert small["preview"] == max(int((one.fixed + one.cell * cells) / 2) for one in works)
+    assert large["preview"] == max(int((one.fixed + one.cell * 4 * cells) / 2) for one in works)
 
 
 def test_a_model_is_known_by_its_size() -> None:
@@ -287,12 +336,30 @@ def test_the_outlook_counts_what_the_model_takes_already(
     assert outlook(_job(pictures), host, {}) is None
 
 
+def test_where_nothing_is_foreseen_that_is_said(pictures: Path, tmp_path: Path) -> None:
+    class Other(_Host):
+        def family(self) -> Family:
+            return XL.family if self.known else dataclasses.replace(XL.family, memory="")
+
+        known = True
+
+    host: Any = Other(None, tmp_path)  # type: ignore[arg-type]
+    parts = {part: HeldPart(weights.all, torch.float16) for part, weights in XL.weights.items()}
+    job, strange = _xl(pictures), _xl(pictures, network__kind="hypernetwork")
+    assert unknown(job, host, parts) is None and unknown(job, host, {}) is None
+    assert str(unknown(strange, host, parts)).startswith("How much memory a job of this kind")
+    host.known = False
+    assert unknown(job, host, {}) is None
+    assert str(unknown(job, host, parts)).startswith("How much memory a job takes")
+
+
 def test_on_a_card_the_line_tells_of_both_memories(pictures: Path) -> None:
     foreseen = forecast(_job(pictures), SD1, CARD)
     line = str(Outlook(foreseen, "cuda", 8 * GIB, 16 * GIB).line())
     for size in (foreseen.device.total, 8 * GIB, foreseen.ram.total, 16 * GIB):
         assert f"{size / GIB:.1f} GiB" in line
     assert " card has free" in line and "activations" in line
+    assert {len(one) for one in re.findall(r"\d+\.(\d+)", line)} == {1}, "a tenth of a GiB is told"
 
 
 def test_encoded_pictures_are_counted_where_memory_keeps_them(

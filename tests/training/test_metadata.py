@@ -6,6 +6,7 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
+from lib_trainer.config import from_values
 from lib_trainer.families.sd1 import SD1
+from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.lora_facts import with_ranks
 from lib_trainer.networks.formats.lora_file import read_lora, write_lora
 from lib_trainer.refusals import ConfigError
+from lib_trainer.training.metadata import _model_spec, _objective, _pictures, _sizes_and_variations
 from lib_trainer.work import events as ev
 from tests.training.test_kinds import ADAPTERS, FAST, drawn
 from tests.training.test_refused_jobs import refused
@@ -134,6 +138,93 @@ def test_ranks_are_those_of_the_tensors(watched: Watched, pictures: Path) -> Non
     )  # fmt: skip
     metadata = metadata_of(path.with_name("second.safetensors"))
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("4", "2.0")
+
+
+PERTURBED = {"noise.perturbation": 0.1, "noise.perturbation_random": True}
+OFFSET = {"noise.offset": 0.1, "noise.offset_random": True, "noise.offset_adaptive": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, {}),
+        ({"noise.offset": 0.1}, {"ss_noise_offset": 0.1}),
+        (
+            OFFSET,
+            {"ss_noise_offset": 0.1, "ss_noise_offset_random_strength": True, "ss_adaptive_noise_scale": 0.2},
+        ),
+        (OFFSET | {"noise.offset": 0}, {}),
+        (
+            {"noise.pyramid_iterations": 6, "noise.pyramid_discount": 0.4},
+            {"ss_multires_noise_iterations": 6, "ss_multires_noise_discount": 0.4},
+        ),
+        (PERTURBED, {"ss_ip_noise_gamma": 0.1, "ss_ip_noise_gamma_random_strength": True}),
+        (PERTURBED | {"noise.perturbation": 0}, {}),
+        ({"loss.weighting": "min_snr", "loss.min_snr_gamma": 4}, {"ss_min_snr_gamma": 4}),
+        ({"loss.weighting": "debiased"}, {"ss_debiased_estimation": True}),
+        (
+            {"loss.type": "huber", "loss.huber_schedule": "constant", "loss.huber_c": 0.2, "loss.huber_scale": 0.5},
+            {"ss_loss_type": "huber", "ss_huber_schedule": "constant", "ss_huber_c": 0.2, "ss_huber_scale": 0.5},
+        ),
+        ({"loss.type": "l1"}, {"ss_loss_type": "l1"}),
+        ({"noise.min_timestep": 20}, {"modelspec.timestep_range": "20,1000"}),
+    ],
+)
+def test_what_is_unusual_of_noise_and_loss_is_told(values: dict[str, Any], told: dict[str, Any]) -> None:
+    plan = SimpleNamespace(job=from_values({"loss.weighting": "none"} | values))
+    facts: Any = SimpleNamespace(plan=plan, schedule=SimpleNamespace(zero_terminal=False))
+    assert _objective(facts) == told
+
+
+def test_pictures_are_counted_by_their_part() -> None:
+    def counted(**own: Any) -> dict[str, object]:
+        roles = [("learn", 2), ("learn", 0.5), ("learn", 0.5), ("class", 1), ("class", 3), ("before", 4)]
+        samples = [SimpleNamespace(role=role, repeats=repeats) for role, repeats in roles if role in own["roles"]]
+        job = from_values({"prior.weight": 0.5, "validation.pictures": "share"} | own.get("values", {}))
+        plan = SimpleNamespace(job=job, held=SimpleNamespace(pictures=own.get("held", ())))
+        facts: Any = SimpleNamespace(plan=plan, encoded=SimpleNamespace(samples=samples))
+        return _pictures(facts)
+
+    assert counted(roles=["learn"]) == {"ss_num_train_images": 3, "ss_num_reg_images": 0}
+    assert counted(roles=["learn", "before", "class"]) == {
+        "ss_num_train_images": 7, "ss_num_reg_images": 4, "ss_prior_loss_weight": 0.5,
+    }  # fmt: skip
+    held = {"validation.seed": 3, "validation.share": 0.2, "validation.every": 0}
+    assert counted(roles=["learn"], held=(1, 2), values=held) == {
+        "ss_num_train_images": 3, "ss_num_reg_images": 0, "ss_num_validation_images": 2, "ss_validation_seed": 3,
+        "ss_validation_split": 0.2, "ss_validate_every_n_epochs": 1,
+    }  # fmt: skip
+
+
+def test_what_is_on_of_sizes_and_variations_is_told() -> None:
+    buckets = {"buckets.enabled": True, "buckets.low": 320, "buckets.high": 960, "buckets.enlarge": False}
+    for values, told in (
+        ({}, {}),
+        ({"augment.mirror": True}, {"ss_flip_aug": True}),
+        ({"augment.colour": 0.1, "augment.crop": True}, {"ss_color_aug": True, "ss_random_crop": True}),
+        (
+            buckets,
+            {
+                "ss_enable_bucket": True, "ss_min_bucket_reso": 320, "ss_max_bucket_reso": 960,
+                "ss_bucket_no_upscale": True,
+            },
+        ),
+    ):  # fmt: skip
+        assert _sizes_and_variations(from_values(values)) == told
+
+
+def test_what_the_model_spec_says() -> None:
+    job = from_values(
+        {"output.name": "x", "dataset.trigger_word": " zrk ", "dataset.width": 512, "dataset.height": 768}
+    )
+    plan, model = SimpleNamespace(job=job, kind=kind_of(job)), SimpleNamespace(family=SD1)
+    facts: Any = SimpleNamespace(plan=plan, model=model, schedule=SimpleNamespace(prediction="v"), started=0)
+    told = {name.removeprefix("modelspec."): value for name, value in _model_spec(facts).items()}
+    assert told.pop("date").startswith("19") and told.pop("implementation")
+    assert told == {
+        "sai_model_spec": "1.0.0", "architecture": "stable-diffusion-v1/lora", "title": "x", "resolution": "512x768",
+        "prediction_type": "v", "encoder_layer": 1, "trigger_phrase": "zrk",
+    }  # fmt: skip
 
 
 def layer(key: str, rank: int, alpha: float | None) -> dict[str, torch.Tensor]:

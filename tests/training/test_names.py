@@ -187,6 +187,7 @@ def test_the_next_free_name(watched: Watched, pictures: Path) -> None:
         "-2-12",
         "a-12",
     ]
+    assert numbered("x" * LONGEST, 2) == "x" * (LONGEST - 2) + "-2", "as long as a name may be"
     long = numbered("ü" * (LONGEST // 2), 12)
     assert len(long.encode()) <= LONGEST and long.endswith("ü-12")
     words = make_job(pictures, network__kind="embedding", embedding__names="zrk-a, zrk-b", output__existing="number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -123,3 +124,13 @@ def test_a_second_text_encoder_has_the_one_rate_too() -> None:
     check_rates(job, kind_of(job), sd1)
     with pytest.raises(ConfigError, match=r"optimizer\.text_encoder_2_lr is not what optimizer\.unet_lr is"):
         check_rates(job, kind_of(job), sdxl)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script stands for Python")
+def test_what_pip_says_need_not_be_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_bytes(b"#!/bin/sh\necho $1 $2 $3\nprintf 'first\\nERROR: no \\377 space\\nlast\\n' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(packages.sys, "executable", str(script))
+    with pytest.raises(ChildProcessError, match="no \ufffd space"):
+        packages._pip(["install", "x"])

@@ -14,15 +14,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lib_trainer.captions.variation import Variation
-from lib_trainer.config import from_values
+from lib_trainer.captions.variation import Moment, Variation
+from lib_trainer.config import LossConfig, NoiseConfig, from_values
 from lib_trainer.dataset.scan import Sample
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.kinds.registry import kind_of
+from lib_trainer.training.finder import ENOUGH, HELD_SHARE, held_back
 from lib_trainer.training.loop import StepBatches
 from lib_trainer.training.objective import Noised, Objective
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
+from lib_trainer.training.probe import make_probe
 from tests.support import tiny_schedule
 
 SHAPES = ((64, 64), (64, 128), (128, 64), (64, 192))
@@ -55,6 +57,52 @@ def test_an_epoch_shows_as_many_class_pictures_as_others(others: int) -> None:
         seen |= {index for index, count in enumerate(repeats[5:]) if count}
     assert len(seen) == others, "in time all of them are shown"
     assert pictures.order.batches_per_epoch() == 10
+
+
+def test_a_batch_is_weighed_where_something_weighs() -> None:
+    moments = [Moment(0, 1, 1, place) for place in range(2)]
+
+    def weights(pictures: PictureSource, indices: list[int], share: float) -> list[float] | None:
+        found = pictures.batch(indices, moments, share, torch.Generator().manual_seed(0)).weights
+        return None if found is None else found.tolist()
+
+    plain, beside = source(2, 0), source(1, 1, **{"prior.weight": 0.5})
+    assert weights(plain, [0, 1], 1.0) is None
+    assert weights(plain, [0, 1], 2.0) == [2, 2] and weights(plain, [0, 1], 0.5) == [0.5, 0.5]
+    assert weights(beside, [0, 1], 1.0) == [1, 0.5] and weights(beside, [0, 0], 1.0) is None
+
+
+def test_pictures_to_judge_by_are_a_share_of_each_folder(tmp_path: Path) -> None:
+    def held(*counts: int, seed: int = 1) -> list[Path]:
+        paths = [tmp_path / str(folder) / f"{n}.png" for folder, count in enumerate(counts) for n in range(count)]
+        samples = [Sample(path, "", 1, "", size) for path in paths for size in SHAPES[:2]]
+        samples.append(Sample(tmp_path / "class" / "0.png", "", 1, "", SHAPES[0], "class"))
+        found = [samples[index].path for index in held_back(samples, seed)]
+        assert {samples[index].role for index in held_back(samples, seed)} <= {"learn"}
+        assert all(found.count(path) == 2 for path in found), "at all of their sizes"
+        return found[::2]
+
+    assert held(ENOUGH - 1) == [] and held(ENOUGH - 2, 1) == []
+    assert len(held(ENOUGH)) == round(HELD_SHARE * ENOUGH)
+    assert [path.parent.name for path in held(ENOUGH, 1)].count("1") == 0, "its only picture is trained"
+    assert len({path.parent for path in held(ENOUGH, 2, 30)}) == 3
+    assert held(40) == held(40) != held(40, seed=2)
+
+
+def test_fixed_points_are_spread_over_the_timesteps_and_over_pictures_as_an_epoch_shows_them() -> None:
+    pictures, objective = source(4, 2, role="learn"), Objective(tiny_schedule(), NoiseConfig(), LossConfig())
+    noise = NoiseConfig(min_timestep=100, max_timestep=900)
+    probe = make_probe(pictures, range(6), 80, objective, noise, 16)
+    timesteps = torch.cat([points.noised.timesteps for points in probe._batches])
+    assert len(timesteps) == len(probe.pictures) == 160
+    assert torch.histc(timesteps.float(), 8, 100, 900).int().tolist() == pytest.approx([20] * 8, abs=4)
+    times = Counter(probe.pictures)
+    assert [times[index] for index in range(6)] == pytest.approx([32] * 4 + [16] * 2, abs=6)
+    again = make_probe(pictures, range(6), 80, objective, noise, 16)
+    assert all(
+        torch.equal(one.noised.latents, other.noised.latents)
+        for one, other in zip(probe._batches, again._batches, strict=True)
+    )
 
 
 class Compared(int):

@@ -168,6 +168,10 @@ def test_captions_without_the_trigger_word(caption: str, around: str, plain: str
     from lib_trainer.kinds.captions import CaptionMaker
     from lib_trainer.kinds.registry import kind_of
 
+    several = PlainCaptions.of(
+        make_job(tmp_path, dataset__trigger_word="zrk, a red hat"), kind_of(job), CaptionMaker((), ())
+    )
+    assert several.words == ("zrk, a red hat", "a red hat", "zrk")
     found = PlainCaptions.of(job, kind_of(job), CaptionMaker((), (), "zork"))
     assert found.words == ("zork",) and found.around == around
 

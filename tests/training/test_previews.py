@@ -56,7 +56,7 @@ def test_a_line_is_a_prompt_and_what_follows_it_is_its_own() -> None:
         ("a cat --d", "--d is ''"),
         ("--w 64", "no prompt before them"),
         ("a cat --w 70", "width = 70 is not 0 or a multiple of 8 from 64 on: take 64"),
-        ("a cat --ss Nobody", "the sampler 'Nobody' is not known here"),
+        ("a cat --ss Nobody", "line 'a cat --ss Nobody': the sampler 'Nobody' is not known here"),
     ],
 )
 def test_a_line_that_says_what_there_is_not_is_refused(

@@ -70,6 +70,7 @@ def test_a_rate_that_overflows_is_no_answer() -> None:
     whole = made_up(7.0, spread=0.1)
     runs = [one if one.factor <= 1 else Short(one.factor, one.steps, one.seed, None) for one in whole]
     listed = tried(runs, KNOWN)
+    assert [one.factor for one in listed] == sorted(FACTORS)
     assert [one.gain is None for one in listed] == [factor > 1 for factor in FACTORS]
     best = best_factor(listed)
     assert best is not None and best.factor == 1.0

@@ -18,8 +18,11 @@ from PIL import Image
 from lib_trainer.dataset.latent_cache import prune
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.ports import PreviewRequest
+from lib_trainer.toolbox import desk as tools
 from lib_trainer.training import loop, preparation, previewing, run
+from lib_trainer.training.desk import process_desk
 from lib_trainer.work import events as ev
+from lib_trainer.work import runner
 from tests.support import assert_same_training, draw_pictures, network_difference
 from tests.training import averaging
 from tests.training.watched import Watched, at_step, weights_after
@@ -311,3 +314,12 @@ def test_a_picture_before_the_first_step(watched: Watched, pictures: Path) -> No
     assert not list(watched.host.lora_folder().glob("*.preview.png")), "no card shows it"
     metadata = read_lora(watched.host.lora_folder() / "learned.safetensors").metadata
     assert "ssmd_cover_images" not in metadata
+
+
+def test_all_desks_of_the_process_share_one_runner(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The WebUI's "Reload UI" makes its pages anew: they must find the run, and a tool must know of it."""
+    monkeypatch.setattr(runner, "_kept", {})
+    desk = process_desk(lambda: watched.host)
+    assert process_desk(lambda: pytest.fail("a second host")) is desk
+    assert runner.kept("training", lambda: pytest.fail("a second desk")) is desk
+    assert tools.process_desk()._runner is desk.runner

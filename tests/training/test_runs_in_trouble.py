@@ -118,6 +118,23 @@ def test_a_preview_too_large_is_told_by_its_own_size(pictures: Path, sizes: dict
     assert told in str(what_to_lower(job, kind_of(job), "preview", torch.device("cpu")))
 
 
+def test_what_is_told_to_lower_hangs_on_where_the_run_is(pictures: Path) -> None:
+    job = make_job(pictures, training__batch_size=3, training__max_tokens=150, dataset__width=64, dataset__height=96)
+
+    def told(point: Any) -> str:
+        return str(what_to_lower(job, kind_of(job), point, torch.device("cpu")))
+
+    sides, batch = "dataset.width and dataset.height (now 64×96)", "training.batch_size (now 3)"
+    for point in ("step", "measuring", "setup"):
+        assert sides in told(point) and batch in told(point)
+        assert ("network.rank" in told(point)) is (point != "measuring")
+        assert ("training.gradient_checkpointing" in told(point)) is (point != "measuring")
+    assert "prior.class_folder" in told("class pictures") and sides in told("class pictures")
+    assert sides in told("encoding") and batch not in told("encoding")
+    assert "training.max_tokens" in told("captions") and "150" in told("captions")
+    assert not any(field in told(point) for point in ("loading", "saving", "finishing") for field in (sides, batch))
+
+
 def test_the_log_says_where_memory_ran_out(
     watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -518,7 +518,7 @@ def test_the_step_of_the_best_file_is_told_where_a_later_one_could_not_be_saved(
     ("changes", "sentence"),
     [
         ({"validation__patience": 3}, "ends a run by the loss of held-out pictures, and there are none"),
-        ({"validation__pictures": "folder"}, "validation.folder is empty"),
+        ({"validation__pictures": "folder"}, "choose something else in validation.pictures"),
         (SHARE | {"validation__patience": 3, "training__max_steps": 4}, "is over before so many have brought nothing"),
         ({"validation__pictures": "folder", "validation__folder": "SET"}, "is one of the pictures that are trained"),
         ({"validation__pictures": "folder", "validation__folder": "SET/none"}, "none"),
