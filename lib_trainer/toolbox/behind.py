@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Thread
 from typing import BinaryIO
 
 import torch
@@ -29,7 +29,8 @@ class Behind:
         self._file = file
         self._free: SimpleQueue[torch.Tensor] = SimpleQueue()
         self._full: SimpleQueue[tuple[torch.Tensor, int] | None] = SimpleQueue()
-        self._due, self._over = Event(), False
+        self._due: SimpleQueue[bool] = SimpleQueue()
+        """Whether something is to be handed over; False: nothing more."""
         self._error: BaseException | None = None
         self._threads = [Thread(target=one, daemon=True) for one in (self._write, self._flush)]
         for _ in range(BUFFERS):  # no page of which is taken before it is used
@@ -59,8 +60,7 @@ class Behind:
             self._error = self._error or InterruptedError()
         self._full.put(None)
         self._threads[0].join()
-        self._over = True
-        self._due.set()
+        self._due.put(False)
         self._threads[1].join()
         if kind is None and self._error is not None:
             raise self._error
@@ -76,14 +76,14 @@ class Behind:
                     self._error = error
             self._free.put(buffer)
             since += size
-            if since >= FLUSHED:
+            if since >= FLUSHED and self._due.empty():
                 since = 0
-                self._due.set()
+                self._due.put(True)
 
     def _flush(self) -> None:
-        while self._due.wait() and not self._over:
-            self._due.clear()
-            try:
-                os.fsync(self._file.fileno())
-            except BaseException as error:
-                self._error = self._error or error
+        while self._due.get():
+            if self._error is None:
+                try:
+                    os.fsync(self._file.fileno())
+                except BaseException as error:
+                    self._error = error

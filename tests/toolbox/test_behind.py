@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,34 @@ def test_threads_that_are_not_to_be_had(tmp_path: Path, monkeypatch: pytest.Monk
         if thread.daemon and thread.name.startswith("Thread-"):
             thread.join(10)
     assert others() == before
+
+
+def test_a_flush_that_is_due_at_the_end_does_not_keep_the_writer_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two lines of the thread that flushes all others come to their end."""
+    monkeypatch.setattr(module, "FLUSHED", 4)
+    waits = {Behind._write.__code__: 0.01, Behind._flush.__code__: 0.1}
+    begun: set[Any] = set()
+
+    def slowly(frame: Any, event: str, argument: object) -> Any:
+        if frame.f_code not in waits:
+            return None
+        if event == "line" and frame in begun:
+            time.sleep(waits[frame.f_code])
+        begun.add(frame)
+        return slowly
+
+    def write() -> None:
+        with (tmp_path / "x").open("wb", buffering=0) as file, Behind(file) as behind:
+            behind.write(torch.ones(3), torch.float32)
+
+    before = threading.gettrace()
+    threading.settrace(slowly)
+    try:
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(10)
+    finally:
+        threading.settrace(before)  # type: ignore[arg-type]
+    assert not writer.is_alive() and (tmp_path / "x").stat().st_size == 12
