@@ -75,7 +75,7 @@ class Held:
         self._in_place = bus.in_place
         self._rests = bus.in_place and not bus.has(parameter.data)  # the host has it elsewhere
         self._original: torch.Tensor | None = None
-        """On the CPU; there once it is needed, until the end of the run."""
+        """On the CPU; there once it is needed, until the end of the run, or until the host moves it itself."""
 
     def take(self, form: Form) -> None:
         if form == "host's" or (form == "there" and not self._rests):
@@ -88,11 +88,10 @@ class Held:
             self.wait()
 
     def keep(self) -> torch.Tensor:
-        """The original, which crosses the bus once in a run. One that rests is where its host has put it last: drawing
-        moves it there and back."""
-        data = self.parameter.data
-        if self._original is None or (self._rests and self._waits(data)):
-            self._original = self._bus.to_cpu(data) if self._in_place and not self._rests else data
+        """The original, which crosses the bus once in a run. One that rests is where its host has put it last."""
+        if self._original is None:
+            data = self.parameter.data
+            self._original = self._bus.to_cpu(data) if self._in_place and not self._waits(data) else data
         return self._original
 
     def come(self) -> None:
@@ -120,9 +119,14 @@ class Held:
     def give_back(self) -> None:
         """Allocates nothing on the device unless the parameter has left it."""
         data, original = self.parameter.data, self._original
-        if original is None or (data.dtype is self.dtype and self._waits(data) is self._rests):
+        if original is None:
             return
-        if self._rests or not self._in_place:
+        if self._rests:  # to draw, the host moves it to the device and back: nobody is to keep the older beside that
+            self.parameter.data, self._original = original, None
+            return
+        if data.dtype is self.dtype and not self._waits(data):
+            return
+        if not self._in_place:
             self.parameter.data = original
             return
         room = _reinterpreted(data, self.dtype) if self._bus.has(data) else None

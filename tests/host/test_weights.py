@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.host import weights as weights_module
 from lib_trainer.host.ldm.model import LdmModel
-from lib_trainer.host.quantised import is_quantised
-from lib_trainer.host.weights import Held, Weights, _reinterpreted, held_parameters, waiting_parameters
+from lib_trainer.host.quantised import is_quantised, quantised_parameters
+from lib_trainer.host.weights import Held, Phase, Weights, _reinterpreted, held_parameters, waiting_parameters
 from lib_trainer.kinds import slots
 from lib_trainer.kinds.slots import Slot
 from lib_trainer.ports import OwnParameter, TrainingState
@@ -335,6 +336,45 @@ def test_what_a_host_has_moved_to_draw_is_the_original_from_then_on() -> None:
     weights.place("given back")
     assert places(unet) == now
     assert differences(before, snapshot(unet)) == []
+
+
+@pytest.mark.parametrize("phase", ["encoding", "training"])
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_while_a_host_draws_nobody_else_holds_what_it_moves(phase: Phase, eight_bits: bool) -> None:
+    """Else it would be in the memory twice, once the host has moved it to the card and back."""
+    unet, text, vae = (nn.Linear(16, 16).half() for _ in range(3))
+    card = Card(CPU)
+    for root in (unet, text, vae):
+        card.take_off(root)
+    before = snapshot(unet, text, vae)
+    parts = {"unet": held_parameters(unet, card, torch.bfloat16), "text": held_parameters(text, card, torch.float16)}
+    if eight_bits:
+        _, parts["unet"] = quantised_parameters(unet, card, parts["unet"])
+    weights = Weights(parts | {"vae": waiting_parameters(vae, card)}, card)
+    for _ in range(2):
+        weights.place(phase, text_encoder=False)
+        kept = [weakref.ref(one.keep()) for one in weights._of(weights._parts)]
+        weights.place("generating")
+        assert [one() for one in kept] == [None] * 6
+    weights.place("given back")
+    assert differences(before, snapshot(unet, text, vae)) == []
+    assert card.to_cpu_bytes == []
+
+
+def test_what_a_host_has_left_on_the_card_comes_back_as_it_was() -> None:
+    """Where it cannot move a part of a model that rests on the CPU back to it."""
+    unet, card = nn.Linear(8, 8).half(), Card(CPU)
+    before = snapshot(unet)
+    card.take_off(unet)
+    weights = weights_of(card, torch.bfloat16, unet=unet)
+    weights.place("encoding")
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.clone()
+    phases: list[Phase] = ["training", "generating", "training", "given back"]
+    for phase in phases:
+        weights.place(phase)
+        assert phase == "training" or differences(before, snapshot(unet)) == []
+    assert not any(card.has(parameter.data) for parameter in unet.parameters())
 
 
 def test_one_parameter_that_cannot_be_put_back_does_not_stop_the_others() -> None:
