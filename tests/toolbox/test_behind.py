@@ -104,12 +104,12 @@ def test_a_flush_that_is_due_at_the_end_does_not_keep_the_writer_waiting(
         with (tmp_path / "x").open("wb", buffering=0) as file, Behind(file) as behind:
             behind.write(torch.ones(3), torch.float32)
 
-    before = threading.gettrace()
+    before: Any = threading.gettrace()
     threading.settrace(slowly)
     try:
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
         writer.join(10)
     finally:
-        threading.settrace(before)  # type: ignore[arg-type]
+        threading.settrace(before)
     assert not writer.is_alive() and (tmp_path / "x").stat().st_size == 12
