@@ -59,7 +59,7 @@ class Slot:
     def take(self, learned: nn.Parameter) -> None:
         """Put the parameter itself in."""
         self._send_away()
-        if learned.device != self.device:  # it went to the CPU when there was no room
+        if learned.device.type != self.device.type:  # it went to the CPU when there was no room
             learned.data = sent(learned.data, self.device)
         self._put(learned)
         self._learned = True

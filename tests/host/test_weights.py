@@ -215,6 +215,18 @@ def test_what_learned_elsewhere_makes_no_room(monkeypatch: pytest.MonkeyPatch) -
     assert differences(before, snapshot(net)) == []
 
 
+def test_what_learns_is_not_copied_where_a_device_is_named_without_its_number() -> None:
+    """Tensors of "mps" and "xpu" say "mps:0" and "xpu:0", as here those of "cpu:0" say "cpu"."""
+    owner = nn.Linear(2, 2, device="meta")  # where a host rests it
+    learned = nn.Parameter(torch.ones(2, 2))
+    slot, place = (
+        Slot(OwnParameter(InFile("key"), owner, "weight", "unet"), {}, torch.device("cpu:0")),
+        learned.data_ptr(),
+    )
+    slot.take(learned)
+    assert owner.weight is learned and learned.data_ptr() == place
+
+
 def test_the_watch_for_allocations_sees_one() -> None:
     with NoAllocation(), pytest.raises(AssertionError, match="allocates"):
         torch.ones(3).to(torch.bfloat16)
