@@ -80,6 +80,17 @@
         return full;
     }
 
+    // What goes along with every command and was typed since the last one: the answer that is on its way knows it not.
+    const ALONG = ["dataset_trigger", "dataset_share", "dataset_protected", "dataset_width", "dataset_height"];
+    const typedAhead = new Map();
+
+    function putBackTyped() {
+        typedAhead.forEach((text, id) => {
+            const box = document.getElementById(id);
+            if (box && box.value !== text) box.value = text;
+        });
+    }
+
     // `options`: of the bridge's `ask`.
     function send(command, options = {}) {
         page().classList.add("dataset-waiting");
@@ -87,7 +98,9 @@
             if (!bridge.isBusy("dataset")) page().classList.remove("dataset-waiting");
             if (then) then();
         };
-        bridge.ask("dataset", "command", {...complete(command), session}, {
+        const full = complete(command);
+        typedAhead.clear();
+        bridge.ask("dataset", "command", {...full, session}, {
             latest: ["check-typed", "poll"].includes(command.do) ? command.do : undefined,
             patience: PATIENCE_MS, done: over(options.done), lost: over(options.lost),
         });
@@ -101,6 +114,7 @@
     // Runs whenever panels were replaced, however long after the answer gradio does that, and before any further key:
     // what is typed ahead must find its place.
     function settle() {
+        putBackTyped();
         const told = marks();
         const selected = new Set(told.selected);
         page().querySelectorAll(".dataset-cell").forEach((cell) => {
@@ -237,6 +251,7 @@
 
     function onInput(event) {
         const box = event.target;
+        if (ALONG.includes(box.id)) typedAhead.set(box.id, box.value);
         if (box.dataset.shows) {
             page().querySelectorAll("form." + box.dataset.shows).forEach((form) => {
                 form.hidden = form.dataset.name !== box.value;

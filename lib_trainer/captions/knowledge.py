@@ -143,7 +143,11 @@ def _rows(folders: Iterable[Path], name: str, columns: tuple[str, ...]) -> list[
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError("groups.unreadable", path=path) from error
         lines = [line if line.strip() and not line.startswith("#") else "" for line in text.splitlines()]
-        for number, row in enumerate(csv.reader(io.StringIO("\n".join(lines))), 1):
+        try:
+            table = list(csv.reader(io.StringIO("\n".join(lines))))
+        except csv.Error as error:  # a cell of more than 128 KiB; under Python 3.10 a zero byte too
+            raise DatasetError("groups.unreadable", path=path) from error
+        for number, row in enumerate(table, 1):
             cells = [cell.strip() for cell in row]
             if not any(cells) or cells == list(columns):
                 continue

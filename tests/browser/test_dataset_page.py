@@ -225,6 +225,26 @@ def test_axe_finds_nothing_grave(tab: Tab, address: str, root: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_training")
+def test_what_is_typed_before_an_answer_is_there_stays(page: Any, root: Path) -> None:
+    """The answer replaces the field that is typed into; what is typed goes along with the next command."""
+    open_set(page, root)
+    page.locator(".dataset-tab", has_text="Prune").click()
+    expect(page.locator("#dataset_trigger")).to_have_value("")
+    page.evaluate(
+        """() => {
+            document.querySelector(".dataset-card button").click();
+            const box = document.getElementById("dataset_trigger");
+            box.value = "alba";
+            box.dispatchEvent(new Event("input", {bubbles: true}));
+        }"""
+    )
+    expect(page.locator(".dataset-proposal")).to_be_visible()
+    expect(page.locator("#dataset_trigger")).to_have_value("alba")
+    page.locator(".dataset-proposal .dataset-main").click()
+    expect(page.locator(".dataset-preview")).to_be_visible()
+
+
+@pytest.mark.usefixtures("without_training")
 def test_chips_selection_and_keys(page: Any, tab: Tab, root: Path) -> None:
     """On a slow machine, whose page is behind with what it shows too."""
     open_set(page, root)

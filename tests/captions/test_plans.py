@@ -217,6 +217,9 @@ def test_a_set_adds_to_the_tables(tmp_path: Path) -> None:
     (tmp_path / "groups.csv").write_text("hats,bowler\n", encoding="utf-8")
     with pytest.raises(DatasetError, match="there is no group 'hats'"):
         read_knowledge([tmp_path])
+    (tmp_path / "groups.csv").write_text(f"clothes,{'a' * 200_000}\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"^The table '.*groups.csv' cannot be read"):
+        read_knowledge([tmp_path])
 
 
 def test_a_set_says_what_excludes_each_other(tmp_path: Path) -> None:

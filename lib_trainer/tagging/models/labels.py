@@ -80,7 +80,10 @@ def read_labels(path: Path) -> Labels:
         raise TaggerError("labels.unreadable", path=path, reason=error) from error
     except UnicodeDecodeError:
         raise TaggerError("labels.not_text", path=path) from None
-    rows = list(_rows(text, path))
+    try:
+        rows = list(_rows(text, path))
+    except csv.Error as error:  # a cell of more than 128 KiB; under Python 3.10 a zero byte too
+        raise TaggerError("labels.unreadable", path=path, reason=error) from error
     if not rows:
         raise TaggerError("labels.empty", path=path)
     names, categories, counts = zip(*rows)
