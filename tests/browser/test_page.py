@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -97,6 +98,32 @@ def open_page(tab: Tab, site: Site, query: str = "") -> Page:
 @pytest.fixture
 def page(tab: Tab, site: Site) -> Page:
     return open_page(tab, site)
+
+
+def test_what_is_typed_before_the_last_job_is_there_stays(
+    tab: Tab, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lib_trainer.config import from_values, to_values
+    from lib_trainer.ui.train.actions import TrainActions
+
+    asked, typed = Event(), Event()
+    last = to_values(from_values({"output.name": "old", "training.max_steps": 77, "preview.prompt": "an old one"}))
+
+    def last_job(actions: TrainActions) -> dict[str, object]:
+        asked.set()
+        typed.wait(60)
+        return last
+
+    monkeypatch.setattr(TrainActions, "last_job", last_job)
+    page = open_page(tab, site)
+    while not asked.is_set():
+        page.raw.wait_for_timeout(20)
+    page.field("output_name").fill("mine")
+    page.field("training_max_steps").fill("5")
+    typed.set()
+    expect(page.field("preview_prompt")).to_have_value("an old one")
+    expect(page.field("output_name")).to_have_value("mine")
+    expect(page.field("training_max_steps")).to_have_value("5")
 
 
 def test_bad_input_is_a_sentence_and_what_was_typed_stays(page: Page) -> None:
