@@ -3,7 +3,9 @@
     python -m bench.toolbox --family SDXL --folder /tmp/big
 
 Time is taken in turns, copy and merge, both with an fsync at their end; the ratio is taken round by round. Beside it
-stands what each takes of a processor, which others' load changes little. Memory is
+stands what each takes of a processor, which others' load changes little. Before each the machine rests: a virtual
+machine that gives freed memory back to its host takes up to ten times as long to write into it again, and whoever comes
+right after a file was removed would be spared that. Memory is
 the process' anonymous memory (RssAnon, Linux) at its highest, less what it was before: what the merge takes beside the
 files' maps. The files are made in fp16 and removed afterwards; twice their size and one result have to fit the disk.
 """
@@ -35,6 +37,8 @@ from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.streaming import write_stream
 
 CHANNELS = 320
+REST = 6.0
+"""Seconds in which freed memory goes back to a virtual machine's host."""
 
 
 def unet_of(family: Family) -> Any:
@@ -125,7 +129,9 @@ class Peak:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and those of a processor."""
+    """Seconds, and those of a processor, from a machine at rest."""
+    os.sync()
+    time.sleep(REST)
     started, used = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - started, time.process_time() - used
