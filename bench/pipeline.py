@@ -36,7 +36,8 @@ from PIL import Image
 from bench.random_models import build_model
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.dataset.buckets import bucket_sizes
-from lib_trainer.dataset.latents import DiskStore, encode_pictures
+from lib_trainer.dataset.encoding import encode_pictures
+from lib_trainer.dataset.latent_store import DiskStore
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.ports import TrainingState
 from lib_trainer.training.ahead import ahead

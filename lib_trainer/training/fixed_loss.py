@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lib_trainer.captions.variation import AFTER_WARMUP, Moment
 from lib_trainer.config import NoiseConfig
-from lib_trainer.dataset.latents import Encoded, sample_latents
+from lib_trainer.dataset.encoded import Encoded, sample_latents
 from lib_trainer.dataset.scan import Sample
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.ports import LoadedModel, Wording

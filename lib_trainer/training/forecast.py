@@ -19,7 +19,7 @@ import torch
 
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset import masks
-from lib_trainer.dataset.latents import MOMENT_CHANNELS
+from lib_trainer.dataset.latent_store import MOMENT_CHANNELS
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.memory_table import FULL, Table, Weights, Work
 from lib_trainer.training.optimizers import known

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib_trainer.dataset.latents import Encoded
+from lib_trainer.dataset.encoded import Encoded
 from lib_trainer.dataset.scan import Sample, listed
 from lib_trainer.ports import LoadedModel
 from lib_trainer.refusals import DatasetError

@@ -20,7 +20,7 @@ from PIL import Image
 
 from lib_trainer import __version__
 from lib_trainer.config import JobConfig
-from lib_trainer.dataset.latents import Encoded
+from lib_trainer.dataset.encoded import Encoded
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import LoadedModel, NoiseSchedule
 from lib_trainer.training.optimizers import described

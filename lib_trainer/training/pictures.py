@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lib_trainer.captions.variation import Moment
-from lib_trainer.dataset.latents import Encoded, sample_latents
+from lib_trainer.dataset.encoded import Encoded, sample_latents
 from lib_trainer.dataset.scan import Sample
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.ports import Wording

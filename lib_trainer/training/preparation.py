@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from lib_trainer.dataset.encoded import Encoded
+from lib_trainer.dataset.encoding import encode_pictures
 from lib_trainer.dataset.latent_cache import reading
-from lib_trainer.dataset.latents import DiskStore, Encoded, LatentStore, MemoryStore, encode_pictures
+from lib_trainer.dataset.latent_store import DiskStore, LatentStore, MemoryStore
 from lib_trainer.dataset.scan import Sample, listed
 from lib_trainer.dataset.variations import ALONE, Variations
 from lib_trainer.kinds.recipe import Recipe, parameters

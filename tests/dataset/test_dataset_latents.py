@@ -14,19 +14,15 @@ import torch
 from PIL import Image
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lib_trainer.dataset import latents
+from lib_trainer.dataset import encoding, latent_store, variants
 from lib_trainer.dataset.batches import FixedSize, Sizer
 from lib_trainer.dataset.buckets import Buckets
-from lib_trainer.dataset.latents import (
-    DiskStore,
-    Encoded,
-    LatentStore,
-    MemoryStore,
-    encode_pictures,
-    latent_key,
-)
+from lib_trainer.dataset.encoded import Encoded
+from lib_trainer.dataset.encoding import encode_pictures
+from lib_trainer.dataset.latent_store import DiskStore, LatentStore, MemoryStore
 from lib_trainer.dataset.pictures import fit, load_picture, to_pixels
 from lib_trainer.dataset.scan import Sample, scan_folder
+from lib_trainer.dataset.variants import latent_key
 from lib_trainer.dataset.variations import ALONE, Variations
 from lib_trainer.refusals import DatasetError, ModelError
 
@@ -44,6 +40,10 @@ class CountingVae:
         self.calls.append(pixels)
         small = torch.nn.functional.avg_pool2d(pixels, 8)
         return torch.cat([small, small, small[:, :2]], dim=1)
+
+
+def key_of(path: Path, target: tuple[int, int] = (64, 32), fingerprint: str = "vae") -> str:
+    return latent_key(hashlib.sha256(path.read_bytes()).hexdigest(), target, fingerprint)
 
 
 def samples_in(folder: Path) -> tuple[Sample, ...]:
@@ -167,7 +167,7 @@ def test_what_waits_for_the_vae_is_pictures_and_no_tensors(folder: Path, monkeyp
         made.append(1)
         return to_pixels(image)
 
-    monkeypatch.setattr(latents, "to_pixels", counted)
+    monkeypatch.setattr(variants, "to_pixels", counted)
     vae = CountingVae()
     ahead: list[int] = []
 
@@ -195,13 +195,13 @@ def test_a_moved_picture_is_a_hit(folder: Path, store: LatentStore) -> None:
 
 def test_latent_key(make_picture: MakePicture) -> None:
     path = make_picture("a.png")
-    key = latent_key(path, (64, 32), "vae")
-    assert key == latent_key(path, (64, 32), "vae")
-    assert len({key, latent_key(path, (32, 64), "vae"), latent_key(path, (64, 32), "other")}) == 3
+    key = key_of(path)
+    assert key == key_of(path)
+    assert len({key, key_of(path, (32, 64)), key_of(path, fingerprint="other")}) == 3
     path.write_bytes(path.read_bytes() + b"\0")
-    assert latent_key(path, (64, 32), "vae") != key
+    assert key_of(path) != key
     encoded = encode((Sample(path, "", 1, "", (24, 16)),), CountingVae())
-    assert encoded.keys == ((latent_key(path, (64, 32), "vae"),),)
+    assert encoded.keys == ((key_of(path),),)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "shape", "channels", "dtype", "name", "nan"])
@@ -210,7 +210,7 @@ def test_a_damaged_cache_file_is_made_anew(folder: Path, tmp_path: Path, damage:
 
     store = DiskStore(tmp_path / "cache")
     good = encode(samples_in(folder), CountingVae(), store).moments(0)
-    path = store.path(latent_key(folder / "0.png", (64, 32), "vae"))
+    path = store.path(key_of(folder / "0.png"))
     tensors = {
         "shape": {"moments": torch.zeros(8, 8, 4)},
         "channels": {"moments": torch.zeros(4, 4, 8)},
@@ -264,7 +264,7 @@ def test_a_full_disk_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(latents, "write_atomically", full)
+    monkeypatch.setattr(latent_store, "write_atomically", full)
     with pytest.raises(DatasetError, match=r"No space left on device.*keep them in memory"):
         encode(samples_in(folder), CountingVae(), DiskStore(tmp_path / "cache"))
 
@@ -341,10 +341,10 @@ def test_few_pictures_are_ahead_of_the_vae(folder: Path, monkeypatch: pytest.Mon
         most, done = max(most, len(started) - done), done + 1
         return CountingVae()(pixels)
 
-    monkeypatch.setattr(latents, "load_picture", counting)
+    monkeypatch.setattr(variants, "load_picture", counting)
     encode(samples_in(folder), vae)
     assert len(started) == 12
-    assert 1 < most <= latents._AHEAD < 12
+    assert 1 < most <= encoding._AHEAD < 12
 
 
 def test_pictures_are_decoded_beside_the_encoder(folder: Path) -> None:

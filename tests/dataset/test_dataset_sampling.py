@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib_trainer.dataset.latents import sample_latents
+from lib_trainer.dataset.encoded import sample_latents
 
 
 def generator(seed: int = 1) -> torch.Generator:

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from lib_trainer.dataset.batches import FixedSize
+from lib_trainer.dataset.encoded import Encoded
+from lib_trainer.dataset.encoding import encode_pictures
 from lib_trainer.dataset.holes import Holes, random_hole
-from lib_trainer.dataset.latents import DiskStore, Encoded, MemoryStore, encode_pictures
+from lib_trainer.dataset.latent_store import DiskStore, MemoryStore
 from lib_trainer.dataset.masks import Masks
 from lib_trainer.dataset.scan import scan_folder
 from lib_trainer.dataset.variations import Variations

@@ -15,7 +15,7 @@ import torch
 from lib_trainer.cli import main as cli
 from lib_trainer.dataset import latent_cache
 from lib_trainer.dataset.latent_cache import DAY, READERS, Amount, contents, prune, reading, shown_bytes
-from lib_trainer.dataset.latents import DiskStore
+from lib_trainer.dataset.latent_store import DiskStore
 from lib_trainer.refusals import ConfigError, DatasetError
 
 SHAPE = (8, 4, 4)
@@ -75,7 +75,7 @@ def test_what_a_run_reads_or_writes_stays(tmp_path: Path, keys: list[str]) -> No
 def test_a_run_of_another_process_counts_until_it_is_dead(tmp_path: Path, keys: list[str]) -> None:
     code = (
         "import sys; from pathlib import Path; from lib_trainer.dataset.latent_cache import reading\n"
-        "from lib_trainer.dataset.latents import DiskStore\n"
+        "from lib_trainer.dataset.latent_store import DiskStore\n"
         "with reading(Path(sys.argv[1])) as since:\n"
         "    assert DiskStore(Path(sys.argv[1]), since).get(sys.argv[2]) is not None\n"
         "    print('read', flush=True); sys.stdin.read()\n"

@@ -12,8 +12,10 @@ from PIL import Image
 
 from lib_trainer.dataset.batches import FixedSize
 from lib_trainer.dataset.editor import Editor
+from lib_trainer.dataset.encoded import Encoded
+from lib_trainer.dataset.encoding import encode_pictures
 from lib_trainer.dataset.folder import list_folder
-from lib_trainer.dataset.latents import DiskStore, Encoded, MemoryStore, encode_pictures
+from lib_trainer.dataset.latent_store import DiskStore, MemoryStore
 from lib_trainer.dataset.library import open_library
 from lib_trainer.dataset.masks import Masks, fitted_mask
 from lib_trainer.dataset.report import _of_names

@@ -13,7 +13,8 @@ from PIL import Image
 
 from lib_trainer.config import JobConfig, from_values, to_values
 from lib_trainer.config.base import KINDS
-from lib_trainer.dataset.latents import MemoryStore, encode_pictures
+from lib_trainer.dataset.encoding import encode_pictures
+from lib_trainer.dataset.latent_store import MemoryStore
 from lib_trainer.dataset.masks import Masks
 from lib_trainer.dataset.scan import scan_folder
 from lib_trainer.families.family import Family

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer.dataset.latents import Encoded, MemoryStore, encode_pictures
+from lib_trainer.dataset.encoded import Encoded
+from lib_trainer.dataset.encoding import encode_pictures
+from lib_trainer.dataset.latent_store import MemoryStore
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import HeldPart, TrainingState

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lib_trainer.dataset.latents import MemoryStore, encode_pictures
+from lib_trainer.dataset.encoding import encode_pictures
+from lib_trainer.dataset.latent_store import MemoryStore
 from lib_trainer.dataset.scan import Sample, Scan
 from lib_trainer.kinds.captions import CaptionMaker
 from lib_trainer.networks.formats.embedding_file import read_embedding
