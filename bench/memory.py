@@ -50,7 +50,7 @@ from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.host.vector import SINES
 from lib_trainer.host.weights import Bus
-from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.hypernetwork import attention_sizes
 from lib_trainer.ports import Conditioning, NoiseSchedule, TrainingState
@@ -672,7 +672,7 @@ def in_words(job: JobConfig, family: Family) -> str:
     told += [f"batch {job.training.batch_size}", job.training.precision]
     if job.network.rank != 32:
         told.append(f"rank {job.network.rank}")
-    if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not kind_of(job).trains_text_encoder(job, family):
+    if job.network.kind in ("checkpoint", *ADAPTER_KINDS) and not kind_of(job).memory.trains_text_encoder(job, family):
         told.append("without text encoder" + "s" * (len(family.encoders) > 1))
     elif len(family.encoders) > 1 and job.optimizer.text_encoder_2_lr == 0:
         told.append("first text encoder alone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -13,7 +14,7 @@ from lib_trainer.options.declare import Section
 from lib_trainer.options.describe import FieldSpec, describe
 from lib_trainer.refusals import Field
 
-__all__ = ["FieldSpec", "field_specs", "label_of"]
+__all__ = ["FieldSpec", "field_specs", "label_of", "option_of"]
 
 
 def label_of(field: Field, begins: bool = True) -> str:
@@ -23,6 +24,12 @@ def label_of(field: Field, begins: bool = True) -> str:
     if not label:
         return field.path
     return label if begins else f"“{label}”"
+
+
+def option_of(job: JobConfig, path: str) -> Any:
+    """The value of an option by its path."""
+    section, _, name = path.partition(".")
+    return getattr(getattr(job, section), name)
 
 
 @functools.cache

@@ -3,37 +3,100 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
+from lib_trainer.config import JobConfig
+from lib_trainer.config.fields import option_of
+from lib_trainer.families.family import Family
+from lib_trainer.kinds.adapter_options import Planned, adapter_rates, dropouts_of
+from lib_trainer.kinds.memory import Changes, KindMemory
 from lib_trainer.networks.adapters import AdapterSpec
 from lib_trainer.networks.lora import make_adapter
 from lib_trainer.ports import AdaptableModule
-from lib_trainer.training.memory_table import Layer, Table
+from lib_trainer.refusals import Field, Sentence
+from lib_trainer.training.memory_table import Layer, Table, Work
 
-Plan = Callable[[Sequence[AdaptableModule]], Sequence[tuple[AdaptableModule, AdapterSpec]]]
-"""Which of the modules get an adapter, and of what kind and rank."""
-
-
-def learned_numbers(plan: Plan, table: Table) -> dict[str, int]:
-    """How many numbers learn, by part."""
-    found: dict[str, int] = {}
-    for target, spec, layer in _planned(plan, table):
-        found[target.part] = found.get(target.part, 0) + layer.count * _numbers_of(target.module, spec)
-    return found
+Plan = Callable[[JobConfig, Sequence[AdaptableModule], Family], Planned]
+"""Which of the modules of a model of a family get an adapter in a job, and of what kind and rank."""
+RANK, TEXT_RATE, SECOND_RATE = "network.rank", "optimizer.text_encoder_lr", "optimizer.text_encoder_2_lr"
 
 
-def hidden_numbers(plan: Plan, table: Table) -> float:
-    """Numbers between the two thin products, for each cell of a latent."""
-    return sum(spec.rank * layer.count * layer.share for _, spec, layer in _planned(plan, table))
+@dataclass(frozen=True)
+class Costs:
+    """`measured`: what tables of memory call the kind without DoRA. `lies_flat`: the parameters are one buffer.
+    `rank_costs`: a smaller rank needs less memory. `networks`: how many there are, of which one learns at a time."""
+
+    measured: str
+    lies_flat: bool = True
+    rank_costs: bool = True
+    networks: int = 1
 
 
-def _planned(plan: Plan, table: Table) -> list[tuple[AdaptableModule, AdapterSpec, Layer]]:
-    modules, layers = _modules(tuple(table.layers))
-    return [(one, spec, layers[one.key]) for one, spec in plan(modules)]
+class AdapterMemory(KindMemory):
+    """Of networks of adapters. `plan` is their kind's."""
+
+    def __init__(self, plan: Plan, costs: Costs) -> None:
+        super().__init__(costs.measured)
+        self._plan, self._costs = plan, costs
+        self.learning_share = 1 / costs.networks
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for target, spec, layer in self._planned(job, table):
+            own = self._costs.networks * layer.count * _numbers_of(target.module, spec)
+            found[target.part] = found.get(target.part, 0) + own
+        return found
+
+    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
+        return any(rate for part, rate in adapter_rates(job, family).items() if part != "unet")
+
+    def measured_as(self, job: JobConfig) -> str:
+        return super().measured_as(job) + ("+dora" if job.network.dora else "")
+
+    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
+        """Ranks other than those that were measured keep more, or less, between the thin products."""
+        if not self._costs.lies_flat or job.training.gradient_checkpointing:
+            return 0.0
+        usual = msgspec.structs.replace(
+            job,
+            network=msgspec.structs.replace(job.network, rank=32, conv_rank=8),
+            blocks=msgspec.structs.replace(job.blocks, ranks="", rates="", preset="all"),
+        )
+        asked = self._costs.networks * self._hidden(job, table)
+        return dtype.itemsize * cells * (asked - self._hidden(usual, table))
+
+    def least_activations(self, job: JobConfig, learned: int) -> int:
+        """Gradients of all adapters, in the run's precision, are joined and widened."""
+        return 2 * learned if self._costs.lies_flat and not job.network.dora and not dropouts_of(job) else 0
+
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
+        found = [Sentence("lower.option", option=Field(RANK), now=job.network.rank)]
+        rates = [path for path in (TEXT_RATE, SECOND_RATE) if option_of(job, path) > 0]
+        return found + [Sentence("lower.to_zero", option=Field(path)) for path in rates]
+
+    def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
+        rates = {path: 0.0 for path in (TEXT_RATE, SECOND_RATE) if option_of(job, path) > 0}
+        if rates and job.optimizer.unet_lr:
+            yield [rates]
+
+    def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
+        rank = job.network.rank
+        if self._costs.rank_costs and rank > 8:
+            yield [{RANK: smaller} for smaller in (rank // 2, 8) if smaller >= 8]
+
+    def _hidden(self, job: JobConfig, table: Table) -> float:
+        """Numbers between the two thin products, for each cell of a latent."""
+        return sum(spec.rank * layer.count * layer.share for _, spec, layer in self._planned(job, table))
+
+    def _planned(self, job: JobConfig, table: Table) -> list[tuple[AdaptableModule, AdapterSpec, Layer]]:
+        modules, layers = _modules(tuple(table.layers))
+        return [(one, spec, layers[one.key]) for one, spec in self._plan(job, modules, table.family)]
 
 
 @functools.lru_cache(maxsize=8)

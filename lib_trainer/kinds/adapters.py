@@ -10,33 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import torch
 from torch import nn
 
-from lib_trainer.config import JobConfig, field_specs
+from lib_trainer.config import JobConfig
 from lib_trainer.families.detect import lora_of
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.names import is_resnet
-from lib_trainer.kinds.adapter_memory import Plan, hidden_numbers, learned_numbers
-from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs, option_of
+from lib_trainer.kinds.adapter_memory import AdapterMemory, Costs
+from lib_trainer.kinds.adapter_options import Planned, adapter_rates, dropouts_of, largest_norm, learns_in, lora_plus
+from lib_trainer.kinds.base import CONTINUE, Kind
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Recipe
-from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts, LoraAdapter
-from lib_trainer.networks.blocks import learns, parse_blocks
+from lib_trainer.networks.adapters import Adapter, AdapterSpec, LoraAdapter
+from lib_trainer.networks.blocks import parse_blocks
 from lib_trainer.networks.formats.lora_file import BUNDLED, LoraFile, read_lora, write_lora
 from lib_trainer.networks.lora import LoraNetwork, unmatched_keys
 from lib_trainer.ports import AdaptableModule, Host, LoadedModel
 from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
-from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.optimizers import known
 from lib_trainer.training.precision import DTYPES
 
-Planned = list[tuple[AdaptableModule, AdapterSpec]]
 Algorithm = Literal["lora", "loha", "lokr"]
 WHAT_LEARNS = Sentence(
     "network.what_learns", preset=Field("blocks.preset"), rates=Field("blocks.rates"), ranks=Field("blocks.ranks")
 )
-RANK, TEXT_RATE, SECOND_RATE = "network.rank", "optimizer.text_encoder_lr", "optimizer.text_encoder_2_lr"
 
 
 class AdapterKind(Kind):
@@ -47,6 +45,7 @@ class AdapterKind(Kind):
     """
 
     architecture, implementation = "/lora", "diffusers"
+    memory_type: type[AdapterMemory] = AdapterMemory
 
     def __init__(
         self,
@@ -56,19 +55,11 @@ class AdapterKind(Kind):
         called: str = "lora",
         goes_on: Sequence[str] = (),
         module: str = "lycoris.kohya",
-        measured: str = "",
-        lies_flat: bool = True,
-        rank_costs: bool = True,
-        text_encoder_is_free: bool = True,
+        costs: Costs | None = None,
     ) -> None:
-        """`module` is sd-scripts' name for it without DoRA. `measured` is what tables of memory call it.
-
-        `lies_flat`: the parameters are one buffer. `rank_costs`: a smaller rank needs less memory.
-        `text_encoder_is_free`: it need not learn.
-        """
+        """`module` is sd-scripts' name for it without DoRA. `costs`: where tables of memory call it by its name."""
         self.name, self.algorithm, self._called, self._goes_on = name, algorithm, called, tuple(goes_on) or (name,)
-        self._module, self._measured = module, measured or name
-        self._lies_flat, self._rank_costs, self._text_encoder_is_free = lies_flat, rank_costs, text_encoder_is_free
+        self._module, self.memory = module, self.memory_type(self.plan, costs or Costs(name))
 
     def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
         """Rates, blocks, and the file to continue from."""
@@ -189,51 +180,6 @@ class AdapterKind(Kind):
     def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
         return rates_by_part(adapter_rates(job, family), recipe)
 
-    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
-        return learned_numbers(self._plan_of(job, table), table)
-
-    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
-        return any(rate for part, rate in adapter_rates(job, family).items() if part != "unet")
-
-    def measured_as(self, job: JobConfig) -> str:
-        return self._measured + ("+dora" if job.network.dora else "")
-
-    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
-        """Ranks other than those that were measured keep more, or less, between the thin products."""
-        if not self._lies_flat or job.training.gradient_checkpointing:
-            return 0.0
-        usual = msgspec.structs.replace(
-            job,
-            network=msgspec.structs.replace(job.network, rank=32, conv_rank=8),
-            blocks=msgspec.structs.replace(job.blocks, ranks="", rates="", preset="all"),
-        )
-        return dtype.itemsize * cells * (self._hidden(job, table) - hidden_numbers(self._plan_of(usual, table), table))
-
-    def _hidden(self, job: JobConfig, table: Table) -> float:
-        return hidden_numbers(self._plan_of(job, table), table)
-
-    def least_activations(self, job: JobConfig, learned: int) -> int:
-        """Gradients of all adapters, in the run's precision, are joined and widened."""
-        return 2 * learned if self._lies_flat and not job.network.dora and not dropouts_of(job) else 0
-
-    def _plan_of(self, job: JobConfig, table: Table) -> Plan:
-        return lambda modules: self.plan(job, modules, table.family)
-
-    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
-        found = [Sentence("lower.option", option=Field(RANK), now=job.network.rank)]
-        rates = [path for path in (TEXT_RATE, SECOND_RATE) if option_of(job, path) > 0]
-        return found + [Sentence("lower.to_zero", option=Field(path)) for path in rates]
-
-    def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
-        rates = {path: 0.0 for path in (TEXT_RATE, SECOND_RATE) if option_of(job, path) > 0}
-        if rates and self._text_encoder_is_free and job.optimizer.unet_lr:
-            yield [rates]
-
-    def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
-        rank = job.network.rank
-        if self._rank_costs and rank > 8:
-            yield [{RANK: smaller} for smaller in (rank // 2, 8) if smaller >= 8]
-
 
 READERS = ("_attn2_to_k.lora_down.weight", "_attn2_to_k.hada_w1_b")
 """Tensors of a file whose second dimension is the width of the text."""
@@ -331,11 +277,6 @@ class DropoutSeeds:
             torch.manual_seed((self._seed << 24) + step)
 
 
-def adapter_rates(job: JobConfig, family: Family) -> dict[Part, float]:
-    own = job.optimizer
-    return family.rates(own.unet_lr, own.text_encoder_lr, own.text_encoder_2_lr)
-
-
 def rate_groups(job: JobConfig, network: LoraNetwork, family: Family) -> list[dict[str, Any]]:
     """A group for each part, and for each factor that its blocks have. Called once: the network is made flat."""
     factors = parse_blocks(job.blocks.rates, "blocks.rates", family.unet)
@@ -358,17 +299,6 @@ def rate_groups(job: JobConfig, network: LoraNetwork, family: Family) -> list[di
             faster = [parameter for parameter in learned if id(parameter) in second]
             groups.append({"params": faster, "lr": rates[part] * factor * ratio, "name": f"{named} B", **shared})
     return groups
-
-
-def lora_plus(job: JobConfig) -> float:
-    """How many times faster second matrices learn (Hayou et al. 2024, arXiv:2402.12354), where there are two."""
-    return job.optimizer.lora_plus if job.network.kind in field_specs()["optimizer.lora_plus"].kinds else 1.0
-
-
-def largest_norm(job: JobConfig) -> float:
-    """To which each module's change is bounded; 0 for no bound. What an optimizer averages is not moved."""
-    bounded = not job.network.dora and not known(job.optimizer).averages
-    return job.network.max_norm if bounded else 0.0
 
 
 def make_networks(kind: AdapterKind, job: JobConfig, model: LoadedModel) -> Networks:
@@ -399,14 +329,3 @@ def make_networks(kind: AdapterKind, job: JobConfig, model: LoadedModel) -> Netw
     learning = {adapter.key for adapter in trained}
     kept = {name: tensor.clone() for name, tensor in whole.items() if name.partition(".")[0] not in learning}
     return Networks(trained.to(model.device), held, kept)
-
-
-def learns_in(job: JobConfig, target: AdaptableModule, family: Family) -> bool:
-    """Whether a job trains what stands beside this layer: rates of parts and blocks, and the preset, decide."""
-    factor = parse_blocks(job.blocks.rates, "blocks.rates", family.unet).get(target.block, 1.0)
-    rate = adapter_rates(job, family)[target.part]
-    return bool(rate and factor and learns(job.blocks.preset, target.block, family.unet))
-
-
-def dropouts_of(job: JobConfig) -> Dropouts:
-    return Dropouts(job.network.dropout, job.network.rank_dropout, job.network.module_dropout)

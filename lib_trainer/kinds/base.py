@@ -1,81 +1,36 @@
-"""What is asked of a kind of training. What holds for most kinds is answered here."""
+"""What a kind of training offers, checks, calls and writes. What holds for most kinds is answered here.
+
+What learns in a run is its `Recipe`, and what that needs of memory its `KindMemory`.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import torch
 
-from lib_trainer.captions.tags import TagPatterns
-from lib_trainer.captions.variation import Variation
-from lib_trainer.config import CaptionsConfig, JobConfig, field_specs
-from lib_trainer.dataset.scan import NAME, Sample, Scan
+from lib_trainer.config import JobConfig, field_specs
+from lib_trainer.dataset.scan import Sample, Scan
 from lib_trainer.families.detect import lora_of
 from lib_trainer.families.family import Family
-from lib_trainer.kinds.captions import CaptionMaker, template_maker
+from lib_trainer.kinds.memory import KindMemory
+from lib_trainer.kinds.outputs import SAVED_ENDS, Outputs
 from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.kinds.words import words_of
 from lib_trainer.networks.formats.lora_file import LORA_ENDINGS
 from lib_trainer.networks.formats.reading import read_header
 from lib_trainer.ports import Host, LoadedModel, PreviewRequest
-from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
-from lib_trainer.training.memory_table import Table, Work
+from lib_trainer.refusals import ModelError, Problems, Sentence
 from lib_trainer.training.names import numbered
-from lib_trainer.training.optimizers import wants_average
 
 CONTINUE = "network.continue_from"
 WORDS_RATE = "embedding.learning_rate"
 STABILITY = "https://github.com/Stability-AI/generative-models"
 """ModelSpec's name for CompVis' layout."""
-Changes = Sequence[Mapping[str, Any]]
-"""Values of options that may be changed together, from the smallest change on."""
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The files of a finished run: `results` hold what was learned, and the first is what the run is known by.
-
-    `beside` is what else a kind may leave, by what it is.
-    """
-
-    results: tuple[Path, ...]
-    beside: Mapping[str, Path] = field(default_factory=dict)
-
-    @property
-    def result(self) -> Path:
-        return self.results[0]
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        return (*self.results, *self.beside.values())
-
-    def of_step(self, step: int) -> Outputs:
-        """The files of an intermediate step, beside the final ones."""
-        return Outputs(tuple(step_path(path, step) for path in self.results))
-
-    @property
-    def best(self) -> Outputs:
-        """The files of the step with the lowest held-out loss, beside the final ones."""
-        return Outputs(tuple(best_path(path) for path in self.results))
-
-
-def step_path(path: Path, step: int) -> Path:
-    """The file of an intermediate step, beside the final one."""
-    return path.with_name(f"{path.stem}-step{step:08d}{path.suffix}")
-
-
-def best_path(path: Path) -> Path:
-    """The file of the step with the lowest held-out loss, beside the final one."""
-    return path.with_name(f"{path.stem}-best{path.suffix}")
-
-
-SAVED_ENDS = r"-step\d{8}|-best"
-"""A regular expression of what `step_path` and `best_path` put behind a name."""
 
 
 class Kind:
@@ -96,8 +51,7 @@ class Kind:
     implementation = STABILITY
     writes_model = False
     """Whether the file holds the whole model."""
-    learning_share = 1.0
-    """Of what learns in a run, how much learns in one step."""
+    memory: KindMemory
 
     @functools.cached_property
     def options(self) -> frozenset[str]:
@@ -140,9 +94,7 @@ class Kind:
 
     def words(self, job: JobConfig) -> list[str]:
         """The names of the embeddings that a job trains, in order."""
-        if not self.has_words:
-            return []
-        return [name.strip() for name in job.embedding.names.split(",") if name.strip()] or [job.output.name]
+        return words_of(job) if self.has_words else []
 
     def names_field(self, job: JobConfig) -> str:
         """The option that names what a job trains."""
@@ -207,54 +159,6 @@ class Kind:
         """Why what is said without the words that are learned cannot change, the end of a sentence; None if it can."""
         return None
 
-    def captions(self, job: JobConfig, host: Host) -> CaptionMaker:
-        """Captions as a job wants them. Raises `ConfigError` for a template that is not there or says nothing."""
-        words, called = self.words(job), job.dataset.trigger_word.strip() or job.output.name
-        if self.has_templates and job.dataset.template:
-            return template_maker(job.dataset.template, words, job.output.name, host)
-        return CaptionMaker((), tuple(words), called, self.variation(job), self._captions(job).weights)
-
-    def variation(self, job: JobConfig) -> Variation:
-        """What is done to captions at each step.
-
-        Raises `ConfigError` for an expression that is none, and for a tag that both lists name.
-        """
-        own, name = self._captions(job), " ".join(self.words(job)) or job.dataset.trigger_word.strip()
-        given = [*self.words(job), *job.dataset.trigger_word.split(",")]
-        words = tuple(dict.fromkeys(" ".join(word.split()) for word in given if word.strip()))
-        spared = _listed(own.never_drop, "captions.never_drop")
-        alone = _listed(own.only_drop, "captions.only_drop")
-        if own.tag_dropout and (both := sorted(spared.keys & alone.keys)):
-            raise ConfigError(
-                "captions.in_both", field="captions.only_drop", other=Field("captions.never_drop"), tag=both[0]
-            )
-        return Variation(
-            own.shuffle,
-            own.keep_tokens,
-            own.tag_dropout,
-            spared,
-            alone,
-            own.warmup,
-            own.dropout,
-            own.dropout_epochs,
-            own.wildcards,
-            own.prefix.replace(NAME, name or job.output.name).strip(),
-            own.suffix.replace(NAME, name or job.output.name).strip(),
-            words,
-        )
-
-    def captions_vary(self, job: JobConfig) -> bool:
-        """Whether captions are drawn anew in each step, so that the text encoder is needed throughout."""
-        own = self._captions(job)
-        return (self.has_templates and bool(job.dataset.template)) or Variation(
-            own.shuffle, tag_dropout=own.tag_dropout, wildcards=own.wildcards
-        ).endless
-
-    def _captions(self, job: JobConfig) -> CaptionsConfig:
-        """What it reads of the options of captions."""
-        unread = [one for one in CaptionsConfig.__struct_fields__ if f"captions.{one}" not in self.options]
-        return msgspec.structs.replace(job.captions, **{one: getattr(CaptionsConfig(), one) for one in unread})
-
     def before(self, job: JobConfig, scan: Scan) -> list[Sample]:
         """Pictures that are learned before the others. Raises `DatasetError` or `ConfigError`."""
         return []
@@ -276,58 +180,3 @@ class Kind:
     def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
         """The learning rates of the parts that have something to learn; a part that has none says `None`."""
         raise NotImplementedError
-
-    # Memory
-
-    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
-        """How many numbers learn, by part."""
-        raise NotImplementedError
-
-    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
-        return False
-
-    def measured_as(self, job: JobConfig) -> str:
-        """What tables of memory call its step."""
-        return self.name
-
-    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
-        """Bytes of a step beyond those that the table tells of a job at the ranks that it was measured at."""
-        return 0.0
-
-    def least_activations(self, job: JobConfig, learned: int) -> int:
-        """Bytes that a step takes whatever the pictures; `learned` bytes learn."""
-        return 0
-
-    def replaces(self, job: JobConfig, family: Family) -> frozenset[str]:
-        """Parts of the model whose own weights are away while others learn in their place."""
-        return frozenset()
-
-    def has_average(self, job: JobConfig) -> bool:
-        """Whether a running average of what learns is kept."""
-        return wants_average(job.optimizer)
-
-    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
-        """What else costs memory. The list follows the word "lower"."""
-        return []
-
-    def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
-        """Changes that need less memory and harm the result little."""
-        yield from ()
-
-    def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
-        """Changes that need less memory and make the result another one."""
-        yield from ()
-
-
-def _listed(text: str, path: str) -> TagPatterns:
-    try:
-        return TagPatterns.parse(text, path)
-    except ConfigError as error:
-        error.field = path
-        raise
-
-
-def option_of(job: JobConfig, path: str) -> Any:
-    """The value of an option by its path."""
-    section, _, name = path.partition(".")
-    return getattr(getattr(job, section), name)

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import torch
 
+from lib_trainer.captions.tags import TagPatterns
 from lib_trainer.captions.variation import AS_IS, Moment, Variation
+from lib_trainer.config import CaptionsConfig, JobConfig
 from lib_trainer.dataset.scan import NAME, with_trigger
+from lib_trainer.kinds.base import Kind
 from lib_trainer.ports import Host
-from lib_trainer.refusals import ConfigError
+from lib_trainer.refusals import ConfigError, Field
 
 FILEWORDS = "[filewords]"
 
@@ -92,3 +96,63 @@ def _template_path(text: str, host: Host) -> Path:
         if path.is_file():
             return path
     raise ConfigError("template.missing", field="dataset.template", text=text, folder=folder)
+
+
+def captions_of(kind: Kind, job: JobConfig, host: Host) -> CaptionMaker:
+    """Captions as a job wants them. Raises `ConfigError` for a template that is not there or says nothing."""
+    words, called = kind.words(job), job.dataset.trigger_word.strip() or job.output.name
+    if kind.has_templates and job.dataset.template:
+        return template_maker(job.dataset.template, words, job.output.name, host)
+    return CaptionMaker((), tuple(words), called, caption_variation(kind, job), _read_options(kind, job).weights)
+
+
+def caption_variation(kind: Kind, job: JobConfig) -> Variation:
+    """What is done to captions at each step.
+
+    Raises `ConfigError` for an expression that is none, and for a tag that both lists name.
+    """
+    own, name = _read_options(kind, job), " ".join(kind.words(job)) or job.dataset.trigger_word.strip()
+    given = [*kind.words(job), *job.dataset.trigger_word.split(",")]
+    words = tuple(dict.fromkeys(" ".join(word.split()) for word in given if word.strip()))
+    spared = _listed(own.never_drop, "captions.never_drop")
+    alone = _listed(own.only_drop, "captions.only_drop")
+    if own.tag_dropout and (both := sorted(spared.keys & alone.keys)):
+        raise ConfigError(
+            "captions.in_both", field="captions.only_drop", other=Field("captions.never_drop"), tag=both[0]
+        )
+    return Variation(
+        own.shuffle,
+        own.keep_tokens,
+        own.tag_dropout,
+        spared,
+        alone,
+        own.warmup,
+        own.dropout,
+        own.dropout_epochs,
+        own.wildcards,
+        own.prefix.replace(NAME, name or job.output.name).strip(),
+        own.suffix.replace(NAME, name or job.output.name).strip(),
+        words,
+    )
+
+
+def captions_vary(kind: Kind, job: JobConfig) -> bool:
+    """Whether captions are drawn anew in each step, so that the text encoder is needed throughout."""
+    own = _read_options(kind, job)
+    return (kind.has_templates and bool(job.dataset.template)) or Variation(
+        own.shuffle, tag_dropout=own.tag_dropout, wildcards=own.wildcards
+    ).endless
+
+
+def _read_options(kind: Kind, job: JobConfig) -> CaptionsConfig:
+    """What a kind reads of the options of captions."""
+    unread = [one for one in CaptionsConfig.__struct_fields__ if f"captions.{one}" not in kind.options]
+    return msgspec.structs.replace(job.captions, **{one: getattr(CaptionsConfig(), one) for one in unread})
+
+
+def _listed(text: str, path: str) -> TagPatterns:
+    try:
+        return TagPatterns.parse(text, path)
+    except ConfigError as error:
+        error.field = path
+        raise

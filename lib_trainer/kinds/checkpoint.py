@@ -16,11 +16,14 @@ import torch
 from torch import nn
 
 from lib_trainer.config import JobConfig
+from lib_trainer.config.fields import option_of
 from lib_trainer.families.detect import inpaints, model_of
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.open_clip import joined
 from lib_trainer.kinds.adapters import rates_by_part
-from lib_trainer.kinds.base import CONTINUE, Changes, Kind, Outputs, option_of
+from lib_trainer.kinds.base import CONTINUE, Kind
+from lib_trainer.kinds.memory import Changes, KindMemory
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Progress, Recipe
 from lib_trainer.kinds.slots import Slot, give_back, parameter_of, whole_weight
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, read_shapes, write_checkpoint
@@ -31,7 +34,7 @@ from lib_trainer.networks.low_rank import lora_of_differences
 from lib_trainer.ports import Host, LoadedModel, OwnParameter
 from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table
-from lib_trainer.training.optimizers import lighter
+from lib_trainer.training.optimizers import lighter, wants_average
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.prediction import marks, schedule_of
 
@@ -42,12 +45,46 @@ TEXT_RATES = ("finetune.text_encoder_lr", "finetune.text_encoder_2_lr")
 DIFFERENCE = "LoRA of the difference"
 
 
+class CheckpointMemory(KindMemory):
+    """Of copies of whole parts, beside which the originals wait."""
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        return {part: table.weights[part].all for part in _learning_parts(job, table.family)}
+
+    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
+        return any(part != "unet" for part in _learning_parts(job, family))
+
+    def replaces(self, job: JobConfig, family: Family) -> frozenset[str]:
+        return frozenset(_learning_parts(job, family))
+
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
+        tuning, found = job.finetune, []
+        if tuning.unet_lr:
+            found += [Sentence("lower.to_zero", option=Field(path)) for path in TEXT_RATES if option_of(job, path) > 0]
+        if wants_average(job.optimizer):
+            found.append(Sentence("lower.leave_out", option=Field("optimizer.ema")))
+        if lighter(job.optimizer, device):
+            found.append(Sentence("lower.smaller_optimizer", option=Field("optimizer.name")))
+        return [*found, Sentence("lower.lora")]
+
+    def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
+        if wants_average(job.optimizer):
+            yield [{"optimizer.ema": False}]
+        rates = {path: 0.0 for path in TEXT_RATES if option_of(job, path) > 0}
+        if rates and job.finetune.unet_lr:
+            yield [rates]
+
+    def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
+        yield [{"network.kind": "lora"}]
+
+
 class CheckpointKind(Kind):
     """A whole checkpoint, and on demand its difference to the loaded one as a LoRA."""
 
     name, call = "checkpoint", ""
     rates = ("finetune.unet_lr", "finetune.text_encoder_lr")
     writes_model = True
+    memory = CheckpointMemory("checkpoint")
 
     def folder(self, host: Host) -> Path:
         return host.checkpoint_folder()
@@ -88,35 +125,6 @@ class CheckpointKind(Kind):
 
     def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
         return rates_by_part(_rates(job, family), recipe)
-
-    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
-        return {part: table.weights[part].all for part in _learning_parts(job, table.family)}
-
-    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
-        return any(part != "unet" for part in _learning_parts(job, family))
-
-    def replaces(self, job: JobConfig, family: Family) -> frozenset[str]:
-        return frozenset(_learning_parts(job, family))
-
-    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
-        tuning, found = job.finetune, []
-        if tuning.unet_lr:
-            found += [Sentence("lower.to_zero", option=Field(path)) for path in TEXT_RATES if option_of(job, path) > 0]
-        if self.has_average(job):
-            found.append(Sentence("lower.leave_out", option=Field("optimizer.ema")))
-        if lighter(job.optimizer, device):
-            found.append(Sentence("lower.smaller_optimizer", option=Field("optimizer.name")))
-        return [*found, Sentence("lower.lora")]
-
-    def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
-        if self.has_average(job):
-            yield [{"optimizer.ema": False}]
-        rates = {path: 0.0 for path in TEXT_RATES if option_of(job, path) > 0}
-        if rates and job.finetune.unet_lr:
-            yield [rates]
-
-    def hard_remedies(self, job: JobConfig) -> Iterator[Changes]:
-        yield [{"network.kind": "lora"}]
 
 
 def _check_start(path: str, family: Family, *, inpaints_here: bool) -> None:

@@ -18,20 +18,18 @@ from lib_trainer.config import JobConfig
 from lib_trainer.dataset.folder import list_folder
 from lib_trainer.dataset.pictures import PictureError, read_size
 from lib_trainer.dataset.scan import Sample, Scan
-from lib_trainer.kinds.adapters import AdapterKind, DropoutSeeds, dropouts_of, largest_norm, make_networks, rate_groups
-from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.adapter_options import dropouts_of, largest_norm
+from lib_trainer.kinds.adapters import AdapterKind, DropoutSeeds, make_networks, rate_groups
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.ports import Host, LoadedModel
 from lib_trainer.refusals import ConfigError, DatasetError, Field, Problems
-from lib_trainer.training.memory_table import Table
 from lib_trainer.training.precision import DTYPES
 
 
 class DifferenceKind(AdapterKind):
     """What holds for a LoRA holds here too, and a second one learns before it."""
-
-    learning_share = 0.5
 
     def check(self, job: JobConfig, host: Host, problems: Problems) -> None:
         super().check(job, host, problems)
@@ -78,12 +76,6 @@ class DifferenceKind(AdapterKind):
 
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return DifferenceRecipe(self, job, model)
-
-    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
-        return {part: 2 * numbers for part, numbers in super().learned(job, table).items()}
-
-    def _hidden(self, job: JobConfig, table: Table) -> float:
-        return 2 * super()._hidden(job, table)
 
 
 class DifferenceRecipe(Recipe):

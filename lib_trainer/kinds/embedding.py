@@ -11,7 +11,9 @@ from typing import Any
 
 from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
-from lib_trainer.kinds.base import CONTINUE, SAVED_ENDS, Kind, Outputs
+from lib_trainer.kinds.base import CONTINUE, Kind
+from lib_trainer.kinds.memory import KindMemory
+from lib_trainer.kinds.outputs import SAVED_ENDS, Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.kinds.words import Words, check_words, numbers_of_words
 from lib_trainer.networks.formats.embedding_file import ENDINGS, read_embedding, write_embedding
@@ -22,6 +24,16 @@ from lib_trainer.training.memory_table import Table
 MAX_VECTORS = 75
 
 
+class EmbeddingMemory(KindMemory):
+    """Of the words' rows alone, through the text encoder."""
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        return {"words": numbers_of_words(job, table.text_width)}
+
+    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
+        return True
+
+
 class EmbeddingKind(Kind):
     """One or several words, each in a file of its own, by whose name a prompt calls it."""
 
@@ -29,6 +41,7 @@ class EmbeddingKind(Kind):
     weighs, endings = False, ENDINGS
     rates = ("embedding.learning_rate",)
     architecture = "/textual-inversion"
+    memory = EmbeddingMemory("embedding")
 
     def folder(self, host: Host) -> Path:
         return host.embedding_folder()
@@ -84,12 +97,6 @@ class EmbeddingKind(Kind):
 
     def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
         return {"ss_learning_rate": float(job.embedding.learning_rate)}
-
-    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
-        return {"words": numbers_of_words(job, self.words(job), table.text_width)}
-
-    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
-        return True
 
 
 class EmbeddingRecipe(Recipe):

@@ -12,7 +12,9 @@ import torch
 from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.kinds.adapters import DropoutSeeds
-from lib_trainer.kinds.base import CONTINUE, Kind, Outputs
+from lib_trainer.kinds.base import CONTINUE, Kind
+from lib_trainer.kinds.memory import KindMemory
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
 from lib_trainer.networks.hypernetwork import Hypernetwork, Structure, attention_sizes
@@ -23,11 +25,28 @@ from lib_trainer.training.memory_table import Table, Work
 STRUCTURE = "hypernetwork.layer_structure"
 
 
+class HypernetworkMemory(KindMemory):
+    """By the structure of the networks, whose widths are multiples of what the attentions read."""
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        sizes = parse_sizes(job.hypernetwork.sizes) or table.attention_sizes
+        with torch.device("meta"):
+            network = Hypernetwork(parse_structure(job), sizes)
+        return {"unet": sum(parameter.numel() for parameter in network.parameters())}
+
+    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
+        return work.wide * cells * (sum(parse_structure(job).layers[1:-1]) - 2)
+
+    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
+        return [Sentence("lower.option", option=Field(STRUCTURE), now=job.hypernetwork.layer_structure)]
+
+
 class HypernetworkKind(Kind):
     """The text encoder is not trained."""
 
     name, call, endings = "hypernetwork", "<hypernet:{}:{}>", (".pt",)
     rates = ("hypernetwork.learning_rate",)
+    memory = HypernetworkMemory("hypernetwork")
 
     def folder(self, host: Host) -> Path:
         return host.hypernetwork_folder()
@@ -59,18 +78,6 @@ class HypernetworkKind(Kind):
 
     def rates_told(self, job: JobConfig, recipe: Recipe, family: Family) -> dict[str, object]:
         return {"ss_learning_rate": float(job.hypernetwork.learning_rate)}
-
-    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
-        sizes = parse_sizes(job.hypernetwork.sizes) or table.attention_sizes
-        with torch.device("meta"):
-            network = Hypernetwork(parse_structure(job), sizes)
-        return {"unet": sum(parameter.numel() for parameter in network.parameters())}
-
-    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
-        return work.wide * cells * (sum(parse_structure(job).layers[1:-1]) - 2)
-
-    def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
-        return [Sentence("lower.option", option=Field(STRUCTURE), now=job.hypernetwork.layer_structure)]
 
 
 class HypernetworkRecipe(Recipe):

@@ -9,8 +9,11 @@ from typing import Any
 
 from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
+from lib_trainer.kinds.adapter_memory import AdapterMemory
 from lib_trainer.kinds.adapters import AdapterKind, AdapterRecipe
-from lib_trainer.kinds.base import CONTINUE, Outputs
+from lib_trainer.kinds.base import CONTINUE
+from lib_trainer.kinds.memory import Changes
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.kinds.words import Words, check_words, numbers_of_words
 from lib_trainer.networks.formats.lora_file import bundled, read_lora, write_lora
@@ -21,8 +24,23 @@ from lib_trainer.training.names import numbered
 from lib_trainer.training.precision import DTYPES
 
 
+class PivotalMemory(AdapterMemory):
+    """Of the words too, which cannot do without the text encoder."""
+
+    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        return super().learned(job, table) | {"words": numbers_of_words(job, table.text_width)}
+
+    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
+        return True
+
+    def mild_remedies(self, job: JobConfig) -> Iterator[Changes]:
+        yield from ()
+
+
 class PivotalKind(AdapterKind):
     """What holds for a LoRA holds here too."""
+
+    memory_type = PivotalMemory
 
     def numbered(self, job: JobConfig, number: int) -> JobConfig:
         """A file that is gone on from knows its words by their names, so they keep them."""
@@ -44,12 +62,6 @@ class PivotalKind(AdapterKind):
 
     def recipe(self, job: JobConfig, model: LoadedModel, outputs: Outputs) -> Recipe:
         return PivotalRecipe(self, job, model)
-
-    def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
-        return super().learned(job, table) | {"words": numbers_of_words(job, self.words(job), table.text_width)}
-
-    def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
-        return True
 
 
 def _check_embeddings(path: Path, words: Sequence[str], family: Family) -> None:

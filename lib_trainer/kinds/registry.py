@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lib_trainer.config import JobConfig
+from lib_trainer.kinds.adapter_memory import Costs
 from lib_trainer.kinds.adapters import AdapterKind
 from lib_trainer.kinds.base import Kind
 from lib_trainer.kinds.checkpoint import CheckpointKind
@@ -22,10 +23,10 @@ KINDS: Mapping[str, Kind] = {
     for kind in (
         AdapterKind("lora", module="networks.lora"),
         AdapterKind("locon", called="locon"),
-        AdapterKind("loha", "loha", called="loha", lies_flat=False),
-        AdapterKind("lokr", "lokr", called="lokr", lies_flat=False, rank_costs=False),
-        PivotalKind("pivotal", goes_on=LORA, module="networks.lora", measured="lora", text_encoder_is_free=False),
-        DifferenceKind("difference", goes_on=LORA, module="networks.lora", measured="lora"),
+        AdapterKind("loha", "loha", called="loha", costs=Costs("loha", lies_flat=False)),
+        AdapterKind("lokr", "lokr", called="lokr", costs=Costs("lokr", lies_flat=False, rank_costs=False)),
+        PivotalKind("pivotal", goes_on=LORA, module="networks.lora", costs=Costs("lora")),
+        DifferenceKind("difference", goes_on=LORA, module="networks.lora", costs=Costs("lora", networks=2)),
         EmbeddingKind(),
         HypernetworkKind(),
         CheckpointKind(),

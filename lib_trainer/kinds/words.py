@@ -19,6 +19,11 @@ BRACKETS = "()[]\\"
 """Signs of the WebUI's prompts (modules/prompt_parser.py)."""
 
 
+def words_of(job: JobConfig) -> list[str]:
+    """The names of the embeddings that a job trains, in order."""
+    return [name.strip() for name in job.embedding.names.split(",") if name.strip()] or [job.output.name]
+
+
 def initial_texts(job: JobConfig, names: Sequence[str]) -> list[str]:
     """The text that each embedding starts from; empty: random vectors. Raises `ConfigError` for too many."""
     text = job.embedding.initial_text
@@ -60,9 +65,9 @@ def _check_name(name: str, field: str, host: Host) -> None:
         raise ConfigError("words.brackets", field=field, name=name, brackets=" ".join(brackets))
 
 
-def numbers_of_words(job: JobConfig, names: Sequence[str], width: int) -> int:
+def numbers_of_words(job: JobConfig, width: int) -> int:
     """How many numbers learn; `width` of them in a vector."""
-    return len(names) * job.embedding.vectors * width
+    return len(words_of(job)) * job.embedding.vectors * width
 
 
 def check_widths(rows: Rows, table: TokenTable, family: Family) -> None:

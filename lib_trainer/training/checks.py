@@ -9,10 +9,11 @@ import msgspec
 import torch
 
 from lib_trainer.config import CaptionsConfig, JobConfig, field_specs, to_values
+from lib_trainer.config.fields import option_of
 from lib_trainer.dataset.caption_files import caption_files, checked_ending
 from lib_trainer.families.family import Family
 from lib_trainer.files import plain
-from lib_trainer.kinds.base import Kind, option_of
+from lib_trainer.kinds.base import Kind
 from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError, Field, Problems, Sentence, few
 from lib_trainer.training.names import check_name

@@ -81,7 +81,7 @@ def what_to_lower(job: JobConfig, kind: Kind, point: Point, device: torch.device
     lower.append(_sides("dataset", data.width, data.height))
     if point == "measuring":
         return Sentence("lower.step", options=lower)
-    lower += kind.to_lower(job, device)
+    lower += kind.memory.to_lower(job, device)
     if training.gradient_checkpointing:
         return Sentence("lower.step", options=lower)
     checkpointing = Field("training.gradient_checkpointing")

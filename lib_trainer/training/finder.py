@@ -17,8 +17,8 @@ import msgspec
 import torch
 
 from lib_trainer.config import JobConfig
+from lib_trainer.config.fields import option_of
 from lib_trainer.dataset.scan import Sample
-from lib_trainer.kinds.base import option_of
 from lib_trainer.kinds.recipe import parameters
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Host

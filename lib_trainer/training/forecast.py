@@ -20,9 +20,10 @@ import torch
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset import masks
 from lib_trainer.dataset.latent_store import MOMENT_CHANNELS
+from lib_trainer.kinds.captions import captions_vary
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.memory_table import FULL, Table, Weights, Work
-from lib_trainer.training.optimizers import known
+from lib_trainer.training.optimizers import known, wants_average
 from lib_trainer.training.preview_prompts import sizes as preview_sizes
 from lib_trainer.training.sizes import holes_of, largest_size, resolutions_of, variations_of
 
@@ -101,28 +102,28 @@ def forecast(job: JobConfig, table: Table, place: Place) -> Forecast:
 
 def learned_numbers(job: JobConfig, table: Table) -> dict[str, int]:
     """How many numbers learn, by part; a difference's first network counts as well."""
-    return kind_of(job).learned(job, table)
+    return kind_of(job).memory.learned(job, table)
 
 
 def work_key(job: JobConfig, dtype: torch.dtype) -> str:
     """Under which a table has the step of a job."""
     memory = "recomputed" if job.training.gradient_checkpointing else "kept"
-    return f"{kind_of(job).measured_as(job)} {'full' if dtype is torch.float32 else 'half'} {memory}"
+    return f"{kind_of(job).memory.measured_as(job)} {'full' if dtype is torch.float32 else 'half'} {memory}"
 
 
 def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 1) -> int:
     """Bytes at the peak of a step beside weights, what learns and the optimizer's state; new gradients included."""
-    training, kind = job.training, kind_of(job)
+    training, memory = job.training, kind_of(job).memory
     cells = training.batch_size * _cells(*largest_size(job), table)
     work = _work(job, table, dtype)
     if work is None:
         raise ValueError(f"the table of {table.of} is not about {work_key(job, dtype)}")
     learned = FULL * sum(learned_numbers(job, table).values())
     total = work.fixed + work.learned * learned + work.cell * cells
-    if kind.trains_text_encoder(job, table.family):
+    if memory.trains_text_encoder(job, table.family):
         total += work.text * training.batch_size * chunks
-    total += kind.activations(job, table, work, dtype, cells)
-    return int(max(total, work.least * learned, kind.least_activations(job, learned)))
+    total += memory.activations(job, table, work, dtype, cells)
+    return int(max(total, work.least * learned, memory.least_activations(job, learned)))
 
 
 def _cells(width: int, height: int, table: Table) -> int:
@@ -149,13 +150,12 @@ def _work(job: JobConfig, table: Table, dtype: torch.dtype) -> Work | None:
 
 
 def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
-    kind, numbers = kind_of(job), learned_numbers(job, table)
-    learned = FULL * sum(numbers.values())
+    learned = FULL * sum(learned_numbers(job, table).values())
     states = int(known(job.optimizer).state * learned / FULL)
-    average = learned if kind.has_average(job) else 0
+    average = learned if wants_average(job.optimizer) else 0
     kept = {"what learns": learned, "optimizer": states, "EMA": average}
     peak = activations(job, table, place.dtype, place.chunks)
-    fresh = int(kind.learning_share * learned)
+    fresh = int(kind_of(job).memory.learning_share * learned)
     before = fresh if job.training.gradient_accumulation > 1 or job.preserve.weight else 0  # a second term adds to them
     step = {"activations": max(peak, fresh), "gradients": before}
     phases = [
@@ -178,9 +178,9 @@ def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
 def _weights(job: JobConfig, table: Table, place: Place, phase: str) -> dict[str, int]:
     """The model's own weights on the device. A memory that is all there is holds originals and converted copies."""
     kind = kind_of(job)
-    total, replaced = 0, kind.replaces(job, table.family)
+    total, replaced = 0, kind.memory.replaces(job, table.family)
     texts = {encoder.part for encoder in table.family.encoders}
-    encoded = kind.trains_text_encoder(job, table.family) or kind.captions_vary(job)
+    encoded = kind.memory.trains_text_encoder(job, table.family) or captions_vary(kind, job)
     for part, weights in table.weights.items():
         host = weights.all * place.held[part].itemsize
         products, others = _in_run(job, weights, place, part)
@@ -223,7 +223,7 @@ def _set_aside(job: JobConfig, table: Table, place: Place) -> int:
     kind = kind_of(job)
     if not kind.writes_model:
         return 0
-    rest = table.weights.keys() - kind.replaces(job, table.family)
+    rest = table.weights.keys() - kind.memory.replaces(job, table.family)
     return sum(table.weights[part].all * place.held[part].itemsize for part in rest)
 
 

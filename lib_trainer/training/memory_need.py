@@ -186,7 +186,7 @@ def _possible(job: JobConfig, place: Place) -> Iterator[Sequence[Mapping[str, An
         yield [{"optimizer.name": smaller_state}]
     if job.training.weights != "fp8" and hasattr(torch, "float8_e4m3fn") and not kind.why_no_fp8(job):
         yield [{"training.weights": "fp8"}]
-    yield from kind.mild_remedies(job)
+    yield from kind.memory.mild_remedies(job)
     if job.preview.prompt and job.preview.every:
         yield [{"preview.prompt": ""}]
     if largest_size(job) != (data.width, data.height):
@@ -199,7 +199,7 @@ def _possible(job: JobConfig, place: Place) -> Iterator[Sequence[Mapping[str, An
     ]
     if smaller:
         yield smaller
-    yield from kind.hard_remedies(job)
+    yield from kind.memory.hard_remedies(job)
 
 
 def _either(sentences: Sequence[Sentence]) -> Sentence:

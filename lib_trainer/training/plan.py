@@ -12,8 +12,9 @@ from lib_trainer.dataset.caption_files import CaptionRules, caption_files
 from lib_trainer.dataset.scan import Sample, Scan, scan_folder
 from lib_trainer.families.family import Family
 from lib_trainer.families.prediction import Predicts
-from lib_trainer.kinds.base import Kind, Outputs
-from lib_trainer.kinds.captions import CaptionMaker
+from lib_trainer.kinds.base import Kind
+from lib_trainer.kinds.captions import CaptionMaker, captions_of
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Host
 from lib_trainer.refusals import ConfigError, Field, Problems, Sentence
@@ -116,7 +117,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
             check_neighbours(job, outputs, host, predicted)
         caution = drawn_wrongly(predicted, job)
     with problems.at("dataset.template"):
-        captions = kind.captions(job, host)
+        captions = captions_of(kind, job, host)
     held = NOTHING_HELD_OUT
     with problems.at("dataset.folder"):
         trigger = data.trigger_word or " ".join(kind.words(job))  # a new word is caption enough where there is none

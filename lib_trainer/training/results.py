@@ -11,7 +11,7 @@ from pathlib import Path
 from lib_trainer.config import JobConfig
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import plain, to_trash
-from lib_trainer.kinds.base import Outputs, best_path, step_path
+from lib_trainer.kinds.outputs import Outputs, best_path, step_path
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.description import ENDINGS as CHECKPOINTS
 from lib_trainer.networks.formats.description import beside, described_by

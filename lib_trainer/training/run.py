@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lib_trainer.dataset.scan import Sample
-from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.memory import forget_peak, release
 from lib_trainer.ports import Host, Lease, TrainingState

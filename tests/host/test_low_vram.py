@@ -22,7 +22,7 @@ from lib_trainer.config import from_values
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
-from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import parameters
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.memory import indexed

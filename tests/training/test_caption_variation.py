@@ -10,6 +10,7 @@ import pytest
 
 from lib_trainer.config import from_values
 from lib_trainer.host.held import HeldModel
+from lib_trainer.kinds.captions import captions_vary
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.refusals import ConfigError
@@ -67,7 +68,7 @@ def test_encoders_stay_where_captions_are_endless_and_files_say_what_was_done(
     names = ("ss_shuffle_caption", "ss_keep_tokens", "ss_caption_")
     assert {name: value for name, value in metadata.items() if name.startswith(names)} == told
     job = from_values(job_values(pictures, **changes))
-    assert kind_of(job).captions_vary(job) is endless, "the forecast of memory knows it"
+    assert captions_vary(kind_of(job), job) is endless, "the forecast of memory knows it"
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lib_trainer.config import from_values
-from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.lora import LoraAdapter
 

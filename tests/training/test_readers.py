@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lib_trainer.host.standalone.host import StandaloneHost
-from lib_trainer.kinds.base import Outputs
+from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.registry import KINDS as TRAINING_KINDS
 from tests.readers import READERS, pickled, webui_safe
 from tests.support import make_job

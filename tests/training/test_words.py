@@ -10,7 +10,7 @@ import torch
 
 from lib_trainer.config import from_values
 from lib_trainer.dataset.scan import with_trigger
-from lib_trainer.kinds.captions import CaptionMaker
+from lib_trainer.kinds.captions import CaptionMaker, captions_of
 from lib_trainer.kinds.registry import kind_of
 from tests.support import ModelHost, job_values
 
@@ -25,7 +25,7 @@ def maker_of(tmp_path: Path, template: str = "", **changes: Any) -> CaptionMaker
         (tmp_path / "t.txt").write_text(template, encoding="utf-8")
         changes["dataset__template"] = str(tmp_path / "t.txt")
     job = from_values(job_values(tmp_path, **changes))
-    return kind_of(job).captions(job, host)
+    return captions_of(kind_of(job), job, host)
 
 
 EMBEDDING = {"network__kind": "embedding", "output__name": "zrk-a", "dataset__trigger_word": ""}

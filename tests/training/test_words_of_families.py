@@ -16,7 +16,8 @@ from lib_trainer.families.family import Family
 from lib_trainer.families.sd1 import SD1
 from lib_trainer.families.sd2 import SD2
 from lib_trainer.families.sdxl import SDXL
-from lib_trainer.kinds.adapters import adapter_rates, rates_by_part
+from lib_trainer.kinds.adapter_options import adapter_rates
+from lib_trainer.kinds.adapters import rates_by_part
 from lib_trainer.kinds.words import Words
 from lib_trainer.networks.formats.embedding_file import read_embedding, write_embedding
 from lib_trainer.networks.formats.lora_file import LoraFile, bundled
