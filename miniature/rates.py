@@ -36,7 +36,7 @@ def found(bench: Bench, shape: str, steps: int) -> dict[str, Any]:
     if not kept.is_file():
         desk = TrainingDesk(bench.host())
         desk.find_rate(from_values(bench.values_of(one)))
-        view = desk.wait_for_search()
+        view = desk.searches.wait()
         if view is None or not isinstance(view.result, Report):
             raise RuntimeError(f"the search ended: {view.error if view else ''}")
         report, own = view.result, SETTINGS[UNET]

@@ -7,7 +7,8 @@ from lib_trainer.host.webui.doors import guard
 from lib_trainer.host.webui.host import WebuiHost
 from lib_trainer.refusals import speak
 from lib_trainer.training.desk import process_desk
-from lib_trainer.ui.train.page import PageOptions, build_train_page
+from lib_trainer.ui.train.page import build_train_page
+from lib_trainer.ui.train.page_options import PageOptions
 
 INSERT_JS = "(text) => { window.trainerBridge.insert('txt2img_prompt', text); switch_to_txt2img(); }"
 desk = process_desk(WebuiHost)

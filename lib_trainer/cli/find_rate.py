@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lib_trainer.cli.interrupts import stopping_at_interrupt
+from lib_trainer.cli.watching import watched
 from lib_trainer.refusals import printable
 
 if TYPE_CHECKING:
@@ -33,17 +32,10 @@ def add_parser(commands: Any, add_options: Callable[[argparse.ArgumentParser], N
 
 def find_rate(job: JobConfig, desk: TrainingDesk) -> int:
     """Search with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for a bad job."""
-    from lib_trainer.cli.progress_bar import ProgressBar
     from lib_trainer.training.finder import Report
 
-    with ProgressBar() as bar, stopping_at_interrupt(desk.stop, lambda: desk.searching):
-        desk.find_rate(job, bar)
-        while desk.searching:
-            desk.wait_for_search(0.2)
-    view = desk.search()
-    assert view is not None  # a search was started
+    view = watched(lambda bar: desk.find_rate(job, bar), desk.searches)
     if view.state == "failed":
-        print(f"error: {printable(view.error)}", file=sys.stderr)
         return 1
     if isinstance(view.result, Report):
         print("\n".join(lines(view.result)))

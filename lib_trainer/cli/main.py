@@ -22,7 +22,7 @@ from lib_trainer.cli import install as cli_install
 from lib_trainer.cli import model as cli_model
 from lib_trainer.cli import steps_grid as cli_grid
 from lib_trainer.cli import tag as cli_tag
-from lib_trainer.cli.interrupts import stopping_at_interrupt
+from lib_trainer.cli.watching import watched
 from lib_trainer.config import JobConfig, field_specs, from_values, load_values, typed_values
 from lib_trainer.options.document import options_markdown, options_text
 from lib_trainer.refusals import LANGUAGES, ConfigError, TrainerError, printable, speak
@@ -213,17 +213,10 @@ def _job_and_desk(options: argparse.Namespace) -> tuple[JobConfig, TrainingDesk]
 
 def train(job: JobConfig, desk: TrainingDesk) -> int:
     """Run a job with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for a bad job."""
-    from lib_trainer.cli.progress_bar import ProgressBar
     from lib_trainer.kinds.registry import prompt_for
 
-    with ProgressBar() as bar, stopping_at_interrupt(lambda: _stop(desk), lambda: desk.running):
-        desk.start(job, bar)
-        while desk.running:
-            desk.wait(0.2)
-    view = desk.view()
-    assert view is not None  # a run was started
+    view = watched(lambda bar: desk.start(job, bar), desk, lambda: _stop(desk))
     if view.state == "failed":
-        print(f"error: {printable(view.error)}", file=sys.stderr)
         if view.output is not None:
             print(f"The last good weights are in {printable(str(view.output))}", file=sys.stderr)
         return FAILED

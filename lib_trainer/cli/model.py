@@ -6,13 +6,11 @@ python -m lib_trainer model merge A.safetensors B.safetensors --weight 0.5 --out
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lib_trainer.cli.interrupts import stopping_at_interrupt
+from lib_trainer.cli.watching import watched
 from lib_trainer.options.arguments import add_arguments, given_values
-from lib_trainer.refusals import printable
 from lib_trainer.toolbox.tools import TOOLS
 
 if TYPE_CHECKING:
@@ -45,7 +43,6 @@ def _command(tool: Tool) -> Callable[[argparse.Namespace], int]:
 
 def _run(tool: Tool, options: argparse.Namespace) -> int:
     """Exit code; raises `TrainerError` for what is refused before it starts."""
-    from lib_trainer.cli.progress_bar import ProgressBar
     from lib_trainer.toolbox.desk import ToolDesk
 
     given = given_values(options, tool.specs)
@@ -59,14 +56,8 @@ def _run(tool: Tool, options: argparse.Namespace) -> int:
         for line in desk.look(tool, settings):
             print(line)
         return DONE
-    with ProgressBar() as bar, stopping_at_interrupt(desk.stop, lambda: desk.running):
-        desk.start(tool, settings, bar)
-        while desk.running:
-            desk.wait(0.2)
-    view = desk.view()
-    assert view is not None  # it was started
+    view = watched(lambda bar: desk.start(tool, settings, bar), desk)
     if view.state == "failed":
-        print(f"error: {printable(view.error)}", file=sys.stderr)
         return FAILED
     print(view.told, *view.notes, sep="\n")
     return DONE

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lib_trainer.cli.find_rate import Ask
-from lib_trainer.cli.interrupts import stopping_at_interrupt
+from lib_trainer.cli.watching import watched
 from lib_trainer.options.arguments import add_arguments, given_values
 from lib_trainer.options.describe import describe
 from lib_trainer.options.values import made
@@ -42,18 +41,11 @@ def add_parser(commands: Any, add_options: Callable[[argparse.ArgumentParser], N
 
 def steps_grid(job: JobConfig, desk: TrainingDesk, settings: StepsGridSettings) -> int:
     """Draw with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for what is refused."""
-    from lib_trainer.cli.progress_bar import ProgressBar
     from lib_trainer.training.results import newest_run
 
     job = newest_run(job, desk.host)  # a job file has the name that was asked for, not the one that a run was given
-    with ProgressBar() as bar, stopping_at_interrupt(desk.stop, lambda: desk.drawing):
-        desk.draw_steps(job, settings, bar)
-        while desk.drawing:
-            desk.wait_for_grid(0.2)
-    view = desk.grid()
-    assert view is not None  # it was started
+    view = watched(lambda bar: desk.draw_steps(job, settings, bar), desk.grids)
     if view.state == "failed":
-        print(f"error: {printable(view.error)}", file=sys.stderr)
         return 1
     print(printable(str(view.output)) if view.output is not None else "Stopped: nothing was drawn.")
     return 0

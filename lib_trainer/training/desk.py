@@ -19,19 +19,22 @@ from lib_trainer.training.steps_grid_settings import StepsGridSettings
 from lib_trainer.work.control import Control
 from lib_trainer.work.events import Listener
 from lib_trainer.work.job import Job
-from lib_trainer.work.monitor import JobView, RunMonitor, RunView
+from lib_trainer.work.monitor import RunMonitor, RunView
 from lib_trainer.work.runner import Queue, Runner, kept
 
 
 class TrainingDesk:
-    """Trains on one host, one job at a time."""
+    """Trains on one host, one job at a time.
+
+    `searches` for a rate, each of whose `result` is a `Report`; `grids` of saved steps, whose `output` is a picture.
+    """
 
     def __init__(self, host: Host, runner: Runner | None = None) -> None:
         self.host = host
         self.runner = runner or Runner()
         self._queue = self.runner.queue("training", _busy)
-        self._searches = self.runner.queue("search", _busy_searching)
-        self._grids = self.runner.queue("steps grid", _busy_drawing)
+        self.searches = self.runner.queue("search", _busy_searching)
+        self.grids = self.runner.queue("steps grid", _busy_drawing)
 
     def start(self, job: JobConfig, listener: Listener | None = None, *, confirmed: bool = True) -> None:
         """Check the job and start it in the background.
@@ -42,7 +45,7 @@ class TrainingDesk:
         """
 
         def prepared() -> Job:
-            self._free_of(self._searches, self._grids)
+            self._free_of(self.searches, self.grids)
             plan = prepare(job, self.host)
             if plan.warnings and not confirmed:
                 raise MemoryShort("memory.short", warnings=Joined(plan.warnings))
@@ -51,54 +54,30 @@ class TrainingDesk:
         self._queue.start(prepared, *([] if listener is None else [listener]))
 
     def find_rate(self, job: JobConfig, listener: Listener | None = None) -> None:
-        """Look for the learning rate of a job in the background; `search()` tells of it, and nothing is written.
+        """Look for the learning rate of a job in the background; `searches` tell of it, and nothing is written.
 
         Raises a `TrainerError` with the user's sentence if that cannot be, or something is under way.
         """
 
         def prepared() -> Job:
-            self._free_of(self._queue, self._grids)
+            self._free_of(self._queue, self.grids)
             plan = prepare_search(job, self.host)
             return Job("search", Sentence("finder.title"), partial(search, plan, self.host), plan.job)
 
-        self._searches.start(prepared, *([] if listener is None else [listener]))
-
-    def search(self) -> JobView | None:
-        """The search for a rate under way or the last one, whose `result` is a `Report`; None before the first."""
-        return self._searches.view()
-
-    @property
-    def searching(self) -> bool:
-        return self._searches.running
-
-    def wait_for_search(self, timeout: float | None = None) -> JobView | None:
-        """Block until the search has ended (or `timeout` seconds have passed)."""
-        return self._searches.wait(timeout)
+        self.searches.start(prepared, *([] if listener is None else [listener]))
 
     def draw_steps(self, job: JobConfig, settings: StepsGridSettings, listener: Listener | None = None) -> None:
-        """Draw what runs of a job have saved at several weights, in the background; `grid()` tells of it.
+        """Draw what runs of a job have saved at several weights, in the background; `grids` tell of it.
 
         Raises a `TrainerError` with the user's sentence if that cannot be, or something is under way.
         """
 
         def prepared() -> Job:
-            self._free_of(self._queue, self._searches)
+            self._free_of(self._queue, self.searches)
             grid = prepare_steps_grid(job, settings, self.host)
             return Job("grid", grid.title, partial(draw_steps_grid, grid, self.host), settings)
 
-        self._grids.start(prepared, *([] if listener is None else [listener]))
-
-    def grid(self) -> JobView | None:
-        """The grid of saved steps under way or the last one, whose `output` is its picture; None before the first."""
-        return self._grids.view()
-
-    @property
-    def drawing(self) -> bool:
-        return self._grids.running
-
-    def wait_for_grid(self, timeout: float | None = None) -> JobView | None:
-        """Block until the grid is drawn (or `timeout` seconds have passed)."""
-        return self._grids.wait(timeout)
+        self.grids.start(prepared, *([] if listener is None else [listener]))
 
     @staticmethod
     def _free_of(*queues: Queue) -> None:
@@ -116,7 +95,7 @@ class TrainingDesk:
         Raises a `TrainerError`, with everything where it was, while a run is under way or saved steps are drawn, and
         where a file is no result of such a job, is the loaded checkpoint, or cannot be moved.
         """
-        with self._queue.idle(_busy_with_files), self._grids.idle(_busy_drawing):
+        with self._queue.idle(_busy_with_files), self.grids.idle(_busy_drawing):
             return discard_taken(job, self.host)
 
     @property
@@ -141,8 +120,8 @@ class TrainingDesk:
         A search for a rate ends too, and a grid, of which what is drawn by then is kept.
         """
         self._queue.stop()
-        self._searches.stop()
-        self._grids.stop()
+        self.searches.stop()
+        self.grids.stop()
 
     def save(self) -> None:
         """Write the file as it stands, without stopping."""

@@ -26,7 +26,8 @@ from lib_trainer.ui.generate import INSERT_JS, Generator, build_generate_page
 from lib_trainer.ui.kit.gradio_compat import in_browser
 from lib_trainer.ui.models.page import build_models_page
 from lib_trainer.ui.tagger.page import TaggerOptions, build_tagger_page
-from lib_trainer.ui.train.page import PageOptions, build_train_page
+from lib_trainer.ui.train.page import build_train_page
+from lib_trainer.ui.train.page_options import PageOptions
 
 __all__ = ["Generator", "build_app", "serve"]
 

@@ -139,7 +139,7 @@ def test_the_set_that_was_pressed_is_in_the_form_the_first_time_too(
 ) -> None:
     """The form's restore of the last job comes with the first sight of it, and must not come over it."""
     from lib_trainer.config import dump_job, from_values
-    from lib_trainer.ui.train.actions import LAST_JOB
+    from lib_trainer.ui.train.job_files import LAST_JOB
 
     jobs = tmp_path / "cache" / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)

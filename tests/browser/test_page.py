@@ -104,17 +104,17 @@ def test_what_is_typed_before_the_last_job_is_there_stays(
     tab: Tab, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lib_trainer.config import from_values, to_values
-    from lib_trainer.ui.train.actions import TrainActions
+    from lib_trainer.ui.train.job_files import JobFiles
 
     asked, typed = Event(), Event()
     last = to_values(from_values({"output.name": "old", "training.max_steps": 77, "preview.prompt": "an old one"}))
 
-    def last_job(actions: TrainActions) -> dict[str, object]:
+    def last_job(files: JobFiles) -> dict[str, object]:
         asked.set()
         typed.wait(60)
         return last
 
-    monkeypatch.setattr(TrainActions, "last_job", last_job)
+    monkeypatch.setattr(JobFiles, "last_job", last_job)
     page = open_page(tab, site)
     while not asked.is_set():
         page.raw.wait_for_timeout(20)

@@ -41,8 +41,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def searched(watched: Watched, pictures: Path, **changes: Any) -> tuple[JobView, list[ev.Event]]:
     before = len(watched.events)
     watched.runner.find_rate(make_job(pictures, **changes), watched)
-    view = watched.runner.wait_for_search(PATIENCE)
-    assert view is not None and not watched.runner.searching
+    view = watched.runner.searches.wait(PATIENCE)
+    assert view is not None and not watched.runner.searches.running
     events = watched.events[before:]
     protocol.check(events, training=False)
     return view, events
@@ -180,7 +180,7 @@ def test_an_optimizer_that_finds_its_rate_is_refused(watched: Watched, pictures:
     with pytest.raises(ConfigError) as found:
         watched.runner.find_rate(make_job(pictures, optimizer__unet_lr=1, optimizer__text_encoder_lr=1, **optimizer))
     assert found.value.sentence.code == "finder.finds_itself" and found.value.field == "optimizer.name"
-    assert watched.runner.search() is None
+    assert watched.runner.searches.view() is None
 
 
 def test_what_is_wrong_with_the_job_is_told_as_of_a_run(watched: Watched, pictures: Path) -> None:

@@ -40,7 +40,7 @@ SETTINGS = StepsGridSettings(weights="0, 1")
 def drawn(watched: Watched, pictures: Path, settings: StepsGridSettings = SETTINGS, **changes: Any) -> JobView:
     events: list[ev.Event] = []
     watched.runner.draw_steps(make_job(pictures, **{**SAVED, **changes}), settings, events.append)
-    view = watched.runner.wait_for_grid(PATIENCE)
+    view = watched.runner.grids.wait(PATIENCE)
     assert view is not None
     protocol.check(events, training=False)
     return view
@@ -244,7 +244,7 @@ def test_what_cannot_be_drawn_is_refused(
     with pytest.raises(TrainerError) as caught:
         watched.runner.draw_steps(make_job(pictures, **changes), StepsGridSettings(**settings))
     assert told in str(caught.value)
-    assert watched.runner.grid() is None
+    assert watched.runner.grids.view() is None
 
 
 def test_a_file_of_another_family_is_refused(watched: Watched, pictures: Path) -> None:

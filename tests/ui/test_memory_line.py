@@ -17,8 +17,9 @@ from lib_trainer.training import desk as training_desk
 from lib_trainer.training import memory_need
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.memory_table import tables
-from lib_trainer.ui.train.actions import PageOptions, TrainActions
+from lib_trainer.ui.train.actions import TrainActions
 from lib_trainer.ui.train.memory_line import MemoryLine
+from lib_trainer.ui.train.page_options import PageOptions
 from tests.ui.fakes import FakeHost, Script
 
 GIB = 2**30

@@ -17,7 +17,8 @@ from lib_trainer.training import desk as training_desk
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.finder import Report, told
 from lib_trainer.training.rate_answer import Range, Tried
-from lib_trainer.ui.train.actions import PageOptions, TrainActions
+from lib_trainer.ui.train.actions import TrainActions
+from lib_trainer.ui.train.page_options import PageOptions
 from lib_trainer.ui.train.rate_line import rate_html
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
@@ -78,7 +79,7 @@ def searching(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple
     desk = TrainingDesk(FakeHost(tmp_path))
     yield TrainActions(desk, PageOptions(job_folder=tmp_path / "jobs", insert_js="(text) => {}")), let
     desk.stop()
-    desk.wait_for_search(10)
+    desk.searches.wait(10)
 
 
 def waited(actions: TrainActions, done: Callable[[TrainActions], bool]) -> None:
@@ -92,28 +93,28 @@ def test_the_middle_goes_into_the_form(searching: tuple[TrainActions, Control], 
     actions, let = searching
     values = {**to_values(JobConfig()), "dataset.folder": str(tmp_path)}
     assert actions.find_rate(values) == "" and actions.rates_found() == {}
-    waited(actions, lambda one: "0/9" in str(one.poll("").rate))
-    busy = actions.poll("")
+    waited(actions, lambda one: "0/9" in str(one.watch.poll("").rate))
+    busy = actions.watch.poll("")
     assert 'data-active="1"' in busy.status
     assert [busy.start["interactive"], busy.find_rate["interactive"], busy.stop["interactive"]] == [False, False, True]
     assert busy.save["interactive"] is False and busy.use_rate["visible"] is False
     assert "wait for it" in actions.start(values)[0]
     let.stop()
-    waited(actions, lambda one: not one.runner.searching)
-    done = actions.poll(busy.seen)
+    waited(actions, lambda one: not one.runner.searches.running)
+    done = actions.watch.poll(busy.seen)
     assert done.start["interactive"] and done.find_rate["interactive"] and not done.stop["interactive"]
     assert done.use_rate["visible"] and "1.23e-4" not in done.use_rate["value"] and "1.2e-4" in done.use_rate["value"]
     assert actions.rates_found() == {"optimizer.unet_lr": 1.2e-4, "optimizer.text_encoder_lr": 1.2e-5}
-    again = actions.poll(done.seen)
-    assert again.rate == again.use_rate == again.start == actions.poll(done.seen).stop
+    again = actions.watch.poll(done.seen)
+    assert again.rate == again.use_rate == again.start == actions.watch.poll(done.seen).stop
 
 
 def test_stop_ends_it_and_nothing_is_offered(searching: tuple[TrainActions, Control], tmp_path: Path) -> None:
     actions, _ = searching
     actions.find_rate({**to_values(JobConfig()), "dataset.folder": str(tmp_path)})
     assert "Stopping" in actions.stop()
-    waited(actions, lambda one: not one.runner.searching)
-    found = actions.poll("")
+    waited(actions, lambda one: not one.runner.searches.running)
+    found = actions.watch.poll("")
     assert "there is no answer" in found.rate and found.use_rate["visible"] is False
     assert "No run is under way" in actions.stop()
 
@@ -129,4 +130,4 @@ def test_what_is_refused_is_a_notice_beside_its_field(
     monkeypatch.setattr(training_desk, "prepare_search", refuse)
     notice = actions.find_rate(to_values(JobConfig()))
     assert "Prodigy" in notice and 'data-field="trainer_optimizer_name"' in notice
-    assert not actions.runner.searching
+    assert not actions.runner.searches.running

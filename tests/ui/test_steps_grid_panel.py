@@ -35,7 +35,7 @@ def test_the_last_jobs_files_are_drawn_and_mistakes_are_told_at_their_field(tmp_
     assert 'data-field="trainer_grid_prompt"' in wrong and "Prompts, line" in wrong
     assert 'data-field="trainer_grid_most"' in own.start(VALUES | {"most": 0.0})
     assert own.start(VALUES) == ""
-    view = desk.wait_for_grid(30)
+    view = desk.grids.wait(30)
     assert view is not None and view.state == "finished" and view.output is not None
     shown = grid_html(view)
     assert "data:image/jpeg;base64," in shown and "2 of 3 saved files are drawn" in shown

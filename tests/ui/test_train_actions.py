@@ -27,9 +27,13 @@ from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.generate import HOST_DEFAULT, draw
 from lib_trainer.ui.standalone import build_app
 from lib_trainer.ui.train import actions as train_actions
-from lib_trainer.ui.train.actions import LAST_JOB, Offer, PageOptions, TrainActions, Use, use_of
+from lib_trainer.ui.train.actions import TrainActions
+from lib_trainer.ui.train.job_files import LAST_JOB
+from lib_trainer.ui.train.offer import Offer
 from lib_trainer.ui.train.page import build_train_page
+from lib_trainer.ui.train.page_options import PageOptions
 from lib_trainer.ui.train.preview_files import PreviewFiles
+from lib_trainer.ui.train.prompt_lines import PromptLines, prompt_lines
 from lib_trainer.work.monitor import RunView
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 
@@ -172,18 +176,18 @@ def test_a_taken_name_is_offered_ways_out(
     assert ran == [("cat-2", "number", ""), ("cat", "replace", ""), ("cat-2", "number", str(taken))]
     assert changes["network.continue_from"] == str(taken)
     assert Offer().ways == [] and Offer.parse("") == Offer() and Offer(taken, "", False).ways == []
-    remembered = actions.last_job()
+    remembered = actions.files.last_job()
     assert remembered is not None
     assert (remembered["output.name"], remembered["output.existing"]) == ("cat-2", "refuse"), "replace is for once"
 
 
 def test_a_prompt_gets_the_words_that_call_the_file(actions: TrainActions, values: dict[str, Any]) -> None:
     job = from_values({**values, "dataset.trigger_word": "zorb", "preview.prompt": "a  zorb, red --d 5\nother"})
-    assert use_of("<lora:cat:1>", job) == Use("zorb\n<lora:cat:1>", "a zorb, red\nzorb\n<lora:cat:1>")
-    assert use_of("<lora:cat:1>", None) == Use("<lora:cat:1>") and use_of("", job) == Use()
+    assert prompt_lines("<lora:cat:1>", job) == PromptLines("zorb\n<lora:cat:1>", "a zorb, red\nzorb\n<lora:cat:1>")
+    assert prompt_lines("<lora:cat:1>", None) == PromptLines("<lora:cat:1>") and prompt_lines("", job) == PromptLines()
     actions.start({**values, "dataset.trigger_word": "zorb"})
     actions.runner.wait(20)
-    done = actions.poll("")
+    done = actions.watch.poll("")
     assert done.lora == "zorb\n<lora:cat:1>" and done.lora_prompt == "a cat\nzorb\n<lora:cat:1>"
     assert done.use["visible"] is True and done.use_prompt["visible"] is True
 
@@ -197,11 +201,11 @@ def test_a_poll_that_has_nothing_new_looks_at_no_folder(
         monkeypatch.setattr(FakeHost, name, lambda self, own=own, name=name: (looked.append(name), own(self))[1])
     actions.start(values)
     actions.runner.wait(20)
-    done, first = actions.poll(""), len(looked)
+    done, first = actions.watch.poll(""), len(looked)
     assert first > 0
     for _ in range(9):
-        actions.poll(done.seen)
-    actions.poll("")
+        actions.watch.poll(done.seen)
+    actions.watch.poll("")
     assert len(looked) == first, "neither a watcher without news nor a second one"
 
 
@@ -225,40 +229,40 @@ def test_commands_without_a_run_say_so(actions: TrainActions) -> None:
 
 
 def test_the_first_poll_fills_the_page_and_the_next_changes_nothing(actions: TrainActions) -> None:
-    first = actions.poll("")
+    first = actions.watch.poll("")
     assert "No run yet" in first.status and "879db523c3" in first.header
-    again = actions.poll(first.seen)
+    again = actions.watch.poll(first.seen)
     assert all(value == SKIP for value in again.outputs()[:-1])
     assert again.seen == first.seen
 
 
 def test_a_model_that_its_host_draws_wrongly_is_told_with_the_remedy(actions: TrainActions, tmp_path: Path) -> None:
-    first, host = actions.poll(""), actions.runner.host
+    first, host = actions.watch.poll(""), actions.runner.host
     assert isinstance(host, FakeHost)
     assert first.caution == "" and first.describe["visible"] is False
     why = Sentence("prediction.by_tensor", name="v_pred")
     host.predicted = Predicts("v", True, why, why, drawn_as="epsilon", file=tmp_path / "<b>noob.safetensors")
-    wrong = actions.poll(first.seen)
+    wrong = actions.watch.poll(first.seen)
     assert "come out as noise" in wrong.caution and "&lt;b&gt;noob.yaml" in wrong.caution
     assert wrong.describe["visible"] is True
-    assert wrong.status == SKIP and actions.poll(wrong.seen).caution == SKIP
+    assert wrong.status == SKIP and actions.watch.poll(wrong.seen).caution == SKIP
     assert "Load the checkpoint again" in actions.describe()
     assert (tmp_path / "<b>noob.yaml").is_file()
-    again = actions.poll(wrong.seen)
+    again = actions.watch.poll(wrong.seen)
     assert "load it again" in again.caution and again.describe["visible"] is False
     assert "exists already" in actions.describe()
 
 
 def test_a_finished_run_is_polled_once(actions: TrainActions, values: dict[str, Any]) -> None:
-    before = actions.poll("")
+    before = actions.watch.poll("")
     actions.start(values)
     actions.runner.wait(20)
-    done = actions.poll(before.seen)
+    done = actions.watch.poll(before.seen)
     assert "trainer-state-finished" in done.status and "<svg" in done.chart
     assert [caption for _, caption in done.gallery["value"]] == ["Step 20", "Step 10"]
     assert all(Path(file).is_file() for file, _ in done.gallery["value"])
     assert done.use["visible"] is True and done.lora == "<lora:cat:1>"
-    assert all(value == SKIP for value in actions.poll(done.seen).outputs()[:-1])
+    assert all(value == SKIP for value in actions.watch.poll(done.seen).outputs()[:-1])
 
 
 def test_a_grid_that_grows_is_shown_small_until_the_run_ends(tmp_path: Path) -> None:
@@ -285,14 +289,14 @@ def test_one_side_of_a_loaded_job_is_beside_the_others_default(
     (tmp_path / "a.toml").write_text(text, encoding="utf-8")
     actions.options.job_folder.mkdir()
     shutil.copyfile(tmp_path / "a.toml", actions.options.job_folder / LAST_JOB)
-    for values in (actions.load(tmp_path / "a.toml")[1], actions.last_job()):
+    for values in (actions.files.load(tmp_path / "a.toml")[1], actions.files.last_job()):
         assert values is not None and (values["dataset.width"], values["dataset.height"]) == size
 
 
 def test_another_watcher_sees_the_same_run(actions: TrainActions, values: dict[str, Any]) -> None:
     actions.start(values)
     actions.runner.wait(20)
-    one, other = actions.poll(""), actions.poll("")
+    one, other = actions.watch.poll(""), actions.watch.poll("")
     assert one.status == other.status
     assert one.gallery["value"] == other.gallery["value"], "a preview is written once"
 
@@ -310,28 +314,28 @@ def test_while_a_run_is_active_only_what_changed_is_sent(
     script.step_seconds = 0.05
     actions.start({**values, "training.max_steps": 1000, "preview.every": 0})
     reach(actions, 2)
-    first = actions.poll("")
+    first = actions.watch.poll("")
     assert first.start["interactive"] is False and first.stop["interactive"] is True
     view = actions.runner.view()
     assert view is not None
     reach(actions, view.step + 1)
-    second = actions.poll(first.seen)
+    second = actions.watch.poll(first.seen)
     assert "trainer-state-running" in second.status and "<svg" in second.chart
     assert second.gallery == second.header == second.start == second.stop == SKIP
 
 
 def test_what_was_seen_of_a_former_server_does_not_count(actions: TrainActions, values: dict[str, Any]) -> None:
     other = TrainActions(actions.runner, actions.options)
-    assert all(value != SKIP for value in other.poll(actions.poll("").seen).outputs())
-    assert all(value != SKIP for value in actions.poll("not json").outputs())
+    assert all(value != SKIP for value in other.watch.poll(actions.watch.poll("").seen).outputs())
+    assert all(value != SKIP for value in actions.watch.poll("not json").outputs())
 
 
 def test_a_new_task_of_the_host_is_shown(runner: TrainingDesk, tmp_path: Path) -> None:
     task: list[str | None] = [None]
     actions = TrainActions(runner, PageOptions(tmp_path, "(text) => {}", task_id=lambda: task[0]))
-    seen = actions.poll("").seen
+    seen = actions.watch.poll("").seen
     task[0] = "task(abc)"
-    assert 'data-task="task(abc)"' in actions.poll(seen).status
+    assert 'data-task="task(abc)"' in actions.watch.poll(seen).status
 
 
 def test_a_file_outside_the_hosts_folder_is_not_offered_to_the_prompt(
@@ -340,33 +344,33 @@ def test_a_file_outside_the_hosts_folder_is_not_offered_to_the_prompt(
     actions.start(values)
     actions.runner.wait(20)
     monkeypatch.setattr(FakeHost, "lora_folder", lambda self: self.root / "elsewhere")
-    assert actions.poll("").use["visible"] is False
+    assert actions.watch.poll("").use["visible"] is False
 
 
 def test_a_failed_run_shows_its_sentence(actions: TrainActions, values: dict[str, Any], script: Script) -> None:
     script.fail_at = 5
     actions.start(values)
     actions.runner.wait(20)
-    update = actions.poll("")
+    update = actions.watch.poll("")
     assert "trainer-state-failed" in update.status and "The loss is &lt;not&gt; a number" in update.status
     assert update.start["interactive"] is True
 
 
 def test_an_exported_job_is_imported_equal(actions: TrainActions, values: dict[str, Any], tmp_path: Path) -> None:
     values = {**values, "preview.prompt": 'a "cat"\nünïcode', "optimizer.unet_lr": 3e-7}
-    notice, payload = actions.export(values)
+    notice, payload = actions.files.export(values)
     assert notice == ""
     file = json.loads(payload)
     assert file["name"] == "cat.toml"
     path = tmp_path / file["name"]
     path.write_text(file["text"], "utf-8")
-    notice, loaded = actions.load(path)
+    notice, loaded = actions.files.load(path)
     assert "cat.toml" in notice and "error" not in notice
     assert loaded == values
 
 
 def test_a_form_that_is_no_job_is_not_exported(actions: TrainActions, values: dict[str, Any]) -> None:
-    notice, payload = actions.export({**values, "network.rank": 0})
+    notice, payload = actions.files.export({**values, "network.rank": 0})
     assert "Rank (dim) = 0" in notice and payload == ""
 
 
@@ -379,17 +383,17 @@ def test_a_bad_job_file_is_refused_in_a_sentence(
 ) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
-    notice, loaded = actions.load(path)
+    notice, loaded = actions.files.load(path)
     assert loaded is None
     assert "trainer-notice-error" in notice
     assert (sentence in notice or "Rank (dim)" in notice) and str(tmp_path) not in notice
 
 
 def test_the_last_started_job_is_remembered(actions: TrainActions, values: dict[str, Any]) -> None:
-    assert actions.last_job() is None
+    assert actions.files.last_job() is None
     actions.start(values)
     again = TrainActions(actions.runner, actions.options)
-    assert again.last_job() == values
+    assert again.files.last_job() == values
 
 
 def test_starting_writes_no_field_of_the_form(actions: TrainActions, runner: TrainingDesk) -> None:
@@ -448,9 +452,9 @@ def test_numbers_of_the_generate_tab_are_refused_at_their_fields() -> None:
 def test_what_is_wrong_in_a_hidden_field_stops_nothing(actions: TrainActions, values: dict[str, Any]) -> None:
     hidden = {**values, "optimizer.cycles": None, "optimizer.schedule": "cosine"}
     assert "Cycles" not in actions.start(hidden)[0]
-    assert "Cycles" not in actions.export(hidden)[0]
+    assert "Cycles" not in actions.files.export(hidden)[0]
     shown = {**hidden, "optimizer.schedule": "cosine_with_restarts"}
-    assert "Cycles" in actions.export(shown)[0]
+    assert "Cycles" in actions.files.export(shown)[0]
 
 
 def test_the_package_of_an_optimizer_is_installed_by_a_button(
@@ -487,7 +491,7 @@ def test_the_models_own_size_is_not_remembered_with_the_last_job(
         runner.wait(10)
         with monkeypatch.context() as other:
             other.setattr(runner.host, "family", lambda: SDXL)
-            shown = actions.last_job()
+            shown = actions.files.last_job()
         assert shown is not None and shown["output.name"] == "cat"
         return shown["dataset.width"], shown["dataset.height"]
 
@@ -501,7 +505,7 @@ def test_an_imported_preset_leaves_the_size_to_the_model(
     monkeypatch.setattr(runner.host, "family", lambda: SDXL)
     for text, size in (("[network]\nrank = 4\n", 1024), ("[dataset]\nwidth = 640\nheight = 640\n", 640)):
         (tmp_path / "preset.toml").write_text(text)
-        shown = actions.load(tmp_path / "preset.toml")[1]
+        shown = actions.files.load(tmp_path / "preset.toml")[1]
         assert shown is not None and (shown["dataset.width"], shown["dataset.height"]) == (size, size)
 
 
@@ -520,5 +524,5 @@ def test_the_size_that_a_model_is_made_for(
     monkeypatch.setattr(
         runner.host, "predicted", Predicts(prediction, False, Sentence("prediction.by_tensor", name="x"))
     )
-    assert actions.usual() == {"dataset.width": side, "dataset.height": side}
-    assert f"{family.word} is made for {side} × {side} pixels" in actions.poll("").usual
+    assert actions.files.usual() == {"dataset.width": side, "dataset.height": side}
+    assert f"{family.word} is made for {side} × {side} pixels" in actions.watch.poll("").usual

@@ -17,26 +17,17 @@ from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.kit.bridge import DOWNLOAD, Asked, hurry, script, serve
 from lib_trainer.ui.kit.form import Form, build_form, serve_put_back
 from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, uploaded
-from lib_trainer.ui.train.actions import (
-    CHANGED,
-    HEIGHT,
-    NAME,
-    OPTIMIZER,
-    RATE,
-    RATES,
-    SCHEDULE,
-    Offer,
-    PageOptions,
-    PageUpdate,
-    TrainActions,
-)
+from lib_trainer.ui.train.actions import CHANGED, NAME, OPTIMIZER, RATES, TrainActions
+from lib_trainer.ui.train.offer import Offer
+from lib_trainer.ui.train.page_options import PageOptions
 from lib_trainer.ui.train.status import status_html
 from lib_trainer.ui.train.steps_grid_panel import TITLE
-
-__all__ = ["PageOptions", "build_train_page"]
+from lib_trainer.ui.train.watch import PageUpdate
 
 REPLACE = "Replace it (the old file goes to the trash)"
 DISCARD = "Discard it (to the trash), start nothing"
+SCHEDULE, HEIGHT, RATE = "optimizer.warmup", "dataset.height", "optimizer.text_encoder_lr"
+"""After which options stand the drawing, the note on the loaded model's own size, and the search for a rate."""
 
 
 @dataclass(frozen=True)
@@ -293,16 +284,16 @@ def _connect_files(page: _Page, actions: TrainActions) -> None:
     """Export, import, and the form of the last started job when the page is opened again."""
 
     def export(*raw: Any) -> tuple[str, str]:
-        return actions.export(page.form.values(raw))
+        return actions.files.export(page.form.values(raw))
 
     def load(file: Any) -> list[Any]:
-        notice, values = actions.load(uploaded(file))
+        notice, values = actions.files.load(uploaded(file))
         return [notice, *_shown(page.form, values)]
 
     def restore(asked: Asked) -> list[Any]:
-        return _shown(page.form, actions.last_job())
+        return _shown(page.form, actions.files.last_job())
 
-    serve_put_back(page.make, page.form, actions.usual)
+    serve_put_back(page.make, page.form, actions.files.usual)
     exported = page.export.click(export, page.form.inputs, [page.notice, page.payload], **QUIET)
     in_browser(exported.then, DOWNLOAD, [page.payload])
     page.load.upload(load, [page.load], [page.notice, *page.form.inputs], **QUIET)
@@ -317,7 +308,7 @@ def _connect_watch(page: _Page, actions: TrainActions) -> None:
     prefix = actions.options.prefix
 
     def poll(asked: Asked, seen: str) -> list[Any]:
-        return actions.poll(seen).outputs()
+        return actions.watch.poll(seen).outputs()
 
     def foresee(asked: Asked, *raw: Any) -> list[Any]:
         values = page.form.values(raw)

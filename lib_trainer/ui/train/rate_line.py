@@ -30,6 +30,12 @@ def rate_html(view: JobView | None) -> str:
     return f'<div class="trainer-rate" data-state="{view.state}">{line}{chart}{_notes(view)}</div>'
 
 
+def rates_found(view: JobView | None) -> dict[str, float]:
+    """{option: rate} of the middle of the range that a search has found; empty where there is none."""
+    report = view.result if view is not None else None
+    return report.at(report.range.middle) if isinstance(report, Report) and report.range is not None else {}
+
+
 def _notes(view: JobView) -> str:
     return "".join(f'<div class="trainer-rate-note">{escape(told(note))}</div>' for note in view.notes)
 

@@ -91,7 +91,7 @@ def find_rate(values: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
     """A search for a learning rate, to its end: of three rates at a few points, as the host is what counts here."""
     with mock.patch.multiple(finder, FIRST=(0.1, 1.0, 10.0), MOST=2, PAIRS=4, SEEDS=1):
         runner().find_rate(from_values(values))
-        seen = runner().wait_for_search(timeout)
+        seen = runner().searches.wait(timeout)
     tried = getattr(seen.result, "tried", ()) if seen else ()
     return {"state": seen.state if seen else "", "error": str(seen.error) if seen else "", "tried": len(tried)}
 
@@ -99,7 +99,7 @@ def find_rate(values: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
 def steps_grid(values: dict[str, Any], settings: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
     """What a job has saved, drawn beside each other."""
     runner().draw_steps(from_values(values), StepsGridSettings(**settings))
-    seen = runner().wait_for_grid(timeout)
+    seen = runner().grids.wait(timeout)
     assert seen is not None
     return {
         "state": seen.state,
