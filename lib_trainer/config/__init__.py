@@ -12,37 +12,17 @@ from lib_trainer.config.files import (
     to_values,
     typed_values,
 )
-from lib_trainer.config.inpainting import InpaintingConfig
-from lib_trainer.config.kinds import DifferenceConfig, EmbeddingConfig, FinetuneConfig, HypernetworkConfig
 from lib_trainer.config.masks import MasksConfig
-from lib_trainer.config.network import BlocksConfig, NetworkConfig
+from lib_trainer.config.network import NetworkConfig
 from lib_trainer.config.objective import LossConfig, NoiseConfig
 from lib_trainer.config.optimizer import OptimizerConfig
-from lib_trainer.config.pictures import AugmentConfig, BucketsConfig
-from lib_trainer.config.preserve import PreserveConfig
-from lib_trainer.config.schema import (
-    DatasetConfig,
-    JobConfig,
-    ModelConfig,
-    OutputConfig,
-    PreviewConfig,
-    PriorConfig,
-    TrainingConfig,
-)
+from lib_trainer.config.schema import DatasetConfig, JobConfig, ModelConfig, OutputConfig, TrainingConfig
 from lib_trainer.config.validation import ValidationConfig
 
 __all__ = [
-    "AugmentConfig",
-    "BlocksConfig",
-    "BucketsConfig",
     "CaptionsConfig",
     "DatasetConfig",
-    "DifferenceConfig",
-    "EmbeddingConfig",
     "FieldSpec",
-    "FinetuneConfig",
-    "HypernetworkConfig",
-    "InpaintingConfig",
     "JobConfig",
     "LossConfig",
     "MasksConfig",
@@ -51,9 +31,6 @@ __all__ = [
     "NoiseConfig",
     "OptimizerConfig",
     "OutputConfig",
-    "PreserveConfig",
-    "PreviewConfig",
-    "PriorConfig",
     "TrainingConfig",
     "ValidationConfig",
     "differing",

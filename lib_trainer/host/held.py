@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lib_trainer.host.holding import encode_moments, fingerprint
+from lib_trainer.host.holding import checkpointed, encode_moments, fingerprint, recomputed_blocks
 from lib_trainer.host.quantised import quantised_layers, quantised_parameters
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.host.weights import Bus, Held, Weights, held_parameters, waiting_parameters
@@ -141,6 +141,17 @@ class Holdable:
     @contextlib.contextmanager
     def _changed(self, state: TrainingState, layers: dict[nn.Module, Any]) -> Iterator[None]:
         with self._set_aside(state), quantised_layers(layers):
+            yield
+
+    @contextlib.contextmanager
+    def _spared(self, state: TrainingState, resnet: str) -> Iterator[None]:
+        """What learns keeps less for its backward pass; `resnet` is the class of the UNet's blocks."""
+        with contextlib.ExitStack() as stack:
+            if state.text_encoder:
+                stack.enter_context(self.text.lean())
+            if state.checkpointing:
+                blocks = recomputed_blocks(self.unet, resnet)
+                stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))
             yield
 
     def _set_aside(self, state: TrainingState) -> Context:

@@ -6,7 +6,7 @@ room for it, the storage of what was in its place is used, which is at least as 
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 
 import torch
 from torch import nn
@@ -87,22 +87,17 @@ class Slot:
         if beside is None or not has_place(beside.data) or beside.device != self.device:  # it takes no room there
             return
         place = beside.data
-        try:
-            beside.data = sent(place, CPU)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+        moved = _where_room(lambda: sent(place, CPU))
+        if moved is None:
             return
+        beside.data = moved
         self.original.data = self._borrow(place, self._waiting[self.own.key])
 
     def compact(self) -> None:
         """A storage of its own size instead of a borrowed one, where one can be had."""
-        if self._borrowed:
-            try:
-                self.original.data = self.original.data.clone()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
+        own = _where_room(self.original.data.clone) if self._borrowed else None
+        if own is not None:
+            self.original.data = own
 
     def _send_away(self) -> None:
         if self._leaves:
@@ -122,31 +117,23 @@ class Slot:
         if not self._learned:
             return self._borrow(inside.data, waiting)
         if not clear:
-            try:
-                back = sent(waiting, self.device)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.short = True
-            else:
+            back = _where_room(lambda: sent(waiting, self.device))
+            if back is not None:
                 self._beside = inside
                 return back
+            self.short = True
         place = inside.data
-        try:
-            inside.data = sent(place, CPU)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+        moved = _where_room(lambda: sent(place, CPU))
+        if moved is None:
             return self._without_room(inside, waiting)
+        inside.data = moved
         return self._borrow(place, waiting)
 
     def _without_room(self, inside: nn.Parameter, waiting: torch.Tensor) -> torch.Tensor:
         """The CPU cannot take what learned either: if the device has no room for both, the model goes first."""
-        try:
-            return sent(waiting, self.device)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+        back = _where_room(lambda: sent(waiting, self.device))
+        if back is not None:
+            return back
         self.lost = True
         return self._borrow(inside.data, waiting)
 
@@ -158,6 +145,16 @@ class Slot:
         data.set_(storage, 0, waiting.shape, waiting.stride())
         self._borrowed = storage.nbytes() > waiting.nbytes
         return data.copy_(waiting)
+
+
+def _where_room(make: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+    """What is made, or None where there is no memory for it."""
+    try:
+        return make()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def give_back(slots: Sequence[Slot], *, clear: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib_trainer.patching import replaced_forward
+from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import AdaptableModule
 from lib_trainer.refusals import Reason
 
@@ -113,14 +113,9 @@ class Hypernetwork(nn.Module):
                 stack.enter_context(replaced_forward(target.module, wrapped))
             yield
 
-    @contextlib.contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> contextlib.AbstractContextManager[None]:
         """While `applied`: the attentions as they are without these networks. No gradients may be on."""
-        self.on = False
-        try:
-            yield
-        finally:
-            self.on = True
+        return attribute(self, "on", False)
 
     def _wrap(
         self, base: Callable[..., torch.Tensor], network: nn.Module, multiplier: float

@@ -19,7 +19,7 @@ from lib_trainer.networks.adapters import Adapter, AdapterSpec, LoraAdapter
 from lib_trainer.networks.flat import Flat
 from lib_trainer.networks.fused import SlicedLinear
 from lib_trainer.networks.lycoris import LohaAdapter, LokrAdapter
-from lib_trainer.patching import replaced_forward
+from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import AdaptableModule
 
 __all__ = ["LoraAdapter", "LoraNetwork", "make_adapter", "module_keys", "unmatched_keys"]
@@ -160,14 +160,9 @@ class LoraNetwork(nn.Module):
     def _called(self, own: Forward, wrapped: Forward, *args: Any, **kwargs: Any) -> Any:
         return (wrapped if self._on else own)(*args, **kwargs)
 
-    @contextlib.contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> contextlib.AbstractContextManager[None]:
         """While `applied`: the model as it is without these adapters. No gradients may be on."""
-        self._on = False
-        try:
-            yield
-        finally:
-            self._on = True
+        return attribute(self, "_on", False)
 
 
 def make_adapter(target: AdaptableModule, spec: AdapterSpec) -> Adapter:

@@ -23,6 +23,5 @@ Sort = Literal["score", "alphabet", "frequency"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 
 How = Literal["mean", "union", "agreement"]
-WAYS: tuple[How, ...] = get_args(How)
 """Several models' scores of one label, by the models that know it: their mean; the highest (one model is enough); the
 lowest (all must agree). What a model scored below `FLOOR` counts as 0."""

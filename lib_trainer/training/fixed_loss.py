@@ -118,13 +118,3 @@ def fixed_captions(samples: Sequence[Sample], captions: CaptionMaker) -> list[Wo
         first = calm.told(sample.caption, generator, moment)
         told.append((first, calm.told(sample.seconds[0], generator, moment)) if sample.seconds else first)
     return told
-
-
-def compared(now: torch.Tensor, before: torch.Tensor) -> tuple[float, float]:
-    """By how much the mean of `now` is above that of `before`, answers of `FixedLoss.losses`, and the standard error.
-
-    Noise and timesteps of both are the same, so that what they make of each loss falls out of the difference.
-    """
-    difference = (now.double() - before.double()).mean(1)  # one number a picture: its levels are not independent
-    error = difference.std(unbiased=True) / len(difference) ** 0.5 if len(difference) > 1 else torch.tensor(torch.inf)
-    return float(difference.mean()), float(error)

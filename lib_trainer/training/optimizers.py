@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import inspect
 import io
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +26,6 @@ from lib_trainer.torch_version import torch_version
 from lib_trainer.training.arguments import parse_arguments
 
 Groups = list[dict[str, Any]]
-logger = logging.getLogger(__name__)
 
 BY_PATH = "by path"
 """The choice that names a class itself."""

@@ -3,7 +3,6 @@ own sampler, which is called as prompts call it."""
 
 from __future__ import annotations
 
-import logging
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -28,8 +27,6 @@ from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
 from lib_trainer.work.job import new_id
 from lib_trainer.work.meter import Meter
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

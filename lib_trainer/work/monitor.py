@@ -114,8 +114,7 @@ class JobView:
 
 @dataclass(frozen=True)
 class RunView(JobView):
-    """A snapshot of a training run. `eta_seconds` and `steps_per_second` are None until they are known. `best_step` is
-    that of the lowest held-out loss."""
+    """A snapshot of a training run. `eta_seconds` and `steps_per_second` are None until they are known."""
 
     step: int = 0
     total_steps: int = 0
@@ -133,7 +132,6 @@ class RunView(JobView):
     grids: int = 0
     """How often that has grown."""
     held_out: tuple[HeldOutPoint, ...] = ()
-    best_step: int | None = None
 
 
 class Monitor:
@@ -275,8 +273,6 @@ class RunMonitor(Monitor):
         if len(self._held_out) >= CURVE_POINTS:  # the first, and every other one
             self._held_out = self._held_out[::2]
         self._held_out.append(HeldOutPoint(event.step, event.held_out, event.trained))
-        if event.best:
-            self._set(best_step=event.step)
         self._say(measured(event))
 
     def _end(self, state: State, path: Path | None, failure: Sentence | str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lib_trainer.tagging.models import download as module
 from lib_trainer.tagging.models.registry import KnownModel
 
-MODEL = KnownModel("wd-vit-tagger-v3", "SmilingWolf/wd-vit-tagger-v3", "v2.0", None, 3, "")
+MODEL = KnownModel("wd-vit-tagger-v3", "SmilingWolf/wd-vit-tagger-v3", "v2.0", None, "")
 LARGE = bytes(range(256)) * 20_000
 SMALL = b"tag_id,name,category,count\n1,long_hair,0,5\n"
 

@@ -23,7 +23,7 @@ from lib_trainer.tagging.choices import POLICIES
 from lib_trainer.tagging.models.labels import Labels
 from lib_trainer.tagging.pictures import list_pictures
 from lib_trainer.tagging.scores.store import ScoreStore
-from lib_trainer.tagging.scores.table import Thresholds, mcut, sparse
+from lib_trainer.tagging.scores.table import Thresholds, sparse
 from tests.tagging.conftest import record_origins
 
 LABELS = Labels(("safe", "lewd", "long_hair", "sword", "hat", "saber_(fate)"), (9, 9, 0, 0, 0, 4))
@@ -127,7 +127,9 @@ def test_the_border_of_a_line_by_mcut_is_each_pictures_own(tmp_path: Path) -> No
     for row, line in lines.items():
         span = slice(int(opened.table.starts[row]), int(opened.table.starts[row + 1]))
         general = opened.table.categories[span] == 0
-        assert line == pytest.approx(mcut(opened.table.values[span][general]))
+        found = np.append(np.sort(opened.table.values[span][general])[::-1], 0.0)
+        place = int((found[:-1] - found[1:]).argmax())
+        assert line == pytest.approx((found[place] + found[place + 1]) / 2), "the middle of the widest gap"
 
 
 def test_captions_that_cannot_be_read_are_listed_and_stay(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lib_trainer.refusals import ConfigError, TaggerError
 from lib_trainer.tagging.choices import FLOOR
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING, Labels
 from lib_trainer.tagging.scores.ensemble import combine
-from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, mcut, parse_overrides, select, sparse
+from lib_trainer.tagging.scores.table import ScoreTable, Thresholds, _mcut_lines, parse_overrides, select, sparse
 
 LABELS = Labels(("safe", "lewd", "long_hair", ">_<", "sword", "hat", "rin", "saber_(fate)"), (9, 9, 0, 0, 0, 0, 4, 4))
 DENSE = st.lists(
@@ -78,7 +78,7 @@ def test_mcut_chooses_what_the_demo_chooses(values: list[float]) -> None:
     if len(gaps) < 2 or np.sort(gaps)[-1] - np.sort(gaps)[-2] < FLOOR:
         return  # the place of the widest gap is open by as much as was cut off
     wanted = set(np.flatnonzero(scores > reference_mcut(np.append(scores, 0.0))))
-    assert set(np.flatnonzero(scores > mcut(kept))) == wanted
+    assert set(np.flatnonzero(scores > _mcut_lines(np.zeros(len(kept), np.int64), kept, 1)[0])) == wanted
 
 
 def test_mcut_for_characters_has_a_floor() -> None:

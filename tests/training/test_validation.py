@@ -18,7 +18,7 @@ from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.ports import Conditioning, NoiseSchedule
 from lib_trainer.refusals import ConfigError, SaveError, TrainerError
 from lib_trainer.training.course import Course, Point
-from lib_trainer.training.fixed_loss import FixedLoss, compared, fixed_captions
+from lib_trainer.training.fixed_loss import FixedLoss, fixed_captions
 from lib_trainer.training.objective import Objective
 from lib_trainer.training.plan import prepare
 from lib_trainer.training.results import settle, taken_files
@@ -182,7 +182,8 @@ def test_paired_measurements_tell_what_single_ones_cannot(pictures: Path) -> Non
     model = Line()
     before = losses(probe(pictures), model)
     model.weight = 0.002
-    rise, error = compared(losses(probe(pictures), model), before)
+    rises = (losses(probe(pictures), model) - before).mean(1)
+    rise, error = float(rises.mean()), float(rises.std() / len(rises) ** 0.5)
     assert rise < 0 and abs(rise) > 4 * error
     assert before.mean(1).std() / 6**0.5 > abs(rise)
 
@@ -249,7 +250,6 @@ def test_what_is_told_of_measurements(watched: Watched, pictures: Path) -> None:
     assert not told[0].best and told[1].best
     assert all(one.trained is not None and one.held_out != one.trained for one in told)
     assert told[0].held_out != told[1].held_out
-    assert view.best_step == min(told[1:], key=lambda one: one.held_out).step
     assert any("Held out of training: " in line for line in view.log)
     assert view.notes == () == watched.of(ev.Finished)[0].notes, "two measurements after the start have no shape"
     assert any(f"Step 2: held-out loss {told[1].held_out:.4f}, the lowest so far" in line for line in view.log)

@@ -16,7 +16,7 @@ from lib_trainer.families.family import INPAINTING, VAE_PREFIX, Family, Part, Un
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.host.held import Holdable
-from lib_trainer.host.holding import checkpointed, frozen, recomputed_blocks
+from lib_trainer.host.holding import frozen
 from lib_trainer.host.ldm.attention import efficient_attention, efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.text.texts import Texts
@@ -142,11 +142,7 @@ class LdmModel(Holdable):
             stack.enter_context(efficient_attention(self.unet))
             stack.enter_context(efficient_gates(self.unet))
             stack.enter_context(without_own_checkpoints(self.unet))
-            if state.text_encoder:
-                stack.enter_context(self.text.lean())
-            if state.checkpointing:
-                blocks = recomputed_blocks(self.unet, "ResBlock")
-                stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))
+            stack.enter_context(self._spared(state, "ResBlock"))
             yield
 
 

@@ -7,9 +7,10 @@ import functools
 import os
 import threading
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -35,6 +36,7 @@ from lib_trainer.refusals import ConfigError, Field, ModelError, Sentence
 from lib_trainer.toolbox.duplicates import models_beside
 
 ACCEPTED_SIZES = range(64, 4097)
+T = TypeVar("T")
 
 
 class StandaloneHost(Exchanging):
@@ -65,12 +67,7 @@ class StandaloneHost(Exchanging):
     def inpaints(self) -> bool:
         if self._model is not None:
             return self._model.inpaints
-        path = found(self.checkpoint) if self.checkpoint else None
-        if path is not None and path.is_dir():
-            return folder_inpaints(path)
-        if path is None or not path.is_file():
-            return False
-        return _file_inpaints(path, path.stat().st_mtime_ns)
+        return self._described(folder_inpaints, _file_inpaints, False)
 
     def predicts(self) -> Predicts:
         if self._model is not None and self._model.said is not None:
@@ -80,15 +77,19 @@ class StandaloneHost(Exchanging):
         return predicted_by(self.checkpoint, self.family())
 
     def _found(self) -> Family | Stranger:
-        """Of what is not loaded yet a folder's description or the names in a file tell."""
         if self._model is not None:
             return self._model.family
+        otherwise: Family | Stranger = DEFAULT
+        return self._described(model_of_folder, _model_of_file, otherwise)
+
+    def _described(self, of_folder: Callable[[Path], T], of_file: Callable[[Path, int], T], otherwise: T) -> T:
+        """What a folder's description, or the names in a file of a date, tell of a model that is not loaded yet."""
         path = found(self.checkpoint) if self.checkpoint else None
         if path is not None and path.is_dir():
-            return model_of_folder(path)
+            return of_folder(path)
         if path is None or not path.is_file():
-            return DEFAULT
-        return _model_of_file(path, path.stat().st_mtime_ns)
+            return otherwise
+        return of_file(path, path.stat().st_mtime_ns)
 
     def model(self) -> DiffusersModel:
         self.check()

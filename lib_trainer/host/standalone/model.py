@@ -17,7 +17,7 @@ from lib_trainer.families.family import INPAINTING, Part, Unet
 from lib_trainer.families.open_clip import InFile
 from lib_trainer.files import found
 from lib_trainer.host.held import Holdable
-from lib_trainer.host.holding import checkpointed, frozen, recomputed_blocks
+from lib_trainer.host.holding import frozen
 from lib_trainer.host.ldm.attention import efficient_gates
 from lib_trainer.host.norms import direct_norms
 from lib_trainer.host.standalone.attention import direct_attention
@@ -132,11 +132,7 @@ class DiffusersModel(Holdable):
             stack.enter_context(direct_norms(state.dtype, self.unet, *text))
             stack.enter_context(efficient_gates(self.unet))
             stack.enter_context(direct_attention(self.unet))
-            if state.text_encoder:
-                stack.enter_context(self.text.lean())
-            if state.checkpointing:
-                blocks = recomputed_blocks(self.unet, "ResnetBlock2D")
-                stack.enter_context(checkpointed(blocks + (self.text.blocks() if state.text_encoder else [])))
+            stack.enter_context(self._spared(state, "ResnetBlock2D"))
             yield
 
 

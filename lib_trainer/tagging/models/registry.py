@@ -63,7 +63,6 @@ class KnownModel:
     repo: str
     revision: str
     threshold: float | None
-    generation: int
     about: str
     hashes: Mapping[str, str] = field(default_factory=dict, hash=False)
     kind: str = USUAL_KIND
@@ -111,13 +110,13 @@ TAGS_V2 = "8c8750600db36233a1b274ac88bd46289e588b338218c2e4c62bbc9f2b516368"
 def _v2(name: str, revision: str, model: str, threshold: float, about: str) -> KnownModel:
     """`model`: SHA-256 of the network."""
     hashes = {"model.onnx": model, "selected_tags.csv": TAGS_V2}
-    return KnownModel(name, f"SmilingWolf/{name}", revision, threshold, 2, about, hashes)
+    return KnownModel(name, f"SmilingWolf/{name}", revision, threshold, about, hashes)
 
 
 def _v3(name: str, revision: str, model: str, threshold: float | None, about: str) -> KnownModel:
     """`model`: SHA-256 of the network."""
     hashes = {"model.onnx": model, "selected_tags.csv": TAGS_V3}
-    return KnownModel(name, f"SmilingWolf/{name}", revision, threshold, 3, about, hashes)
+    return KnownModel(name, f"SmilingWolf/{name}", revision, threshold, about, hashes)
 
 
 KNOWN_MODELS: tuple[KnownModel, ...] = (

@@ -164,14 +164,12 @@ def select(table: ScoreTable, thresholds: Thresholds, excluded: TagPatterns | No
     return chosen
 
 
-def mcut(values: NDArray[np.float32]) -> float:
-    """MCut's line for one picture (Largeron, Moulin and Géry 2012): the middle of the widest gap between the sorted
-    scores. Below the lowest of `values` stands 0, for what was not kept."""
-    return float(_mcut_lines(np.zeros(len(values), np.int64), values, 1)[0])
-
-
 def _mcut_lines(rows: NDArray[np.int64], values: NDArray[np.float32], count: int) -> NDArray[np.float64]:
-    """(count,) a line for each row; infinity for a row without scores. `rows` ascends."""
+    """(count,) the line of MCut (Largeron, Moulin and Géry 2012) for each row: the middle of the widest gap between its
+    sorted scores; infinity for a row without scores.
+
+    `rows` ascends. Below the lowest of a row's `values` stands 0, for what was not kept.
+    """
     lines = np.full(count, np.inf)
     if not len(rows):
         return lines
