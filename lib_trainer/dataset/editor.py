@@ -197,7 +197,7 @@ class Editor:
             self.reload()
             return
         self.version += 1
-        for step in steps:
+        for step in reversed(steps) if undone else steps:
             if isinstance(step, Change):
                 self._take(step.path, step.before if undone else step.after)
         self._revision = self.history.revision

@@ -27,7 +27,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Move:
-    """A file that changes its place inside the set."""
+    """A file that changes its place inside the set; of a link the link itself, wherever it leads from there."""
 
     path: str
     target: str
@@ -84,16 +84,19 @@ def apply_steps(root: Path, steps: Sequence[Step], seen: Sequence[Signature], be
     puts back what was begun.
     """
     few = len(steps) <= FEW  # either way all is on the disk before the journal says that it is done
+    written: set[str] = set()
     for step, signature in zip(steps, seen, strict=True):
         if isinstance(step, Move):
+            _check_free(root / step.target)  # before it begins: what lies there is nothing to be taken back
             begin()
             _move(root / step.path, root / step.target)
             continue
         path = f"{root}/{step.path}"  # pathlib takes longer to join two names than the system to write them
-        if _signature(path) != signature:
+        if _signature(path) != signature if step.path not in written else read(path) != step.before:
             raise ConflictError([Conflict(step.path, step.before, read(path))])
         begin()
         _write(path, step.after, flush=few)
+        written.add(step.path)
     if not few:
         _flush_all()
 
@@ -122,14 +125,19 @@ def put_back(root: Path, steps: Sequence[Step], taken_back: Callable[[int], None
 
 
 def _move_back(path: Path, target: Path) -> None:
-    if not target.exists():
+    if not os.path.lexists(target):
         return
-    if not path.exists():
+    if not os.path.lexists(path):
         _move(target, path)
-    elif path.read_bytes().startswith(
-        target.read_bytes()
-    ):  # between two disks a move is a copy: this one was cut short
+    elif _begins(path, target):  # between two disks a move is a copy: this one was cut short
         target.unlink()
+
+
+def _begins(whole: Path, part: Path) -> bool:
+    """Whether one file is the beginning of another, or one link the same as another."""
+    if whole.is_symlink() or part.is_symlink():
+        return whole.is_symlink() and part.is_symlink() and os.readlink(whole) == os.readlink(part)
+    return whole.read_bytes().startswith(part.read_bytes())
 
 
 def _flush_all() -> None:
@@ -156,19 +164,23 @@ def read(path: Path | str) -> bytes | None:
 
 
 def checked(root: Path, steps: Sequence[Step]) -> list[Signature]:
-    """Each step's file as the system knows it. Writes nothing.
+    """Each step's file as the system knows it. Writes nothing. Several steps may change a file one after another.
 
     Raises `ConflictError` naming every file that is not as expected.
     """
     conflicts, seen = [], []
+    then: dict[str, bytes | None] = {}
     for step in steps:
         path = f"{root}/{step.path}"
-        seen.append(_signature(path))
         if isinstance(step, Change):
-            found = read(path)
+            seen.append(_signature(path))
+            found = then[step.path] if step.path in then else read(path)
             if found != step.before:
                 conflicts.append(Conflict(step.path, step.before, found))
-        elif seen[-1] is None or (root / step.target).exists():
+            then[step.path] = step.after
+            continue
+        seen.append(_signature(path, link=True))
+        if seen[-1] is None or os.path.lexists(root / step.target):
             wrong = step.path if seen[-1] is None else step.target
             conflicts.append(Conflict(wrong, None, None))
     if conflicts:
@@ -176,9 +188,10 @@ def checked(root: Path, steps: Sequence[Step]) -> list[Signature]:
     return seen
 
 
-def _signature(path: Path | str) -> Signature:
+def _signature(path: Path | str, *, link: bool = False) -> Signature:
+    """`link`: of a link itself, which may lead nowhere."""
     try:
-        status = os.stat(path)
+        status = os.lstat(path) if link else os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
@@ -209,6 +222,10 @@ def _write(path: Path | str, data: bytes | None, *, flush: bool = False) -> None
 
 def _move(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        raise FileExistsError(17, "the target of a move exists already", str(target))
+    _check_free(target)
     shutil.move(source, target)
+
+
+def _check_free(target: Path) -> None:
+    if os.path.lexists(target):
+        raise FileExistsError(17, "the target of a move exists already", str(target))

@@ -126,11 +126,7 @@ class History:
                 rows = [(path, number, first, json.dumps(tags)) for path, tags in (origins or {}).items() if tags]
                 database.executemany("INSERT INTO origin VALUES (?, ?, ?, ?)", rows)
                 token = mark(database, number, "do", first)
-            self._carry_out(database, number, token, steps, seen, undone=False)
-            with self._naming_trouble(), database:
-                for table in ("step", "origin"):
-                    database.execute(f"DELETE FROM {table} WHERE entry IN (SELECT id FROM entry WHERE undone)")
-                database.execute("DELETE FROM entry WHERE undone")
+            self._carry_out(database, number, token, steps, seen, undone=False, forgets=True)
         return self.entry(number)
 
     def _place(self, database: sqlite3.Connection, label: str, onto: Entry | None) -> tuple[int, int]:
@@ -267,8 +263,10 @@ class History:
         seen: Sequence[Signature],
         *,
         undone: bool,
+        forgets: bool = False,
     ) -> None:
-        """Change the files and take the pending mark away; or put back what was begun, mark and all."""
+        """Change the files and take the pending mark away; or put back what was begun, mark and all. `forgets`: what
+        was undone before goes with the mark."""
         try:
             record = Begun(self._begun, token)
             try:
@@ -277,6 +275,10 @@ class History:
                 record.close()
             with database:
                 database.execute("UPDATE entry SET undone = ? WHERE id = ?", (undone, number))
+                for table in ("step", "origin") if forgets else ():
+                    database.execute(f"DELETE FROM {table} WHERE entry IN (SELECT id FROM entry WHERE undone)")
+                if forgets:
+                    database.execute("DELETE FROM entry WHERE undone")
                 database.execute("DELETE FROM pending")
                 database.execute("UPDATE revision SET number = number + 1")
         except Exception:

@@ -429,6 +429,93 @@ def test_files_keep_their_permissions_and_links_their_place(root: Path) -> None:
     assert (root / "real" / "b.txt").read_bytes().startswith(b"new")
 
 
+@pytest.fixture
+def linked(root: Path) -> Path:
+    """A set with a picture and its caption as links that lead on from where they lie, as git-annex makes them."""
+    (root.parent / "store").mkdir()
+    for name, data in (("f.png", b"picture"), ("f.txt", b"zorb")):
+        (root.parent / "store" / name).write_bytes(data)
+        (root / name).symlink_to(Path("..", "store", name))
+    return root
+
+
+def test_links_come_back_from_the_trash_where_they_lead_nowhere(linked: Path) -> None:
+    before, editor = files(linked), Editor(linked)
+    editor.to_trash(["f.png"])
+    assert "f.png" not in editor.items and os.path.lexists(linked / ".trainer" / "trash" / "1" / "f.png")
+    editor.undo()
+    assert files(linked) == before and (linked / "f.png").is_symlink() and "f.png" in editor.items
+    editor.redo()
+    editor.undo()
+    assert files(linked) == before
+
+
+def test_a_link_comes_back_where_the_next_file_cannot_be_moved(linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, editor, move = files(linked), Editor(linked), shutil.move
+
+    def full(source: Path, target: Path) -> None:
+        if source.name == "a.png":
+            raise OSError(errno.ENOSPC, "No space left on device", str(source))
+        move(source, target)
+
+    monkeypatch.setattr(shutil, "move", full)
+    with pytest.raises(DatasetError, match="nothing has been changed"):
+        editor.to_trash(["f.png", "a.png"])
+    assert files(linked) == before and (linked / "f.png").is_symlink()
+
+
+def test_an_empty_file_that_appears_where_a_file_is_to_go_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a transaction that fails takes back is its own alone."""
+    history, seen = History(root), file_moves.checked
+    target = root / "5_dog" / "new.txt"
+
+    def late(*given: object) -> list[file_moves.Signature]:
+        found = seen(*given)  # type: ignore[arg-type]
+        target.touch()
+        return found
+
+    monkeypatch.setattr("lib_trainer.dataset.history.checked", late)
+    with pytest.raises(DatasetError):
+        history.commit("x", [Move("a.txt", "5_dog/new.txt")])
+    assert target.exists() and (root / "a.txt").read_bytes() == CONTENTS["a.txt"]
+
+
+def test_a_file_that_an_entry_changes_twice_is_undone_and_redone(root: Path) -> None:
+    history = History(root)
+    first = history.commit("x", [Change("a.txt", CONTENTS["a.txt"], b"one"), Change("new.txt", None, b"1")])
+    history.commit("x", [Change("a.txt", b"one", b"two, three"), Change("new.txt", b"1", b"2")], onto=first)
+    before, editor = files(root), Editor(root)
+    editor.undo()
+    assert files(root) == {name: data for name, data in make_files().items() if name != "new.txt"}
+    assert editor.caption("a.png") == Caption.read(CONTENTS["a.txt"], "a.txt")
+    editor.redo()
+    assert files(root) == before and editor.caption("a.png").text == "two, three"
+    (root / "a.txt").write_bytes(b"one")  # what it was between the two is none of both ends
+    with pytest.raises(ConflictError):
+        editor.undo()
+    assert files(root) == {**before, "a.txt": b"one"}
+
+
+def make_files() -> dict[str, bytes]:
+    return {**dict.fromkeys(PICTURES, b"picture"), **CONTENTS}
+
+
+def test_an_edit_whose_end_the_journal_cannot_take_writes_nothing(root: Path) -> None:
+    """What was undone before is forgotten with it, and that needs room, too."""
+    history = History(root)
+    history.commit("x", [Change("a.txt", CONTENTS["a.txt"], b"one")])
+    history.undo()
+    refuses = "CREATE TRIGGER no BEFORE DELETE ON entry WHEN OLD.undone BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+    history._db().execute(refuses)
+    before = files(root)
+    with pytest.raises(DatasetError, match="free some space"):
+        history.commit("y", [Change("a.txt", CONTENTS["a.txt"], b"two")])
+    assert files(root) == before and [entry.label for entry in history.entries()] == ["x"]
+    history.redo()
+    assert (root / "a.txt").read_bytes() == b"one"
+    history.close()
+
+
 def test_nothing_to_do_is_a_sentence(root: Path) -> None:
     editor = Editor(root)
     for action, sentence in ((editor.undo, "nothing to undo"), (editor.redo, "nothing to redo")):

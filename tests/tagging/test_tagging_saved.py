@@ -34,6 +34,20 @@ def test_a_batch_is_one_entry_that_undo_takes_back(tmp_path: Path) -> None:
     history.close()
 
 
+def test_a_picture_that_is_saved_again_is_undone_too(tmp_path: Path) -> None:
+    """A batch from a folder keeps the names of its files: the second time it finds captions of the first."""
+    writer = SavedCaptions("Captions by the Extras tab")
+    for caption in ("red", "red, square", "square"):
+        writer.write(picture(tmp_path / "a.png"), caption)
+    history = History(tmp_path)
+    assert len(history.entries()) == 1 and (tmp_path / "a.txt").read_text("utf-8") == "square"
+    history.undo()
+    assert not (tmp_path / "a.txt").exists()
+    history.redo()
+    assert (tmp_path / "a.txt").read_text("utf-8") == "square"
+    history.close()
+
+
 @pytest.mark.parametrize(
     ("existing", "joined"),
     [("", "new"), ("Ignore", "new"), ("Keep", "old words"), ("Append", "new old words"), ("Prepend", "old words new")],
