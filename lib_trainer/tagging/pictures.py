@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class CaptionPlaces:
     def path(self, picture: Path) -> Path:
         """The caption that a picture has (its ending may be .TXT), or else the one that it would get."""
         wanted = caption_path(picture, self._template)
-        if wanted.exists():
+        if os.path.exists(wanted):  # False for a name that is too long, at which `Path` raises
             return wanted
         folder = wanted.parent
         if folder not in self._names:

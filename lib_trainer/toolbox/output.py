@@ -11,8 +11,9 @@ import torch
 
 from lib_trainer.files import to_trash
 from lib_trainer.networks.formats.description import beside, described_by
-from lib_trainer.refusals import ConfigError, Field, NameTaken, SaveError, Sentence
+from lib_trainer.refusals import ConfigError, Field, Joined, NameTaken, SaveError, Sentence
 from lib_trainer.toolbox.writes import Precision
+from lib_trainer.training.names import FORBIDDEN, what_is_wrong
 
 MOST = 10_000
 """Numbers that are tried for a free name."""
@@ -40,8 +41,8 @@ def settle(
     field: str = "output",
     base: Path | None = None,
 ) -> Target:
-    """Raises `ConfigError` where no file is named, one of the inputs would be overwritten, the name is taken, or what
-    becomes a model would be described by a .yaml that is not its own.
+    """Raises `ConfigError` where no file is named, or by what is no name on every system, one of the inputs would be
+    overwritten, the name is taken, or what becomes a model would be described by a .yaml that is not its own.
 
     `field`: the option that names it. `base`: the model whose .yaml the result gets.
     """
@@ -53,6 +54,8 @@ def settle(
         raise ConfigError("toolbox.output_is_folder", field=field, path=path)
     if path.suffix.lower() != ending:
         path = path.with_name(path.name + ending)
+    if (why := what_is_wrong(path.stem)) is not None:
+        raise ConfigError("toolbox.no_file_name", field=field, name=path.stem, why=why, forbidden=Joined(FORBIDDEN))
     if path.is_dir():
         raise ConfigError("toolbox.output_is_folder", field=field, path=path)
     # the root of a drive that is away (Windows) is not there either

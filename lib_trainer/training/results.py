@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,15 +146,34 @@ def with_next_free_name(job: JobConfig, host: Host) -> JobConfig:
     raise ConfigError("name.no_number", field="output.name", name=job.output.name)
 
 
-def discard(paths: Iterable[Path]) -> None:
-    """Move what is to be replaced into the trash folder beside it. Raises `SaveError`; then all is where it was."""
+def discard(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Move what is to be replaced into the trash folder beside it: {what was there: where it is now}.
+
+    Raises `SaveError`; then all is where it was.
+    """
     paths = [path for path in paths if os.path.lexists(path)]
     if not paths:
-        return
+        return {}
     try:
-        to_trash(paths)
+        return dict(zip(paths, to_trash(paths), strict=True))
     except OSError as error:
         raise SaveError("trash.failed", path=paths[0], reason=error.strerror or error) from error
+
+
+@contextlib.contextmanager
+def making_way(paths: Iterable[Path]) -> Iterator[None]:
+    """What is to be replaced goes to the trash, and what takes its place is written inside. Where that fails, all that
+    has no successor comes back. Raises `SaveError`, as `discard`."""
+    moved = discard(paths)
+    try:
+        yield
+    except BaseException:
+        for path, place in moved.items():
+            with contextlib.suppress(OSError):
+                if not os.path.lexists(path):
+                    os.rename(place, path)
+                place.parent.rmdir()
+        raise
 
 
 def discard_taken(job: JobConfig, host: Host) -> list[Path]:

@@ -32,7 +32,7 @@ from lib_trainer.training.plan import Plan
 from lib_trainer.training.precision import resolve_precision
 from lib_trainer.training.preparation import Preparation, Prepared
 from lib_trainer.training.previewing import Previewing
-from lib_trainer.training.results import check_replaced, discard, takes_the_place_of
+from lib_trainer.training.results import check_replaced, making_way, takes_the_place_of
 from lib_trainer.training.session import Session
 from lib_trainer.work import events as ev
 from lib_trainer.work.control import Control
@@ -295,15 +295,15 @@ class Run:
         self.place.emit(ev.Saved(self.step, outputs.result, final))
 
     def _write(self, prepared: Prepared, outputs: Outputs, *, final: bool) -> None:
-        """What is to be replaced is moved away when its successor is there, and not before."""
+        """What is to be replaced is moved away for its successor alone, and comes back where that is not written."""
         due = [old for old in self.progress.replaced if final or takes_the_place_of(outputs, old)]
-        discard(due)
-        self.progress.replaced = [old for old in self.progress.replaced if old not in due]
         best = outputs == self.plan.outputs.best
-        if best and not any(os.path.lexists(path) for path in outputs.results):
-            self.progress.best_begun = True  # whatever of them is there later is this run's, also if it breaks off now
-        again = best and self.progress.best_begun
-        prepared.recipe.save(outputs.results, self._metadata(prepared, outputs), overwrite=again)
+        with making_way(due):
+            if best and not any(os.path.lexists(path) for path in outputs.results):
+                self.progress.best_begun = True  # what of them is there later is this run's, also if it breaks off now
+            again = best and self.progress.best_begun
+            prepared.recipe.save(outputs.results, self._metadata(prepared, outputs), overwrite=again)
+        self.progress.replaced = [old for old in self.progress.replaced if old not in due]
         if best:
             self.progress.best = self.step
 

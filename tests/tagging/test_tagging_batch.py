@@ -274,6 +274,19 @@ def test_captions_in_other_letters_and_through_links(tmp_path: Path, mini: Tagge
     assert not (tmp_path / "gone.txt").exists()
 
 
+def test_a_caption_whose_name_would_be_too_long_is_named(tmp_path: Path, mini: Tagger) -> None:
+    """File systems take 255 bytes: such a picture has no such caption, and the others get theirs."""
+    draw_scenes(tmp_path, 2)
+    (tmp_path / "000.png").rename(tmp_path / f"{'x' * 251}.png")
+    style = Style(template="{name}.{extension}.txt", trigger="zorb")
+    with ScoreStore(tmp_path) as store:
+        score(mini, store, list_pictures(tmp_path))
+        opened = Opened.read(store, list_pictures(tmp_path).pictures, [mini.fingerprint], style)
+        report = write_captions(opened, Thresholds(), style)
+    assert report.written == 1 and (tmp_path / "001.png.txt").is_file()
+    assert [(item.path.name[:3], "too long" in str(item.reason)) for item in report.failed] == [("xxx", True)]
+
+
 def truth_of(path: Path, store: ScoreStore, mini: Tagger, thresholds: Thresholds) -> set[str]:
     """A fresh run: the picture alone, through the session, by the plain definition."""
     scores = mini.scores(mini.batch([mini.load(path)]))[0]

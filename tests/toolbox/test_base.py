@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +29,7 @@ from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import open_source
 from lib_trainer.toolbox.streaming import Tally, write_stream
 from lib_trainer.toolbox.writes import Writes
+from lib_trainer.training.names import LONGEST
 from lib_trainer.work import events as ev
 from tests import protocol
 
@@ -258,6 +260,25 @@ def test_a_link_that_is_replaced_takes_nothing_of_what_it_leads_to(tmp_path: Pat
     assert write(settle(str(link), "replace", [])) == link
     assert real.read_bytes() == b"mine" and load_file(link).keys() == TENSORS.keys() and not link.is_symlink()
     assert [path.is_symlink() for path in (tmp_path / ".trainer-trash").rglob("*.old")] == [True]
+
+
+@pytest.mark.parametrize("name", ["a:b", "con", "x" * 230, "x" * 300, "ü" * 130, ".a", "a\n", "a*"])
+@pytest.mark.parametrize("existing", ["refuse", "number", "replace"])
+def test_a_result_is_called_as_every_system_can_call_a_file(existing: str, name: str, tmp_path: Path) -> None:
+    """Found before the work: the name of a file is looked at by the system when all is computed."""
+    with contextlib.suppress(OSError):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="cannot be the name of a file on every system") as caught:
+        settle(str(tmp_path / name), existing, [])
+    assert caught.value.field == "output"
+
+
+def test_the_longest_name_is_written_numbered_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * LONGEST}.safetensors"
+    for existing in ("refuse", "number", "replace"):
+        write(settle(str(path), existing, []))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert [len(old.name) for old in (tmp_path / ".trainer-trash").rglob("*.old")] == [LONGEST + 16]
 
 
 def test_precision_is_of_floating_point_numbers() -> None:

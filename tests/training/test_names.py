@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from lib_trainer import files
 from lib_trainer.files import TRASH, plain
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.networks.formats.lora_file import read_lora, write_lora
@@ -288,6 +291,37 @@ def test_a_run_that_dies_early_replaces_nothing(
     monkeypatch.setattr("lib_trainer.training.preparation.encode_pictures", broken)
     view = watched.run(pictures, output__existing="replace")
     assert view.state == "failed" and path.read_bytes() == b"precious" and watched.files == ["learned.safetensors"]
+
+
+@pytest.mark.parametrize("best", [False, True], ids=["the end", "the best"])
+def test_what_is_replaced_comes_back_where_its_successor_cannot_be_written(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, best: bool
+) -> None:
+    """The disk is full: neither the old file nor what was learned is lost."""
+    folder = watched.host.lora_folder()
+    full = f"learned{'-best' if best else ''}.safetensors"
+    old = {name: put(folder / name, name.encode()) for name in (full, "learned.json")}
+    rename, replace = files._rename_without_replacing, os.replace
+
+    def without_room(name: str, path: Path) -> None:
+        if Path(path).name == full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(name, path)
+
+    monkeypatch.setattr(files, "_rename_without_replacing", without_room)
+    monkeypatch.setattr(files.os, "replace", lambda name, path: without_room(name, path) or replace(name, path))
+    seen: list[bool] = []
+    watched.react = lambda event: seen.append(old[full].exists()) if isinstance(event, ev.StepDone) else None
+    job = {"validation__pictures": "share", "validation__every": 1} if best else {}
+    view = watched.run(pictures, **job, training__max_steps=2, output__existing="replace")
+    assert seen == [True, True], "the best is measured, and not written, after each step"
+    if best:
+        assert view.state == "finished" and read_lora(folder / "learned.safetensors").metadata["ss_steps"] == "2"
+        return
+    assert view.state == "failed" and "No space left" in str(view.error)
+    assert {name: path.read_bytes().decode() for name, path in old.items()} == {name: name for name in old}
+    assert not list((folder / TRASH).rglob("*.old"))
+    assert read_lora(folder / "learned-step00000002.safetensors").metadata["ss_steps"] == "2"
 
 
 def test_the_checkpoint_that_is_trained_is_not_replaced(watched: Watched, pictures: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,6 @@ def shares(picture: Path, first: Path) -> Skipped:
 def read_existing(picture: Path, places: CaptionPlaces, origins: Mapping[str, str]) -> Existing | None:
     """The caption beside a picture, None where there is none. Raises `DatasetError` where it cannot be read."""
     path = places.path(picture)
-    if not path.exists() and not path.is_symlink():
+    if not os.path.lexists(path):
         return None
     return Existing(read_document(path), origins)
