@@ -12,7 +12,9 @@ The journal also knows where tags come from: what each transaction says of them 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -86,8 +88,12 @@ class History:
         self._database: sqlite3.Connection | None = None
         self._origins: tuple[int, dict[str, dict[str, str]]] = (-1, {})
         if self.path.exists():
-            with self.writing():
-                pass  # puts back what a killed process has left
+            try:
+                with self.writing():
+                    pass  # puts back what a killed process has left
+            except RefusedError:
+                if self._pending():
+                    raise  # else a set that nobody may write to can be looked at
 
     @property
     def revision(self) -> int:
@@ -305,6 +311,10 @@ class History:
                 said = Sentence("history.partly_taken_back", label=label, count=len(foreign), files=foreign[:3])
         return said
 
+    def _pending(self) -> bool:
+        with self._threads, self._naming_trouble():
+            return bool(self._db().execute("SELECT count(*) FROM pending").fetchone()[0])
+
     def _db(self) -> sqlite3.Connection:
         if self._database is None:
             self._database = open_journal(self.path)
@@ -316,6 +326,9 @@ class History:
         try:
             yield
         except sqlite3.DatabaseError as error:
+            if "readonly" in str(error):
+                locked = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
+                raise RefusedError(self.root, locked) from error
             full = "full" in str(error)
             raise DatasetError("history.full" if full else "history.unusable", path=self.path, reason=error) from error
         except OSError as error:

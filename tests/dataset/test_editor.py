@@ -21,6 +21,7 @@ from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.file_moves import Change, ConflictError, Move
 from lib_trainer.dataset.history import History
 from lib_trainer.refusals import ConfigError, DatasetError
+from tests.support import write_protected
 
 CONTENTS = {
     "a.txt": b"\xef\xbb\xbfzorb, long_hair,smile\r\n",
@@ -514,6 +515,40 @@ def test_an_edit_whose_end_the_journal_cannot_take_writes_nothing(root: Path) ->
     history.redo()
     assert (root / "a.txt").read_bytes() == b"one"
     history.close()
+
+
+def test_a_write_protected_set_is_looked_at_and_not_changed(root: Path) -> None:
+    editor = Editor(root)
+    editor.apply(editor.preview(make_edit("add", {"tags": "new"})))
+    editor.history.close()
+    before = files(root)
+    with write_protected(root, root / "5_dog", root / ".trainer"):
+        editor = Editor(root)
+        assert editor.caption("a.png").tags[0] == "new" and len(editor.history.entries()) == 1
+        preview = editor.preview(make_edit("remove", {"tags": "smile"}))
+        assert preview.altered
+        for change in (lambda: editor.apply(preview), editor.undo):
+            with pytest.raises(DatasetError, match="nothing has been changed"):
+                change()
+        editor.history.close()
+    assert files(root) == before
+    editor = Editor(root)
+    editor.undo()
+    assert files(root) == make_files()
+
+
+def test_a_write_protected_set_with_half_an_edit_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process has left is put back first, or nothing is looked at."""
+    before, history = files(root), History(root)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(os, "ftruncate", lambda file, length: exec("raise KeyboardInterrupt"))
+        history.commit("x", [Change("a.txt", CONTENTS["a.txt"], b"zorb, new")])
+    history.close()
+    assert files(root) != before
+    with write_protected(root, root / ".trainer"), pytest.raises(DatasetError, match="cannot be changed"):
+        Editor(root)
+    Editor(root)
+    assert files(root) == before
 
 
 def test_nothing_to_do_is_a_sentence(root: Path) -> None:

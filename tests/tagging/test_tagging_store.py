@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -16,6 +15,7 @@ from lib_trainer.tagging.models.labels import Labels
 from lib_trainer.tagging.scores.database import content_of
 from lib_trainer.tagging.scores.store import ScoreStore, removed_of
 from lib_trainer.tagging.scores.table import sparse
+from tests.support import write_protected
 from tests.tagging.conftest import record_origins
 
 LABELS = Labels(("safe", "long_hair", ">_<", "rin"), (9, 0, 0, 4), (1, 2, 3, 4))
@@ -166,14 +166,23 @@ def test_a_full_disk_is_a_sentence_and_what_was_kept_stays(store: ScoreStore) ->
     assert store.origins(store.dataset / "a.png") == {}
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
 def test_a_folder_that_is_not_writable_is_a_sentence(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(TaggerError, match="check the folder's permissions"):
-            ScoreStore(tmp_path)
-    finally:
-        tmp_path.chmod(0o700)
+    with write_protected(tmp_path), pytest.raises(TaggerError, match="check the folder's permissions"):
+        ScoreStore(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["scored", "é ? # %20"])
+def test_what_is_known_of_a_write_protected_folder_can_be_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with ScoreStore(tmp_path / name) as store:
+        content = put(store, "a.png", [0.5, 0, 0, 0])
+        record_origins(store, [(store.dataset / "a.png", {"safe": "wd 0.5"})])
+    hidden = store.path.parent
+    with write_protected(tmp_path / name, hidden), ScoreStore(tmp_path / name, create=False) as store:
+        assert store.scores(content, "f1") == {"safe": 0.5}
+        assert store.origins(store.dataset / "a.png") == {"safe": "wd 0.5"}
+        with pytest.raises(TaggerError):
+            store.decide(content, "safe", True)
 
 
 def test_a_file_in_the_folders_place_is_a_sentence(tmp_path: Path) -> None:

@@ -53,15 +53,31 @@ class ScoreStore:
         with self._told():
             if create:
                 self.path.parent.mkdir(exist_ok=True)
-            target = str(self.path) if create or self.path.exists() else ":memory:"
-            self._base = sqlite3.connect(target, timeout=WAIT_SECONDS, check_same_thread=False, isolation_level=None)
-            self._closer = weakref.finalize(self, self._base.close)
-            self._prepare()
+            self._open(str(self.path) if create or self.path.exists() else ":memory:")
+            try:
+                self._prepare()
+            except sqlite3.OperationalError:
+                if create or self.path.with_name(f"{FILE}-wal").exists():
+                    raise
+                self._closer()
+                self._open(f"{self.path.as_uri()}?immutable=1")  # a folder that nobody may write to
+                if self._version() < VERSION:
+                    raise
 
-    def _prepare(self) -> None:
-        version = self._base.execute("PRAGMA user_version").fetchone()[0]
+    def _open(self, target: str) -> None:
+        self._base = sqlite3.connect(
+            target, timeout=WAIT_SECONDS, check_same_thread=False, isolation_level=None, uri=True
+        )
+        self._closer = weakref.finalize(self, self._base.close)
+
+    def _version(self) -> int:
+        version = int(self._base.execute("PRAGMA user_version").fetchone()[0])
         if version > VERSION:
             raise TaggerError("scores.newer", path=self.path)
+        return version
+
+    def _prepare(self) -> None:
+        version = self._version()
         self._base.execute("PRAGMA journal_mode=WAL")  # readers go on while a batch writes; network drives decline
         self._base.execute("PRAGMA synchronous=NORMAL")
         if version < VERSION:
