@@ -21,7 +21,7 @@ from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.file_moves import Change, ConflictError, Move
 from lib_trainer.dataset.history import History
 from lib_trainer.refusals import ConfigError, DatasetError
-from tests.support import write_protected
+from tests.protected import write_protected
 
 CONTENTS = {
     "a.txt": b"\xef\xbb\xbfzorb, long_hair,smile\r\n",

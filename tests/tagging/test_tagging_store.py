@@ -15,7 +15,7 @@ from lib_trainer.tagging.models.labels import Labels
 from lib_trainer.tagging.scores.database import content_of
 from lib_trainer.tagging.scores.store import ScoreStore, removed_of
 from lib_trainer.tagging.scores.table import sparse
-from tests.support import write_protected
+from tests.protected import write_protected
 from tests.tagging.conftest import record_origins
 
 LABELS = Labels(("safe", "long_hair", ">_<", "rin"), (9, 0, 0, 4), (1, 2, 3, 4))

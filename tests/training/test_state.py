@@ -14,8 +14,9 @@ from lib_trainer.dataset.encoded import Encoded
 from lib_trainer.dataset.encoding import encode_pictures
 from lib_trainer.dataset.latent_store import MemoryStore
 from lib_trainer.host.standalone.model import DiffusersModel
-from lib_trainer.kinds.recipe import Recipe
+from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.ports import HeldPart, TrainingState
+from lib_trainer.training.average import Average
 from lib_trainer.training.captions import LiveCaptions
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.objective import Objective
@@ -58,7 +59,16 @@ CASES: dict[str, dict[str, Any]] = {
         if name != "AdamW"
     },
     "checkpoint": {"network__kind": "checkpoint", "finetune__unet_lr": 1e-3, "optimizer__ema": True},
-}
+    "many at once": {
+        "network__kind": "pivotal", "network__rank_dropout": 0.2, "network__rank_stabilised": True,
+        "embedding__names": "zrk-a", "embedding__learning_rate": 0.1, "optimizer__text_encoder_share": 0.5,
+        "optimizer__ema": True, "optimizer__lora_plus": 4.0, "optimizer__schedule": "cosine", "optimizer__warmup": 0.3,
+        "training__batch_size": 2, "training__gradient_accumulation": 2, "captions__shuffle": True,
+        "captions__tag_dropout": 0.3, "captions__warmup": 3, "noise__offset": 0.1, "noise__offset_random": True,
+        "noise__pyramid_iterations": 2, "noise__perturbation": 0.1, "noise__distribution": "logit_normal",
+        "loss__type": "huber", "loss__weighting": "min_snr", "loss__learned_weights": True, "augment__mirror": True,
+    },
+}  # fmt: skip
 EVERYWHERE = [
     *(pytest.param(case, CPU, id=case) for case in CASES if case not in OPTIMIZERS or not OPTIMIZERS[case].card),
     *(pytest.param(case, CARD, id=f"{case} on a card", marks=NEEDS_A_CARD) for case in CASES if case != ANEW),
@@ -83,9 +93,11 @@ class Whole:
         self.source = PictureSource(order, encoded, plan.captions, model.latent_scale)
         optimizer = make_optimizer(self.recipe.groups(), plan.job.optimizer)
         noise = torch.Generator().manual_seed(plan.job.training.seed + 1)
-        self.state = TrainState(
-            self.recipe, optimizer, loss_scaler(model.device, torch.float32), noise, Objective(model.schedule)
-        )
+        job = plan.job
+        objective = Objective(model.schedule, job.noise, job.loss, job.masks)
+        average = Average(parameters(self.recipe), job.optimizer.ema_decay) if plan.kind.has_average(job) else None
+        scaler = loss_scaler(model.device, torch.float32)
+        self.state = TrainState(self.recipe, optimizer, scaler, noise, objective, average)
         self.rates = LearningRates(optimizer, plan.job.optimizer, WHOLE, order.base_steps())
 
     def train(self, steps: int, *, late: bool = False) -> list[float]:
@@ -103,15 +115,15 @@ class Whole:
                 self.source.steps(self.state.step + 1),
                 self.state,
                 self.rates,
-                LoopOptions(steps, torch.float32, 1.0, late=late),
+                LoopOptions(WHOLE, torch.float32, 1.0, late=late),
                 lambda done: told.append(done.loss),
-                lambda: False,
+                lambda: self.state.step == steps,
             )
         return told
 
     def results(self) -> list[torch.Tensor]:
-        state = self.recipe.state_dict()
-        return [tensor.clone() for tensor in (*state["parameters"], *state.get("average", []))]
+        average = [] if self.state.average is None else self.state.average.values
+        return [tensor.detach().clone() for tensor in (*parameters(self.recipe), *average)]
 
 
 @pytest.fixture(scope="module")
