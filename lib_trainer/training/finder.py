@@ -262,13 +262,14 @@ class ShortRuns:
         try:
             with torch.random.fork_rng(own_devices), ahead(source.steps()) as drawn:
                 train(self._model, captions, drawn, state, rates, options, lambda done: None, stopping)
+            if stopping():
+                return None
+            with state.as_saved():
+                after = self._answers()
         except NumericalError:
             return Short(factor, steps, seed, None)
-        if stopping():
-            return None
-        with state.as_saved():
-            after = self._answers()
-        forget_state(optimizer)
+        finally:
+            forget_state(optimizer)  # what is paged is freed by nothing else
         gains = (self._losses - self.probe.losses(after)) / self._losses.mean()
         return Short(factor, steps, seed, gains if bool(gains.isfinite().all()) else None, _moved(self._before, after))
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lib_trainer.kinds.recipe import parameters
-from lib_trainer.refusals import ConfigError
+from lib_trainer.refusals import ConfigError, NumericalError
 from lib_trainer.training import finder
 from lib_trainer.training.finder import Report, ShortRuns, prepare_search
 from lib_trainer.training.place import Place
@@ -254,9 +254,32 @@ def test_no_run_of_a_short_job_is_made_twice(watched: Watched, pictures: Path, m
     assert isinstance(view.result, Report) and len(view.result.tried) == 3
 
 
-def test_a_rate_that_overflows_is_told_and_costs_nothing(watched: Watched, pictures: Path) -> None:
-    view, _ = searched(watched, pictures, training__max_steps=8, optimizer__name="SGDNesterov", optimizer__unet_lr=1e-1)
-    assert view.state == "finished"
+def test_a_rate_that_overflows_is_told_and_costs_nothing(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, forgotten = list[object](), list[object]()
+    make, forget, train = finder.make_optimizer, finder.forget_state, finder.train
+
+    def makes(*given: Any) -> Any:
+        made.append(make(*given))
+        return made[-1]
+
+    def forgets(optimizer: Any) -> None:
+        forgotten.append(optimizer)
+        forget(optimizer)
+
+    def overflows(*given: Any) -> None:
+        train(*given)
+        if len(made) == 3:  # the highest rate
+            raise NumericalError("loss.not_finite", what="the loss", step=2, last=1, rates="", precision="")
+
+    for name, own in (("make_optimizer", makes), ("forget_state", forgets), ("train", overflows)):
+        monkeypatch.setattr(finder, name, own)
+    view, _ = searched(watched, pictures, training__max_steps=8)
+    report = view.result
+    assert view.state == "finished" and isinstance(report, Report)
+    assert [one.factor for one in report.tried if one.gain is None] == [10.0]
+    assert forgotten == made, "also of the run that overflowed"
 
 
 def test_a_short_run_is_the_job_in_small() -> None:
