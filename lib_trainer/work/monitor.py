@@ -114,7 +114,8 @@ class JobView:
 
 @dataclass(frozen=True)
 class RunView(JobView):
-    """A snapshot of a training run. `eta_seconds` and `steps_per_second` are None until they are known."""
+    """A snapshot of a training run. `eta_seconds` and `steps_per_second` are None until they are known. `best_step` is
+    that of the lowest held-out loss, None where it was measured before a run that goes on."""
 
     step: int = 0
     total_steps: int = 0
@@ -132,6 +133,7 @@ class RunView(JobView):
     grids: int = 0
     """How often that has grown."""
     held_out: tuple[HeldOutPoint, ...] = ()
+    best_step: int | None = None
 
 
 class Monitor:
@@ -270,9 +272,12 @@ class RunMonitor(Monitor):
                 super()._fold(event)
 
     def _measured(self, event: ev.Measured) -> None:
-        if len(self._held_out) >= CURVE_POINTS:  # the first, and every other one
-            self._held_out = self._held_out[::2]
+        if len(self._held_out) >= CURVE_POINTS:  # the first, every other one, and the best
+            best = self._view.best_step
+            self._held_out = [one for n, one in enumerate(self._held_out) if n % 2 == 0 or one.step == best]
         self._held_out.append(HeldOutPoint(event.step, event.held_out, event.trained))
+        if event.best:
+            self._set(best_step=event.step)
         self._say(measured(event))
 
     def _end(self, state: State, path: Path | None, failure: Sentence | str) -> None:

@@ -248,6 +248,7 @@ def test_what_is_told_of_measurements(watched: Watched, pictures: Path) -> None:
     told = watched.of(ev.Measured)
     assert [one.step for one in told] == [0, 2, 4] == [one.step for one in view.held_out]
     assert not told[0].best and told[1].best
+    assert view.best_step == min(told[1:], key=lambda one: one.held_out).step
     assert all(one.trained is not None and one.held_out != one.trained for one in told)
     assert told[0].held_out != told[1].held_out
     assert any("Held out of training: " in line for line in view.log)

@@ -42,7 +42,7 @@ def test_what_it_shows() -> None:
     html = rate_html(view(FOUND))
     assert "Learning rate, UNet" in html and "5e-5" in html and "3e-4" in html and "91%" in html
     assert html.count("<polyline") == 2 and "trainer-rate-range" in html and "fewer than 8 pictures" in html
-    assert "nan" not in html and "inf" not in html
+    assert "nan" not in html and "inf" not in html and ">0%<" in html and "+0%" not in html
     unknown = replace(FOUND, range=None, unknown=Sentence("finder.nothing_seen", steps=24))
     assert "trainer-rate-range" not in rate_html(view(unknown))
     assert "do not say" in rate_html(view(unknown))

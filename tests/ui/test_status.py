@@ -155,14 +155,18 @@ def test_odd_curves_are_drawn(losses: tuple[float, ...]) -> None:
 
 def test_the_held_out_loss_has_an_axis_of_its_own_and_its_lowest_is_marked() -> None:
     course = [HeldOutPoint(0, 0.130, 0.128), HeldOutPoint(50, 0.126, 0.120), HeldOutPoint(100, 0.127, 0.110)]
-    html = held_out_html(course, 120)
+    html = held_out_html(course, 120, 50)
     held, trained = points(html, "trainer-held-out"), points(html, "trainer-measured")
     assert [x for x, _ in held] == [x for x, _ in trained] and held[-1][0] < WIDTH - 24
     assert held[1][1] > held[2][1] > held[0][1], "downwards is larger: lower is better"
     assert f'cx="{held[1][0]:.1f}" cy="{held[1][1]:.1f}"' in html
     assert 'aria-label="Held-out loss at step 100: 0.1270, lowest at step 50: 0.1260"' in html
-    assert held_out_html(course[:1], 120) == ""
-    alone = held_out_html([HeldOutPoint(one.step, one.held_out) for one in course], 120)
+    assert held_out_html(course[:1], 120, None) == ""
+    start = held_out_html([HeldOutPoint(40, 0.1), *course[1:]], 120, 50)
+    assert "lowest at step 50" in start and start.count("trainer-best") == 1, "the start of what is learned is no best"
+    went_on = held_out_html(course, 120, None)
+    assert "trainer-best" not in went_on and "lowest" not in went_on, "a run that went on kept its best before"
+    alone = held_out_html([HeldOutPoint(one.step, one.held_out) for one in course], 120, 50)
     assert "trainer-measured" not in alone and "trained pictures" not in alone
 
 

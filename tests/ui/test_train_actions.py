@@ -34,7 +34,7 @@ from lib_trainer.ui.train.page import build_train_page
 from lib_trainer.ui.train.page_options import PageOptions
 from lib_trainer.ui.train.preview_files import PreviewFiles
 from lib_trainer.ui.train.prompt_lines import PromptLines, prompt_lines
-from lib_trainer.work.monitor import RunView
+from lib_trainer.work.monitor import HeldOutPoint, RunView
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 
 SKIP = gr.update()
@@ -322,6 +322,25 @@ def test_while_a_run_is_active_only_what_changed_is_sent(
     second = actions.watch.poll(first.seen)
     assert "trainer-state-running" in second.status and "<svg" in second.chart
     assert second.gallery == second.header == second.start == second.stop == SKIP
+
+
+def test_the_last_measurement_and_what_the_course_says_are_shown(
+    actions: TrainActions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both come after the last step."""
+    course = (HeldOutPoint(0, 0.13), HeldOutPoint(50, 0.126))
+    going = RunView("a", "running", "id", step=60, held_out=course)
+    measured = replace(going, held_out=(*course, HeldOutPoint(60, 0.12)), best_step=60)
+    ended = replace(measured, state="finished", notes=(Sentence("advice.still_falling"),))
+    seen, charts = "", []
+    for view in (going, going, measured, ended, ended):
+        monkeypatch.setattr(actions.runner, "view", lambda view=view: view)
+        update = actions.watch.poll(seen)
+        seen = update.seen
+        charts.append(update.chart)
+    assert charts[1] == charts[4] == SKIP
+    assert "at step 50" in charts[0] and "at step 60" in charts[2] and "advice" not in charts[2]
+    assert "was still falling at the end" in charts[3]
 
 
 def test_what_was_seen_of_a_former_server_does_not_count(actions: TrainActions, values: dict[str, Any]) -> None:

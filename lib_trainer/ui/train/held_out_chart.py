@@ -12,8 +12,9 @@ from lib_trainer.work.monitor import HeldOutPoint, RunView
 HEIGHT = 180
 
 
-def held_out_html(points: Sequence[HeldOutPoint], last_step: int) -> str:
-    """Held-out loss and that of trained pictures by step, with the lowest marked; empty before two measurements.
+def held_out_html(points: Sequence[HeldOutPoint], last_step: int, best_step: int | None) -> str:
+    """Held-out loss and that of trained pictures by step, with the one of `best_step` marked, whose file is kept; empty
+    before two measurements.
 
     `last_step` is where the axis ends, as in the chart above.
     """
@@ -25,13 +26,13 @@ def held_out_html(points: Sequence[HeldOutPoint], last_step: int) -> str:
     y = Scale(min(values) - margin, max(values) + margin, HEIGHT - BOTTOM, TOP)
     trained = [(point.step, point.trained) for point in points if point.trained is not None]
     held = [(point.step, point.held_out) for point in points]
-    later = [one for one in held if one[0] > 0] or held
-    step, lowest = min(later, key=lambda one: one[1])
-    label = f"Held-out loss at step {held[-1][0]}: {held[-1][1]:.4f}, lowest at step {step}: {lowest:.4f}"
+    label, mark = f"Held-out loss at step {held[-1][0]}: {held[-1][1]:.4f}", ""
+    for step, lowest in (one for one in held if one[0] == best_step):
+        label += f", lowest at step {step}: {lowest:.4f}"
+        mark = f'<circle class="trainer-best" cx="{x(step):.1f}" cy="{y(lowest):.1f}" r="4"/>'
     lines = f'<polyline class="trainer-held-out" points="{_places(held, x, y)}"/>'
     if len(trained) > 1:
         lines = f'<polyline class="trainer-measured" points="{_places(trained, x, y)}"/>{lines}'
-    mark = f'<circle class="trainer-best" cx="{x(step):.1f}" cy="{y(lowest):.1f}" r="4"/>'
     return (
         f'<div class="trainer-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f"{grid(x, y, HEIGHT)}{_legend(trained=len(trained) > 1)}{lines}{mark}</svg></div>"

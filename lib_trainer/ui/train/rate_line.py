@@ -66,7 +66,7 @@ def _chart(report: Report) -> str:
     )
     grid = "".join(
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-        f'<text x="{LEFT - 4}" y="{y(value):.1f}" dy="0.35em" text-anchor="end">{value:+.0%}</text>'
+        f'<text x="{LEFT - 4}" y="{y(value):.1f}" dy="0.35em" text-anchor="end">{_signed(value)}</text>'
         for value in ticks(bottom, top, 4)
     ) + "".join(
         f'<text x="{x(place):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{rate_text(10.0**place)}</text>'
@@ -79,6 +79,10 @@ def _chart(report: Report) -> str:
         f'<g class="trainer-legend"><text x="{LEFT}" y="14" class="trainer-axis">{escape(label)}</text></g>{lines}'
         "</svg></div>"
     )
+
+
+def _signed(share: float) -> str:
+    return f"{share:+.0%}" if share else "0%"
 
 
 Place = Callable[[float], float]

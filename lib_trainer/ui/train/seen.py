@@ -17,7 +17,7 @@ class Seen:
     task: str
     run: str
     revision: int
-    step: int
+    curves: str
     previews: int
     active: bool
     search: str

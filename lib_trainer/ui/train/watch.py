@@ -100,7 +100,7 @@ class Watch:
             status=status_html(view, prefix=self._options.prefix, task_id=task, beside=beside)
             if moved or turned or now.active
             else skip,
-            chart=skip if fresh and fresh.step == now.step else _chart(view),
+            chart=skip if fresh and fresh.curves == now.curves else _chart(view),
             gallery=skip if fresh and fresh.previews == now.previews else self._gallery(view),
             log=log_html(view) if moved else skip,
             rate=rate_html(found) if told_of or now.searching else skip,
@@ -138,7 +138,7 @@ class Watch:
             task,
             view.id if view else "",
             view.revision if view else 0,
-            view.step if view else 0,
+            _curves(view),
             view.previews[-1].number + view.grids + (not view.active) if view and view.previews else 0,
             bool(view and view.active),
             found.id if found else "",
@@ -188,7 +188,12 @@ def _use_rate(view: JobView | None) -> Any:
     return gr.update(visible=bool(found), value=f"Set {told_rates}" if found else "")
 
 
+def _curves(view: RunView | None) -> str:
+    """What changes whenever the charts do: a step is measured after it is done, and the end says what they show."""
+    return f"{view.step} {view.held_out[-1:]} {view.active}" if view else ""
+
+
 def _chart(view: RunView | None) -> str:
     if view is None:
         return chart_html(())
-    return chart_html(view.curve) + held_out_html(view.held_out, view.step) + advice_html(view)
+    return chart_html(view.curve) + held_out_html(view.held_out, view.step, view.best_step) + advice_html(view)
