@@ -80,14 +80,63 @@
         return full;
     }
 
-    // What goes along with every command and was typed since the last one: the answer that is on its way knows it not.
-    const ALONG = ["dataset_trigger", "dataset_share", "dataset_protected", "dataset_width", "dataset_height"];
-    const typedAhead = new Map();
+    // -- what is set and not yet known to the server ------------------------------------------------------------------
 
-    function putBackTyped() {
-        typedAhead.forEach((text, id) => {
-            const box = document.getElementById(id);
-            if (box && box.value !== text) box.value = text;
+    // Panels are replaced as a whole. What was set in one by then is put back where the server still shows what it had
+    // shown before (`base`), and where it was set after the command of which this is the answer (`sent`: the last by then).
+    const changed = new Map(); // by selector
+    let sent = 0;
+    let answered = 0;
+    const FRESH = {open: "", "as-trained": "#dataset_bucket_form", plan: "[data-choice]", implied: "[data-choice]"};
+
+    const isTick = (box) => box.type === "checkbox";
+    const stateOf = (box) => isTick(box) ? box.checked : box.value;
+
+    function baseOf(box) {
+        if (box.tagName !== "SELECT") return isTick(box) ? box.defaultChecked : box.defaultValue;
+        return ([...box.options].find((one) => one.defaultSelected) || box.options[0])?.value;
+    }
+
+    // Not of what is sent as it is entered: the answer says what it has become.
+    function selectorOf(box) {
+        if (!box.matches("input, select, textarea") || box.matches("[data-enter], [data-new-tag], [data-rewrite]")) return "";
+        if (box.id) return `#${box.id}`;
+        if (box.dataset.choice !== undefined) return `[data-choice][value="${CSS.escape(box.value)}"]`;
+        const form = box.name && box.closest("form");
+        return form ? `${form.id ? `#${form.id}` : `form[data-name="${form.dataset.name}"]`} [name="${box.name}"]` : "";
+    }
+
+    function note(box) {
+        const selector = selectorOf(box);
+        if (selector) changed.set(selector, {state: stateOf(box), base: baseOf(box), sent});
+    }
+
+    function putBack() {
+        changed.forEach((one, selector) => {
+            const box = page().querySelector(selector);
+            if (!box || box === one.box) return;
+            if (answered > one.sent && baseOf(box) !== one.base) {
+                changed.delete(selector);
+                return;
+            }
+            Object.assign(one, {box, base: baseOf(box)});
+            if (stateOf(box) === one.state) return;
+            if (isTick(box)) box.checked = one.state;
+            else box.value = one.state;
+            showForm(box);
+        });
+    }
+
+    // An answer begins anew what was set: a list of choices, another set.
+    function forget(command) {
+        const begun = FRESH[command.do];
+        if (begun !== undefined) [...changed.keys()].forEach((one) => { if (one.startsWith(begun)) changed.delete(one); });
+    }
+
+    // Of several forms the one that a list has chosen.
+    function showForm(box) {
+        page().querySelectorAll(`form.${box.dataset.shows}`).forEach((form) => {
+            form.hidden = form.dataset.name !== box.value;
         });
     }
 
@@ -95,11 +144,13 @@
     function send(command, options = {}) {
         page().classList.add("dataset-waiting");
         const over = (then) => () => {
+            answered = number;
             if (!bridge.isBusy("dataset")) page().classList.remove("dataset-waiting");
             if (then) then();
         };
         const full = complete(command);
-        typedAhead.clear();
+        forget(command);
+        const number = sent += 1;
         bridge.ask("dataset", "command", {...full, session}, {
             latest: ["check-typed", "poll"].includes(command.do) ? command.do : undefined,
             patience: PATIENCE_MS, done: over(options.done), lost: over(options.lost),
@@ -114,7 +165,7 @@
     // Runs whenever panels were replaced, however long after the answer gradio does that, and before any further key:
     // what is typed ahead must find its place.
     function settle() {
-        putBackTyped();
+        putBack();
         const told = marks();
         const selected = new Set(told.selected);
         page().querySelectorAll(".dataset-cell").forEach((cell) => {
@@ -251,11 +302,9 @@
 
     function onInput(event) {
         const box = event.target;
-        if (ALONG.includes(box.id)) typedAhead.set(box.id, box.value);
+        note(box);
         if (box.dataset.shows) {
-            page().querySelectorAll("form." + box.dataset.shows).forEach((form) => {
-                form.hidden = form.dataset.name !== box.value;
-            });
+            showForm(box);
             return;
         }
         clearTimeout(typing);

@@ -158,6 +158,7 @@
     function askBack(form, body) {
         const done = () => {
             look(form);
+            decide(form.prefix);
             form.finder.closest(".trainer-form").dispatchEvent(new CustomEvent("trainer-put-back", {bubbles: true}));
         };
         bridge.ask(form.prefix, "put_back", body, {line: "put_back", done});
@@ -330,5 +331,24 @@
         if (form) follow(form);
     }
 
-    window.trainerForm = {reveal, followNow};
+    // gradio's nothing is null in one component, and an empty text or list in another.
+    const plain = (value) => JSON.stringify(value === null || value === undefined || value.length === 0 ? "" : value);
+
+    // What each component shows when the server's values are there: `told` is JSON of that and of what it may show by now,
+    // `shown`, where nobody has changed it: what somebody has set meanwhile stays.
+    function under(prefix, told, shown) {
+        if (!told) return shown;
+        setTimeout(() => decide(prefix), OPEN_MS);
+        return JSON.parse(told).map(([wanted, unset], place) => {
+            const own = plain(shown[place]);
+            return unset.some((one) => plain(one) === own) ? wanted : shown[place];
+        });
+    }
+
+    // An option has changed that shows or hides others.
+    function decide(prefix) {
+        bridge.ask(prefix, "visible", {}, {line: "visible", latest: "visible"});
+    }
+
+    window.trainerForm = {reveal, followNow, under, decide};
 })();

@@ -16,7 +16,7 @@
     const knownTasks = new Set();
 
     function pageOf(prefix) {
-        pages[prefix] = pages[prefix] || {answered: false, touched: false, restoring: false, wanted: new Map()};
+        pages[prefix] = pages[prefix] || {answered: false, touched: false};
         return pages[prefix];
     }
 
@@ -124,10 +124,8 @@
     function polled(prefix, panel) {
         const page = pageOf(prefix);
         if (!page.answered && !page.touched) { // never over what somebody has begun to type
-            page.restoring = true;
             window.trainerForm?.followNow(prefix);
-            const over = () => restored(prefix);
-            bridge.ask(prefix, "restore", {}, {line: "restore", done: over, lost: over});
+            bridge.ask(prefix, "restore", {}, {line: "restore"}); // what is set until it is there stays, too
         }
         page.answered = true;
         foreseeAnew(prefix, isActive(panel));
@@ -137,39 +135,16 @@
 
     document.addEventListener("input", (event) => {
         const root = event.isTrusted && event.target.closest && event.target.closest(".trainer-page");
-        if (root) typed(pageOf(root.id.replace(/_page$/, "")), event.target);
+        if (root) pageOf(root.id.replace(/_page$/, "")).touched = true;
         const field = event.target.closest && event.target.closest(".trainer-invalid");
         if (field) unmark(field);
     });
 
-    const TEXT = "textarea, input[type=text], input[type=number]"; // what is typed into a list only looks for an entry
-
-    // What is typed while the last job's values are on their way comes after them.
-    function typed(page, box) {
-        page.touched = true;
-        const field = page.restoring && box.closest(".trainer-field");
-        if (field && box.matches(TEXT) && box === bridge.box(field.id)) page.wanted.set(field.id, box.value);
-    }
-
-    // The last job's values are in the form: what was to be put there meanwhile comes after them.
-    function restored(prefix) {
-        const page = pageOf(prefix);
-        page.restoring = false;
-        page.wanted.forEach((text, id) => putInto(id, text));
-        page.wanted.clear();
-    }
-
-    function putInto(id, text) {
-        const area = bridge.box(id);
-        if (area) bridge.put(area, text);
-    }
-
     // Puts a text into a field of the form, to stay: the last job's values are no longer put over it.
     function fill(prefix, name, text) {
-        const page = pageOf(prefix);
-        page.touched = true;
-        if (page.restoring) page.wanted.set(`${prefix}_${name}`, text);
-        else putInto(`${prefix}_${name}`, text);
+        pageOf(prefix).touched = true;
+        const area = bridge.box(`${prefix}_${name}`);
+        if (area) bridge.put(area, text);
     }
 
     // Opens the form with a set's folder. In the WebUI it is a sub-tab of Train, or a tab of its own.

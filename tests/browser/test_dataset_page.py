@@ -245,6 +245,35 @@ def test_what_is_typed_before_an_answer_is_there_stays(page: Any, root: Path) ->
 
 
 @pytest.mark.usefixtures("without_training")
+def test_what_is_chosen_and_filled_in_stays_where_its_panel_is_replaced(page: Any, root: Path) -> None:
+    """Lists, switches and forms, whether they were set before a command or while its answer was on its way."""
+    open_set(page, root)
+    page.locator("#dataset_edit_kind").select_option("replace")
+    form = page.locator('form.dataset-edit[data-name="replace"]')
+    form.locator("[name]").first.fill("smile")
+    page.locator(".dataset-cell").nth(0).click()
+    page.locator(".dataset-cell").nth(2).click(modifiers=["Shift"])
+    sees(page, "#dataset_scope", "the selection (3)")
+    expect(page.locator("#dataset_edit_kind")).to_have_value("replace")
+    expect(form.locator("[name]").first).to_have_value("smile")
+    expect(form).to_be_visible()
+    page.locator(".dataset-tab", has_text="Prune").click()
+    expect(page.locator("#dataset_scope")).to_have_value("selection")
+    page.locator(".dataset-card button").first.click()
+    page.locator("#dataset_scope").select_option("everything")
+    expect(page.locator(".dataset-proposal")).to_be_visible()
+    expect(page.locator("#dataset_scope")).to_have_value("everything")
+    page.locator(".dataset-cell").nth(4).click()
+    sees(page, "#dataset_scope", "the selection (1)")
+    expect(page.locator("#dataset_scope")).to_have_value("everything")
+    page.locator(".dataset-tab", has_text="Check").click()
+    page.locator("#dataset_mirrored").check()
+    page.locator("#dataset_check_form button", has_text="Check the set").click()
+    expect(page.locator(".dataset-report svg").first).to_be_visible()
+    expect(page.locator("#dataset_mirrored")).to_be_checked()
+
+
+@pytest.mark.usefixtures("without_training")
 def test_chips_selection_and_keys(page: Any, tab: Tab, root: Path) -> None:
     """On a slow machine, whose page is behind with what it shows too."""
     open_set(page, root)

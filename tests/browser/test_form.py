@@ -9,7 +9,7 @@ import pytest
 
 from lib_trainer.families.known import SDXL
 from tests.browser import test_page as pages
-from tests.browser.chromium import MARKS
+from tests.browser.chromium import MARKS, Tab
 from tests.browser.test_page import Page, Site, expect
 
 pytestmark = MARKS
@@ -54,6 +54,17 @@ def test_changed_values_are_marked_and_put_back_each_and_all(page: Page) -> None
     expect(back).to_have_text("Put back 4 changed")
     expect(page.field("captions_prefix")).to_have_value("photo of")
     expect(page.field("training_precision")).to_have_value("bf16")
+
+
+def test_what_is_switched_on_and_off_again_at_once_shows_nothing(page: Page, tab: Tab) -> None:
+    """gradio drops an event of a component whose last one is not answered yet."""
+    page.field("optimizer_ema")
+    tab.delay_answers(300)
+    page.raw.evaluate("() => [1, 2].forEach(() => document.querySelector('#trainer_optimizer_ema input').click())")
+    page.raw.wait_for_function("!trainerBridge.isBusy('trainer', 'visible')")
+    expect(page.find("optimizer_ema_decay")).to_be_hidden()
+    page.raw.evaluate("() => [1, 2, 3].forEach(() => document.querySelector('#trainer_optimizer_ema input').click())")
+    expect(page.find("optimizer_ema_decay")).to_be_visible()
 
 
 def test_the_size_is_the_models_unless_changed(page: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,23 @@ def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> Non
     assert findings(page, "#models_page") == []
 
 
+@pytest.mark.usefixtures("without_training")
+def test_a_file_of_the_list_is_one_line_more(page: playwright.Page, tmp_path: Path) -> None:
+    folder = tmp_path / "Lora"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / f"{name}.safetensors").write_bytes(b"looked at when it is combined")
+    open_tab(page, "Combine")
+    page.locator("#models_lists").click()
+    box = page.locator("#models_combine_loras textarea")
+    box.fill("mine.safetensors")
+    for name in ("one", "two"):
+        page.locator("#models_combine_loras_add input").click()
+        page.locator("#models_combine_loras_add .options li").filter(has_text=f"{name}.safetensors").click()
+        expect(page.locator("#models_combine_loras_add input")).to_have_value("")
+    expect(box).to_have_value(f"mine.safetensors\n{folder / 'one.safetensors'}\n{folder / 'two.safetensors'}")
+
+
 def test_duplicates_are_ticked(page: playwright.Page, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     (folder / "copy.safetensors").write_bytes((folder / "one.safetensors").read_bytes())

@@ -70,6 +70,11 @@ class Page:
         self.raw.evaluate("(id) => trainerForm.reveal(document.getElementById(id))", field)
         return self.find(name).locator("textarea, input").first
 
+    def choose(self, name: str, value: str) -> None:
+        """An entry of an option's list."""
+        self.field(name).click()
+        self.find(name).locator("ul.options li").filter(has_text=re.compile(rf"(^|\s){value}\s*$")).click()
+
     def open_all(self) -> None:
         """Every fold, also those inside of others."""
         lines = "#trainer_page .trainer-fold > .label-wrap:not(.open)"
@@ -100,30 +105,44 @@ def page(tab: Tab, site: Site) -> Page:
     return open_page(tab, site)
 
 
-def test_what_is_typed_before_the_last_job_is_there_stays(
-    tab: Tab, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def answer(tab: Tab, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> tuple[Page, Event]:
+    """A page that has asked for the last job's values, which are there once the event is set."""
     from lib_trainer.config import from_values, to_values
     from lib_trainer.ui.train.job_files import JobFiles
 
-    asked, typed = Event(), Event()
-    last = to_values(from_values({"output.name": "old", "training.max_steps": 77, "preview.prompt": "an old one"}))
+    asked, answered = Event(), Event()
+    own = {"output.name": "old", "training.max_steps": 77, "preview.prompt": "an old one", "captions.shuffle": True}
+    last = to_values(from_values({**own, "optimizer.schedule": "linear", "optimizer.floor": 0.5}))
 
     def last_job(files: JobFiles) -> dict[str, object]:
         asked.set()
-        typed.wait(60)
+        answered.wait(60)
         return last
 
     monkeypatch.setattr(JobFiles, "last_job", last_job)
-    page = open_page(tab, site)
-    while not asked.is_set():
-        page.raw.wait_for_timeout(20)
+    page = open_page(tab, request.getfixturevalue("site"))  # made of what is patched here
+    assert asked.wait(60)
+    return page, answered
+
+
+def test_what_is_set_before_the_last_job_is_there_stays(answer: tuple[Page, Event]) -> None:
+    """Whatever it is set by; and what it shows and hides stays, too."""
+    page, answered = answer
     page.field("output_name").fill("mine")
     page.field("training_max_steps").fill("5")
-    typed.set()
+    page.choose("optimizer_schedule", "constant")
+    page.field("buckets_enabled").check()
+    expect(page.field("buckets_high")).to_be_visible()
+    answered.set()
     expect(page.field("preview_prompt")).to_have_value("an old one")
     expect(page.field("output_name")).to_have_value("mine")
     expect(page.field("training_max_steps")).to_have_value("5")
+    expect(page.field("captions_shuffle")).to_be_checked()
+    expect(page.field("optimizer_schedule")).to_have_value("constant")
+    expect(page.find("optimizer_floor")).to_be_hidden()
+    expect(page.field("buckets_enabled")).to_be_checked()
+    expect(page.field("buckets_high")).to_be_visible()
 
 
 def test_bad_input_is_a_sentence_and_what_was_typed_stays(page: Page) -> None:

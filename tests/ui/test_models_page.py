@@ -23,7 +23,7 @@ from lib_trainer.toolbox.shares import block_weights
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.ui.kit.form import build_form, from_widget, to_widget
 from lib_trainer.ui.models.actions import CURVES, ModelsActions
-from lib_trainer.ui.models.page import TITLES, _added, build_models_page
+from lib_trainer.ui.models.page import TITLES, build_models_page
 from lib_trainer.work.control import Control
 from lib_trainer.work.events import Finished, Listener
 from lib_trainer.work.job import Job
@@ -247,7 +247,6 @@ def test_lists_of_files_are_written_one_a_line() -> None:
     spec = TOOLS["combine"].specs["loras"]
     assert from_widget(spec, ' a.safetensors:0.5 \n\n"b c.safetensors"\n') == ("a.safetensors:0.5", "b c.safetensors")
     assert from_widget(spec, to_widget(spec, ("x", "y"))) == ("x", "y") and from_widget(spec, None) == ()
-    assert _added("a", "b")[0] == "a\nb" and _added("", "b")[0] == "b" and _added("a", None)[0] == gr.update()
 
 
 def test_names_with_strengths_are_resolved(actions: ModelsActions, host: FakeHost) -> None:

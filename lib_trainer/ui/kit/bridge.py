@@ -18,11 +18,11 @@ def serve(
     answer: Callable[..., Sequence[Any]],
     inputs: Sequence[Any],
     outputs: Sequence[Any],
-) -> None:
+) -> Any:
     """Let the script ask the page of `make` for `name`: `answer(asked, *values of inputs)` gives the outputs.
 
-    The request comes in one hidden box, in which its
-    number goes back; the script is told when the outputs are there.
+    The request comes in one hidden box, in which its number goes back; the script is told when the outputs are there.
+    Returns gradio's event.
     """
     button, box = make.hidden_button(name), make.hidden_text(f"{name}_number")
 
@@ -35,6 +35,7 @@ def serve(
     event = asked_first(button.click, taken, run, [box, *inputs], [box, *outputs])
     told = f"(number) => {{ window.trainerBridge.answered({place}, number); return []; }}"
     in_browser(event.success, told, [box])
+    return event
 
 
 def script(call: str) -> str:

@@ -14,8 +14,8 @@ import gradio as gr
 
 from lib_trainer.options.declare import When, given
 from lib_trainer.options.describe import FieldSpec
-from lib_trainer.ui.kit.bridge import Asked, serve
-from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, keep_out_of_ui_config
+from lib_trainer.ui.kit.bridge import Asked, script, serve
+from lib_trainer.ui.kit.gradio_compat import Maker, in_browser, keep_out_of_ui_config
 from lib_trainer.ui.kit.notices import field_id
 
 HOST_DEFAULT = "Host's default"
@@ -43,6 +43,15 @@ class Form:
         """What a function whose outputs are `inputs` returns, so that the form shows `values`."""
         return [self._update(path, values) for path in self.components]
 
+    def under(self, values: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+        """For the form's script, JSON: what each component is to show, and what it may show by now where nobody has
+        changed it. `usual` is as in `back`."""
+        told = []
+        for path, spec in self.specs.items():
+            unset = [spec.default, *([usual[path]] if path in usual else [])]
+            told.append([to_widget(spec, values[path]), [to_widget(spec, one) for one in unset]])
+        return json.dumps(told)
+
     def _update(self, path: str, values: Mapping[str, Any]) -> Any:
         spec = self.specs[path]
         shown: dict[str, Any] = {"visible": spec.shown_in(values)} if spec.when else {}
@@ -54,65 +63,48 @@ class Form:
         named = {path for spec in self.specs.values() for when in spec.when for path in when.paths}
         return [path for path in self.components if path in named]
 
-    def decided_by(self, path: str) -> list[Any]:
-        """What a change of that option may show or hide: components, and boxes that may be left empty."""
-        return [one for one, _ in self._decided[path]]
+    @functools.cached_property
+    def conditional(self) -> list[tuple[Any, tuple[str, ...]]]:
+        """Each component and box that is not shown always, with the paths of which one must be shown for it to be."""
+        own: list[tuple[Any, tuple[str, ...]]] = [
+            (one, (path,)) for path, one in self.components.items() if self.specs[path].when
+        ]
+        return own + [
+            (box, inside) for box, inside in self.boxes if inside and all(self.specs[one].when for one in inside)
+        ]
 
-    def visibility(self, path: str, raw: Sequence[Any]) -> list[Any]:
-        """What a function returns whose outputs are `decided_by(path)`; `raw` is what the components of `deciding`
+    def visibility(self, raw: Sequence[Any]) -> list[Any]:
+        """What a function returns whose outputs are those of `conditional`; `raw` is what the components of `deciding`
         hold."""
         values = {one: from_widget(self.specs[one], value) for one, value in zip(self.deciding, raw, strict=True)}
-        shown = {path: self.specs[path].shown_in(values) for path in self._conditional}
-        return [gr.update(visible=any(shown[one] for one in inside)) for _, inside in self._decided[path]]
+        shown = {path: spec.shown_in(values) for path, spec in self.specs.items() if spec.when}
+        return [gr.update(visible=any(shown[one] for one in inside)) for _, inside in self.conditional]
 
-    @functools.cached_property
-    def _conditional(self) -> list[str]:
-        """Options that are not shown always."""
-        return [path for path in self.components if self.specs[path].when]
-
-    @functools.cached_property
-    def _decided(self) -> dict[str, list[tuple[Any, tuple[str, ...]]]]:
-        """By deciding option: each component and box, with the paths of which one must be shown for it to be."""
-        own: list[tuple[Any, tuple[str, ...]]] = [(self.components[path], (path,)) for path in self._conditional]
-        own += [(box, inside) for box, inside in self.boxes if inside and all(self.specs[one].when for one in inside)]
-        return {
-            path: [(one, inside) for one, inside in own if any(self._depends(field, path) for field in inside)]
-            for path in self.deciding
-        }
-
-    def _depends(self, one: str, path: str) -> bool:
-        return any(path in when.paths for when in self.specs[one].when)
-
-    def back(self, values: Mapping[str, Any], paths: Collection[str], usual: Mapping[str, Any]) -> list[Any]:
+    def back(self, paths: Collection[str], usual: Mapping[str, Any]) -> list[Any]:
         """What a function whose outputs are `inputs` returns, so that the options of `paths` show what they would if
-        nobody had changed them: `usual`, or their defaults. `values` are those of the whole form."""
-        put = {path: usual.get(path, self.specs[path].default) for path in paths}
-        return self.put(put, {**values, **put})
+        nobody had changed them: `usual`, or their defaults."""
+        return self.put({path: usual.get(path, self.specs[path].default) for path in paths})
 
-    def put(self, some: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:
-        """What a function whose outputs are `inputs` returns, so that the form shows `some`; `values` are all that it
-        shows then. What is typed meanwhile elsewhere stays."""
-        updates = []
-        for path, spec in self.specs.items():
-            changes: dict[str, Any] = {"value": to_widget(spec, some[path])} if path in some else {}
-            if spec.when:
-                changes["visible"] = spec.shown_in(values)
-            updates.append(gr.update(**changes))
-        return updates
+    def put(self, some: Mapping[str, Any]) -> list[Any]:
+        """What a function whose outputs are `inputs` returns, so that the form shows `some`. What is changed meanwhile
+        elsewhere stays; the script asks afterwards what is shown then."""
+        return [
+            gr.update(value=to_widget(spec, some[path])) if path in some else gr.update()
+            for path, spec in self.specs.items()
+        ]
 
-    def connect(self) -> None:
-        """Show and hide as values change; a text decides when it is left, and not at every key."""
+    def connect(self, make: Maker) -> None:
+        """Show and hide as values change; a text decides when it is left, and not at every key.
+
+        The script asks: an event of gradio's is lost that comes while the last one of its component is on its way.
+        """
         deciding = [self.components[path] for path in self.deciding]
-        for path in self.deciding:
-            component, decided = self.components[path], self.decided_by(path)
+        outputs = [one for one, _ in self.conditional]
+        serve(make, "visible", lambda asked, *raw: self.visibility(raw), deciding, outputs)
+        for component in deciding:
             text = isinstance(component, gr.Textbox)
             for event in (component.blur, component.submit) if text else (component.change,):
-                event(self._shower(path), deciding, decided, **QUIET)
-
-    def _shower(self, path: str) -> Callable[..., Any]:
-        """gradio takes what is given for a single output for its value, also a list."""
-        alone = len(self.decided_by(path)) == 1
-        return lambda *raw: self.visibility(path, raw)[0] if alone else self.visibility(path, raw)
+                in_browser(event, script(f"trainerForm?.decide({make.prefix!r})"))
 
 
 def build_form(
@@ -145,7 +137,7 @@ def build_form(
         for section, inside in sorted(sections, key=lambda one: all(spec.advanced for spec in one[1])):
             layout.add_section(section, inside, is_open=len(inside) == len(shown))
     form = Form(shown, {path: layout.made[path] for path in shown}, layout.boxes)
-    form.connect()
+    form.connect(Maker(prefix, "trainer"))
     return form
 
 
@@ -280,11 +272,34 @@ def serve_put_back(make: Maker, form: Form, usual: Callable[[], Mapping[str, Any
         values = form.values(raw)
         if asked.get("undo"):
             old = {path: value for path, value in json.loads(kept or "{}").items() if path in form.components}
-            return ["", *form.put(old, {**values, **old})]
+            return ["", *form.put(old)]
         paths = [path for path in asked.get("paths", ()) if path in form.components]
-        return [json.dumps({path: values[path] for path in paths}), *form.back(values, paths, usual())]
+        return [json.dumps({path: values[path] for path in paths}), *form.back(paths, usual())]
 
     serve(make, "put_back", put_back, [before, *form.inputs], [before, *form.inputs])
+
+
+def serve_under(
+    make: Maker,
+    form: Form,
+    name: str,
+    values: Callable[[], Mapping[str, Any] | None],
+    usual: Callable[[], Mapping[str, Any]],
+) -> None:
+    """Let the script ask for `name`: the form shows `values` wherever nobody has changed it by the time they are there.
+
+    `values` may give None: then nothing changes. `usual` is that of `serve_put_back`.
+    """
+    text = make.hidden_text(f"{name}_values")
+
+    def answer(asked: Asked) -> list[str]:
+        found = values()
+        return ["" if found is None else form.under(found, usual())]
+
+    event = serve(make, name, answer, [], [text])
+    # what the form shows is read and written in one go, so that no change comes between
+    put = f"(text, ...shown) => window.trainerForm.under({make.prefix!r}, text, shown)"
+    in_browser(event.success, put, [text], form.inputs)
 
 
 def title(text: str) -> None:

@@ -21,9 +21,10 @@ def keep_out_of_ui_config(component: Any) -> Any:
     return component
 
 
-def in_browser(event: Any, script: str, inputs: list[Any] | None = None) -> Any:
-    """Let an event run a JavaScript function in the browser alone: of the inputs' values, returning `[]`."""
-    return event(None, inputs, None, _js=script)
+def in_browser(event: Any, script: str, inputs: list[Any] | None = None, outputs: list[Any] | None = None) -> Any:
+    """Let an event run a JavaScript function in the browser alone: of the inputs' values and the outputs', returning
+    what the outputs show then, or `[]` where there are none."""
+    return event(None, inputs, outputs, _js=script)
 
 
 def asked_first(event: Any, script: str, answer: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:

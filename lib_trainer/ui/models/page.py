@@ -48,6 +48,7 @@ def build_models_page(desk: ToolDesk, host: Host, *, prefix: str = PREFIX) -> Mo
     buttons: dict[str, tuple[Any, Any]] = {}
     grids: dict[str, tuple[Form, Any]] = {}
     tries: dict[str, Any] = {}
+    lists: list[tuple[str, Any]] = []
     with (
         gr.Column(elem_id=f"{prefix}_page", elem_classes="trainer-page models-page"),
         gr.Row(elem_classes="trainer-columns", equal_height=False),
@@ -60,7 +61,7 @@ def build_models_page(desk: ToolDesk, host: Host, *, prefix: str = PREFIX) -> Mo
                 with gr.Tab(title, elem_id=f"{prefix}_tool_{name}"):
                     if name in ABOUT:
                         make(gr.HTML, f"{name}_about", value=f'<p class="models-about">{ABOUT[name]}</p>')
-                    forms[name] = _form(name, actions, make, offers, panels)
+                    forms[name] = _form(name, actions, make, offers, panels, lists)
                     buttons[name] = _buttons(name, make)
                     if name in TRIED:
                         grids[name] = _lay_out_grid(name, actions, make, tries)
@@ -77,7 +78,7 @@ def build_models_page(desk: ToolDesk, host: Host, *, prefix: str = PREFIX) -> Mo
     outputs = [job, stop, tried, tries["back"], seen]
     serve(make, "poll", lambda asked, seen: actions.poll(seen), [seen], outputs)
     _connect_trials(prefix, actions, forms, grids, tries, notice)
-    _connect_lists(make, actions, forms, again)
+    _connect_lists(make, actions, lists, again)
     for curve in CURVES:
         _connect_curve(make, actions, forms[curve.tool], curve, panels[curve.tool, curve.option])
     return actions
@@ -89,7 +90,9 @@ def _form(
     make: Maker,
     offers: Mapping[str, Sequence[str]],
     panels: dict[tuple[str, str], Any],
+    lists: list[tuple[str, Any]],
 ) -> Form:
+    """Adds each list of files to `lists`, with what it offers."""
     own = TOOLS[name].specs
     specs = {path: spec for path, spec in own.items() if path not in LAST} | {
         path: own[path] for path in LAST if path in own
@@ -119,16 +122,20 @@ def _form(
     serve_put_back(Maker(prefix, "models"), form, lambda: values)
     for path, add in adders.items():
         box = form.components[path]
-        add.input(_added, [box, add], [box, add], **QUIET)
+        in_browser(add.input, ADDED, [box, add], [box, add])
+    lists += [
+        (spec.files, adders.get(path, form.components[path]))
+        for path, spec in specs.items()
+        if spec.files and spec.files != "nothing"
+    ]
     return form
 
 
-def _added(text: str, chosen: Any) -> tuple[Any, Any]:
-    """A file as one line more."""
-    if not chosen:
-        return gr.update(), gr.update()
-    lines = [*str(text or "").splitlines(), str(chosen)]
-    return "\n".join(line for line in lines if line.strip()), gr.update(value=None)
+ADDED = """(text, chosen) => {
+    const lines = [...(text || "").split("\\n"), chosen || ""];
+    return [lines.filter((line) => line.trim()).join("\\n"), null];
+}"""
+"""A file as one line more, in the browser alone: what is typed meanwhile stays."""
 
 
 def _buttons(name: str, make: Maker) -> tuple[Any, Any]:
@@ -189,20 +196,14 @@ def _connect_trials(
         in_browser(event.then, hurry(prefix))
 
 
-def _connect_lists(make: Maker, actions: ModelsActions, forms: Mapping[str, Form], again: Any) -> None:
+def _connect_lists(make: Maker, actions: ModelsActions, lists: Sequence[tuple[str, Any]], again: Any) -> None:
     """The lists of files are read anew by the button, and by the script when a job has ended."""
-    listed = [
-        (spec.files, form.components[path])
-        for form in forms.values()
-        for path, spec in form.specs.items()
-        if spec.files and spec.kind != "list"
-    ]
 
     def read(*_: Any) -> list[Any]:
         offers = actions.offers()
-        return [gr.update(choices=offers.get(kind, [])) for kind, _ in listed]
+        return [gr.update(choices=offers.get(kind, [])) for kind, _ in lists]
 
-    outputs = [component for _, component in listed]
+    outputs = [component for _, component in lists]
     again.click(read, None, outputs, **QUIET)
     serve(make, "listed", read, [], outputs)
 

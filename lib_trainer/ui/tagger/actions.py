@@ -97,8 +97,10 @@ class TaggerActions:
         return self.notices.say(Sentence("page.taggers_found", count=len(found))), self._listed(settings.models)
 
     def _listed(self, chosen: Sequence[str]) -> Any:
+        """What is there, and another choice only where what is chosen is gone: another may be made meanwhile."""
         names = names_of(self.desk.found())
-        return gr.update(choices=names, value=[name for name in chosen if name in names] or names[:1])
+        there = [name for name in chosen if name in names] or names[:1]
+        return gr.update(choices=names) if there == list(chosen) else gr.update(choices=names, value=there)
 
     def preset(self, settings: TaggerSettings) -> tuple[str, float]:
         """A notice, and the general line where precision equals recall; of several taggers the mean."""

@@ -15,7 +15,7 @@ import gradio as gr
 from lib_trainer.config import field_specs
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.kit.bridge import DOWNLOAD, Asked, hurry, script, serve
-from lib_trainer.ui.kit.form import Form, build_form, serve_put_back
+from lib_trainer.ui.kit.form import Form, build_form, serve_put_back, serve_under
 from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, uploaded
 from lib_trainer.ui.train.actions import CHANGED, NAME, OPTIMIZER, RATES, TrainActions
 from lib_trainer.ui.train.offer import Offer
@@ -288,20 +288,13 @@ def _connect_files(page: _Page, actions: TrainActions) -> None:
 
     def load(file: Any) -> list[Any]:
         notice, values = actions.files.load(uploaded(file))
-        return [notice, *_shown(page.form, values)]
-
-    def restore(asked: Asked) -> list[Any]:
-        return _shown(page.form, actions.files.last_job())
+        return [notice, *([gr.update() for _ in page.form.inputs] if values is None else page.form.updates(values))]
 
     serve_put_back(page.make, page.form, actions.files.usual)
     exported = page.export.click(export, page.form.inputs, [page.notice, page.payload], **QUIET)
     in_browser(exported.then, DOWNLOAD, [page.payload])
     page.load.upload(load, [page.load], [page.notice, *page.form.inputs], **QUIET)
-    serve(page.make, "restore", restore, [], page.form.inputs)
-
-
-def _shown(form: Form, values: dict[str, Any] | None) -> list[Any]:
-    return [gr.update() for _ in form.inputs] if values is None else form.updates(values)
+    serve_under(page.make, page.form, "restore", actions.files.last_job, actions.files.usual)
 
 
 def _connect_watch(page: _Page, actions: TrainActions) -> None:
