@@ -57,8 +57,15 @@ class Remembered:
 
     def __init__(self, uncomputed: Collection[Any] = ()) -> None:
         self._uncomputed, self._known = uncomputed, dict[Any, Any]()
+        self._never: dict[Any, bool] = {}
+        """Whether an operator is computed each time, whatever it is given."""
 
     def __call__(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        never = self._never.get(function)
+        if never is None:
+            never = self._never[function] = _is_view(function)
+        if never:  # two thirds of all calls
+            return function(*args, **kwargs)
         key = (function, *map(_key, args), *((name, _key(value)) for name, value in kwargs.items()))
         known = self._known.get(key)
         if known is None:
@@ -80,7 +87,7 @@ class Remembered:
             return _UNKNOWN
         if tensors and out is tensors[0] is operands[0] and schema.name.endswith("_") and _key(out) == first:
             return _FIRST
-        if any(one.alias_info is not None for one in (*schema.arguments, *schema.returns)):
+        if _aliases(function):
             return _UNKNOWN
         held = {tensor.untyped_storage()._cdata for tensor in tensors}
         if isinstance(out, torch.Tensor):
@@ -94,6 +101,15 @@ class Remembered:
 
 remembered = Remembered()
 """For the meta device."""
+
+
+def _is_view(function: Any) -> bool:
+    """Whether its result lies in what it is given, and nothing is written there."""
+    return _aliases(function) and not function._schema.name.endswith("_")
+
+
+def _aliases(function: Any) -> bool:
+    return any(one.alias_info is not None for one in (*function._schema.arguments, *function._schema.returns))
 
 
 def _key(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,19 @@ def what_is_shared_stays(request: pytest.FixtureRequest) -> Iterator[None]:
         now = _made_of(shared)
         SHARED[name] = shared, now  # the next file is not to blame
         assert now == before, f"{request.node.name} left something else in {name}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_imported_is_no_garbage() -> Iterator[None]:
+    """Nor is what a file has imported any test's. That it has is told by the number of modules."""
+    yield
+    if len(sys.modules) > IMPORTED[-1] + MANY:
+        IMPORTED.append(len(sys.modules))
+        gc.collect()
+        gc.freeze()
+
+
+IMPORTED, MANY = [0], 100
 
 
 def _made_of(shared: Any) -> list[object]:

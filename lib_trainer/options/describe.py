@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -91,6 +92,12 @@ class FieldSpec(Declared):
 
 def describe(declared: type[Any], prefix: str = "") -> dict[str, FieldSpec]:
     """The options of a section, or of any class whose fields are annotated so, by path and in order."""
+    return dict(_described(declared, prefix))  # type: ignore[arg-type]  # a class is hashable
+
+
+@functools.cache
+def _described(declared: type[Any], prefix: str) -> Mapping[str, FieldSpec]:
+    """Once: annotations do not change, and to work them out takes milliseconds."""
     hints = typing.get_type_hints(declared, include_extras=True)
     group = getattr(declared, "GROUP", Group())
     found = {}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
 from lib_trainer.networks.formats.picture_embedding import read_picture
-from lib_trainer.networks.formats.reading import read_safetensors
+from lib_trainer.networks.formats.reading import read_header, read_safetensors
 from lib_trainer.networks.formats.tensor_file import write_tensors
 from lib_trainer.networks.hypernetwork import Hypernetwork, Structure
 from lib_trainer.refusals import ModelError, SaveError
@@ -32,6 +32,18 @@ TENSORS = {
     "none": torch.zeros(0, 3),
     "flags": torch.tensor([True, False]),
 }
+
+
+def test_a_header_says_what_safetensors_says(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, TENSORS, {"a": "é"}, overwrite=False)
+    header = read_header(path)
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        assert list(header.shapes.items()) == list(shapes.items()) and header.metadata == file.metadata()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"x\.safetensors"):
+        read_header(path)
 
 
 def test_safetensors_reads_what_is_written(tmp_path: Path) -> None:
