@@ -20,7 +20,7 @@ from lib_trainer.training.average import Average
 from lib_trainer.training.captions import LiveCaptions
 from lib_trainer.training.loop import LoopOptions, train
 from lib_trainer.training.objective import Objective
-from lib_trainer.training.optimizers import OPTIMIZERS, make_optimizer
+from lib_trainer.training.optimizers import OPTIMIZERS, make_optimizer, wants_average
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.plan import Plan, prepare
@@ -95,7 +95,7 @@ class Whole:
         noise = torch.Generator().manual_seed(plan.job.training.seed + 1)
         job = plan.job
         objective = Objective(model.schedule, job.noise, job.loss, job.masks)
-        average = Average(parameters(self.recipe), job.optimizer.ema_decay) if plan.kind.has_average(job) else None
+        average = Average(parameters(self.recipe), job.optimizer.ema_decay) if wants_average(job.optimizer) else None
         scaler = loss_scaler(model.device, torch.float32)
         self.state = TrainState(self.recipe, optimizer, scaler, noise, objective, average)
         self.rates = LearningRates(optimizer, plan.job.optimizer, WHOLE, order.base_steps())
