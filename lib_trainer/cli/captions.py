@@ -8,6 +8,7 @@ python -m lib_trainer captions FOLDER check --html report.html
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -31,7 +32,7 @@ from lib_trainer.captions.plans import (
 from lib_trainer.captions.tokens import TokenCounter
 from lib_trainer.files import write_atomically
 from lib_trainer.options.arguments import add_arguments, given_values
-from lib_trainer.refusals import ConfigError
+from lib_trainer.refusals import ConfigError, SaveError
 from lib_trainer.tagging.scores.known import known_tags
 
 if TYPE_CHECKING:
@@ -248,7 +249,10 @@ def _check(editor: Editor, options: argparse.Namespace) -> int:
 
     from lib_trainer.dataset.facts import FactsCache
     from lib_trainer.dataset.report import make_report
+    from lib_trainer.ui.dataset.report import is_report
 
+    if options.html is not None and os.path.lexists(options.html) and not is_report(options.html):
+        raise SaveError("file.exists", path=options.html)
     cache = FactsCache(editor.root)
     with tqdm(total=len(editor.items), desc="Looking at the pictures", file=sys.stderr) as bar:
         facts = cache.get(editor.keys, lambda done, total: bar.update(done - bar.n) and None)

@@ -43,18 +43,27 @@ class Exchanged:
         place.copy_(numbers)
 
     def put_back(self) -> None:
-        """Again does nothing."""
+        """Again does nothing. One failure stops no other; raises `ModelError` for what could not be put back."""
         try:
             if self.active and self._before is not None:  # also where nothing was kept: a merge at weight 0
                 self._before()
         finally:
             self.active = False
             try:
-                for owner, name, numbers in self._kept.values():
-                    getattr(owner, name).data.copy_(numbers)
-                self._kept = {}
+                self._copy_back()
             finally:
                 self.around.close()
+
+    def _copy_back(self) -> None:
+        failed: Exception | None = None
+        for owner, name, numbers in self._kept.values():
+            try:
+                getattr(owner, name).data.copy_(numbers)
+            except Exception as error:
+                failed = error
+        self._kept = {}
+        if failed is not None:
+            raise ModelError("model.not_put_back", reason=failed) from failed
 
 
 class Exchanging:

@@ -68,6 +68,16 @@ def test_the_report_and_the_tags(root: Path, capsys: pytest.CaptureFixture[str])
     assert "<svg" in (root / "report.html").read_text("utf-8")
 
 
+def test_a_report_takes_the_place_of_a_report_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = root / "report.html"
+    there.write_text("mine", "utf-8")
+    assert run(root, "check", "--html", there) == 2
+    assert "report.html exists already" in capsys.readouterr().err and there.read_text("utf-8") == "mine"
+    there.unlink()
+    for _ in range(2):
+        assert run(root, "check", "--html", there) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -143,15 +143,18 @@ def test_a_lease_and_another_trial_put_back_first(host: StandaloneHost, files: d
         assert all(before[name].equal(one) for name, one in weights(host).items())
 
 
-def test_what_else_was_changed_is_undone_although_numbers_cannot_be_put_back() -> None:
-    layer, undone = torch.nn.Linear(2, 2, bias=False), list[str]()
+def test_all_else_is_undone_although_numbers_cannot_be_put_back() -> None:
+    layer, sound, undone = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False), list[str]()
+    before = sound.weight.detach().clone()
     exchange = Exchanged(Sentence("system.says", reason="a trial"))
     exchange.around.callback(undone.append, "around")
-    exchange.write(OwnParameter(InFile("a.weight"), layer, "weight", "unet"), torch.ones(2, 2))
+    for name, one in (("a", layer), ("b", sound)):
+        exchange.write(OwnParameter(InFile(f"{name}.weight"), one, "weight", "unet"), torch.ones(2, 2))
     layer.weight.data = torch.ones(3, 3)  # another program has put its own there
-    with pytest.raises(RuntimeError, match="must match"):
+    with pytest.raises(ModelError, match="load the checkpoint again"):
         exchange.put_back()
     assert undone == ["around"] and not exchange.active
+    assert sound.weight.equal(before), "what comes after the one that failed"
 
 
 def test_what_a_prompt_has_put_in_is_taken_out_although_no_number_was_changed() -> None:

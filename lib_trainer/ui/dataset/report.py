@@ -162,11 +162,21 @@ img { height: 90px; margin: 2px; border-radius: 4px; }
 """
 
 
+OPENING = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Report on '
+"""How a report begins, and hardly another file."""
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is such a report, of whatever set. Raises `OSError`."""
+    with path.open("rb") as file:
+        return file.read(len(OPENING)) == OPENING.encode()
+
+
 def report_file(report: Report, root: Path, facts: Mapping[str, PictureFacts]) -> str:
     """The report as one HTML file, with small copies of the pictures that findings name."""
     small = {key: one.small for key, one in facts.items()}
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Report on {escape(root.name)}</title>'
+        f"{OPENING}{escape(root.name)}</title>"
         f"<style>{STYLE}</style></head><body><h1>{escape(root.name)}</h1><p>{escape(str(root))} · {report.total:,} "
         f'pictures, {report.checked:,} looked at</p><div class="dataset-charts">{charts_html(report)}</div>'
         f"<h2>Findings</h2>{_findings(report.findings, small=small) or '<p>Nothing was found.</p>'}"
