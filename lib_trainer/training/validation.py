@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,12 @@ class HeldOut:
 
     @property
     def note(self) -> Sentence | None:
-        """Which pictures are held out; None where none are."""
-        names = few([one.path.name for one in self.pictures], 5)
-        return Sentence("validation.held_out", count=len(self.pictures), names=names) if self.pictures else None
+        """Which pictures are held out, with their folders where these are several; None where none are."""
+        if not self.pictures:
+            return None
+        above = os.path.commonpath([one.path.parent for one in self.pictures])
+        names = few([one.path.relative_to(above).as_posix() for one in self.pictures], 5)
+        return Sentence("validation.held_out", count=len(self.pictures), names=names)
 
 
 NOTHING_HELD_OUT = HeldOut()

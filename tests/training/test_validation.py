@@ -22,7 +22,7 @@ from lib_trainer.training.fixed_loss import FixedLoss, fixed_captions
 from lib_trainer.training.objective import Objective
 from lib_trainer.training.plan import prepare
 from lib_trainer.training.results import settle, taken_files
-from lib_trainer.training.validation import hold_out
+from lib_trainer.training.validation import HeldOut, hold_out
 from lib_trainer.work import events as ev
 from tests.support import ModelHost, draw_pictures, make_job
 from tests.training.watched import Watched, at_step, weights_after
@@ -72,6 +72,12 @@ def test_the_share_is_that_of_every_subfolder() -> None:
     assert not set(scan.samples) & set(held.pictures)
     assert len(held.trained) == 6 and set(held.trained) <= set(scan.samples)
     assert list(scan.samples) == [one for one in samples(20, 10) if one in scan.samples], "the order stays"
+
+
+def test_pictures_of_several_folders_are_told_with_their_folders() -> None:
+    one, other = samples(1, 1)
+    assert "1_0/0.png, 1_1/0.png" in str(HeldOut((one, other)).note)
+    assert "training: 0.png" in str(HeldOut((one,)).note) and HeldOut().note is None
 
 
 def test_what_is_held_out_hangs_on_its_own_seed_alone() -> None:
