@@ -35,6 +35,15 @@
         area.dispatchEvent(new Event("input", {bubbles: true}));
     }
 
+    // Whether a text is in another one, and no part of a longer word there.
+    function holdsWord(whole, text) {
+        const literal = text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+        return new RegExp(`(?:^|[^\\p{L}\\p{N}_])${literal}(?:$|[^\\p{L}\\p{N}_])`, "u").test(whole);
+    }
+
+    // A key that belongs to an input method: with Enter it takes a word that is being put together, as in Chinese.
+    const isComposing = (event) => event.isComposing || event.keyCode === 229;
+
     // Puts a text at the end of a box, where it is not in it. A word may stand in the name of a file, `<lora:zorb:1>`,
     // and still be missing.
     function insert(id, text) {
@@ -42,7 +51,7 @@
         if (!area || !text) return;
         const call = text.startsWith("<");
         const there = call ? area.value : area.value.replace(/<[^>]*>/g, " ");
-        if (there.includes(text)) return;
+        if (call ? there.includes(text) : holdsWord(there, text)) return;
         const before = area.value.trimEnd();
         const gap = call || before.endsWith(",") ? " " : ", ";
         put(area, before ? before + gap + text : text);
@@ -208,7 +217,7 @@
     }
 
     window.trainerBridge = {
-        find, box, textOf, put, insert, isVisible, openTab, download, ask, taken, answered, isBusy, watch, hurry,
+        find, box, textOf, put, insert, isVisible, openTab, download, ask, taken, answered, isBusy, watch, hurry, isComposing,
         everyTick: (action) => ticks.push(action),
     };
     setInterval(() => {

@@ -234,7 +234,7 @@
     }
 
     function onKey(event) {
-        if (!isVisible()) return;
+        if (!isVisible() || bridge.isComposing(event)) return;
         const target = event.target;
         const inside = page().contains(target);
         const writes = target.matches && target.matches("input:not([type=checkbox]), textarea, select");
@@ -248,8 +248,8 @@
         const key = event.key;
         // Space and Enter belong to the button, box or heading that has the focus
         if ((key === " " || key === "Enter") && target.closest && target.closest("button, input, summary, a")) return;
-        const command = event.ctrlKey || event.metaKey
-            ? {z: {do: event.shiftKey ? "redo" : "undo"}, Z: {do: "redo"}, y: {do: "redo"}, a: {do: "select", what: "all"}}[key]
+        const command = event.ctrlKey || event.metaKey // with Caps Lock letters come large, and with Shift small again
+            ? {z: {do: event.shiftKey ? "redo" : "undo"}, y: {do: "redo"}, a: {do: "select", what: "all"}}[key.toLowerCase()]
             : {ArrowLeft: {do: "move", by: -1}, ArrowRight: {do: "move", by: 1}, Escape: {do: "select", what: "none"},
                 " ": {do: "click", key: marks().current, mode: "toggle"}}[key];
         if (command && !event.altKey) send(command);

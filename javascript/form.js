@@ -288,7 +288,7 @@
         if (field) form.last = field;
     });
     document.addEventListener("keydown", (event) => {
-        if (!event.target.classList?.contains("trainer-find")) return;
+        if (!event.target.classList?.contains("trainer-find") || bridge.isComposing(event)) return;
         const form = formAround(event.target);
         if (event.key === "Escape") search(form, "");
         if (event.key === "Enter") {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lib_trainer.captions.document import KEEP, Caption
+from lib_trainer.captions.document import Caption
 
 LIMITS = (75, 150, 225)
 """Tokens that one, two and three chunks of the text encoder hold."""
@@ -22,11 +22,11 @@ class TokenCounter:
         self._captions: dict[Caption, int] = {}
 
     def __call__(self, caption: Caption) -> int:
-        """Lines count as tags of their own, as the trainer reads them; the keep-token separator is not read."""
+        """Of what training reads where it reads all lines: without the keep-token separator, and without what the
+        WebUI saves behind a prompt."""
         known = self._captions.get(caption)
         if known is None:
-            text = ", ".join(line.strip().rstrip(",") for line in caption.text.splitlines() if line.strip())
-            known = sum(map(self.word, text.replace(KEEP, ",").split()))
+            known = sum(map(self.word, caption.trained()[0].split()))
             if len(self._captions) > 200_000:
                 self._captions.clear()
             self._captions[caption] = known

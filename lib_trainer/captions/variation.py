@@ -30,6 +30,10 @@ KNOWN = 1 << 13
 
 NO_TAGS = TagPatterns()
 
+_SIGNS = re.compile(r"\\.|[()\[\],]|[^\\()\[\],]+|\\", re.DOTALL)
+_WEIGHT = re.compile(r":\s*[+-]?[.\d]+\s*\)|(?<!\\)[()\[\]]")
+"""What is no part of a tag in a text with weights."""
+
 _CHOICE = re.compile(r"\{\{|\}\}|\{([^{}|]*(?:\|[^{}|]*)+)\}")
 
 
@@ -52,7 +56,8 @@ class Variation:
     is kept. Of the others each is left out with a chance of `tag_dropout`, those of `spared` never, and where `alone`
     names some, these alone; during the first `warmup` steps only the first few of them are told, more and more of them.
     The whole caption is left out with a chance of `dropout` and in every epoch that `dropout_epochs` divides.
-    `{a|b}` is one of its parts where `wildcards` is on; `prefix` and `suffix` stand around the caption.
+    `{a|b}` is one of its parts where `wildcards` is on; `prefix` and `suffix` stand around the caption. Where brackets
+    are `weights`, the tags that a pair holds, as `(a hat, a coat:1.2)`, stay together.
     """
 
     shuffle: bool = False
@@ -67,6 +72,7 @@ class Variation:
     prefix: str = ""
     suffix: str = ""
     words: tuple[str, ...] = ()
+    weights: bool = False
 
     @property
     def reads_tags(self) -> bool:
@@ -107,7 +113,7 @@ class Variation:
         return list(dict.fromkeys(found))
 
     def _parts(self, text: str) -> _Parts:
-        return _parts(text, self.keep, self.words)
+        return _parts(text, self.keep, self.words, self.weights)
 
     def _varied(self, parts: _Parts, shown: int, random: Random) -> list[str]:
         """All that is told, in its order; of the free units the first `shown`."""
@@ -126,7 +132,7 @@ class Variation:
         return [*parts.head, *told, *parts.tail]
 
     def _may_go(self, unit: str) -> bool:
-        tags = unit.split(BETWEEN)
+        tags = (_WEIGHT.sub("", unit) if self.weights else unit).split(BETWEEN)
         if any(self.spared.matches(tag) for tag in tags):
             return False
         return not self.alone or any(self.alone.matches(tag) for tag in tags)
@@ -137,8 +143,9 @@ class Variation:
             return count
         return 1 + (step - 1) * (count - 1) // self.warmup
 
-    def _chosen(self, text: str, random: Random) -> str:
-        """With one part of each `{a|b}`; doubled braces stand for single ones."""
+    def _chosen(self, text: str, random: Random, first: str = " ,", last: str = " ,") -> str:
+        """With one part of each `{a|b}`; doubled braces stand for single ones. An empty part leaves no comma behind:
+        `first` and `last` are what may not stand at either end."""
         if not self.wildcards or ("{" not in text and "}" not in text):
             return text
 
@@ -148,20 +155,21 @@ class Variation:
             parts = found[1].split("|")
             return parts[int(random.random() * len(parts))].strip()
 
-        return re.sub(r",(?:\s*,)+", ",", _CHOICE.sub(pick, text)).strip(" ,")
+        return re.sub(r",(?:\s*,)+", ",", _CHOICE.sub(pick, text)).lstrip(first).rstrip(last)
 
     def _once(self, text: str) -> str:
         """Without a word at the front that prefix or suffix brings."""
         for word in self.words:
             if _holds(f"{self.prefix} {self.suffix}", word):
-                text = re.sub(rf"^\s*{either_spelling(word)}\s*(?:,\s*|$)", "", text, flags=re.IGNORECASE)
+                text = re.sub(rf"^\s*{either_spelling(word)}\s*(?:,\s*|(?=\|\|\|)|$)", "", text, flags=re.IGNORECASE)
         return text
 
     def _framed(self, text: str, random: Random) -> str:
         """With prefix and suffix, parted by a space where they do not begin or end with a sign of their own."""
         if not self.prefix and not self.suffix:
             return text
-        before, after = (self._chosen(part, random).strip() for part in (self.prefix, self.suffix))
+        before = self._chosen(self.prefix, random, last=" ").strip()
+        after = self._chosen(self.suffix, random, first=" ").strip()
         whole = " ".join(part for part in (before, text) if part)
         return whole + ("" if not whole or after[:1] in (",", ".", ";") else " ") * bool(after) + after
 
@@ -181,12 +189,13 @@ class _Parts:
 
 
 @lru_cache(maxsize=KNOWN)
-def _parts(text: str, keep: int, words: tuple[str, ...]) -> _Parts:
+def _parts(text: str, keep: int, words: tuple[str, ...], weights: bool) -> _Parts:
     head, *others = text.split(KEEP, 2)
     if others:
         tail = others[1].replace(KEEP, ",") if len(others) > 1 else ""
-        return _Parts(_units(head), free := _units(others[0]), _units(tail), _held(free, words))
-    units = _units(text)
+        before, free, behind = (_units(part, weights) for part in (head, others[0], tail))
+        return _Parts(before, free, behind, _held(free, words))
+    units = _units(text, weights)
     own = {tag_key(word) for word in words}
     leading = next((place for place, one in enumerate(units) if tag_key(one) not in own), len(units))
     return _Parts(units[: leading + keep], free := units[leading + keep :], [], _held(free, words))
@@ -196,10 +205,23 @@ def _held(units: Sequence[str], words: Sequence[str]) -> list[bool]:
     return [any(_holds(unit, word) for word in words) for unit in units]
 
 
-def _units(text: str) -> list[str]:
+def _units(text: str, weights: bool) -> list[str]:
     """Tags, and those that stay together as they are told."""
-    parted = ([tag for one in part.split(TOGETHER) if (tag := one.strip())] for part in text.split(","))
+    parts = _outside_of_brackets(text) if weights else text.split(",")
+    parted = ([tag for one in part.split(TOGETHER) if (tag := one.strip())] for part in parts)
     return [BETWEEN.join(tags) for tags in parted if tags]
+
+
+def _outside_of_brackets(text: str) -> list[str]:
+    """The text parted at its commas, but for those that stand in brackets; a bracket behind a backslash is none."""
+    parts, depth = [""], 0
+    for sign in _SIGNS.findall(text):
+        depth = max(0, depth + {"(": 1, "[": 1, ")": -1, "]": -1}.get(sign, 0))
+        if sign == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def _holds(text: str, word: str) -> bool:

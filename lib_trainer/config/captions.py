@@ -142,8 +142,8 @@ class CaptionsConfig(Section, frozen=True):
         bool,
         option(
             "Prompt weights",
-            "Read (a tag:1.2), (a tag) and [a tag] in captions as the WebUI does in prompts; for captions that were "
-            "prompts. Off: brackets are text, as tags with brackets in their names need it.",
+            "Read (a tag:1.2), (a tag), [a tag] and BREAK in captions as the WebUI does in prompts; for captions that "
+            "were prompts. Off: all of it is text, as tags with brackets in their names need it.",
             advanced=True,
         ),
     ] = False

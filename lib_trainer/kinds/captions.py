@@ -133,6 +133,7 @@ def caption_variation(kind: Kind, job: JobConfig) -> Variation:
         own.prefix.replace(NAME, name or job.output.name).strip(),
         own.suffix.replace(NAME, name or job.output.name).strip(),
         words,
+        own.weights,
     )
 
 

@@ -134,3 +134,18 @@ def test_a_text_is_put_into_a_box_once(page: Any) -> None:
     for text in ("zorb", "<lora:zorb:1>", "zorb", "<lora:zorb:1>"):
         page.evaluate("(text) => trainerBridge.insert('box', text)", text)
     assert page.locator("#box textarea").input_value() == "zorb <lora:zorb:1>"
+
+
+@pytest.mark.parametrize(
+    ("there", "word", "then"),
+    [
+        ("a zorbing dog", "zorb", "a zorbing dog, zorb"),
+        ("zorb_2", "zorb", "zorb_2, zorb"),
+        ("a dog,(zorb:1.2)", "zorb", "a dog,(zorb:1.2)"),
+        ("x, c++ (1) {a|b}", "c++ (1) {a|b}", "x, c++ (1) {a|b}"),
+    ],
+)
+def test_a_word_is_missing_where_it_is_a_part_of_another(page: Any, there: str, word: str, then: str) -> None:
+    page.locator("#box textarea").fill(there)
+    page.evaluate("(text) => trainerBridge.insert('box', text)", word)
+    assert page.locator("#box textarea").input_value() == then

@@ -283,6 +283,9 @@ def test_chips_selection_and_keys(page: Any, tab: Tab, root: Path) -> None:
     expect(page.locator(".dataset-chip")).to_have_count(5)
     page.keyboard.press("a")
     page.keyboard.type("hat")
+    composed = "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true, cancelable: true})"
+    assert page.evaluate(f"document.activeElement.dispatchEvent({composed})"), "an input method takes its word"
+    expect(page.locator("#dataset_new_tag")).to_have_value("hat")
     page.keyboard.press("Enter")
     expect(page.locator(".dataset-chip")).to_have_count(6)
     expect(page.locator("#dataset_new_tag")).to_be_focused()
@@ -297,6 +300,10 @@ def test_chips_selection_and_keys(page: Any, tab: Tab, root: Path) -> None:
     assert text(root, "1.txt") == "alba, red eyes, 1girl, smile, hat, gloves"
     page.keyboard.press("Control+z")
     sees(page, ".trainer-notice-info", "Undone: Caption of 5_alba/1.png")
+    page.evaluate(  # Caps Lock is on
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'Z', ctrlKey: true, bubbles: true}))"
+    )
+    expect(page.locator(".dataset-chip")).to_have_count(7)
     page.locator(".dataset-cell").nth(4).click(modifiers=["Shift"])
     sees(page, ".dataset-chosen", "4 selected")
     page.keyboard.press("ArrowRight")

@@ -82,3 +82,10 @@ def test_what_training_makes_of_several_lines(text: str, every: str, first: str,
 def test_a_trigger_word_is_not_put_beside_its_other_spelling(trigger: str, caption: str) -> None:
     """Case 10, in the trainer."""
     assert with_trigger(caption, trigger) == caption
+
+
+def test_tokens_are_counted_of_what_is_trained() -> None:
+    count = TokenCounter(len)
+    for text in (WEBUI, "zorb ||| red, blue", "a.\nb,\r\n\nc", "one, two"):
+        (trained,) = Caption.parse(text).trained()
+        assert count(Caption.parse(text)) == sum(map(len, trained.split()))

@@ -166,3 +166,27 @@ def test_a_draw_hangs_on_seed_step_and_place_alone() -> None:
 
 
 KNOWN = "zork, tag a, tag c, tag d, tag g, tag h, tag f, tag b, tag e"
+
+
+def test_a_chosen_part_of_prefix_and_suffix_keeps_their_commas() -> None:
+    moment = Moment(1, 1, 1, 0)
+    drawn = Variation(wildcards=True, prefix="a {warm|warm} photo,", suffix=", {warm|warm} light")
+    assert drawn("zork", moment) == "a warm photo, zork, warm light"
+    assert Variation(wildcards=True, prefix="{|} photo, {|}", suffix=", {|}")("a", moment) == "photo, a"
+
+
+def test_a_word_of_the_prefix_goes_before_a_mark_too() -> None:
+    variation = Variation(True, prefix="zork", words=("zork",))
+    assert {variation("zork ||| a, b", moment) for moment in moments(40)} == {"zork a, b", "zork b, a"}
+    assert variation("zork x ||| a", moments()[0]) == "zork zork x, a", "another word begins with it"
+
+
+def test_tags_in_brackets_that_weigh_stay_together() -> None:
+    caption, group = r"a, (b, [c, d]:1.2), e \(f, g", "(b, [c, d]:1.2)"
+    for moment in moments(40):
+        told = Variation(True, weights=True)(caption, moment)
+        assert group in told and Counter(split(told.replace(group, "x"))) == Counter(["a", "x", r"e \(f", "g"])
+        assert group not in told or told.count(")") == 1
+    assert any(group not in Variation(True)(caption, moment) for moment in moments(40)), "as text they are parted"
+    spared = Variation(tag_dropout=1.0, spared=TagPatterns.parse("d"), weights=True)
+    assert spared(caption, moments()[0]) == group

@@ -24,13 +24,35 @@ from lib_trainer.host.text.emphasis import emphasised, read_weights
         ("a:1.2) b", [("a:1.2) b", 1.0)]),
         ("", [("", 1.0)]),
         ("red) ] :", [("red) ] :", 1.0)]),
+        ("a cat, BREAK a (dog:2)", [("a cat,", 1.0), ("", None), ("a ", 1.0), ("dog", 2.0)]),
+        ("(a\nBREAK b:2)", [("a", 2.0), ("", None), ("b", 2.0)]),
+        ("BREAKFAST, break", [("BREAKFAST, break", 1.0)]),
     ],
 )
-def test_brackets_are_read_as_in_prompts(text: str, parts: list[tuple[str, float]]) -> None:
+def test_brackets_are_read_as_in_prompts(text: str, parts: list[tuple[str, float | None]]) -> None:
     """Examples of the WebUI's own documentation among them."""
     found = read_weights(text)
     assert [part for part, _ in found] == [part for part, _ in parts]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in parts])
+
+
+def test_a_break_begins_the_next_chunk_where_weights_are_read(diffusers_model: Any) -> None:
+    """As the WebUI's `tokenize_line` does it: also before the first word, and not behind the last."""
+
+    def chunks(text: str, weighted: bool = True) -> Any:
+        (found,) = {*diffusers_model.token_key(text, 3, weighted=weighted)}
+        return [ids for ids, _ in found]
+
+    (cat,), (dog,) = chunks("a cat"), chunks("a dog")
+    assert chunks("a cat BREAK a dog") == [cat, dog] and chunks("BREAK a dog") == [(), dog]
+    assert chunks("a cat BREAK BREAK a dog BREAK") == [cat, (), dog] and chunks("BREAK") == [()]
+    assert len(chunks("a cat BREAK a dog", weighted=False)) == 1, "it is text as long as brackets are"
+    with torch.no_grad():
+        both, first, second = (
+            diffusers_model.encode_text([text], 1, 3, weighted=True).context
+            for text in ("a cat BREAK a (dog:1.4)", "a cat", "a (dog:1.4)")
+        )
+    torch.testing.assert_close(both, torch.cat([first, second], dim=1))
 
 
 def test_a_chunk_keeps_its_mean() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
+import ssl
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,3 +146,30 @@ def test_a_disk_without_room_is_told_before(hub: Hub, tmp_path: Path, monkeypatc
 def test_the_hub_is_asked_where_no_mirror_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     assert module.endpoint() == "https://huggingface.co"
+
+
+def test_a_mirror_that_is_named_without_its_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ("hf-mirror.com", " https://hf-mirror.com/ ", "hf-mirror.com/"):
+        monkeypatch.setenv("HF_ENDPOINT", given)
+        assert module.endpoint() == "https://hf-mirror.com"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLError("bad record mac")])
+def test_a_network_that_breaks_down_is_not_taken_for_the_disk(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    read = http.client.HTTPResponse.read
+    whole: list[bytes] = []
+
+    def failing(self: http.client.HTTPResponse, amount: int | None = None) -> bytes:
+        if whole:
+            raise error
+        whole.append(block := read(self, 1000))
+        return block
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", failing)
+    with pytest.raises(TaggerError, match=r"127.0.0.1:\d+ cannot be reached .*What was fetched is kept"):
+        download(MODEL, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    assert (download(MODEL, tmp_path) / "model.onnx").read_bytes() == LARGE

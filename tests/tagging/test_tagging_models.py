@@ -80,6 +80,23 @@ def test_a_fixed_batch_and_half_precision(make_model: MakeModel, monkeypatch: py
         np.testing.assert_allclose(tagger.scores(tagger.batch([picture]))[0], [0.2, 0.0, 1.0], atol=1e-3)
 
 
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_batch_that_is_fixed_is_filled_up(make_model: MakeModel, count: int) -> None:
+    tagger = at(make_model("four", batch=4)).open()
+    pictures = [np.full((8, 8, 3), (255, number, 51), np.uint8) for number in range(count)]
+    scores = tagger.scores(tagger.batch(pictures))
+    np.testing.assert_allclose(scores, [[0.2, number / 255, 1.0] for number in range(count)], atol=1e-5)
+
+
+def test_a_link_that_leads_to_itself_hides_no_tagger(make_model: MakeModel, tmp_path: Path) -> None:
+    folder = make_model("models/a-wd")
+    try:
+        (folder.parent / "loop").symlink_to("loop")
+    except OSError:
+        pytest.skip("links need a right here")
+    assert [item.name for item in find_taggers([folder.parent])] == ["a-wd"]
+
+
 def test_folders_are_found_whole_or_not(make_model: MakeModel, tmp_path: Path) -> None:
     make_model("models/tagger/a-wd")
     make_model("models/TaggerOnnx/models--SmilingWolf--wd-vit-tagger-v3/snapshots/0123abcd")

@@ -164,3 +164,11 @@ def test_nothing_at_all() -> None:
     assert len(table_of([])) == 0
     assert chosen_names(table_of([]), Thresholds(mcut_general=True, ratings=True)) == []
     assert chosen_names(table_of([[0.0] * 8]), Thresholds(mcut_general=True, ratings=True)) == [set()]
+
+
+@pytest.mark.parametrize("how", ["mean", "union", "agreement"])
+def test_a_model_with_two_spellings_of_a_tag_has_one_vote(how: Any) -> None:
+    twice = table_of([[0.8, 0.7], [0.2, 0.6]], Labels(("Long_Hair", "long_hair"), (0, 0)))
+    once = table_of([[0.5, 0.4], [0.5, 0.4]], Labels(("dog", "cat"), (0, 0)))
+    both = combine([twice, once], how)
+    assert [both.scores_of(row)["Long Hair"] for row in (0, 1)] == pytest.approx([0.8, 0.6])

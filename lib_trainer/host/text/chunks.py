@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lib_trainer.host.text.emphasis import Part
+
 CHUNK = 75
 """Tokens of a chunk without its begin and end marks; the model reads 77."""
 
@@ -52,15 +54,21 @@ class Chunks:
             return [Chunk(ids[start : start + CHUNK]) for start in range(0, max(1, len(ids)), CHUNK)]
         return self.weighed([(caption, 1.0)])
 
-    def weighed(self, parts: Sequence[tuple[str, float]]) -> list[Chunk]:
-        """The chunks of a caption whose parts weigh something, each tokenised for itself, as the WebUI does."""
+    def weighed(self, parts: Sequence[Part]) -> list[Chunk]:
+        """The chunks of a caption whose parts weigh something, each tokenised for itself, as the WebUI does; None for
+        a weight begins the next one."""
         chunks: list[tuple[list[int], list[float]]] = [([], [])]
         for text, weight in parts:
+            if weight is None:
+                chunks.append(([], []))
+                continue
             for piece in self._pieces(self.ids(text)):
                 if len(chunks[-1][0]) + len(piece) > CHUNK:
                     chunks.append(([], []))
                 chunks[-1][0].extend(piece)
                 chunks[-1][1].extend([weight] * len(piece))
+        if len(chunks) > 1 and not chunks[-1][0]:  # nothing stands behind the last one
+            chunks.pop()
         return [Chunk(ids, tuple(weights) if {*weights} - {1.0} else ()) for ids, weights in chunks]
 
     def marked(self, ids: list[int], padding: int | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""Weights in captions, `(a tag:1.2)`, read and used as the WebUI reads and uses them in prompts by default."""
+"""Weights in captions, `(a tag:1.2)`, and `BREAK`, as the WebUI reads and uses them in prompts by default."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import torch
 STEP = 1.1
 """What a pair of round brackets multiplies by, and one of square brackets divides by."""
 
+Part = tuple[str, float | None]
+"""A text and what it weighs; None: no text, but what begins the next chunk of 75 tokens, `BREAK`."""
+
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _SIGNS = re.compile(r"\\[()\[\]\\]|[(\[\])]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 
 
-def read_weights(text: str) -> list[tuple[str, float]]:
+def read_weights(text: str) -> list[Part]:
     """A text's parts with their weights, in order; at least one.
 
     `(a)` weighs 1.1, `((a))` 1.21, `[a]` 1/1.1, `(a:0.5)` 0.5, nested ones their product; a backslash takes a bracket
     literally; what is not closed counts as closed at the end. (WebUI 1.10, "Attention/emphasis" in its features' list.)
+    `BREAK` stands between two chunks, in brackets too.
     """
-    parts: list[tuple[str, float]] = []
+    parts: list[Part] = []
     open_ones: list[tuple[str, int]] = []
 
     def close(kind: str, factor: float) -> bool:
@@ -26,7 +31,7 @@ def read_weights(text: str) -> list[tuple[str, float]]:
         if place is None:
             return False
         _, first = open_ones.pop(place)
-        parts[first:] = [(part, weight * factor) for part, weight in parts[first:]]
+        parts[first:] = [(part, None if weight is None else weight * factor) for part, weight in parts[first:]]
         return True
 
     for found in _SIGNS.finditer(text):
@@ -38,7 +43,10 @@ def read_weights(text: str) -> list[tuple[str, float]]:
             or (sign == ")" and close("(", STEP))
             or (sign == "]" and close("[", 1 / STEP))
         ):
-            parts.append((sign.removeprefix("\\"), 1.0))  # one that stands alone is lost there, too
+            between: list[Part] = []
+            for text in _BREAK.split(sign.removeprefix("\\")):  # a backslash that stands alone is lost there, too
+                between += [("", None), (text, 1.0)]
+            parts += between[1:]
     for kind in ("(", "["):
         while close(kind, STEP if kind == "(" else 1 / STEP):
             pass
@@ -52,10 +60,10 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _merged(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+def _merged(parts: list[Part]) -> list[Part]:
+    found: list[Part] = []
     for text, weight in parts:
-        if found and found[-1][1] == weight:
+        if found and found[-1][1] == weight is not None:
             found[-1] = found[-1][0] + text, weight
         else:
             found.append((text, weight))

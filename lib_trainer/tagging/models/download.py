@@ -16,10 +16,10 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from email.message import Message
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def endpoint() -> str:
-    """HF_ENDPOINT, or the hub itself."""
-    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    """HF_ENDPOINT, or the hub itself. `hf-mirror.com` means https."""
+    address = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or HUB
+    return address if "://" in address else f"https://{address}"
 
 
 def download(
@@ -165,7 +166,7 @@ def _receive(remote: Remote, part: Path, done: int, stop: Callable[[], bool], te
             done = 0
         with part.open("r+b" if done else "wb") as file:
             file.seek(done)
-            while block := answer.read(BLOCK):
+            for block in _blocks(answer):
                 if done + len(block) > remote.size:
                     raise HTTPException(str(Sentence("download.too_much")))
                 file.write(block)
@@ -176,6 +177,19 @@ def _receive(remote: Remote, part: Path, done: int, stop: Callable[[], bool], te
             file.truncate()
     if done < remote.size:
         raise HTTPException(str(Sentence("download.cut", done=_mib(done), all=_mib(remote.size))))
+
+
+def _blocks(answer: HTTPResponse) -> Iterator[bytes]:
+    """What comes, piece by piece. Raises `HTTPException` for all that the network does to it: TLS and lost routes come
+    as an `OSError` like the disk's."""
+    while True:
+        try:
+            block = answer.read(BLOCK)
+        except OSError as error:
+            raise HTTPException(str(error)) from error
+        if not block:
+            return
+        yield block
 
 
 def _part(path: Path) -> Path:

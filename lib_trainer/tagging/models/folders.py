@@ -53,7 +53,7 @@ def pick(found: Iterable[Found], name: str) -> Found:
 def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:
     try:
         with os.scandir(folder) as entries:
-            listed = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+            listed = [(entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")]
     except OSError:
         return
     yield folder, {name for name, is_folder in listed if not is_folder}
@@ -61,6 +61,14 @@ def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:
         for name, is_folder in sorted(listed):
             if is_folder and name not in ("blobs", "refs"):
                 yield from _walk(folder / name, depth - 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that leads to itself, or to a drive that is gone, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _name(folder: Path) -> str:

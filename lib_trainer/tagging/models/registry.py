@@ -34,7 +34,7 @@ class Tagger(Protocol):
     labels: Labels
     side: int
     max_batch: int
-    """How many pictures the model takes at once; 1 where its batch dimension is fixed."""
+    """How many pictures the model takes at once, at most: its batch dimension, where that is fixed."""
     device: str
     """The execution provider that runs, in the user's words: 'CPU', 'CUDA'."""
     notes: Sequence[Sentence]

@@ -52,9 +52,9 @@ class WdTagger:
         self.labels = read_labels(folder / "selected_tags.csv")
         self._session, self.notes = _open_session(folder / "model.onnx", threads, device)
         self.device = PROVIDERS.get(self._session.get_providers()[0], self._session.get_providers()[0])
-        self._input, self._output, self.side, fixed = _checked_shape(self._session, folder, len(self.labels))
+        self._input, self._output, self.side, self._fixed = _checked_shape(self._session, folder, len(self.labels))
         self._type = TYPES[self._input.type]
-        self.max_batch = fixed or BATCHES.get(self.device, BATCH_ON_GPU)
+        self.max_batch = self._fixed or BATCHES.get(self.device, BATCH_ON_GPU)
         self.fingerprint = fingerprint(folder)
 
     def load(self, path: Path, data: bytes | None = None) -> NDArray[np.uint8]:
@@ -68,8 +68,11 @@ class WdTagger:
 
     def scores(self, batch: Any) -> NDArray[np.float32]:
         """Raises `TaggerError` where the provider gives up, for want of memory say."""
+        count = len(batch)
+        if count < self._fixed:  # the last pictures of a folder, or one alone
+            batch = np.concatenate([batch, np.zeros((self._fixed - count, *batch.shape[1:]), batch.dtype)])
         try:
-            result = self._session.run([self._output.name], {self._input.name: batch})[0]
+            result = self._session.run([self._output.name], {self._input.name: batch})[0][:count]
         except Exception as error:
             raise TaggerError("tagger.failed", name=self.name, device=self.device, reason=error) from error
         if result.shape[-1] != len(self.labels):  # a model whose output has no size in its file

@@ -28,14 +28,23 @@ def combine(tables: Sequence[ScoreTable], how: How = "mean") -> ScoreTable:
     for table in tables:
         places = np.array([labels.index[key] for key in table.labels.keys], dtype=np.int64)
         known[np.unique(places)] += 1
-        codes.append(table.rows * len(labels) + places[table.columns])
-        values.append(table.values)
+        own, best = _each_once(table.rows * len(labels) + places[table.columns], table.values)
+        codes.append(own)
+        values.append(best)
     together, where = np.unique(np.concatenate(codes), return_inverse=True)
     merged = _merged(np.concatenate(values), where, len(together), known[together % len(labels)], how)
     kept = merged >= FLOOR
     together, merged = together[kept], merged[kept]
     starts = np.searchsorted(together, np.arange(len(tables[0]) + 1) * len(labels))
     return ScoreTable(labels, starts.astype(np.int64), (together % len(labels)).astype(np.int32), merged)
+
+
+def _each_once(codes: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Of one model's labels with one key the highest score: it has one vote."""
+    found, where = np.unique(codes, return_inverse=True)
+    best = np.zeros(len(found), np.float32)
+    np.maximum.at(best, where, values)
+    return found, best
 
 
 def _merged(
