@@ -42,7 +42,8 @@ class CaptionMaker:
         if not self.lines:
             return whole.replace(NAME, name) if name else whole
         line = self.lines[int(torch.randint(len(self.lines), (1,), generator=generator))]
-        own = caption.removeprefix(name).removeprefix(", ")  # the scan puts the name where a caption says nothing
+        # the scan puts the name where a caption says nothing; `cat` is not taken from `catfish`
+        own = re.sub(rf"^{re.escape(name)}(?![\w-])(?:, )?", "", caption)
         text = line.replace(FILEWORDS, own if NAME in line else whole)
         return text.replace(NAME, name).strip(" ,")
 
@@ -130,11 +131,16 @@ def caption_variation(kind: Kind, job: JobConfig) -> Variation:
         own.dropout,
         own.dropout_epochs,
         own.wildcards,
-        own.prefix.replace(NAME, name or job.output.name).strip(),
-        own.suffix.replace(NAME, name or job.output.name).strip(),
+        _around(own.prefix.replace(NAME, name or job.output.name)),
+        _around(own.suffix.replace(NAME, name or job.output.name)),
         words,
         own.weights,
     )
+
+
+def _around(text: str) -> str:
+    """A prefix or suffix. It is never shuffled, so that sd-scripts' keep-token separator in it is a comma."""
+    return re.sub(r"\s*,?\s*\|\|\|", ",", text).strip()
 
 
 def captions_vary(kind: Kind, job: JobConfig) -> bool:

@@ -204,16 +204,21 @@ class TaggerSettings(Section, frozen=True):
 
     def style_where(self, exclude: str) -> Style:
         """The same where the option `exclude` is called so: its label on a page, its flag on the command line."""
+        from lib_trainer.captions.document import KEEP
         from lib_trainer.captions.tags import TagPatterns, split_tags
+        from lib_trainer.refusals import ConfigError, Field
         from lib_trainer.tagging.captions.style import Style
 
+        for name in ("trigger", "always"):  # what is written is read again as tags and what parts them
+            if KEEP in getattr(self, name):
+                raise ConfigError("edit.separator", field=Field(name, tagger_specs()[name].label), separator=KEEP)
         return Style(
             policy=self.policy,
             sort=self.sort,
             underscores=self.underscores,
             escaped=self.escaped,
             trigger=" ".join(self.trigger.split()),
-            always=tuple(split_tags(self.always)),
+            always=tuple(tag for line in self.always.splitlines() for tag in split_tags(line)),
             excluded=TagPatterns.parse(self.exclude, exclude),
             foreign=self.foreign,
             restore=self.restore,

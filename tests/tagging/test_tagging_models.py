@@ -51,6 +51,7 @@ def test_categories_go_by_number_and_not_by_place(tmp_path: Path) -> None:
         ("tag_id,name,category,count\n", "holds no tags"),
         ("tag_id,name,category,count\n1,a,zero,5\n", "Line 2 of"),
         ("tag_id,name,category,count\n1,a,0,5\n2\n", "Line 3 of"),
+        ("tag_id,name,category,count\n1,a,0,5\n2, ,0,5\n", "Line 3 of"),
         ("tag_id,name,category,count\n1," + "a" * 200_000 + ",0,5\n", "cannot be read"),
     ],
 )

@@ -14,6 +14,7 @@ from lib_trainer.captions.tags import TagPatterns, tag_key
 from lib_trainer.refusals import ConfigError
 from lib_trainer.tagging.captions.style import Existing, Guess, Style, compose
 from lib_trainer.tagging.pictures import caption_path, check_template
+from lib_trainer.tagging.settings import TaggerSettings
 
 GUESSES = [
     Guess("long_hair", 0.9, "wd 0.9000"),
@@ -248,3 +249,18 @@ def test_bad_choices_are_named() -> None:
     with pytest.raises(ConfigError, match="The policy 'all' is unknown: choose skip, replace"):
         Style(policy="all")  # type: ignore[arg-type]
     assert not Style(excluded=TagPatterns()).front
+
+
+def test_tags_for_every_picture_may_stand_in_lines_and_are_written_once() -> None:
+    style = TaggerSettings(always="solo\nsmile, hat\r\n", trigger="zorb\n").style
+    assert style.front == ("zorb", "solo", "smile", "hat")
+    first = compose(None, [Guess("1girl", 0.9, "m 0.9")], style)
+    assert first is not None and first.text == "zorb, solo, smile, hat, 1girl"
+    assert compose(Existing(first.caption), [Guess("1girl", 0.9, "m 0.9")], style) is None
+
+
+@pytest.mark.parametrize(("name", "label"), [("trigger", "Trigger word"), ("always", "Tags for every picture")])
+def test_a_separator_among_what_stands_in_front_is_refused(name: str, label: str) -> None:
+    """It would part the caption, and every time put the same words in front again."""
+    with pytest.raises(ConfigError, match=rf"{label}.* holds the keep-token separator"):
+        assert TaggerSettings(**{name: "zorb ||| hat"}).style  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lib_trainer.captions.variation import Moment
 from lib_trainer.config import from_values
 from lib_trainer.dataset.scan import with_trigger
 from lib_trainer.kinds.captions import CaptionMaker, captions_of
@@ -59,12 +60,23 @@ TEMPLATES = [
     ("[filewords]", "on a table", "zrk-a, on a table"),
     ("a photo, [filewords]", "zrk-a", "a photo, zrk-a"),
     ("[name]", "red", "zrk-a"),
+    ("a photo of [name], [filewords]", "zrk-ab with zrk-a", "a photo of zrk-a, zrk-ab with zrk-a"),
 ]
 
 
 @pytest.mark.parametrize(("template", "caption", "wanted"), TEMPLATES)
 def test_every_line_of_a_template_brings_the_name(tmp_path: Path, template: str, caption: str, wanted: str) -> None:
     assert made(maker_of(tmp_path, template, **EMBEDDING), caption) == wanted
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_separator_in_what_stands_around_is_a_comma(tmp_path: Path, shuffle: bool) -> None:
+    """sd-scripts' users write `zork |||` into the prefix."""
+    around: Any = {"captions__prefix": "[name], art |||", "captions__suffix": "||| good"}
+    maker = maker_of(tmp_path, dataset__trigger_word="zork", captions__shuffle=shuffle, **around)
+    for step in range(1, 9):
+        told = maker.told("zork, red, blue", torch.Generator(), Moment(0, step, 1, 0))
+        assert told in ("zork, art, red, blue, good", "zork, art, blue, red, good")
 
 
 def test_the_scan_leaves_a_caption_with_the_placeholder(tmp_path: Path) -> None:

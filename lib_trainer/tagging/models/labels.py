@@ -101,6 +101,8 @@ def _rows(text: str, path: Path) -> Iterator[tuple[str, int, int]]:
         if not any(cell.strip() for cell in row):
             continue
         try:
+            if not row[name].strip():
+                raise ValueError
             yield row[name].strip(), _number(row, category), 0 if count is None else _number(row, count)
         except (IndexError, ValueError, OverflowError):
             raise TaggerError("labels.line", line=line, path=path) from None
