@@ -199,6 +199,28 @@ def test_a_device_that_gives_up_is_a_sentence(make_model: MakeModel) -> None:
         tagger.scores(np.zeros((1, 8, 8, 3), np.float32))
 
 
+def test_scores_that_are_no_numbers_are_not_taken_for_none(make_model: MakeModel) -> None:
+    """As no tags, they would take away what the tagger has written before."""
+    tagger: Any = at(make_model()).open()
+    tagger._session = SimpleNamespace(run=lambda *_: [np.array([[0.5, np.nan, 0.1]], np.float16)])
+    with pytest.raises(TaggerError, match=r"'odd' gave scores on CPU that are no numbers: tag on the processor"):
+        tagger.scores(np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_of_several_outputs_that_of_the_labels_is_read(make_model: MakeModel) -> None:
+    import onnx
+
+    folder = make_model(labels=[(f"tag {number}", 0) for number in range(5)])
+    network = onnx.load(folder / "model.onnx")
+    scores = network.graph.output.pop()
+    seen = onnx.helper.make_tensor_value_info("means", onnx.TensorProto.FLOAT, ["batch", 3])
+    network.graph.output.extend([seen, scores])
+    onnx.save(network, folder / "model.onnx")
+    tagger = at(folder).open()
+    picture = np.full((8, 8, 3), (255, 0, 51), np.uint8)
+    np.testing.assert_allclose(tagger.scores(tagger.batch([picture])), [[0.2, 0.0, 1.0, 0.2, 0.0]], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "known", "threshold"),
     [

@@ -67,7 +67,8 @@ class WdTagger:
         return preprocess.batched(pictures).astype(self._type, copy=False)
 
     def scores(self, batch: Any) -> NDArray[np.float32]:
-        """Raises `TaggerError` where the provider gives up, for want of memory say."""
+        """Raises `TaggerError` where the provider gives up, for want of memory say, or what comes is no number: as a
+        score it would say that nothing is on the picture."""
         count = len(batch)
         if count < self._fixed:  # the last pictures of a folder, or one alone
             batch = np.concatenate([batch, np.zeros((self._fixed - count, *batch.shape[1:]), batch.dtype)])
@@ -77,7 +78,10 @@ class WdTagger:
             raise TaggerError("tagger.failed", name=self.name, device=self.device, reason=error) from error
         if result.shape[-1] != len(self.labels):  # a model whose output has no size in its file
             raise TaggerError("tagger.mismatch", folder=self.name, labels=len(self.labels), outputs=result.shape[-1])
-        return np.asarray(result, dtype=np.float32)
+        scores = np.asarray(result, dtype=np.float32)
+        if not np.isfinite(scores).all():  # half precision that overflows, or a driver's fault
+            raise TaggerError("tagger.not_numbers", name=self.name, device=self.device)
+        return scores
 
 
 def fingerprint(folder: Path) -> str:
@@ -143,7 +147,9 @@ def _checked_shape(session: Any, folder: Path, labels: int) -> tuple[Any, Any, i
     square = len(shape) == 4 and isinstance(shape[1], int) and shape[1] == shape[2] and shape[3] == 3
     if not square or inputs[0].type not in TYPES:
         raise TaggerError("tagger.not_wd", path=folder / "model.onnx", takes=str(shape or len(inputs)))
-    width = outputs[0].shape[-1] if outputs and outputs[0].shape else None
+    # a network that gives what it has seen (an embedding), too, may give that first
+    output = next((one for one in outputs if one.shape and one.shape[-1] == labels), outputs[0])
+    width = output.shape[-1] if output.shape else None
     if isinstance(width, int) and width != labels:
         raise TaggerError("tagger.mismatch", folder=folder, labels=labels, outputs=width)
-    return inputs[0], outputs[0], shape[1], shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0
+    return inputs[0], output, shape[1], shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0
