@@ -58,11 +58,11 @@ class TaggerDesk:
         self._opening = threading.Lock()
         self._reading: dict[object, threading.Lock] = {}
         self._found: list[Found] | None = None
-        self._tagger: tuple[Path, str, Tagger] | None = None
+        self._tagger: tuple[object, Tagger] | None = None
         self._open: OrderedDict[object, _Kept] = OrderedDict()
         self._changes = 0
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
-        self._singles: OrderedDict[tuple[str, str], ScoreTable] = OrderedDict()
+        self._singles: OrderedDict[object, ScoreTable] = OrderedDict()
 
     # -- models --------------------------------------------------------------------------------------------------
 
@@ -73,17 +73,17 @@ class TaggerDesk:
         return self._found
 
     def tagger(self, name: str, device: str = "auto") -> Tagger:
-        """The model of that name, opened; the last one stays open. Raises `TaggerError`."""
+        """The model of that name, opened; the last one stays open until its files are others. Raises `TaggerError`."""
         if not name:
             raise TaggerError("tagger.none_chosen")
         found = pick(self.found(), name)
         with self._opening:
-            held = self._tagger
-            if held is not None and held[:2] == (found.folder, device):
-                return held[2]
+            held, wanted = self._tagger, (found.folder, device, found.stamp())
+            if held is not None and held[0] == wanted:
+                return held[1]
             self._tagger = held = None  # two at once would need twice the memory
             opened = found.open(device=device)
-            self._tagger = (found.folder, device, opened)
+            self._tagger = (wanted, opened)
             return opened
 
     def unload(self) -> None:
@@ -93,7 +93,7 @@ class TaggerDesk:
     def device(self) -> Sentence | None:
         """What runs the open model, for the page; None while none is open."""
         held = self._tagger
-        tagger = held[2] if held else None
+        tagger = held[1] if held else None
         if tagger is None:
             return None
         runs = Sentence("tagger.runs_on", name=tagger.name, device=tagger.device)
@@ -277,8 +277,9 @@ class TaggerDesk:
             raise TaggerError("tagger.none_chosen")
         tables = []
         for name in models:
+            wanted = (key, name, pick(self.found(), name).stamp())
             with self._lock:
-                known, data = self._singles.get((key, name)), self._pictures.get(key)
+                known, data = self._singles.get(wanted), self._pictures.get(key)
             if known is None:
                 if data is None:
                     raise TaggerError("tagger.picture_gone")
@@ -287,7 +288,7 @@ class TaggerDesk:
                     row = tagger.scores(tagger.batch([tagger.load(Path("the picture"), data)]))[0]
                 known = ScoreTable.of(tagger.labels, [sparse(row)])
                 with self._lock:
-                    self._singles[key, name] = known
+                    self._singles[wanted] = known
                     while len(self._singles) > 4 * KEPT_SINGLES:
                         self._singles.popitem(last=False)
             tables.append(known)

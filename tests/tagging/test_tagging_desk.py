@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from lib_trainer.tagging.models.folders import at, find_taggers
 from lib_trainer.tagging.models.registry import Found, Kind
 from lib_trainer.tagging.scores.table import Thresholds
 from lib_trainer.tagging.views import Places, Selection
-from tests.tagging.conftest import MINI, draw_scenes
+from tests.tagging.conftest import MINI, MakeModel, draw_scenes
 from tests.tagging.hub import Hub
 from tests.tagging.hub import hub as hub
 
@@ -219,3 +220,21 @@ def test_another_kind_of_tagger_is_asked_for_its_own_files(tmp_path: Path, monke
     found = find_taggers([tmp_path])
     assert [(item.name, item.kind, item.problem) for item in found] == [("odd", "odd", None)]
     assert at(tmp_path / "odd").fingerprint() == "odd mark"
+
+
+def test_a_model_that_was_replaced_on_the_disk_is_opened_anew(tmp_path: Path, make_model: MakeModel) -> None:
+    """What the old one says would be kept under its name, and never be found by the new one's."""
+    folder, other = make_model("models/odd"), make_model("other", labels=[("b", 0), ("c", 0), ("d", 0)])
+    desk = TaggerDesk(Places(lambda: [tmp_path / "models"], lambda: tmp_path / "models"))
+    draw_scenes(tmp_path / "set", 2)
+    key = desk.remember((tmp_path / "set" / "000.png").read_bytes())
+    assert desk.single(key, ["odd"]).labels.names[1] == "long_hair"
+    held = desk.tagger("odd")
+    assert desk.tagger("odd") is held
+    for name in ("model.onnx", "selected_tags.csv"):
+        shutil.copy(other / name, folder / name)
+    assert desk.single(key, ["odd"]).labels.names == ("b", "c", "d")
+    chosen = Selection(str(tmp_path / "set"), True, ("odd",))
+    desk.start_scoring(chosen)
+    assert (view := desk.wait(60)) is not None and view.state == "finished"
+    assert desk.opened(chosen, Style()).table.labels.names == ("b", "c", "d")

@@ -6,6 +6,8 @@ where its author has published one, the threshold at which precision equals reca
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -225,6 +227,15 @@ class Found:
         if self.problem:
             raise TaggerError("tagger.unusable", folder=self.folder, reason=self.problem)
         return KINDS[self.kind].open(self.folder, **options)
+
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Bytes and time of change of its files: another one where they were replaced."""
+        found = []
+        for name in KINDS[self.kind].files:
+            with contextlib.suppress(OSError):
+                status = os.stat(self.folder / name)
+                found.append((status.st_size, status.st_mtime_ns))
+        return tuple(found)
 
     def fingerprint(self) -> str:
         """Of the model's files, without opening it. Raises `OSError`."""
