@@ -34,6 +34,9 @@ _SIGNS = re.compile(r"\\.|[()\[\],]|[^\\()\[\],]+|\\", re.DOTALL)
 _WEIGHT = re.compile(r":\s*[+-]?[.\d]+\s*\)|(?<!\\)[()\[\]]")
 """What is no part of a tag in a text with weights."""
 
+LITERAL = {"{{": "\0", "}}": "\1"}
+"""What doubled braces are until all is drawn."""
+
 _CHOICE = re.compile(r"\{\{|\}\}|\{([^{}|]*(?:\|[^{}|]*)+)\}")
 
 
@@ -144,18 +147,22 @@ class Variation:
         return 1 + (step - 1) * (count - 1) // self.warmup
 
     def _chosen(self, text: str, random: Random, first: str = " ,", last: str = " ,") -> str:
-        """With one part of each `{a|b}`; doubled braces stand for single ones. An empty part leaves no comma behind:
-        `first` and `last` are what may not stand at either end."""
+        """With one part of each `{a|b}`, the inner ones first; doubled braces stand for single ones. An empty part
+        leaves no comma behind: `first` and `last` are what may not stand at either end."""
         if not self.wildcards or ("{" not in text and "}" not in text):
             return text
 
         def pick(found: re.Match[str]) -> str:
             if found[1] is None:
-                return found[0][0]
+                return LITERAL[found[0]]
             parts = found[1].split("|")
             return parts[int(random.random() * len(parts))].strip()
 
-        return re.sub(r",(?:\s*,)+", ",", _CHOICE.sub(pick, text)).lstrip(first).rstrip(last)
+        while (drawn := _CHOICE.sub(pick, text)) != text:
+            text = drawn
+        for doubled, sign in LITERAL.items():
+            text = text.replace(sign, doubled[0])
+        return re.sub(r",(?:\s*,)+", ",", text).lstrip(first).rstrip(last)
 
     def _once(self, text: str) -> str:
         """Without a word at the front that prefix or suffix brings."""

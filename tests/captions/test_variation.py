@@ -175,6 +175,14 @@ def test_a_chosen_part_of_prefix_and_suffix_keeps_their_commas() -> None:
     assert Variation(wildcards=True, prefix="{|} photo, {|}", suffix=", {|}")("a", moment) == "photo, a"
 
 
+def test_choices_inside_of_choices() -> None:
+    variation = Variation(wildcards=True)
+    told = {variation("a {red|{dark|light} blue} hat, {x|{y|z}}", moment) for moment in moments()}
+    hats, ends = ("red", "dark blue", "light blue"), "xyz"
+    assert told == {f"a {hat} hat, {end}" for hat in hats for end in ends}
+    assert variation("{{a|b}}, {c|{c|c}}, {{", moments()[0]) == "{a|b}, c, {", "doubled braces stay single ones"
+
+
 def test_a_word_of_the_prefix_goes_before_a_mark_too() -> None:
     variation = Variation(True, prefix="zork", words=("zork",))
     assert {variation("zork ||| a, b", moment) for moment in moments(40)} == {"zork a, b", "zork b, a"}
