@@ -317,6 +317,24 @@ def test_the_module_runs() -> None:
     assert done.stdout.strip() == __version__
 
 
+def test_signs_that_the_output_has_no_letter_for_are_printed_as_escapes() -> None:
+    """Windows' own encodings, where the output goes to a file or another program."""
+    command = [sys.executable, "-m", "lib_trainer", "options"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert rb"alpha / \u221arank" in done.stdout and not done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe that nobody reads is another error there")
+def test_output_that_nobody_reads_any_more_is_no_defect() -> None:
+    command = [sys.executable, "-m", "lib_trainer", "options", "--markdown"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == cli.FAILED
+
+
 def test_a_template_is_a_path_beside_the_job_file_or_a_name(tmp_path: Path) -> None:
     named = {"dataset.template": "subject.txt"}
     assert cli.resolve_paths(named, tmp_path) == named

@@ -6,6 +6,7 @@ Heavy packages are imported by the commands that use them, so that `--help` and 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -37,11 +38,16 @@ DONE, FAILED, BAD_JOB, ABANDONED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    _let_anything_be_printed()
     options = _parser().parse_args(arguments)
     # What a user can mend is printed once, here: the log would repeat it. A defect is logged with its traceback.
     logging.basicConfig(level=logging.INFO if options.verbose else logging.ERROR, stream=sys.stderr)
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has gone, as `head` does
+        _print_nothing_more()
+        return FAILED
     except TrainerError as error:
         for problem in error.problems:
             print(f"error: {problem.sentence}", file=sys.stderr)
@@ -53,6 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: Unexpected: {printable(f'{type(error).__name__}: {error}')}", file=sys.stderr)
         return FAILED
     return code
+
+
+def _let_anything_be_printed() -> None:
+    """Signs that the output's encoding lacks (Windows' own, where it is no terminal) are printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print_nothing_more() -> None:
+    """What still waits to be printed goes nowhere, also when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    finally:
+        os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:

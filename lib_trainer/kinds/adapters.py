@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -129,7 +130,8 @@ class AdapterKind(Kind):
             rank, alpha = (network.conv_rank, network.conv_alpha) if spatial else (network.rank, network.alpha)
             own = ranks.get(target.block)
             if own is not None:  # a block's own rank keeps the scale that the job has asked for
-                rank, alpha = int(own), alpha * own / rank
+                share = own / rank
+                rank, alpha = int(own), alpha * (math.sqrt(share) if network.rank_stabilised else share)
             if rank:
                 planned.append((target, self._spec(job, rank, alpha or rank)))
         if not planned:

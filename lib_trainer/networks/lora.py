@@ -77,10 +77,14 @@ class LoraNetwork(nn.Module):
         return len(self.adapters)
 
     def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The network as a file holds it: for LoRA `lora_down.weight`, `lora_up.weight` and `alpha` of each module."""
+        """The network as a file holds it: for LoRA `lora_down.weight`, `lora_up.weight` and `alpha` of each module.
+
+        An alpha that `dtype` does not hold exactly stays fp32.
+        """
         out = {}
         for adapter in self:
-            out[f"{adapter.key}.alpha"] = torch.tensor(adapter.alpha, dtype=dtype)
+            alpha = torch.tensor(adapter.alpha)  # a rounded one would scale all that was learned
+            out[f"{adapter.key}.alpha"] = alpha.to(dtype) if torch.equal(alpha.to(dtype).float(), alpha) else alpha
             for suffix, weight in adapter.file_tensors().items():
                 out[f"{adapter.key}.{suffix}"] = weight.detach().to("cpu", dtype, copy=True).contiguous()
         return out

@@ -98,18 +98,19 @@ def scale_of(own: Own) -> float:
 
 
 def difference(own: Own, weight: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
-    """ΔW at strength 1 in the weight's `shape`, in fp32, or in fp64 where the tensors are.
+    """ΔW at strength 1 in the weight's `shape`, in fp32, or in fp64 where one of the tensors is.
 
     `weight` is read by OFT and DoRA alone. Raises `ValueError` where shapes do not fit.
     """
-    own = {name: _wide(one) for name, one in own.items()}
+    wide = torch.float64 if any(one.dtype is torch.float64 for one in own.values()) else torch.float32
+    own = {name: one.to(wide) if one.is_floating_point() else one for name, one in own.items()}
     kind = kind_of(own)
     if kind is None:
         raise ValueError(f"of no kind that is known ({', '.join(sorted(own))})")
     if needs_base(own):
         if weight is None:
             raise ValueError("needs the weight that it is made for")
-        weight = weight.to(next(iter(own.values())).dtype)
+        weight = weight.to(wide)
         if kind is Kind.OFT:
             return rotated(own, weight) - weight
     delta = product(own, kind)

@@ -123,9 +123,9 @@ def _average(source: Source, settings: CleanSettings, found: dict[str, Stored], 
 def _vae(source: Source, settings: CleanSettings, found: dict[str, Stored]) -> list[Sentence]:
     """Drop or exchange the VAE in `found`."""
     wanted = settings.vae.strip().strip('"')
-    if wanted == KEEP or not wanted:
+    if wanted.lower() == KEEP or not wanted:
         return []
-    other = None if wanted == DROP else open_source(Path(wanted))
+    other = None if wanted.lower() == DROP else open_source(Path(wanted))
     vae = {} if other is None else vae_of(other)
     if other is not None:
         if not vae:

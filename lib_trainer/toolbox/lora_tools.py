@@ -18,7 +18,7 @@ from lib_trainer.toolbox.decompose import Wanted
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.lora_options import ConvertSettings, ExtractSettings, InjectSettings
 from lib_trainer.toolbox.opened import OpenLora, open_lora
-from lib_trainer.toolbox.output import PRECISIONS, Target, make_way, settle, stored_as
+from lib_trainer.toolbox.output import PRECISIONS, Target, make_way, settle, stored_as, written_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.results import LAYERS, one_files, recipe, spooled, write_result
 from lib_trainer.toolbox.source import open_source
@@ -68,7 +68,7 @@ def prepare_extract(settings: ExtractSettings) -> Prepared:
         spatial=None if settings.conv_rank < 0 else wanted_of(settings.conv_rank or settings.rank, settings.keep),
         parts=PARTS[settings.parts],
         norms=settings.norms,
-        dtype=PRECISIONS[settings.precision] or (first.dtype if first else torch.float16),
+        dtype=PRECISIONS[settings.precision] or written_as({first.dtype} if first else ()),
         scheme=settings.names,
         device=_device(settings.device),
     )

@@ -28,7 +28,7 @@ from lib_trainer.toolbox.lora_tools import (
 )
 from lib_trainer.toolbox.mix import Figures, Mixer, Term
 from lib_trainer.toolbox.opened import OpenLora, open_lora
-from lib_trainer.toolbox.output import PRECISIONS, Target, settle
+from lib_trainer.toolbox.output import PRECISIONS, Target, settle, written_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.results import LAYERS, one_files, recipe, shared, spooled, write_result
 from lib_trainer.toolbox.source import Source, open_source
@@ -132,9 +132,7 @@ def _mixing(
         inject.check_family(first, base, inject.checkpoint_family(base))
     _check_base(terms, wanted, base)
     scheme: Scheme = first.scheme if settings.names == "keep" else settings.names
-    order = (torch.float32, torch.float16, torch.bfloat16)
-    widest = next((one for one in order if one in {lora.dtype for lora in opened}), torch.float16)
-    dtype = PRECISIONS[settings.precision] or widest
+    dtype = PRECISIONS[settings.precision] or written_as({lora.dtype for lora in opened})
     place = asked_report(report, settings.existing, inputs)
     lines = [Sentence("adapter_file.mixes", files=tuple(one.path.name for one in opened), count=len(terms),
                       path=target.path), *target.notes, *(place.notes if place else ())]  # fmt: skip

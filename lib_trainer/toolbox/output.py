@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +115,14 @@ def discard(path: Path, *more: Path) -> Path:
         return to_trash([path, *more])[0]
     except OSError as error:
         raise SaveError("trash.failed", path=path, reason=error.strerror or error) from error
+
+
+def written_as(read: Collection[torch.dtype]) -> torch.dtype:
+    """The type of what is computed of numbers of these types and has none of its own: fp32 where one is as exact, else
+    the more exact half precision. 8 bits would lose what was computed."""
+    if {torch.float64, torch.float32} & set(read):
+        return torch.float32
+    return torch.bfloat16 if torch.bfloat16 in read and torch.float16 not in read else torch.float16
 
 
 def stored_as(dtype: torch.dtype, precision: Precision) -> torch.dtype:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from lib_trainer.families.family import VAE_PREFIX, Family, Unet
 from lib_trainer.networks.blocks import parse_blocks
-from lib_trainer.refusals import ConfigError
+from lib_trainer.refusals import ConfigError, Field
 
 BASE = "base"
 LARGEST = 1e6
@@ -203,7 +203,9 @@ def _entries(text: str, option: str, unet: Unet) -> dict[str, float]:
             rest.append(entry)
     found = parse_blocks(",".join(rest), option, unet)
     check_range(found.values(), option, text)
-    return base | {block: value for block, value in found.items() if not block.startswith("layer")}
+    if any(block.startswith("layer") for block in found):
+        raise ConfigError("merge.layers", field=option, text=text, rules=Field("rules", "--rule"))
+    return base | found
 
 
 def part_weights(text: str, option: str, family: Family) -> dict[str, float]:

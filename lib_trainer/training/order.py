@@ -48,7 +48,7 @@ class Order:
     """Epoch after epoch without end; a step never reaches across the end of an epoch.
 
     Where the pictures have one size, the last batch of an epoch may be short. With buckets all are full, and what fills
-    none is shown in the next epoch (`evened_batches`); a batch of several sizes is several lists then, and every
+    none is shown in the next epoch (`evened_batches`); a batch of several sizes is several lists then. Either way every
     picture of a step counts alike (`share`).
     """
 
@@ -123,9 +123,8 @@ class Order:
         return found.batches, found.left
 
     def share(self, batches: list[list[int]], place: int) -> float:
-        """The factor on the loss of the pictures of one of a step's batches, whose means are averaged."""
-        if not self.evened:
-            return 1.0
+        """The factor on the loss of the pictures of one of a step's batches, whose means are averaged: 1 where all are
+        of one length."""
         return len(batches[place]) * len(batches) / sum(len(batch) for batch in batches)
 
     @property

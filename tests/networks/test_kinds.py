@@ -271,6 +271,16 @@ def test_a_file_holds_the_precision_that_was_asked_for() -> None:
         assert {one.dtype for one in stored.values()} == {dtype} and len(stored) == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_gives_the_scale_that_was_trained_whatever_its_precision(dtype: torch.dtype) -> None:
+    """16·√3 has no place in half precision, and 4096·√1024 is beyond the range of fp16."""
+    for rank, alpha in ((3, 16.0), (1024, 4096.0), (4, 2.0)):
+        adapter = make_adapter(target(nn.Linear(12, 20)), AdapterSpec("lora", rank, alpha, rank_stabilised=True))
+        stored = LoraNetwork([adapter]).tensors(dtype)
+        assert float(stored["lora_unet_layer.alpha"]) / rank == pytest.approx(adapter.scale, rel=1e-7)
+        assert stored["lora_unet_layer.lora_up.weight"].dtype is dtype
+
+
 def test_a_small_factor_is_split_where_its_rank_is_below_half_of_its_side() -> None:
     for rank, names in ((3, ["w1_a", "w1_b", "w2_a", "w2_b"]), (4, ["w1", "w2"])):
         spec = AdapterSpec("lokr", rank, 1.0, factor=8, both=True)

@@ -18,6 +18,7 @@ from lib_trainer.toolbox.adapters import (
     lora_pair,
     scale_of,
 )
+from tests.toolbox.loras import module
 
 LAYERS = {
     "linear": lambda: nn.Linear(12, 16),
@@ -159,6 +160,18 @@ def test_sparse_entries_of_lycoris_extraction_are_added() -> None:
            "bias_indices": torch.tensor([[0, 1], [2, 0]]), "bias_values": torch.tensor([5.0, 7.0]),
            "bias_size": torch.tensor([2, 3])}  # fmt: skip
     assert difference(own, None, (2, 3)).tolist() == [[0, 0, 5], [7, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", ["dora", "dora out", "oft", "lora"])
+def test_numbers_of_several_types_make_the_weight_that_those_of_one_do(kind: str) -> None:
+    """Whole numbers as alpha (LyCORIS), and fp64 beside fp32 (a file under peft's names)."""
+    draw = torch.Generator().manual_seed(5)
+    own = module(kind, (8, 6), draw) | {"alpha": torch.tensor(2.0)}
+    weight, last = torch.randn(8, 6, generator=draw), next(iter(own))
+    wanted = difference(own, weight, (8, 6))
+    whole = {"alpha": torch.tensor(2)}
+    for other in (whole | own | whole, own | {last: own[last].double()}):  # the first stands first
+        torch.testing.assert_close(difference(other, weight, (8, 6)).float(), wanted)
 
 
 def test_what_does_not_fit_is_refused() -> None:

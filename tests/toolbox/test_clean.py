@@ -107,7 +107,7 @@ def test_old_names_and_pickles_become_todays(tmp_path: Path) -> None:
 def test_the_vae_goes_out_in_and_elsewhere(tmp_path: Path) -> None:
     made, other = some(SD1), some(SD1, 1)
     path = save(tmp_path / "a.safetensors", made)
-    without, told = clean(path, vae="drop")
+    without, told = clean(path, vae="Drop")
     assert not any(name.startswith("first_stage_model") for name in without) and "The VAE is left out" in told
     alone = {name.partition(".")[2]: one for name, one in other.items() if name.startswith("first_stage_model.")}
     vae = save(tmp_path / "v.safetensors", alone)

@@ -114,6 +114,16 @@ def test_a_share_of_the_energy_decides_the_ranks_and_the_report_says_them(tmp_pa
     assert facts(made.path)["ss_network_dim"] == "Dynamic"
 
 
+def test_of_a_model_in_eight_bits_the_lora_is_in_half_precision(tmp_path: Path) -> None:
+    model = checkpoint(SD1)
+    eight = {
+        name: one.to(torch.float8_e4m3fn) if one.is_floating_point() else one for name, one in tuned(model).items()
+    }
+    base, file = save(tmp_path / "base.safetensors", model), save(tmp_path / "tuned.safetensors", eight)
+    made = run("extract", base=str(base), tuned=str(file), rank=4, precision="keep", output=str(tmp_path / "lora"))
+    assert {one.dtype for one in read(made.path).values()} == {torch.float16}
+
+
 def test_layers_without_a_difference_are_left_out(tmp_path: Path) -> None:
     model = checkpoint(SDXL)
     other = dict(model)

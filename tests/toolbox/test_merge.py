@@ -415,6 +415,7 @@ REFUSED = [
     ({"mode": "average", "shares": "2e6, 1"}, "'2e6, 1' has a number that is out of range"),
     ({"mode": "average", "shares": "1"}, "are not 2 numbers"),
     ({"blocks": "input_77=1"}, "names a block that is not there"),
+    ({"blocks": "middle=1, layer_2-3=0"}, "names layers of a text encoder, which a merge takes together as base"),
     ({"blocks": "base=x"}, "has no number"),
     ({"parts": "te2=1"}, "names no part of this model"),
     ({"parts": "unet"}, "has no number"),

@@ -69,6 +69,18 @@ def test_together_they_add_what_each_adds_at_its_strength(
     assert [one["text"] for one in recipe["files"]] == [0.5, -0.3]
 
 
+def test_what_is_in_double_precision_is_not_written_in_half(model: Tensors, tmp_path: Path) -> None:
+    """As a LoRA in fp32 is under peft's names, where its alpha has no exact place in one factor."""
+    wide = {name: one.double() if "lora_up" in name else one for name, one in lora(SDXL, model).items()}
+    file = save(tmp_path / "wide.safetensors", wide)
+    asked: dict[str, dict[str, Any]] = {
+        "resize": {"lora": str(file), "rank": 2}, "combine": {"loras": (str(file), f"{file}:0.5")},
+    }  # fmt: skip
+    for tool, values in asked.items():
+        result = read(run(tool, **values, output=str(tmp_path / tool)).path)
+        assert {one.dtype for name, one in result.items() if "lora_" in name} == {torch.float32}
+
+
 def test_sd_scripts_cross_terms_are_not_there(model: Tensors, tmp_path: Path) -> None:
     """Its merge without --concat adds factors, which is (A₁+A₂)(B₁+B₂); two equal files come to four times the one."""
     file = save(tmp_path / "a.safetensors", lora(SDXL, model))

@@ -89,6 +89,15 @@ def test_blocks_have_ranks_and_rates_of_their_own_or_are_not_there(watched: Watc
     assert rates == {"unet ×0.5": 0.01, "unet": 0.02, "te1": 0.02}
 
 
+def test_a_blocks_own_rank_keeps_the_scale_of_a_rank_stabilised_lora(watched: Watched, pictures: Path) -> None:
+    job = {"network__rank_stabilised": True, "network__rank": 4, "network__alpha": 3.0, "blocks__ranks": "middle=1"}
+    watched.run(pictures, **job, training__max_steps=1)
+    found = watched.tensors()
+    downs = {name.partition(".")[0]: one for name, one in found.items() if name.endswith("lora_down.weight")}
+    assert {one.shape[0] for one in downs.values()} == {1, 4}
+    assert {float(found[f"{key}.alpha"]) / one.shape[0] for key, one in downs.items()} == {1.5}
+
+
 @pytest.mark.parametrize("name", ["locon", "loha", "lokr", "dora"])
 def test_a_run_goes_on_from_a_file_with_its_shapes(watched: Watched, pictures: Path, name: str) -> None:
     watched.run(pictures, **FAST, **ADAPTERS[name], output__name="first")

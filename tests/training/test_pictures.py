@@ -219,10 +219,13 @@ def test_a_picture_has_its_own_weight_beside_that_of_its_role() -> None:
     assert found == {"zork 0": 1.0, "zork 1": 3.0, "other 0": 0.5, "other 1": 1.5}
 
 
-def test_pictures_of_a_divided_batch_count_alike() -> None:
-    """Three pictures of one size and one of another: the mean of the parts' losses is that of the pictures."""
-    values = {"buckets.enabled": True, "training.batch_size": 8, "training.max_steps": 9}
-    pictures = source(6, 0, shapes=4, **values)
+@pytest.mark.parametrize("buckets", [True, False])
+def test_pictures_of_a_divided_batch_count_alike(buckets: bool) -> None:
+    """Three pictures of one size and one of another, or a short batch added to a full one: the mean of the parts'
+    losses is that of the pictures."""
+    values = {"buckets.enabled": buckets, "training.batch_size": 8, "training.max_steps": 9}
+    values |= {} if buckets else {"training.batch_size": 4, "training.gradient_accumulation": 2}
+    pictures = source(6 if buckets else 7, 0, shapes=4 if buckets else 1, **values)
     divided = [step for step in itertools.islice(pictures.steps(), 9) if len(step.batches) > 1]
     assert divided
     for step in divided:

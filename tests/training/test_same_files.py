@@ -2,7 +2,8 @@
 
 The digests were recorded at commit 5e95aac. Those of a model four times as deep still held there: they were of commit
 8b69a28, before kinds of training became objects, and of c923c24 for previews, which are files since then, and for saved
-steps, which got names of their own in their metadata. Who changes what is learned on purpose records them anew
+steps, which got names of their own in their metadata; those of the rank-stabilised LoRA are of when a block's own rank
+kept the scale of the others. Who changes what is learned on purpose records them anew
 (`python -m tests.training.same_files`, in the environment below) and says so.
 """
 
