@@ -52,7 +52,7 @@ class ExtractSettings(Writes, frozen=True):
     device: Annotated[str, option("Runs on", "cpu, or cuda for a graphics card.", advanced=True)] = "cpu"
     report: Annotated[str, option("Report", "A CSV file with what each layer loses.", place="path", advanced=True)] = ""
     precision: Annotated[
-        Precision, option("Precision", "Of the LoRA's numbers.", names={"keep": "the tuned file's"})
+        Precision, option("Precision", "Of the LoRA's numbers.", names={"keep": "the tuned file's, of 8 bits fp16"})
     ] = "fp16"
 
 
