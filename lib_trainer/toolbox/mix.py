@@ -52,7 +52,7 @@ class Mixer:
 
     def _alone(self, layer: Layer, own: Own, strength: float) -> dict[str, torch.Tensor] | None:
         """Of one module: in its own kind where nothing is to be smaller; DoRA keeps its magnitudes."""
-        if self.wanted is None or kind_of(own) is Kind.NORM:
+        if self.wanted is None or _is_of_a_norm(own):
             kept = scaled(own, strength)
             return None if kept is None else {name: self._stored(name, one) for name, one in kept.items()}
         if "dora_scale" in own and strength == 1 and self.base is None:
@@ -66,7 +66,7 @@ class Mixer:
         return tensor if plain else tensor.to(self.dtype)
 
     def _joined(self, layer: Layer, owned: Sequence[tuple[Own, float]]) -> dict[str, torch.Tensor]:
-        if any(kind_of(own) is Kind.NORM for own, _ in owned):
+        if any(_is_of_a_norm(own) for own, _ in owned):
             return self._norms(owned)
         biases = [(moved, strength) for own, strength in owned if (moved := bias_difference(own)) is not None]
         pairs = [factors(own) for own, _ in owned]
@@ -90,13 +90,14 @@ class Mixer:
         return whole
 
     def _norms(self, owned: Sequence[tuple[Own, float]]) -> dict[str, torch.Tensor]:
-        """Differences of one dimension add up as they are."""
+        """Differences of one dimension add up as they are. The WebUI reads no weight without a bias."""
         found: dict[str, torch.Tensor] = {}
         for own, strength in owned:
             moved = {"w_norm": own.get("w_norm", own.get("diff")), "b_norm": bias_difference(own)}
             for name, one in moved.items():
                 if one is not None:
                     found[name] = found.get(name, torch.zeros(one.shape)) + one.float() * strength
+        found.setdefault("b_norm", torch.zeros_like(found["w_norm"]))
         return {name: one.to(self.dtype) for name, one in found.items()}
 
     def _of_factors(self, layer: Layer, up: torch.Tensor, down: torch.Tensor) -> dict[str, torch.Tensor] | None:
@@ -144,6 +145,12 @@ class Mixer:
         for own, strength in owned:
             total = total + difference(own, weight + total, tuple(weight.shape)) * strength
         return total
+
+
+def _is_of_a_norm(own: Own) -> bool:
+    """Whether its weight has one dimension, under LyCORIS' name for that or as any difference."""
+    kind = kind_of(own)
+    return kind is Kind.NORM or (kind is Kind.DIFF and own["diff"].ndim == 1)
 
 
 def lora_tensors(layer: Layer, up: torch.Tensor, down: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -69,6 +69,22 @@ def test_together_they_add_what_each_adds_at_its_strength(
     assert [one["text"] for one in recipe["files"]] == [0.5, -0.3]
 
 
+def test_differences_of_norms_stay_what_they_are(model: Tensors, tmp_path: Path) -> None:
+    """Under either name: no low rank is made of a norm's weight, and there is a bias beside it, as the WebUI wants."""
+    key = "lora_unet_input_blocks_4_1_transformer_blocks_0_norm1"
+    own = {f"{key}.diff": torch.arange(4.0)}
+    one = save(tmp_path / "one.safetensors", lora(SDXL, model) | own)
+    smaller = read(run("resize", lora=str(one), rank=1, output=str(tmp_path / "smaller")).path)
+    assert {name: part.tolist() for name, part in smaller.items() if name.startswith(key)} == {
+        f"{key}.diff": [0.0, 1.0, 2.0, 3.0]
+    }
+    for rank in (0, 1):
+        both = run("combine", loras=(str(one), f"{one}:0.5"), rank=rank, output=str(tmp_path / f"both{rank}")).path
+        assert {name: part.tolist() for name, part in read(both).items() if name.startswith(key)} == {
+            f"{key}.w_norm": [0.0, 1.5, 3.0, 4.5], f"{key}.b_norm": [0.0] * 4,
+        }  # fmt: skip
+
+
 def test_what_is_in_double_precision_is_not_written_in_half(model: Tensors, tmp_path: Path) -> None:
     """As a LoRA in fp32 is under peft's names, where its alpha has no exact place in one factor."""
     wide = {name: one.double() if "lora_up" in name else one for name, one in lora(SDXL, model).items()}

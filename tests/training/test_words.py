@@ -54,6 +54,7 @@ def test_no_name_is_left_in_a_caption(tmp_path: Path, job: dict[str, Any], capti
 TEMPLATES = [
     ("a photo of [name], [filewords]", "red", "a photo of zrk-a, red"),
     ("a photo of [name], [filewords]", "zrk-a, red", "a photo of zrk-a, red"),
+    ("a photo of [name], [filewords]", "zrk-abc, red", "a photo of zrk-a, zrk-abc, red"),
     ("a photo of [name], [filewords]", "[name] on a table", "a photo of zrk-a, zrk-a on a table"),
     ("[filewords]", "[name] on a table", "zrk-a on a table"),
     ("[filewords]", "a zrk-a on a table", "a zrk-a on a table"),
