@@ -79,14 +79,16 @@ class LoraNetwork(nn.Module):
     def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The network as a file holds it: for LoRA `lora_down.weight`, `lora_up.weight` and `alpha` of each module.
 
-        An alpha that `dtype` does not hold exactly stays fp32.
+        An alpha that `dtype` does not hold exactly stays fp32, and so do DoRA's magnitudes: these multiply the whole
+        weight, where rounding the factors moves what was learned alone.
         """
         out = {}
         for adapter in self:
             alpha = torch.tensor(adapter.alpha)  # a rounded one would scale all that was learned
             out[f"{adapter.key}.alpha"] = alpha.to(dtype) if torch.equal(alpha.to(dtype).float(), alpha) else alpha
             for suffix, weight in adapter.file_tensors().items():
-                out[f"{adapter.key}.{suffix}"] = weight.detach().to("cpu", dtype, copy=True).contiguous()
+                stored = torch.float32 if suffix == "dora_scale" else dtype
+                out[f"{adapter.key}.{suffix}"] = weight.detach().to("cpu", stored, copy=True).contiguous()
         return out
 
     def flatten(self, adapters: Sequence[Adapter], *, whole: bool) -> list[nn.Parameter]:

@@ -58,6 +58,9 @@ NEEDED: dict[Kind, tuple[str, ...]] = {
 SPARSE = ("bias_indices", "bias_values", "bias_size")
 """Single entries that LyCORIS' extraction adds to the product."""
 
+EXACT = ("alpha", "scale", "dora_scale")
+"""What multiplies a whole product or weight: tools keep it in its own type."""
+
 SUFFIXES = frozenset(
     {*MARKS, *(name for needed in NEEDED.values() for name in needed), *SPARSE, "alpha", "scale", "lora_mid.weight",
      "hada_t1", "hada_t2", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "rescale", "dora_scale",

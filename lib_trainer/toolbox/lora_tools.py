@@ -13,7 +13,7 @@ from lib_trainer.networks.formats.description import carry_description, clues_of
 from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.refusals import ConfigError, Count, Decimals, ModelError, Sentence, few
 from lib_trainer.toolbox import convert, extract, inject
-from lib_trainer.toolbox.adapters import Kind, kind_of
+from lib_trainer.toolbox.adapters import EXACT, Kind, kind_of
 from lib_trainer.toolbox.decompose import Wanted
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.lora_options import ConvertSettings, ExtractSettings, InjectSettings
@@ -246,7 +246,7 @@ def _convert(lora: OpenLora, settings: ConvertSettings, target: Target, progress
     named: dict[str, str] = {}
     with spooled(target.path) as spool:
         for name, kohya, tensor in convert.renamed(lora, settings.names, noted):
-            plain = wanted is None or not tensor.is_floating_point() or name.endswith((".alpha", ".scale"))
+            plain = wanted is None or not tensor.is_floating_point() or kohya.rpartition(".")[2] in EXACT
             spool.add(name, tensor if plain else tensor.to(wanted))
             named[name] = kohya
             progress.advance(1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lib_trainer.refusals import Field, ModelError
-from lib_trainer.toolbox.adapters import Kind, Own, bias_difference, difference, kind_of, needs_base, product
+from lib_trainer.toolbox.adapters import EXACT, Kind, Own, bias_difference, difference, kind_of, needs_base, product
 from lib_trainer.toolbox.decompose import Parts, Wanted, energy, join, lost, lost_between, split
 from lib_trainer.toolbox.factors import factors, scaled
 from lib_trainer.toolbox.figures import Figures, LayerFigure
@@ -57,12 +57,12 @@ class Mixer:
             return None if kept is None else {name: self._stored(name, one) for name, one in kept.items()}
         if "dora_scale" in own and strength == 1 and self.base is None:
             inner = {name: one for name, one in own.items() if name != "dora_scale"}
-            return {**self._joined(layer, [(inner, 1.0)]), "dora_scale": own["dora_scale"].to(self.dtype)}
+            return {**self._joined(layer, [(inner, 1.0)]), "dora_scale": own["dora_scale"]}
         return None
 
     def _stored(self, suffix: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Scales are stored as exactly as they were."""
-        plain = suffix in ("alpha", "scale") or not tensor.is_floating_point()
+        """Scales and magnitudes are stored as exactly as they were."""
+        plain = suffix in EXACT or not tensor.is_floating_point()
         return tensor if plain else tensor.to(self.dtype)
 
     def _joined(self, layer: Layer, owned: Sequence[tuple[Own, float]]) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from lib_trainer.families.family import Family
 from lib_trainer.families.known import FAMILIES
 from lib_trainer.networks.formats.lora_file import BUNDLED
 from lib_trainer.refusals import ModelError
-from lib_trainer.toolbox.adapters import SUFFIXES, kind_of, needs_base
+from lib_trainer.toolbox.adapters import EXACT, SUFFIXES, kind_of, needs_base
 from lib_trainer.toolbox.layers import SCHEMES, Layer, Scheme, by_name
 from lib_trainer.toolbox.source import Source, open_source
 
@@ -103,7 +103,7 @@ class OpenLora:
         """The most exact type of its numbers; fp16 before bf16."""
         order = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
         held = {self.source.tensors[name].dtype for one in self.modules.values()
-                for suffix, name in one.tensors.items() if suffix not in ("alpha", "scale")}  # fmt: skip
+                for suffix, name in one.tensors.items() if suffix not in EXACT}  # fmt: skip
         return next((one for one in order if one in held), torch.float16)
 
     @property

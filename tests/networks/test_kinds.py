@@ -268,7 +268,9 @@ def test_a_file_holds_the_precision_that_was_asked_for() -> None:
     _, adapter = made("lora", "linear", True)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         stored = LoraNetwork([adapter]).tensors(dtype)
-        assert {one.dtype for one in stored.values()} == {dtype} and len(stored) == 4
+        magnitudes = stored.pop("lora_unet_layer.dora_scale")
+        assert {one.dtype for one in stored.values()} == {dtype} and len(stored) == 3
+        assert torch.equal(magnitudes, adapter.file_tensors()["dora_scale"])  # they multiply the whole weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

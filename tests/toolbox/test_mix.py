@@ -126,6 +126,17 @@ def test_smaller_loses_what_is_said_and_no_more_than_it_must(kind: str, model: T
     assert len(report.read_text().splitlines()) == len(found) + 1
 
 
+def test_magnitudes_stay_as_exact_as_they_are(model: Tensors, tmp_path: Path) -> None:
+    """They multiply the whole weight, and are no reason to write the factors in fp32."""
+    own = {name: one if "dora_scale" in name else one.half() for name, one in lora(SDXL, model, "dora").items()}
+    file = save(tmp_path / "dora.safetensors", own)
+    for tool, values in (("resize", {"rank": 1}), ("convert", {"precision": "fp16"}), ("repair", {})):
+        result = read(run(tool, lora=str(file), **values, output=str(tmp_path / tool)).path)
+        for name, one in result.items():
+            assert one.dtype is (torch.float32 if "dora_scale" in name else torch.float16)
+            assert "dora_scale" not in name or torch.equal(one, own[name])
+
+
 def test_dora_gets_smaller_and_keeps_its_magnitudes(model: Tensors, tmp_path: Path) -> None:
     tensors = lora(SDXL, model, "dora")
     file = save(tmp_path / "a.safetensors", tensors)
