@@ -142,7 +142,7 @@ def _joined(pieces: Iterator[torch.Tensor], count: int) -> torch.Tensor:
 
 
 def _vae_note(settings: MergeSettings) -> tuple[Sentence, ...]:
-    return () if settings.vae.strip().lower() == "a" else (Sentence("trial.vae"),)
+    return () if settings.vae.strip().lower() in ("", "a") else (Sentence("trial.vae"),)
 
 
 def _check_loaded(host: Host, plan: Plan) -> None:

@@ -37,12 +37,13 @@ def vae_file(told: str) -> list[Path]:
 
 
 def vae_tensors(told: str, sources: Sequence[Source]) -> dict[str, Stored] | None:
-    """The VAE that is to be taken: `a`, `b`, `c`, or a file's; None where it is to be blended.
+    """The VAE that is to be taken: `a` (also where nothing is said), `b`, `c`, or a file's; None where it is to be
+    blended.
 
     Raises `ConfigError` for a letter without a model, `ModelError` for a file without a VAE or with one of another
     build.
     """
-    name = told.strip().strip('"')
+    name = told.strip().strip('"') or LETTERS[0]
     if name.lower() == BLEND:
         return None
     if name.lower() in tuple(LETTERS):

@@ -265,6 +265,7 @@ def test_parts_and_rules(three: Path) -> None:
 def test_the_vae_is_chosen_and_blended_only_when_asked(three: Path, tmp_path: Path) -> None:
     a, b = some(SD1, 0), some(SD1, 1)
     assert torch.equal(merge(three)[VAE], a[VAE]) and torch.equal(merge(three, vae="b")[VAE], b[VAE])
+    assert torch.equal(merge(three, vae=" ")[VAE], a[VAE])  # the field was emptied
     torch.testing.assert_close(merge(three, vae="blend")[VAE], (a[VAE] + b[VAE]) / 2)
     own = {name: torch.ones_like(one) for name, one in b.items() if name.startswith("first_stage_model.")}
     alone = save(tmp_path / "v.vae.safetensors", {name.partition(".")[2]: one for name, one in own.items()})
