@@ -126,6 +126,8 @@ def _divided(
             taken[name] = own
     _check_parts(step, sources, family, merged_names)
     notes = []
+    if vae == {} and any(name.startswith(VAE_PREFIX) for name in every):
+        notes.append(Sentence("merge.without_vae", vae=Field("vae", "--vae")))
     if averages:
         notes.append(Sentence("merge.average_left_out", count=Count(averages)))
     if lacking:

@@ -88,6 +88,11 @@ def test_captions_without_the_word_are_untouched(text: Any) -> None:
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(before, after, strict=True))
 
 
+def test_a_word_that_the_tokenizer_drops_stands_nowhere(text: Any) -> None:
+    with torch.no_grad(), text.extended({"\u200b": {"te1": rows(1)}}):
+        text.encode(["a red circle"], 1, 1)  # it would stand in front of each token, for ever
+
+
 def test_a_caption_without_the_word_gives_gradients_of_zero(text: Any) -> None:
     learned = rows(2).requires_grad_()
     with text.extended({"zrk-thing": {"te1": learned}}):

@@ -281,6 +281,17 @@ def test_the_vae_is_chosen_and_blended_only_when_asked(three: Path, tmp_path: Pa
         merge(three, vae="c")
 
 
+def test_a_result_without_a_vae_is_said_where_another_model_has_one(three: Path, tmp_path: Path) -> None:
+    without = {name: one for name, one in some(SD1, 0).items() if not name.startswith("first_stage_model.")}
+    a = save(tmp_path / "without.safetensors", without)
+
+    def told(**more: str) -> str:
+        settings = MergeSettings(a=str(a), b=str(three / "b.safetensors"), output=str(tmp_path / "out"), **more)
+        return " ".join(map(str, prepare(settings).lines))
+
+    assert "The result has no VAE" in told() and "The result has no VAE" not in told(vae="b")
+
+
 def test_whole_numbers_and_averages_are_no_weights(tmp_path: Path) -> None:
     a, b = some(SD1, 0), some(SD1, 1)
     a[POSITIONS] = torch.arange(77).half()[None] * 0.999

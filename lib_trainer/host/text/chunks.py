@@ -103,7 +103,7 @@ class Chunks:
         """Tokens one by one, and added words whole; of words that begin alike the longest, as the WebUI finds them."""
         start = 0
         while start < len(ids):
-            fits = [(own, new) for own, new in self._words if ids[start : start + len(own)] == own]
+            fits = [(own, new) for own, new in self._words if own and ids[start : start + len(own)] == own]
             own, new = max(fits, key=lambda pair: len(pair[0]), default=([0], ids[start : start + 1]))
             yield new
             start += len(own)
