@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,9 +92,14 @@ def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> Non
     page.locator("#models_merge_start").click()
     expect(page.locator("#models_job .models-ended")).to_contain_text("Merged into")
     assert (tmp_path / "checkpoints" / "mixed.safetensors").is_file()
-    page.locator("#models_merge_a input").click()
-    expect(page.locator("#models_merge_a .options li").filter(has_text="mixed.safetensors")).to_have_count(1)
-    page.keyboard.press("Tab")  # gradio's own list is no list for a screen reader while it is open
+    mixed = page.locator("#models_merge_a .options li").filter(has_text="mixed.safetensors")
+    deadline = time.monotonic() + SLOW / 1000
+    while not mixed.count() and time.monotonic() < deadline:  # gradio shows what is new in a list when it is opened
+        page.keyboard.press("Tab")  # while it is open it is no list for a screen reader, either
+        page.locator("#models_merge_a input").click()
+        page.wait_for_timeout(200)
+    expect(mixed).to_have_count(1)
+    page.keyboard.press("Tab")
     assert findings(page, "#models_page") == []
 
 
