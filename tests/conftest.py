@@ -92,6 +92,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByScope(config, log)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def processors_are_alike(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`auto` is fp32 on a processor without bf16 and bf16 on one with it: the tests run on the first, wherever."""
+    from lib_trainer.training import precision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "CPU_INFO", tmp_path_factory.mktemp("processor") / "cpuinfo")
+        precision._cpu_multiplies_bf16.cache_clear()
+        yield
+    precision._cpu_multiplies_bf16.cache_clear()
+
+
 SHARED: dict[str, tuple[Any, list[object]]] = {}
 """Models and folders of the session, each with what it is made of."""
 

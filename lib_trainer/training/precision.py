@@ -17,6 +17,10 @@ ROCM_WITH_BF16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 """AMD's matrix units that take bf16: CDNA, and RDNA from the third generation on."""
 
 
+CPU_INFO = Path("/proc/cpuinfo")
+"""What Linux says of the processor."""
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of `auto`, `bf16`, `fp16` or `fp32` on a device. Raises `ConfigError` if the device cannot."""
     if name == "auto":
@@ -85,7 +89,7 @@ def _cpu_multiplies_fp16() -> bool:
 def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU has bf16 products (AVX512-BF16 or AMX). Without them bf16 is emulated and slower than fp32."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        flags = CPU_INFO.read_text(encoding="ascii", errors="replace")
     except OSError:  # not Linux
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags

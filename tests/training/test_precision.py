@@ -21,9 +21,10 @@ CPU = torch.device("cpu")
     ("flags", "expected"), [("avx2 avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx2", torch.float32)]
 )
 def test_auto_on_a_cpu_takes_bf16_where_it_is_native(
-    monkeypatch: pytest.MonkeyPatch, flags: str, expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda self, **kw: f"flags : {flags}")
+    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
+    precision.CPU_INFO.write_text(f"flags : {flags}", encoding="ascii")
     precision._cpu_multiplies_bf16.cache_clear()
     try:
         assert resolve_precision("auto", CPU) is expected
