@@ -37,6 +37,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.remembered import remembered
+from bench.shapes import CLIP_L, SD1_UNET
 from lib_trainer import autocasting
 from lib_trainer.families.sdxl import SDXL
 from lib_trainer.host.holding import frozen
@@ -221,24 +222,8 @@ def sd1() -> LdmModel:
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     with META:
-        unet = UNetModel(
-            image_size=32,
-            in_channels=4,
-            out_channels=4,
-            model_channels=320,
-            attention_resolutions=[4, 2, 1],
-            num_res_blocks=2,
-            channel_mult=[1, 2, 4, 4],
-            num_heads=8,
-            use_spatial_transformer=True,
-            transformer_depth=1,
-            context_dim=768,
-            use_checkpoint=False,
-            legacy=False,
-        )
-        text = CLIPTextModel(CLIPTextConfig(**sizes))
+        unet, text = UNetModel(**SD1_UNET), CLIPTextModel(CLIPTextConfig(**CLIP_L))
     return _model(unet, Texts([_half(text)], None))
 
 
@@ -252,19 +237,8 @@ def sdxl(folder: Path) -> LdmModel:
         openaimodel = importlib.import_module("sgm.modules.diffusionmodules.openaimodel")
         with META:
             unet = openaimodel.UNetModel(
-                in_channels=4,
-                out_channels=4,
-                model_channels=320,
-                attention_resolutions=[4, 2],
-                num_res_blocks=2,
-                channel_mult=[1, 2, 4],
-                num_head_channels=64,
+                **SDXL.config["model"]["params"]["unet_config"]["params"],
                 use_spatial_transformer=True,
-                transformer_depth=[1, 2, 10],
-                context_dim=2048,
-                adm_in_channels=2816,
-                num_classes="sequential",
-                use_linear_in_transformer=True,
                 use_checkpoint=False,
                 spatial_transformer_attn_type="softmax",
             )

@@ -39,6 +39,7 @@ from bench.allocations import Allocations
 from bench.count_step import CudaAutocast
 from bench.labelled import labelled_unet
 from bench.remembered import remembered
+from bench.shapes import BIG_G, BIG_H, CLIP_L, SD1_UNET, VAE
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.families.family import Family, Part
 from lib_trainer.families.known import DEFAULT
@@ -71,62 +72,10 @@ NORMS = (torch.nn.functional.group_norm, torch.nn.functional.layer_norm, torch.g
 CONSTRUCTORS = _device_constructors()
 """What is told by `torch.device` where new tensors lie."""
 TINY = Path(__file__).parents[1] / "tests" / "training"
-UNET: dict[str, Any] = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "attention_resolutions": [4, 2, 1],
-    "num_res_blocks": 2,
-    "channel_mult": [1, 2, 4, 4],
-    "num_heads": 8,
-    "use_spatial_transformer": True,
-    "transformer_depth": 1,
-    "context_dim": 768,
-    "use_checkpoint": False,
-    "legacy": False,
-}
-CLIP: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "projection_dim": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "quick_gelu",
-}
 PUBLISHED: dict[str, Any] = {"sd2": SD2.config, "sdxl": SDXL.config}
 SD2_UNET, XL_UNET = (
-    UNET | {"num_heads": -1} | config["model"]["params"]["unet_config"]["params"] for config in PUBLISHED.values()
+    SD1_UNET | {"num_heads": -1} | config["model"]["params"]["unet_config"]["params"] for config in PUBLISHED.values()
 )
-BIG_H: dict[str, Any] = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "projection_dim": 512,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "hidden_act": "gelu",
-}
-"""Without the layer behind the one that is read, as diffusers has it."""
-BIG_G: dict[str, Any] = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "projection_dim": 1280,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-}
-VAE: dict[str, Any] = {
-    "double_z": True,
-    "z_channels": 4,
-    "resolution": 256,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 128,
-    "ch_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -161,11 +110,11 @@ class Shape:
 
 def shape_of(name: str) -> Shape:
     if name == "sd1":
-        return Shape(UNET, (CLIP,), VAE, TABLES / "sd1.json", 512)
+        return Shape(SD1_UNET, (CLIP_L,), VAE, TABLES / "sd1.json", 512)
     if name == "sd2":
         return Shape(SD2_UNET, (BIG_H,), VAE, TABLES / "sd2.json", 768, SD2)
     if name == "sdxl":
-        return Shape(XL_UNET, (CLIP, BIG_G), VAE, TABLES / "sdxl.json", 1024, SDXL, kinds=XL_KINDS)
+        return Shape(XL_UNET, (CLIP_L, BIG_G), VAE, TABLES / "sdxl.json", 1024, SDXL, kinds=XL_KINDS)
     from tests import support, tiny_families
 
     tiny, xl = TINY / "memory_tiny.json", TINY / "memory_tiny_xl.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from bench.shapes import DIFFUSERS_UNETS, xl_unet
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.sdxl import SDXL
 from lib_trainer.host.standalone.checkpoint import Components
@@ -36,22 +37,6 @@ def _text(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
     return sizes | {"num_attention_heads": heads} | more
 
 
-def _xl_unet(channels: Sequence[int], heads: Sequence[int], depth: int, context: int, pooled: int) -> dict[str, Any]:
-    """SDXL's (arXiv:2307.01952): no attention at the finest resolution, 2 and `depth` layers at the others."""
-    return {
-        "block_out_channels": tuple(channels),
-        "attention_head_dim": tuple(heads),
-        "transformer_layers_per_block": (1, 2, depth),
-        "cross_attention_dim": context,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": pooled + 6 * 256,
-    }
-
-
 SHAPES: dict[tuple[str, str], _Shape] = {
     ("sd1", "mini"): _Shape(
         {"block_out_channels": (32, 32, 64, 64), "cross_attention_dim": 32, "attention_head_dim": 4}, (_text(32, 3, 4),)
@@ -61,11 +46,11 @@ SHAPES: dict[tuple[str, str], _Shape] = {
         (_text(768, 12, 12),),
     ),
     ("sdxl", "mini"): _Shape(
-        _xl_unet((32, 32, 64), (2, 2, 4), 2, 32 + 48, 40),
+        xl_unet((32, 32, 64), (2, 2, 4), 2, 32 + 48, 40),
         (_text(32, 3, 4), _text(48, 3, 4, projection_dim=40, hidden_act="gelu")),
     ),
     ("sdxl", "full"): _Shape(
-        _xl_unet((320, 640, 1280), (5, 10, 20), 10, 768 + 1280, 1280),
+        DIFFUSERS_UNETS["SDXL"],
         (_text(768, 12, 12), _text(1280, 32, 20, projection_dim=1280, hidden_act="gelu")),
     ),
 }

@@ -81,6 +81,30 @@ class Ema:
             shadow.copy_(kept)
 
 
+class Learner:
+    """AdamW along a cosine over `steps`, and the average of what it makes of the parameters.
+
+    params: as torch.optim takes them; settings: of AdamW. Gradients are clipped to the norm `clip` if it is given.
+    """
+
+    def __init__(
+        self, params: Any, rate: float, steps: int, decay: float = 0.998, clip: float = 1.0, **settings: Any
+    ) -> None:
+        self.optimizer = torch.optim.AdamW(params, lr=rate, **settings)
+        self.params = [param for group in self.optimizer.param_groups for param in group["params"]]
+        self.curve = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: cosine(step, steps))
+        self.ema, self.clip = Ema(self.params, decay), clip
+
+    def step(self) -> None:
+        """One step along the gradients that are there."""
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.params, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.curve.step()
+        self.ema.update()
+
+
 def cosine(step: int, total: int, warmup: int = 100) -> float:
     """Learning-rate factor, 0 to 1: a linear rise over warmup steps, then half a cosine down to 1%."""
     if step < warmup:
@@ -92,6 +116,17 @@ def cosine(step: int, total: int, warmup: int = 100) -> float:
 def take_device(parser: argparse.ArgumentParser) -> None:
     """The option --device, a `torch.device`. What a CPU draws and trains is what docs/ show, so it is the usual one."""
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="or cuda (default: cpu)")
+
+
+def read_options(doc: str | None, steps: int, **counts: tuple[int, str]) -> argparse.Namespace:
+    """Of a script that fills a new folder with runs of `steps`: --dir, --steps, --device, and each count of
+    {name: (usual, help)}."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, required=True, help="a new folder")
+    for name, (usual, told) in ({"steps": (steps, "optimizer steps of each run")} | counts).items():
+        parser.add_argument(f"--{name}", type=int, default=usual, help=f"{told} (default: {usual})")
+    take_device(parser)
+    return parser.parse_args()
 
 
 def atomic(path: Path, write: Callable[[Path], object]) -> None:

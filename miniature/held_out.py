@@ -9,7 +9,6 @@ an early stop: its best step is set beside that of the whole run.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 
-from .common import take_device
+from .common import read_options
 from .demo import COLOURS, SHAPE, TRIGGER, concept_job
 from .export import export_webui
 from .world import write_concept, write_known
@@ -99,12 +98,7 @@ def run(folder: Path, steps: int, every: int, device: torch.device, say: Callabl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, required=True, help="a new folder")
-    parser.add_argument("--steps", type=int, default=240, help="optimizer steps of each run (default: 240)")
-    parser.add_argument("--every", type=int, default=12, help="steps between two measurements (default: 12)")
-    take_device(parser)
-    options = parser.parse_args()
+    options = read_options(__doc__, 240, every=(12, "steps between two measurements"))
     print("\n".join(run(options.dir.absolute(), options.steps, options.every, options.device)))
     return 0
 

@@ -10,7 +10,6 @@ many pictures show the concept where it is called, and the right shape where ano
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.training.desk import TrainingDesk
 
-from .common import take_device
+from .common import read_options
 from .demo import CFG_SCALE, SAMPLER, SIDE, concept_job
 from .export import export_webui
 from .judge import Judge
@@ -101,12 +100,7 @@ def run(folder: Path, steps: int, seeds: int, device: torch.device, say: Callabl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, required=True, help="a new folder")
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each run (default: 400)")
-    parser.add_argument("--seeds", type=int, default=20, help="pictures of each prompt (default: 20)")
-    take_device(parser)
-    options = parser.parse_args()
+    options = read_options(__doc__, 400, seeds=(20, "pictures of each prompt"))
     print("\n".join(run(options.dir.absolute(), options.steps, options.seeds, options.device)))
     return 0
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from numpy.typing import NDArray
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from .common import CLIP_CONFIG, SCALING_FACTOR, UNET_CONFIG, Ema, cosine, save
+from .common import CLIP_CONFIG, SCALING_FACTOR, UNET_CONFIG, Learner, save
 from .text import batch_of, known_ids, with_junk
 from .train_vae import load_joint
 from .world import Scene, caption, combos, draw, is_held_out, random_scene
@@ -152,11 +152,7 @@ def train(work: Path, steps: int = 9000, start: Path | None = None, rate: float 
         models.load(torch.load(start))
     rng = np.random.default_rng([seed, rank])
     torch.manual_seed(seed + 1000 * rank)
-    groups = parameter_groups(models)
-    params = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
-    curve = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
-    ema = Ema(params, 0.998)
+    learner = Learner(parameter_groups(models), rate, steps, betas=(0.9, 0.99))
     table = models.text.text_model.embeddings.token_embedding.weight
     rows = torch.tensor(known_ids())
     known = torch.zeros(len(table), 1)
@@ -167,21 +163,17 @@ def train(work: Path, steps: int = 9000, start: Path | None = None, rate: float 
         (error + MEAN_WEIGHT * mean_error).backward()
         if table.grad is not None:
             table.grad.mul_(known)
-        _share_gradients(params, table, rows)
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        curve.step()
-        ema.update()
+        _share_gradients(learner.params, table, rows)
+        learner.step()
         running += (error.item() - running) / min(step, 100)
         drift += (mean_error.item() - drift) / min(step, 100)
         if step % 50 == 0 and rank == 0:
             print(f"diffusion {step} mse {running:.4f} mean {drift:.5f} {time.time() - started:.0f}s", flush=True)
         if step % 250 == 0 and rank == 0:
-            ema.swap()
+            learner.ema.swap()
             save(work / "diffusion_snapshot.pt", models.state())
-            ema.swap()
-    ema.swap()
+            learner.ema.swap()
+    learner.ema.swap()
     if rank == 0:
         save(work / "diffusion.pt", models.state())
     return models

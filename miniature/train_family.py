@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from .common import SCALING_FACTOR, Ema, cosine, save
+from .common import SCALING_FACTOR, Learner, save
 from .export import build_pipeline
 from .family_layout import fill
 from .recipes import RECIPES, Encoder, Recipe
@@ -335,29 +335,22 @@ class Trainee:
         # Weight decay for matrices alone; embeddings would only shrink.
         decayed = [p for name, p in named if p.ndim > 1 and "embedding" not in name]
         plain = [p for name, p in named if p.ndim <= 1 or "embedding" in name] + self.rows.parts
-        self.params = decayed + plain + slow
         groups = [
             {"params": decayed, "weight_decay": 0.01},
             {"params": plain, "weight_decay": 0.0},
             {"params": slow, "weight_decay": 0.0, "lr": 0.02 * rate},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
-        self.curve = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: cosine(step, steps))
-        self.ema = Ema(self.params, 0.998)
+        self.learner = Learner(groups, rate, steps, betas=(0.9, 0.99))
 
     def step(self) -> None:
         """One step along the gradients that are there."""
         self.rows.gather()
-        torch.nn.utils.clip_grad_norm_(self.params, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.learner.step()
         self.rows.scatter()
-        self.curve.step()
-        self.ema.update()
 
     def swap(self) -> None:
         """Exchange the weights and their averages."""
-        self.ema.swap()
+        self.learner.ema.swap()
         self.rows.scatter()
 
     def save(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from .common import VAE_CONFIG, Ema, cosine
+from .common import VAE_CONFIG, Learner
 from .judge import DATA, prepare
 from .rich import crop, gradient, photographs
 from .shapes import ALL_SHAPES
@@ -104,9 +104,8 @@ def train(work: Path, dest: Path = DATA / "wd-mini", steps: int = 5000, count: i
     inputs, wanted, counts = make_set(count, seed, vae)
     check_inputs, check_wanted, _ = make_set(800, seed + 1, vae)
     tagger, rng = Tagger(), np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(tagger.parameters(), lr=3e-3, weight_decay=0.02)
-    curve = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
-    ema, started = Ema(tagger.parameters(), 0.99), time.time()
+    learner = Learner(tagger.parameters(), 3e-3, steps, decay=0.99, clip=0, weight_decay=0.02)
+    started = time.time()
     for step in range(1, steps + 1):
         index = rng.integers(0, count, 64)
         # A lightness shift per picture on the fly, as the set itself is drawn only once.
@@ -114,13 +113,10 @@ def train(work: Path, dest: Path = DATA / "wd-mini", steps: int = 5000, count: i
         wanted_now = torch.from_numpy(wanted[index])
         loss = torch.nn.functional.binary_cross_entropy_with_logits(tagger(batch), wanted_now)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        curve.step()
-        ema.update()
+        learner.step()
         if step % 250 == 0:
             print(f"tagger {step} loss {loss.item():.4f} {time.time() - started:.0f}s", flush=True)
-    ema.swap()
+    learner.ema.swap()
     tagger.eval()
     with torch.no_grad():
         found = tagger(_as_input(check_inputs)).sigmoid().numpy() > 0.5

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
-from .common import SCALING_FACTOR, VAE_CONFIG, Ema, cosine, save
+from .common import SCALING_FACTOR, VAE_CONFIG, Ema, Learner, save
 from .rich import vae_pool
 
 KL_WEIGHT = 2e-4
@@ -133,23 +133,16 @@ def train_joint(work: Path, steps: int = 2500, horizon: int = 3600, batch: int =
     vae = AutoencoderKL(**VAE_CONFIG)
     torch.nn.init.constant_(vae.quant_conv.bias.detach()[4:], FIRST_LOGVAR)
     set_eps(vae, TRAIN_EPS)
-    params = list(vae.parameters())
-    optimizer = torch.optim.AdamW(params, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    curve = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, horizon))
-    ema = Ema(params, 0.998)
+    learner = Learner(vae.parameters(), 1.5e-3, horizon, betas=(0.9, 0.99), weight_decay=1e-4)
     started = time.time()
     for step in range(1, steps + 1):
         loss, mse = loss_of(vae, as_batch(pool, rng.integers(0, len(pool), batch), rng))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        curve.step()
-        ema.update()
+        learner.step()
         if step % 50 == 0:
             print(f"vae {step} loss {loss.item():.4f} mse {mse.item():.5f} {time.time() - started:.0f}s", flush=True)
         if step % 500 == 0 or step == steps:
-            save_averaged(vae, ema, pool, check, work / "vae_joint.pt")
+            save_averaged(vae, learner.ema, pool, check, work / "vae_joint.pt")
 
 
 @torch.no_grad()
@@ -173,9 +166,8 @@ def train_decoder(work: Path, steps: int = 2000, batch: int = 12, rate: float = 
     latents = _latents_of(vae, pool)
     print(f"decoder starts from check mse {reconstruction_mse(vae, check):.5f}", flush=True)
     params = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    optimizer = torch.optim.AdamW(params, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    curve = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
-    ema, started = Ema(params, 0.998), time.time()
+    learner = Learner(params, rate, steps, betas=(0.9, 0.99), weight_decay=1e-4)
+    started = time.time()
     for step in range(1, steps + 1):
         index = rng.integers(0, len(pool), batch)
         noisy = latents[torch.from_numpy(index)]
@@ -185,20 +177,16 @@ def train_decoder(work: Path, steps: int = 2000, batch: int = 12, rate: float = 
         error = output.float() - as_batch(pool, index)
         mse = error.square().mean()
         (error.abs().mean() + mse).backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        curve.step()
-        ema.update()
+        learner.step()
         if step % 50 == 0:
             print(f"decoder {step} mse {mse.item():.5f} {time.time() - started:.0f}s", flush=True)
         if step % 500 == 0 or step == steps:
-            ema.swap()
+            learner.ema.swap()
             print(f"decoder {step} check mse {reconstruction_mse(vae, check):.5f}", flush=True)
             final = copy.deepcopy(vae)
             stock_norms(final)
             save(work / "vae.pt", final.state_dict())
-            ema.swap()
+            learner.ema.swap()
 
 
 if __name__ == "__main__":

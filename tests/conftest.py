@@ -164,31 +164,23 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def ldm_model(tiny: Tiny) -> LdmModel:
     """The tiny model through ldm's classes. Tests leave it as they found it."""
-    from tests.support import ldm_of
-
-    return _shared("ldm_model", ldm_of(tiny))
+    return _shared("ldm_model", tiny.in_ldm())
 
 
 @pytest.fixture(scope="session")
 def small_ldm_model(small: Tiny) -> LdmModel:
-    from tests.support import ldm_of
-
-    return _shared("small_ldm_model", ldm_of(small))
+    return _shared("small_ldm_model", small.in_ldm())
 
 
 @pytest.fixture(scope="session")
 def diffusers_model(tiny: Tiny) -> DiffusersModel:
     """The same weights through the standalone host's loader. Tests leave it as they found it."""
-    from tests.support import diffusers_of
-
-    return _shared("diffusers_model", diffusers_of(tiny))
+    return _shared("diffusers_model", tiny.in_diffusers())
 
 
 @pytest.fixture(scope="session")
 def small_diffusers_model(small: Tiny) -> DiffusersModel:
-    from tests.support import diffusers_of
-
-    return _shared("small_diffusers_model", diffusers_of(small))
+    return _shared("small_diffusers_model", small.in_diffusers())
 
 
 def _shared(name: str, model: Any) -> Any:

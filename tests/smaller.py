@@ -17,16 +17,16 @@ def shallow_models() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny(small: Any) -> Any:
     return small
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ldm_model(small_ldm_model: Any) -> Any:
     return small_ldm_model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def diffusers_model(small_diffusers_model: Any) -> Any:
     return small_diffusers_model

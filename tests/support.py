@@ -20,49 +20,25 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from bench import shapes
 from lib_trainer.config import JobConfig, from_values
 from lib_trainer.families.family import Family
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import all_by_stem
+from lib_trainer.host.folders import FoldersBelow
 from lib_trainer.ports import Exchange, HeldPart, LoadedModel, NoiseSchedule, PreviewRequest
 from lib_trainer.refusals import Sentence
 
 CONTEXT = 32
 SCALE = 0.18215
-UNET: dict[str, Any] = {
+UNET: dict[str, Any] = shapes.SD1_UNET | {
     "image_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
     "model_channels": 32,
-    "attention_resolutions": [4, 2, 1],
-    "num_res_blocks": 2,
     "channel_mult": [1, 1, 2, 2],
     "num_heads": 4,
-    "use_spatial_transformer": True,
-    "transformer_depth": 1,
     "context_dim": CONTEXT,
-    "use_checkpoint": False,
-    "legacy": False,
 }
-SD15_UNET: dict[str, Any] = UNET | {
-    "image_size": 32,
-    "model_channels": 320,
-    "channel_mult": [1, 2, 4, 4],
-    "num_heads": 8,
-    "context_dim": 768,
-}
-VAE: dict[str, Any] = {
-    "double_z": True,
-    "z_channels": 4,
-    "resolution": 64,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 32,
-    "ch_mult": [1, 1, 1, 1],
-    "num_res_blocks": 1,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-}
+VAE: dict[str, Any] = shapes.VAE | {"resolution": 64, "ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 CLIP: dict[str, Any] = {
     "hidden_size": CONTEXT,
     "intermediate_size": 64,
@@ -84,9 +60,8 @@ def shallow() -> Iterator[None]:
     from tests import tiny_families
 
     less = {"num_res_blocks": 1, "channel_mult": [1, 2], "attention_resolutions": [2]}
-    shapes = (UNET, tiny_families.V2_UNET, tiny_families.XL_UNET)
     with contextlib.ExitStack() as stack:
-        for shape in shapes:
+        for shape in (UNET, tiny_families.V2_UNET, tiny_families.XL_UNET):
             stack.enter_context(mock.patch.dict(shape, less))
         yield
 
@@ -126,6 +101,21 @@ class Tiny:
     vae: LdmVae
     text: nn.Module
 
+    def in_ldm(self) -> Any:
+        """The model through ldm's classes."""
+        from lib_trainer.host.ldm.model import LdmModel
+        from lib_trainer.host.standalone.tokenizer import load_tokenizer
+        from lib_trainer.host.text.texts import Texts
+
+        text = Texts([self.text], load_tokenizer())
+        return LdmModel(self.unet, self.vae, text, tiny_schedule(), SCALE, "tiny", self.path)
+
+    def in_diffusers(self) -> Any:
+        """The same weights through the standalone host's loader."""
+        from lib_trainer.host.standalone.model import DiffusersModel
+
+        return DiffusersModel.load(self.path, torch.device("cpu"))
+
 
 def build_tiny(folder: Path, shift: float = 0.0) -> Tiny:
     """`shift`: of the text encoder's last norm. Without one the mean of a context is a rounding error, perhaps 0, and
@@ -137,29 +127,39 @@ def build_tiny(folder: Path, shift: float = 0.0) -> Tiny:
         torch.manual_seed(7)
         unet, vae, text = UNetModel(**UNET), LdmVae(), CLIPTextModel(CLIPTextConfig(**CLIP))
         with torch.no_grad():
-            for parameter in (*unet.parameters(), *vae.parameters()):
-                if parameter.ndim > 1 and not parameter.any():  # ldm starts its residual branches at zero
-                    parameter.normal_(0, 0.7 / parameter[0].numel() ** 0.5)
+            drawn(unet, vae)
             text.text_model.embeddings.token_embedding.weight.normal_(0, 1)
             text.text_model.embeddings.position_embedding.weight.normal_(0, 0.3)
             text.text_model.final_layer_norm.bias.fill_(shift)
-    return Tiny(write_single_file(folder / "tiny.safetensors", unet, vae, text), unet, vae, text)
+    texts = {"cond_stage_model.transformer.": text.state_dict()}
+    return Tiny(write_file(folder / "tiny.safetensors", unet, vae, texts, ldm_config()), unet, vae, text)
 
 
-def write_single_file(path: Path, unet: nn.Module, vae: nn.Module, text: nn.Module) -> Path:
-    """ldm's single file with its yaml (JSON is YAML) and the text encoder's config beside it."""
+def drawn(*modules: nn.Module) -> None:
+    """Random weights where a class begins with zeros, as ldm does in its residual branches."""
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                if parameter.ndim > 1 and not parameter.any():
+                    parameter.normal_(0, 0.7 / parameter[0].numel() ** 0.5)
+
+
+def write_file(
+    path: Path, unet: nn.Module, vae: nn.Module, texts: dict[str, dict[str, torch.Tensor]], config: dict[str, Any]
+) -> Path:
+    """A single file with its yaml (JSON is YAML) and the text encoder's config beside it. `texts`: by their prefix."""
     from safetensors.torch import save_file
 
-    parts = (("model.diffusion_model.", unet), ("first_stage_model.", vae), ("cond_stage_model.transformer.", text))
-    tensors = {prefix + name: value.contiguous() for prefix, part in parts for name, value in part.state_dict().items()}
+    parts = {"model.diffusion_model.": unet.state_dict(), "first_stage_model.": vae.state_dict()} | texts
+    tensors = {prefix + name: one.contiguous() for prefix, state in parts.items() for name, one in state.items()}
     save_file(tensors, str(path))
-    path.with_suffix(".yaml").write_text(json.dumps(ldm_config()), encoding="utf-8")
+    path.with_suffix(".yaml").write_text(json.dumps(config), encoding="utf-8")
     (path.parent / "clip").mkdir(exist_ok=True)
     (path.parent / "clip" / "config.json").write_text(json.dumps(CLIP), encoding="utf-8")
     return path
 
 
-def ldm_config() -> dict[str, Any]:
+def ldm_config(unet: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
     return {
         "model": {
             "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
@@ -168,29 +168,13 @@ def ldm_config() -> dict[str, Any]:
                 "linear_end": 0.012,
                 "timesteps": 1000,
                 "scale_factor": SCALE,
-                "unet_config": {"params": UNET},
+                "unet_config": {"params": unet or UNET},
                 "first_stage_config": {"params": {"embed_dim": 4, "ddconfig": VAE}},
                 "cond_stage_config": {"params": {"version": "clip"}},
+                **params,
             },
         }
     }
-
-
-def ldm_of(tiny: Tiny) -> Any:
-    """The model through ldm's classes."""
-    from lib_trainer.host.ldm.model import LdmModel
-    from lib_trainer.host.standalone.tokenizer import load_tokenizer
-    from lib_trainer.host.text.texts import Texts
-
-    text = Texts([tiny.text], load_tokenizer())
-    return LdmModel(tiny.unet, tiny.vae, text, tiny_schedule(), SCALE, "tiny", tiny.path)
-
-
-def diffusers_of(tiny: Tiny) -> Any:
-    """The same weights through the standalone host's loader."""
-    from lib_trainer.host.standalone.model import DiffusersModel
-
-    return DiffusersModel.load(tiny.path, torch.device("cpu"))
 
 
 def roots_of(model: Any) -> tuple[nn.Module, ...]:
@@ -288,7 +272,7 @@ class PlainLease:
 
 
 @dataclass
-class ModelHost:
+class ModelHost(FoldersBelow):
     """A host around a model that is there already; its previews are blank."""
 
     loaded: LoadedModel
@@ -328,20 +312,8 @@ class ModelHost:
     def samplers(self) -> Sequence[str]:
         return ()
 
-    def lora_folder(self) -> Path:
-        return self.root / "lora"
-
-    def embedding_folder(self) -> Path:
-        return self.root / "embeddings"
-
-    def hypernetwork_folder(self) -> Path:
-        return self.root / "hypernetworks"
-
     def prompt_files(self, folder: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
         return all_by_stem(folder, endings)
-
-    def checkpoint_folder(self) -> Path:
-        return self.root / "checkpoints"
 
     @property
     def exchanged(self) -> None:
@@ -353,9 +325,6 @@ class ModelHost:
     def model_folders(self) -> dict[str, list[Path]]:
         return {}
 
-    def template_folder(self) -> Path:
-        return self.root / "templates"
-
     def token_count(self, text: str) -> int:
         return 2
 
@@ -363,9 +332,6 @@ class ModelHost:
         return {}
 
     def added(self, path: Path) -> None: ...
-
-    def cache_folder(self) -> Path:
-        return self.root / "cache"
 
 
 def tiny_schedule() -> NoiseSchedule:

@@ -36,21 +36,20 @@ def test_replaces_by_default(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_keeps_an_existing_file_where_it_must_not_overwrite(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    write_atomically(path, b"old", overwrite=False)
-    with pytest.raises(FileExistsError):
-        write_atomically(path, b"new", overwrite=False)
-    assert path.read_bytes() == b"old"
-    assert leftovers(tmp_path) == []
+NO_LINKS = pytest.param(False, marks=pytest.mark.skipif(os.name == "nt", reason="Windows renames without links"))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows renames without links")
-def test_keeps_an_existing_file_on_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("links", [True, NO_LINKS])
+def test_keeps_an_existing_file_where_it_must_not_overwrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Also on a file system without links."""
+
     def unsupported(*args: Any) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(os, "link", unsupported)
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
     path = tmp_path / "a.bin"
     write_atomically(path, b"old", overwrite=False)
     with pytest.raises(FileExistsError):

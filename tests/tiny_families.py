@@ -32,7 +32,7 @@ from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.ports import NoiseSchedule
 from tests.encoders import open_clip_encoder
-from tests.support import CLIP, UNET, VAE, LdmVae, scaled_linear
+from tests.support import CLIP, UNET, VAE, LdmVae, drawn, ldm_config, scaled_linear, write_file
 
 TE1, TE2 = 32, 48
 POOLED = 40
@@ -120,15 +120,6 @@ def _without_their_packages(folder: Path, *names: str) -> None:
         sys.modules.setdefault(name, package)
 
 
-def drawn(*modules: nn.Module) -> None:
-    """Random weights where a class begins with zeros."""
-    with torch.no_grad():
-        for module in modules:
-            for parameter in module.parameters():
-                if parameter.ndim > 1 and not parameter.any():
-                    parameter.normal_(0, 0.7 / parameter[0].numel() ** 0.5)
-
-
 def text_model(config: dict[str, Any], *, pooled: bool) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -172,7 +163,7 @@ def build_sdxl(folder: Path, unet_class: Any = None) -> TinyXl:
         drawn(unet, vae)
     prefixes = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
     states = (texts[0].state_dict(), in_open_clip(texts[1].state_dict()))
-    path = write_file(folder / "xl.safetensors", unet, vae, dict(zip(prefixes, states, strict=True)), sdxl_config())
+    path = _written(folder / "xl.safetensors", unet, vae, dict(zip(prefixes, states, strict=True)), sdxl_config())
     return TinyXl(path, unet.eval(), vae.eval(), texts)
 
 
@@ -184,23 +175,14 @@ def build_sd2(folder: Path, **params: Any) -> TinyXl:
         unet, vae, text = UNetModel(**V2_UNET), LdmVae(), text_model(OPEN_CLIP, pooled=False)
         drawn(unet, vae)
     state = in_open_clip(text.state_dict()) | {"text_projection": torch.randn(TE2, TE2)}
-    path = write_file(folder / "v2.safetensors", unet, vae, {"cond_stage_model.model.": state}, sd2_config(**params))
+    path = _written(folder / "v2.safetensors", unet, vae, {"cond_stage_model.model.": state}, sd2_config(**params))
     return TinyXl(path, unet.eval(), vae.eval(), (text,))
 
 
-def write_file(
-    path: Path, unet: nn.Module, vae: nn.Module, texts: dict[str, dict[str, torch.Tensor]], config: dict[str, Any]
-) -> Path:
-    from safetensors.torch import save_file
-
-    parts = {"model.diffusion_model.": unet.state_dict(), "first_stage_model.": vae.state_dict()} | texts
-    tensors = {prefix + name: one.contiguous() for prefix, state in parts.items() for name, one in state.items()}
-    save_file(tensors, str(path))
-    path.with_suffix(".yaml").write_text(json.dumps(config), encoding="utf-8")
-    (path.parent / "clip").mkdir(exist_ok=True)
-    (path.parent / "clip" / "config.json").write_text(json.dumps(CLIP), encoding="utf-8")
+def _written(path: Path, unet: nn.Module, vae: nn.Module, texts: dict[str, Any], config: dict[str, Any]) -> Path:
+    """With open_clip's description of its encoder beside it."""
     (path.parent / "tiny-clip.json").write_text(json.dumps(ARCH), encoding="utf-8")
-    return path
+    return write_file(path, unet, vae, texts, config)
 
 
 def sdxl_config(scaling: str = "EpsScaling") -> dict[str, Any]:
@@ -234,18 +216,5 @@ def sdxl_config(scaling: str = "EpsScaling") -> dict[str, Any]:
 
 
 def sd2_config(**params: Any) -> dict[str, Any]:
-    return {
-        "model": {
-            "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
-            "params": {
-                "linear_start": 0.00085,
-                "linear_end": 0.012,
-                "timesteps": 1000,
-                "scale_factor": 0.18215,
-                "unet_config": {"params": V2_UNET},
-                "first_stage_config": {"params": {"embed_dim": 4, "ddconfig": VAE}},
-                "cond_stage_config": {"params": {"arch": "tiny-clip", "layer": "penultimate"}},
-                **params,
-            },
-        }
-    }
+    clip = {"params": {"arch": "tiny-clip", "layer": "penultimate"}}
+    return ldm_config(V2_UNET, **{"cond_stage_config": clip} | params)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch import dtype as Dtype
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+Layer = nn.Linear | nn.Conv2d
 
 
 class Product(torch.autograd.Function):
@@ -35,15 +38,8 @@ class LoraProduct(Product):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        scale: float,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float, dtype: Dtype
+    ) -> Tensor:
         flat = x.to(dtype).reshape(-1, x.shape[-1])
         out, hidden = F.linear(flat, weight, bias), F.linear(flat, down)
         out.addmm_(hidden, up.t(), alpha=scale)
@@ -54,7 +50,7 @@ class LoraProduct(Product):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         flat, hidden, weight, down, up = ctx.saved_tensors
         g = gradient.to(flat.dtype).reshape(-1, gradient.shape[-1])
         g_hidden = _scaled_product(g, up, ctx.scale, up[0])
@@ -76,15 +72,8 @@ class LoraPointwise(Product):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        scale: float,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float, dtype: Dtype
+    ) -> Tensor:
         flat = x.to(dtype).flatten(2)
         count = len(flat)
         wide = weight.expand(count, -1, -1)
@@ -97,7 +86,7 @@ class LoraPointwise(Product):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         flat, hidden, weight, down, up = ctx.saved_tensors
         count, scale = len(flat), ctx.scale
         g = gradient.to(flat.dtype).flatten(2)
@@ -113,12 +102,12 @@ class LoraPointwise(Product):
         return g_x, None, None, g_down, g_up, None, None
 
 
-def _summed(gradients: torch.Tensor) -> torch.Tensor:
+def _summed(gradients: Tensor) -> Tensor:
     """Of all pictures of a batch."""
     return gradients[0] if len(gradients) == 1 else gradients.sum(0)
 
 
-def _scaled_product(one: torch.Tensor, other: torch.Tensor, scale: float, row: torch.Tensor) -> torch.Tensor:
+def _scaled_product(one: Tensor, other: Tensor, scale: float, row: Tensor) -> Tensor:
     """scale·one·other in one kernel; `row` is any tensor of as many columns, which beta = 0 leaves out."""
     return one.mm(other) if scale == 1 else torch.addmm(row, one, other, beta=0, alpha=scale)
 
@@ -132,15 +121,8 @@ class LohaProduct(Product):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        w1_a: torch.Tensor,
-        w1_b: torch.Tensor,
-        w2_a: torch.Tensor,
-        w2_b: torch.Tensor,
-        scale: float,
-        layer: nn.Linear | nn.Conv2d,
-    ) -> torch.Tensor:
+        ctx: Any, x: Tensor, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float, layer: Layer
+    ) -> Tensor:
         ctx.save_for_backward(x, w1_a, w1_b, w2_a, w2_b)
         ctx.scale, ctx.rules = scale, _rules(layer)
         first, second = (a.to(x.dtype).mm(b.to(x.dtype)) for a, b in ((w1_a, w1_b), (w2_a, w2_b)))
@@ -151,7 +133,7 @@ class LohaProduct(Product):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         x, *factors = ctx.saved_tensors
         w1_a, w1_b, w2_a, w2_b = (factor.to(x.dtype) for factor in factors)
         gradient = gradient.to(x.dtype)
@@ -166,15 +148,15 @@ Rules = tuple[torch.Size, Any, Any, Any, int]
 """A convolution's weight shape, stride, padding, dilation and groups."""
 
 
-def _rules(layer: nn.Linear | nn.Conv2d) -> Rules | None:
+def _rules(layer: Layer) -> Rules | None:
     if isinstance(layer, nn.Linear):
         return None
     return layer.weight.shape, layer.stride, layer.padding, layer.dilation, layer.groups
 
 
 def _gradients_of(
-    x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, rules: Rules | None, *, of_x: bool
-) -> tuple[torch.Tensor | None, torch.Tensor]:
+    x: Tensor, weight: Tensor, gradient: Tensor, rules: Rules | None, *, of_x: bool
+) -> tuple[Tensor | None, Tensor]:
     """Of x, if it is asked for, and of the weight (out, in·k·k)."""
     if rules is None:
         g = gradient.reshape(-1, gradient.shape[-1])
@@ -194,7 +176,7 @@ class GatedGelu(Product):
     """
 
     @staticmethod
-    def forward(ctx: Any, both: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, both: Tensor) -> Tensor:
         x, gate = both.chunk(2, dim=-1)
         opened = F.gelu(gate)
         ctx.save_for_backward(both, opened)
@@ -202,7 +184,7 @@ class GatedGelu(Product):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         both, opened = ctx.saved_tensors
         x, gate = both.chunk(2, dim=-1)
         out = torch.empty_like(both)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,6 +67,17 @@ def close(app: Any) -> None:
     """Ends a page's server at once, and not when the browser has given up the last connection that it keeps."""
     app.server.force_exit = True
     app.close()
+
+
+def open_tab(page: Any, label: str) -> None:
+    page.locator(".tab-nav button:visible").filter(has_text=re.compile(rf"^\s*{label}\s*$")).first.click()
+
+
+def write_in(page: Any, element: str, value: object) -> None:
+    """As somebody who types and goes on to the next field."""
+    box = page.locator(f"#{element}").locator("textarea, input:not([type=range])").first
+    box.fill(str(value))
+    box.press("Tab")
 
 
 def later(page: Any, milliseconds: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lib_trainer.toolbox.desk import ToolDesk
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings
-from tests.browser.chromium import MARKS, SLOW, Tab, close, driver
+from tests.browser.chromium import MARKS, SLOW, Tab, close, driver, open_tab, write_in
 from tests.toolbox.models import SD1, save, some
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -41,16 +41,6 @@ def page(tab: Tab, tmp_path: Path) -> Iterator[playwright.Page]:
     assert errors == []
 
 
-def open_tab(page: playwright.Page, label: str) -> None:
-    page.locator(".tab-nav button:visible").filter(has_text=re.compile(rf"^\s*{label}\s*$")).first.click()
-
-
-def fill(page: playwright.Page, name: str, value: object) -> None:
-    box = page.locator(f"#models_{name}").locator("textarea, input:not([type=range])").first
-    box.fill(str(value))
-    box.press("Tab")
-
-
 @pytest.mark.usefixtures("without_training")
 def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> None:
     page.locator("#models_merge_a input").click()
@@ -58,9 +48,9 @@ def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> Non
     page.locator("#models_merge_start").click()
     refused = page.locator("#models_merge_b .trainer-field-error")
     expect(refused).to_contain_text("needs a model B")
-    fill(page, "merge_b", tmp_path / "checkpoints" / "two.safetensors")
+    write_in(page, "models_merge_b", tmp_path / "checkpoints" / "two.safetensors")
     expect(refused).to_have_count(0)
-    fill(page, "merge_output", "mixed")
+    write_in(page, "models_merge_output", "mixed")
 
     page.locator("#models_merge_blocks_curve summary").click()
     panel = page.locator("#models_merge_blocks_curve .models-blocks")
@@ -78,12 +68,12 @@ def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> Non
     panel.get_by_label("M00").press("ArrowUp")
     expect(text).to_have_value(re.compile(r"^0,1,0\.91666"), timeout=SLOW)  # the others keep their numbers
     panel.locator("summary").click()
-    fill(page, "merge_blocks", "GRAD_A")
+    write_in(page, "models_merge_blocks", "GRAD_A")
     panel.locator("summary").click()  # what was written while it was closed is shown, and stays
     expect(panel.get_by_label("M00")).to_have_value("1")
     expect(text).to_have_value("GRAD_A")
     assert panel.evaluate("one => one.open")
-    fill(page, "merge_weight", 0.3)
+    write_in(page, "models_merge_weight", 0.3)
     page.locator("#models_merge_weight .trainer-back").click()
     expect(page.locator("#models_merge_weight input").first).to_have_value("0.5")
 
@@ -105,7 +95,7 @@ def test_a_merge_from_list_to_file(page: playwright.Page, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("without_training")
 def test_a_file_of_the_list_is_one_line_more(page: playwright.Page, tmp_path: Path) -> None:
-    folder = tmp_path / "Lora"
+    folder = tmp_path / "lora"
     folder.mkdir()
     for name in ("one", "two"):
         (folder / f"{name}.safetensors").write_bytes(b"looked at when it is combined")

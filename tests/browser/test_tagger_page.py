@@ -15,7 +15,7 @@ from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.views import Places
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings_of_both_themes
-from tests.browser.chromium import MARKS, Tab, close, driver, later
+from tests.browser.chromium import MARKS, Tab, close, driver, later, open_tab, write_in
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -47,20 +47,10 @@ def page(tab: Tab, address: str) -> playwright.Page:
     return page
 
 
-def open_tab(page: playwright.Page, label: str) -> None:
-    page.locator(".tab-nav button:visible").filter(has_text=re.compile(rf"^\s*{label}\s*$")).first.click()
-
-
-def fill(page: playwright.Page, name: str, value: object) -> None:
-    box = page.locator(f"#tagger_{name}").locator("textarea, input:not([type=range])").first
-    box.fill(str(value))
-    box.press("Tab")
-
-
 def test_tag_slide_judge_and_write(page: playwright.Page, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     draw_scenes(folder, 30)
-    fill(page, "folder", folder)
+    write_in(page, "tagger_folder", folder)
     expect(page.locator("#tagger_summary").first).to_contain_text("press Tag")
     page.locator("#tagger_tag_folder").click()
     expect(page.locator(".tagger-job")).to_contain_text("30 pictures scored")
@@ -88,7 +78,7 @@ def test_axe_finds_nothing_grave(tab: Tab, address: str, tmp_path: Path) -> None
     page.locator("#tagger_tag_folder").click()
     expect(page.locator("#tagger_notice").first).to_contain_text("No folder of pictures is given")
     found = findings_of_both_themes(page, "#tagger_notice", "#tagger_tabs")
-    fill(page, "folder", folder)
+    write_in(page, "tagger_folder", folder)
     page.locator("#tagger_tag_folder").click()
     expect(page.locator(".tagger-job")).to_contain_text("12 pictures scored")
     page.locator('.tagger-table tr[data-tag="large"]').click()

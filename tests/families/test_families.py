@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.shapes import DIFFUSERS_UNETS
 from lib_trainer.families import names
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT, FAMILIES
@@ -30,22 +31,6 @@ LISTS = {
     "sdxl_locon_r4_c2": SDXL,
 }
 RESNETS = ("ResnetBlock2D", "Upsample2D", "Downsample2D")
-UNETS: dict[str, dict[str, Any]] = {
-    "SD 2.x": {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True},
-    "SDXL": {
-        "block_out_channels": [320, 640, 1280],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
-"""diffusers' published configurations, where they differ from its defaults."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +43,7 @@ def unet_of(family: Family) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        return UNet2DConditionModel(**UNETS[family.word])
+        return UNet2DConditionModel(**DIFFUSERS_UNETS[family.word])
 
 
 def text_of(family: Family, part: str) -> nn.Module:

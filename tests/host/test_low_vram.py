@@ -30,7 +30,7 @@ from lib_trainer.ports import HeldPart, PreviewRequest
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 from tests.card import CPU, DEVICES, settled
-from tests.support import SCALE, ModelHost, Tiny, draw_pictures, job_values, ldm_of, tiny_schedule
+from tests.support import SCALE, ModelHost, Tiny, draw_pictures, job_values, tiny_schedule
 
 UNET_PARTS = ("input_blocks", "middle_block", "output_blocks", "time_embed")
 
@@ -222,7 +222,7 @@ def test_weights_of_the_parts_stay_where_they_rest(lowvram: Any) -> None:
 @pytest.mark.parametrize("kind", ["lora", "embedding", "pivotal", "hypernetwork", "checkpoint"])
 def test_what_learns_is_where_the_host_draws(small: Tiny, tmp_path: Path, kind: str) -> None:
     """And not where the model rests; a whole one stays there all the same. torch's meta device stands for the card."""
-    model = ldm_of(copy.deepcopy(small))
+    model = copy.deepcopy(small).in_ldm()
     model.drawn_on = torch.device("meta")
     changes = {"network__kind": kind, "embedding__names": "zork", "optimizer__text_encoder_lr": 1e-4}
     job = from_values(job_values(tmp_path, **changes))

@@ -25,7 +25,7 @@ from lib_trainer.training.session import Session
 from lib_trainer.transfer import has_place
 from tests.card import CPU, ON_A_CARD, settled
 from tests.host.cards import Card
-from tests.support import Tiny, differences, ldm_of, roots_of, snapshot
+from tests.support import Tiny, differences, roots_of, snapshot
 
 CARD_SLACK = 1 << 20
 """Bytes by which a card's allocator rounds up what the tiny model's tensors take."""
@@ -526,7 +526,7 @@ def test_pictures_are_encoded_without_the_unet(ldm_model: LdmModel, monkeypatch:
 )
 def test_bytes_on_a_card(tiny: Tiny, device: torch.device, stored: torch.dtype, eight_bits: bool) -> None:
     """Of each phase: what is not used has left the card, what is held in 8 bits takes half, and all comes back."""
-    model = ldm_of(copy.deepcopy(tiny))
+    model = copy.deepcopy(tiny).in_ldm()
     for root in roots_of(model):
         root.to(device, stored)
     if stored is torch.float16:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import types
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,14 +20,9 @@ from lib_trainer.networks.lora import LoraNetwork, make_adapter
 from lib_trainer.networks.products import GatedGelu, LohaProduct, LoraPointwise, LoraProduct
 from lib_trainer.patching import replaced_forward
 from lib_trainer.ports import AdaptableModule
+from tests.networks.layers import LAYERS as USUAL
 
-LAYERS: dict[str, Callable[[], Any]] = {
-    "linear": lambda: nn.Linear(12, 20),
-    "no bias": lambda: nn.Linear(12, 20, bias=False),
-    "1x1": lambda: nn.Conv2d(12, 20, 1),
-    "3x3": lambda: nn.Conv2d(12, 20, 3, padding=1),
-    "stride": lambda: nn.Conv2d(12, 20, 3, stride=2, padding=1, bias=False),
-}
+LAYERS = USUAL | {"no bias": lambda: nn.Linear(12, 20, bias=False)}
 SPECS = {
     "lora": AdapterSpec("lora", 4, 3.0),
     "loha": AdapterSpec("loha", 4, 3.0),

@@ -18,13 +18,8 @@ from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts
 from lib_trainer.networks.functional import factorization
 from lib_trainer.networks.lora import LoraNetwork, make_adapter
 from lib_trainer.ports import AdaptableModule
+from tests.networks.layers import LAYERS
 
-LAYERS = {
-    "linear": lambda: nn.Linear(12, 20),
-    "1x1": lambda: nn.Conv2d(12, 20, 1),
-    "3x3": lambda: nn.Conv2d(12, 20, 3, padding=1),
-    "stride": lambda: nn.Conv2d(12, 20, 3, stride=2, padding=1, bias=False),
-}
 SPECS = {
     "lora": AdapterSpec("lora", 4, 3.0),
     "loha": AdapterSpec("loha", 4, 3.0),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.shapes import SD1_UNET
 from lib_trainer.families import names
 from lib_trainer.families.family import Encoder, Family
 from lib_trainer.families.known import DEFAULT, FAMILIES
@@ -21,7 +22,7 @@ from lib_trainer.host.text.texts import Texts
 from lib_trainer.networks.adapters import AdapterSpec
 from lib_trainer.networks.lora import LoraAdapter, LoraNetwork, make_adapter
 from lib_trainer.ports import AdaptableModule
-from tests.support import SD15_UNET, tiny_schedule
+from tests.support import tiny_schedule
 from tests.tiny_families import sgm_unet
 
 KEYS = Path(__file__).parents[1] / "data" / "lora_keys.json.gz"
@@ -43,7 +44,7 @@ def _clip_l() -> Any:
 def _ldm_sd15() -> LdmModel:
     openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel")
     with torch.device("meta"):
-        unet, text = openaimodel.UNetModel(**SD15_UNET), _clip_l()
+        unet, text = openaimodel.UNetModel(**SD1_UNET), _clip_l()
     return LdmModel(unet, torch.nn.Identity(), Texts([text], None), tiny_schedule(), 0.18215)
 
 
@@ -241,7 +242,7 @@ def test_names_agree_with_diffusers_own_converter() -> None:
 
     openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel")
     with torch.device("meta"):
-        state = openaimodel.UNetModel(**SD15_UNET).state_dict()
+        state = openaimodel.UNetModel(**SD1_UNET).state_dict()
     numbered = {f"model.diffusion_model.{name}": torch.full((1,), float(i)) for i, name in enumerate(state)}
     config = single_file_utils.create_unet_diffusers_config_from_ldm(DEFAULT.config, {})
     converted = single_file_utils.convert_ldm_unet_checkpoint(dict(numbered), config)

@@ -35,10 +35,11 @@ def asymmetric(layer: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: to
 
 
 @contextlib.contextmanager
-def other_padding(module: nn.Module) -> Iterator[None]:
+def bound(module: nn.Module, forward: Callable[[nn.Conv2d], Callable[..., torch.Tensor]]) -> Iterator[None]:
+    """Each convolution has a `_conv_forward` of its own."""
     layers = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
     for layer in layers:
-        layer._conv_forward = functools.partial(asymmetric, layer)  # type: ignore[method-assign]
+        layer._conv_forward = forward(layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -46,17 +47,13 @@ def other_padding(module: nn.Module) -> Iterator[None]:
             del layer._conv_forward
 
 
-@contextlib.contextmanager
-def turned_off(module: nn.Module) -> Iterator[None]:
+def other_padding(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    return bound(module, lambda layer: functools.partial(asymmetric, layer))
+
+
+def turned_off(module: nn.Module) -> contextlib.AbstractContextManager[None]:
     """What that extension leaves when it is off: torch's own method, bound anew."""
-    layers = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
-    for layer in layers:
-        layer._conv_forward = nn.Conv2d._conv_forward.__get__(layer, nn.Conv2d)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer._conv_forward
+    return bound(module, lambda layer: nn.Conv2d._conv_forward.__get__(layer, nn.Conv2d))
 
 
 @contextlib.contextmanager

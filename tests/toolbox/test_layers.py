@@ -11,32 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from bench.shapes import DIFFUSERS_UNETS, SD1_UNET
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import FAMILIES
 from lib_trainer.families.sd1 import SD1
 from lib_trainer.families.sd2 import SD2
 from lib_trainer.families.sdxl import SDXL
 from lib_trainer.toolbox.layers import SCHEMES, by_name, by_tensor, layers_of
-from tests.support import SD15_UNET
 
 KEYS = Path(__file__).parents[1] / "data" / "lora_keys.json.gz"
-UNETS: dict[str, dict[str, Any]] = {
-    "SD 1.x": {"cross_attention_dim": 768},
-    "SD 2.x": {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True},
-    "SDXL": {
-        "block_out_channels": [320, 640, 1280],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
-"""diffusers' published configurations, where they differ from its defaults."""
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.word)
@@ -58,7 +41,7 @@ def test_peft_names_are_those_of_diffusers_and_transformers(family: Family) -> N
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNETS[family.word])
+        unet = UNet2DConditionModel(**DIFFUSERS_UNETS[family.word])
     theirs = {f"unet.{name}" for name, one in unet.named_modules() if getattr(one, "weight", None) is not None}
     mine = {layer.name("peft") for layer in layers_of(family) if layer.part == "unet"}
     assert theirs <= mine
@@ -89,7 +72,7 @@ def test_checkpoint_names_are_those_of_ldm() -> None:
     """ldm's own UNet with SD 1.5's structure has every module of the list but shortcuts that it does not need."""
     openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel")
     with torch.device("meta"):
-        unet = openaimodel.UNetModel(**SD15_UNET)
+        unet = openaimodel.UNetModel(**SD1_UNET)
     theirs = {f"{SD1.unet.prefix}{name}" for name in unet.state_dict() if name.endswith("weight")}
     mine = {layer.tensor() for layer in layers_of(SD1) if layer.part == "unet" and "label_emb" not in layer.home}
     assert theirs <= mine
@@ -101,7 +84,7 @@ def test_kernels_are_those_of_diffusers(family: Family) -> None:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        modules: dict[str, Any] = dict(UNet2DConditionModel(**UNETS[family.word]).named_modules())
+        modules: dict[str, Any] = dict(UNet2DConditionModel(**DIFFUSERS_UNETS[family.word]).named_modules())
     for layer in layers_of(family):
         module = modules.get(layer.published[1]) if layer.part == "unet" else None
         if module is not None:

@@ -10,27 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import smaller
+
 if TYPE_CHECKING:
-    from lib_trainer.host.ldm.model import LdmModel
     from lib_trainer.host.standalone.host import StandaloneHost
-    from lib_trainer.host.standalone.model import DiffusersModel
-    from tests.support import Tiny
     from tests.training.watched import Watched
 
 
-@pytest.fixture(scope="session")
-def tiny(small: Tiny) -> Tiny:
-    return small
-
-
-@pytest.fixture(scope="session")
-def ldm_model(small_ldm_model: LdmModel) -> LdmModel:
-    return small_ldm_model
-
-
-@pytest.fixture(scope="session")
-def diffusers_model(small_diffusers_model: DiffusersModel) -> DiffusersModel:
-    return small_diffusers_model
+tiny, ldm_model, diffusers_model = smaller.tiny, smaller.ldm_model, smaller.diffusers_model
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from lib_trainer.training.plan import prepare
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.run import run_plan
 from lib_trainer.work.control import Control
-from tests.support import ModelHost, build_tiny, draw_pictures, ldm_of, make_job
+from tests.support import ModelHost, build_tiny, draw_pictures, make_job
 from tests.tiny_families import build_sdxl, in_ldm
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def deep_model(tmp_path_factory: pytest.TempPathFactory) -> LdmModel:
     """Of the shape that the table was made with."""
     pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is in requirements/test-no-deps.txt")
-    return ldm_of(build_tiny(tmp_path_factory.mktemp("deep")))
+    return build_tiny(tmp_path_factory.mktemp("deep")).in_ldm()
 
 
 @pytest.fixture(scope="module")

@@ -225,69 +225,54 @@ def draws(model: Any) -> bool:
     return bool(model.device.type == "cuda" and min(one.itemsize for one in model.unet.parameters()) > 1)
 
 
+Held = Callable[[torch.device, str, dict[str, Any], str], None]
+
+
+@pytest.fixture
+def held(held_model: Made, kept: Kept, picture: Path, tmp_path: Path) -> Held:
+    """Trains by a job's values on a device's host of the given storage, in a precision, and finds it put back."""
+
+    def train(device: torch.device, stored: str, job: dict[str, Any], precision: str) -> None:
+        changes = job | {"training.precision": precision}
+        model, before = held_model(stored, device)
+        unet, steps = vars(model._devices)["dtype_unet"], changes.get("training.max_steps", 2)
+        drawn = _drawn(model) if draws(model) else ""
+        _HalfHost.drawn.clear()
+        bytes_before = settled(device)
+        view = _run(model, tmp_path, picture, changes)
+        assert (view.state, view.error, view.step) == ("finished", "", steps)
+        assert len(view.previews) == steps
+        assert differences(before, snapshot(*roots_of(model))) == []
+        assert vars(model._devices)["dtype_unet"] is unet
+        assert settled(device, bytes_before) <= bytes_before
+        if draws(model):
+            assert _drawn(model) == drawn
+            assert len(_HalfHost.drawn) >= steps
+        kept[stored, device] = roots_of(model), before
+
+    return train
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-def test_on_a_host_in_half_precision(
-    held_model: Made, kept: Kept, picture: Path, tmp_path: Path, device: torch.device, precision: str, job: str
-) -> None:
-    changes = JOBS[job] | {"training.precision": precision}
-    _trained_and_put_back(held_model, kept, "fp16", device, tmp_path, picture, changes)
+def test_on_a_host_in_half_precision(held: Held, device: torch.device, precision: str, job: str) -> None:
+    held(device, "fp16", JOBS[job], precision)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("stored", "job", "precision"), COVERING, ids=[" ".join(one) for one in COVERING])
-def test_on_other_hosts(
-    held_model: Made,
-    kept: Kept,
-    picture: Path,
-    tmp_path: Path,
-    device: torch.device,
-    stored: str,
-    job: str,
-    precision: str,
-) -> None:
-    changes = MORE_JOBS[job] | {"training.precision": precision}
-    _trained_and_put_back(held_model, kept, stored, device, tmp_path, picture, changes)
+def test_on_other_hosts(held: Held, device: torch.device, stored: str, job: str, precision: str) -> None:
+    held(device, stored, MORE_JOBS[job], precision)
 
 
 @pytest.mark.parametrize("device", [ON_A_CARD])
 @pytest.mark.parametrize(("stored", "job", "precision"), ON_CARDS, ids=[" ".join(one) for one in ON_CARDS])
-def test_on_a_card(
-    held_model: Made,
-    kept: Kept,
-    picture: Path,
-    tmp_path: Path,
-    device: torch.device,
-    stored: str,
-    job: str,
-    precision: str,
-) -> None:
-    changes = CARD_JOBS[job] | {"training.precision": precision}
-    name = changes.get("optimizer.name", "AdamW")
+def test_on_a_card(held: Held, device: torch.device, stored: str, job: str, precision: str) -> None:
+    name = CARD_JOBS[job].get("optimizer.name", "AdamW")
     if not OPTIMIZERS[name].installed:
         pytest.skip(f"{OPTIMIZERS[name].module} is not installed")
-    _trained_and_put_back(held_model, kept, stored, device, tmp_path, picture, changes)
-
-
-def _trained_and_put_back(
-    make: Made, kept: Kept, stored: str, device: torch.device, root: Path, folder: Path, changes: dict[str, Any]
-) -> None:
-    model, before = make(stored, device)
-    held, steps = vars(model._devices)["dtype_unet"], changes.get("training.max_steps", 2)
-    picture = _drawn(model) if draws(model) else ""
-    _HalfHost.drawn.clear()
-    bytes_before = settled(device)
-    view = _run(model, root, folder, changes)
-    assert (view.state, view.error, view.step) == ("finished", "", steps)
-    assert len(view.previews) == steps
-    assert differences(before, snapshot(*roots_of(model))) == []
-    assert vars(model._devices)["dtype_unet"] is held
-    assert settled(device, bytes_before) <= bytes_before
-    if draws(model):
-        assert _drawn(model) == picture
-        assert len(_HalfHost.drawn) >= steps
-    kept[stored, device] = roots_of(model), before
+    held(device, stored, CARD_JOBS[job], precision)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -55,7 +55,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             ldm = tiny_families.in_ldm(tiny, family, "v" if family.v2 else "epsilon")
         else:
             tiny = support.build_tiny(folder)  # type: ignore[assignment]
-            ldm = support.ldm_of(tiny)  # type: ignore[arg-type]
+            ldm = tiny.in_ldm()  # type: ignore[attr-defined]
     return {"ldm": ldm, "diffusers": DiffusersModel.load(tiny.path, CPU), "path": tiny.path}
 
 

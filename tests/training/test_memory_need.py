@@ -25,11 +25,11 @@ from lib_trainer.training import memory_table as forecasts
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.forecast import Place, forecast, foreseen, learned_numbers
 from lib_trainer.training.memory_need import GIB, Outlook, outlook, remedies_for, unknown
-from lib_trainer.training.memory_table import read_table, table_for
+from lib_trainer.training.memory_table import Table, read_table, table_for
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.sizes import holes_of, sizer_of, variations_of
 from lib_trainer.work import events as ev
-from tests.support import ModelHost, Tiny, build_tiny, diffusers_of, draw_pictures, make_job
+from tests.support import ModelHost, Tiny, build_tiny, draw_pictures, make_job
 from tests.training.watched import Watched
 
 TINY = read_table(Path(__file__).with_name("memory_tiny.json"))
@@ -47,7 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="module")
 def diffusers_model(tiny: Tiny) -> Any:
-    return diffusers_of(tiny)
+    return tiny.in_diffusers()
 
 
 def _job(pictures: Path, **changes: Any) -> JobConfig:
@@ -67,13 +67,17 @@ def _job(pictures: Path, **changes: Any) -> JobConfig:
     ],
 )
 def test_the_change_that_is_named_makes_the_job_fit(pictures: Path, room: int, changes: dict[str, Any]) -> None:
-    job = _job(pictures, **changes)
-    assert forecast(job, SD1, CARD).needed > room * GIB
-    remedies = remedies_for(job, SD1, CARD, room * GIB)
+    _remedied(_job(pictures, **changes), SD1, CARD, room)
+
+
+def _remedied(job: JobConfig, table: Table, place: Place, room: int) -> None:
+    """Each change that is named makes the job fit into so many GiB."""
+    assert forecast(job, table, place).needed > room * GIB
+    remedies = remedies_for(job, table, place, room * GIB)
     assert remedies
     for remedy in remedies:
         changed = from_values(to_values(job) | dict(remedy.changes))
-        assert forecast(changed, SD1, CARD).needed == remedy.total <= room * GIB
+        assert forecast(changed, table, place).needed == remedy.total <= room * GIB
         assert all(path in str(remedy.told()) for path in remedy.changes)
 
 
@@ -281,13 +285,7 @@ def test_both_encoders_of_sdxl_are_counted(pictures: Path) -> None:
     ],
 )
 def test_the_change_that_is_named_makes_a_job_on_sdxl_fit(pictures: Path, room: int, changes: dict[str, Any]) -> None:
-    job = _xl(pictures, **changes)
-    assert forecast(job, XL, XL_CARD).needed > room * GIB
-    remedies = remedies_for(job, XL, XL_CARD, room * GIB)
-    assert remedies
-    for remedy in remedies:
-        changed = from_values(to_values(job) | dict(remedy.changes))
-        assert forecast(changed, XL, XL_CARD).needed == remedy.total <= room * GIB
+    _remedied(_xl(pictures, **changes), XL, XL_CARD, room)
 
 
 def test_what_the_table_of_sdxl_is_not_about_is_unknown(pictures: Path, tmp_path: Path) -> None:

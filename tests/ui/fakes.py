@@ -19,6 +19,7 @@ from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import all_by_stem
+from lib_trainer.host.folders import FoldersBelow
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import Exchange, HeldPart, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import DatasetError, ModelError, Sentence, TrainerError
@@ -43,7 +44,7 @@ NOISE = Predicts("epsilon", False, Sentence("prediction.by_family", family="SD 1
 
 
 @dataclass
-class FakeHost:
+class FakeHost(FoldersBelow):
     """A host without a model."""
 
     root: Path
@@ -84,18 +85,6 @@ class FakeHost:
     def samplers(self) -> Sequence[str]:
         return ("Euler", "DPM++ 2M")
 
-    def lora_folder(self) -> Path:
-        return self.root / "Lora"
-
-    def embedding_folder(self) -> Path:
-        return self.root / "embeddings"
-
-    def hypernetwork_folder(self) -> Path:
-        return self.root / "hypernetworks"
-
-    def checkpoint_folder(self) -> Path:
-        return self.root / "checkpoints"
-
     def prompt_files(self, folder: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
         return all_by_stem(folder, endings)
 
@@ -106,12 +95,6 @@ class FakeHost:
 
     def exchange(self, told: Sentence) -> Exchange:
         raise ModelError("The fake host has no model.")
-
-    def template_folder(self) -> Path:
-        return self.root / "templates"
-
-    def cache_folder(self) -> Path:
-        return self.root / "cache"
 
     def token_count(self, text: str) -> int:
         return len(text.split())

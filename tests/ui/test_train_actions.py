@@ -141,7 +141,7 @@ def taken_name(taken: Path) -> Callable[[JobConfig], JobConfig]:
 def test_what_lies_under_a_taken_name_is_discarded_and_nothing_starts(
     actions: TrainActions, values: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "Lora"
+    folder = tmp_path / "lora"
     folder.mkdir()
     for name in ("cat.safetensors", "cat-step00000004.safetensors"):
         (folder / name).write_bytes(b"old")

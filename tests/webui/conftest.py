@@ -17,7 +17,7 @@ with warnings.catch_warnings():  # gradio 3 and what it imports warn of their ow
     warnings.simplefilter("ignore")
     import gradio as gradio
 
-from tests.webui.server import PRECISION, Picture, Values, Webui, take_pristine
+from tests.webui.server import PRECISION, Picture, Values, Webui, take_pristine, wait_until_ended
 
 HOME = Path(os.environ.get("WEBUI_DIR") or Path.home() / "stable-diffusion-webui")
 MISSING = "no WebUI with a venv in WEBUI_DIR or ~/stable-diffusion-webui"
@@ -152,6 +152,14 @@ def lora(started: Webui, pristine: Picture, values: Values) -> str:
     assert not np.array_equal(started.txt2img("red circle <lora:probe:1>"), pristine), "the LoRA changes nothing"
     assert np.array_equal(started.txt2img(), pristine)
     return "probe"
+
+
+@pytest.fixture
+def stopped(webui: Webui) -> Iterator[None]:
+    """After the test nothing of ours runs."""
+    yield
+    webui.probe("command", name="stop")
+    wait_until_ended(webui)
 
 
 @pytest.fixture

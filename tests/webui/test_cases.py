@@ -11,13 +11,12 @@ import pytest
 
 from lib_trainer.config import dump_job, from_values
 from tests.browser.axe import findings
-from tests.browser.chromium import MARKS, driver, launched
+from tests.browser.chromium import MARKS, launched
 from tests.support import draw_pictures
-from tests.webui.server import Webui, wait_until_ended
-from tests.webui.test_page import Page, _only_local
+from tests.webui.page import Page, expect
+from tests.webui.server import Webui
 
 pytestmark = MARKS
-expect = driver().expect
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +26,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, webui: Webui, tmp_path: Path) -> Iterator[Page]:
+def page(browser: Any, webui: Webui, stopped: None, tmp_path: Path) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1500, "height": 1300})
-    raw = context.new_page()
-    raw.route("**/*", _only_local)
-    page = Page(raw, webui, tmp_path)
+    page = Page(context.new_page(), webui, tmp_path)
     page.open()
     yield page
     context.close()
-    webui.probe("command", name="stop")
-    wait_until_ended(webui)
 
 
 @pytest.fixture

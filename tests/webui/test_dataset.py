@@ -10,33 +10,18 @@ from pathlib import Path
 import pytest
 
 from miniature.world import write_concept
-from tests.webui.server import Webui, wait_until_ended
-from tests.webui.test_page import ARGUMENTS, CHROMIUM, Page, _only_local, expect, playwright
+from tests.browser.chromium import MARKS
+from tests.webui.page import Page, expect, opened
+from tests.webui.server import Webui
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture
-def page(webui: Webui, unharmed: None, tmp_path: Path) -> Iterator[Page]:
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        raw = chromium.new_page(viewport={"width": 1500, "height": 1300})
-        errors: list[str] = []
-        raw.on("pageerror", lambda error: errors.append(str(error)))
-        raw.route("**/*", _only_local)
-        page = Page(raw, webui, tmp_path)
-        try:
-            page.open()
-            yield page
-            assert [error for error in errors if "dataset" in error.lower()] == []
-        finally:
-            page.shot("last")
-            chromium.close()
-            webui.probe("command", name="stop")
-            wait_until_ended(webui)
+def page(webui: Webui, unharmed: None, stopped: None, tmp_path: Path) -> Iterator[Page]:
+    with opened(Page, webui, tmp_path, 1500, 1300) as page:
+        yield page
+    assert [error for error in page.errors if "dataset" in error.lower()] == []
 
 
 def test_open_filter_prune_undo_and_train(page: Page, webui: Webui, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,8 +31,9 @@ def ask(webui: Webui, method: str, path: str, body: str = "", **headers: str) ->
         connection.close()
 
 
-def call(webui: Webui, number: int, data: list[Any], origin: str) -> list[dict[str, Any]]:
-    """What gradio's queue answers to a page of that origin that opens a WebSocket and calls a function."""
+@contextlib.contextmanager
+def joined(webui: Webui, origin: str) -> Iterator[tuple[socket.socket, Any]]:
+    """The WebSocket of gradio's queue as a page of that origin opens it, and the stream of what comes."""
     address = urlsplit(webui.address)
     with socket.create_connection((str(address.hostname), address.port or 80), timeout=20) as raw:
         key = base64.b64encode(os.urandom(16)).decode()
@@ -43,30 +46,26 @@ def call(webui: Webui, number: int, data: list[Any], origin: str) -> list[dict[s
         assert b" 101 " in stream.readline()
         while stream.readline().strip():
             pass
-        found: list[dict[str, Any]] = []
-        answers = {"send_hash": {}, "send_data": {"data": data}}
+        yield raw, stream
+
+
+def call(webui: Webui, number: int, data: list[Any], origin: str) -> list[dict[str, Any]]:
+    """What gradio's queue answers to a page of that origin that calls a function."""
+    found: list[dict[str, Any]] = []
+    answers = {"send_hash": {}, "send_data": {"data": data}}
+    with joined(webui, origin) as (raw, stream):
         while (text := _read(stream)) is not None:
             found.append(json.loads(text))
             if (told := found[-1]["msg"]) in answers:
                 _write(raw, json.dumps({"session_hash": "door", "fn_index": number, **answers[told]}).encode())
             if told == "process_completed":
                 break
-        return found
+    return found
 
 
 def leave(webui: Webui, number: int) -> None:
     """A page that calls a function and is closed before the answer."""
-    address = urlsplit(webui.address)
-    with socket.create_connection((str(address.hostname), address.port or 80), timeout=20) as raw:
-        key = base64.b64encode(os.urandom(16)).decode()
-        lines = [
-            "GET /queue/join HTTP/1.1", f"Host: {address.netloc}", "Connection: Upgrade", "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}", f"Origin: {webui.address}", "", "",
-        ]  # fmt: skip
-        raw.sendall("\r\n".join(lines).encode())
-        stream = raw.makefile("rb")
-        while stream.readline().strip():
-            pass
+    with joined(webui, webui.address) as (raw, stream):
         assert json.loads(_read(stream) or "{}")["msg"] == "send_hash"
         _write(raw, json.dumps({"session_hash": "gone", "fn_index": number}).encode())
 

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.webui.agreement import SDXL, drawn_alike, exported
 from tests.webui.server import Picture, Webui
-from tests.webui.test_agreement import MEAN_TOLERANCE
 
 ASKED = (("red circle", "circle"), ("blue star, white background", "star"), ("cyan triangle", "triangle"))
-
-
 SEEDS = range(1, 7)
 
 
@@ -46,31 +44,16 @@ def test_the_sdxl_miniature_draws_what_it_is_told(sdxl: Webui, words: str, shape
 
 def test_both_hosts_draw_the_same(sdxl: Webui, tmp_path: Path) -> None:
     """The emptied negative prompt is zeros in both, the sizes are the picture's."""
-    from lib_trainer.host.standalone.host import StandaloneHost
-    from lib_trainer.ports import PreviewRequest
-
-    host = StandaloneHost(sdxl.models / "mini-sdxl.safetensors", tmp_path)
-    theirs = sdxl.txt2img("red circle", steps=20).astype(int)
-    request = PreviewRequest("red circle", width=64, height=64, steps=20, cfg_scale=7, sampler="DDIM", seed=7)
-    difference = np.abs(np.asarray(host.preview(request)).astype(int) - theirs)
-    print(f"mean {difference.mean():.3f}, largest {difference.max()} of 255")
-    assert theirs.std() > 5, "an empty picture shows nothing"
-    assert difference.mean() < MEAN_TOLERANCE
+    assert drawn_alike(sdxl, tmp_path, "red circle", SDXL).std() > 5, "an empty picture shows nothing"
 
 
 def test_the_v_predicting_miniature_draws_with_its_yaml(sdxl: Webui) -> None:
     """With the WebUI's own schedule of zero terminal SNR, which it does not choose by itself."""
-    from miniature.export import export_webui
-
-    try:
-        written = export_webui(sdxl.models, "sdxl-v")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    sdxl.load(written.name)
+    sdxl.load(exported(sdxl, "sdxl-v").name)
     try:
         assert sdxl.probe("family")["predicts"] == "v"
         zero = {"sd_noise_schedule": "Zero Terminal SNR"}
         words, shape = ASKED[0]
         assert right(sdxl, words, shape, override_settings=zero) > len(SEEDS) // 2
     finally:
-        sdxl.load("mini-sdxl.safetensors")
+        sdxl.load(SDXL)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.webui.agreement import MEAN_TOLERANCE, called_alike, drawn_alike, ours, take_along, unchanged
 from tests.webui.server import Values, Webui, take_pristine
-from tests.webui.test_agreement import MEAN_TOLERANCE
-from tests.webui.test_kinds import FAST, ours
+from tests.webui.test_kinds import FAST
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 NAME = "nine.safetensors"
@@ -75,18 +75,9 @@ def _with_nine(started: Webui, family: str) -> Iterator[Webui]:
     take_pristine(started)
 
 
-def unchanged(server: Webui) -> None:
-    different = server.probe("compare_snapshot", label="pristine")
-    assert [one for one in different if not one.startswith("embeddings: ")] == []
-
-
 def test_both_hosts_draw_the_same(server: Webui, tmp_path: Path) -> None:
     """All of the picture is hidden, and what lies beside it is a middle grey."""
-    theirs = server.txt2img("red circle", steps=20).astype(int)
-    difference = np.abs(ours(server, tmp_path, "red circle", NAME) - theirs).mean()
-    print(f"hosts differ by {difference:.2f} of 255")
-    assert theirs.std() > 5, "an empty picture shows nothing"
-    assert difference < MEAN_TOLERANCE
+    assert drawn_alike(server, tmp_path, "red circle", NAME).std() > 5, "an empty picture shows nothing"
 
 
 KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -115,16 +106,8 @@ def test_what_is_trained_on_it_is_called_and_the_host_is_unharmed(
     assert ended["previews"], "a preview is drawn"
     _outputs.setdefault(id(server), []).append(ended["output"])
     unchanged(server)
-    target = tmp_path / folder / Path(ended["output"]).name
-    target.parent.mkdir()
-    shutil.copyfile(ended["output"], target)
-    called = prompt.format(title)
-    theirs, mine = server.txt2img(called, steps=20).astype(int), ours(server, tmp_path, called, NAME)
-    plain = server.txt2img(steps=20).astype(int)
-    differ, change = np.abs(mine - theirs).mean(), np.abs(theirs - plain).mean()
-    print(f"{called}: hosts differ by {differ:.2f} of 255, the file changes {change:.1f}")
-    assert not np.array_equal(theirs, plain), "the file changes nothing"
-    assert differ < MEAN_TOLERANCE
+    take_along(ended["output"], tmp_path / folder)
+    called_alike(server, tmp_path, prompt.format(title), NAME, least=0)
 
 
 def test_a_whole_checkpoint_inpaints_and_is_loaded_by_its_yaml(server: Webui, values: Values, tmp_path: Path) -> None:

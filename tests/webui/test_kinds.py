@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.webui.agreement import MEAN_TOLERANCE, called_alike, drawn_alike, ours, take_along, unchanged
 from tests.webui.server import Picture, Values, Webui, take_pristine
-from tests.webui.test_agreement import MEAN_TOLERANCE
 
 FAST: dict[str, Any] = {"training__max_steps": 6, "optimizer__unet_lr": 0.02, "optimizer__text_encoder_lr": 0.02}
 KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -56,25 +55,6 @@ def made(webui: Webui) -> Iterator[list[str]]:
     webui.probe("remove_files", paths=paths)
 
 
-def ours(webui: Webui, root: Path, prompt: str, checkpoint: str = "mini-sd1.safetensors") -> Any:
-    """The standalone host's picture of the prompt."""
-    from lib_trainer.host.standalone.host import StandaloneHost
-    from lib_trainer.ports import PreviewRequest
-
-    host = StandaloneHost(webui.models / checkpoint, root)
-    request = PreviewRequest(prompt, width=64, height=64, steps=20, cfg_scale=7, sampler="DDIM", seed=7)
-    return np.asarray(host.preview(request)).astype(int)
-
-
-def agree(webui: Webui, root: Path, prompt: str) -> None:
-    theirs, mine = webui.txt2img(prompt, steps=20).astype(int), ours(webui, root, prompt)
-    plain = webui.txt2img(steps=20).astype(int)
-    difference, change = np.abs(mine - theirs).mean(), np.abs(theirs - plain).mean()
-    print(f"{prompt}: hosts differ by {difference:.2f} of 255, the file changes {change:.1f}")
-    assert change > 3 * MEAN_TOLERANCE, "the file changes nothing"
-    assert difference < MEAN_TOLERANCE
-
-
 HEADER = ["open", "safe_open", "safe_open"]
 """The first run on a checkpoint looks at its file's header, for what the model predicts; its weights are not read."""
 _looked: list[str] = []
@@ -104,13 +84,10 @@ def test_a_file_of_each_kind_works_at_once_and_the_host_is_unharmed(
     assert len(set(ended["previews"])) == 2, "a preview shows what has been learned so far"
     assert ended["reads"] in (([],) if _looked else ([], HEADER))
     _looked.append(name)
-    different = webui.probe("compare_snapshot", label="pristine")
-    assert [one for one in different if not one.startswith("embeddings: ")] == []
+    unchanged(webui)
     made.append(ended["output"])
-    target = tmp_path / folder / Path(ended["output"]).name
-    target.parent.mkdir()
-    shutil.copyfile(ended["output"], target)
-    agree(webui, tmp_path, prompt.format(title))
+    take_along(ended["output"], tmp_path / folder)
+    called_alike(webui, tmp_path, prompt.format(title))
 
 
 def test_a_whole_checkpoint_is_in_the_menu_and_draws_as_in_the_standalone_host(
@@ -162,9 +139,5 @@ def test_what_the_webuis_own_training_makes_loads_here(
     made.append(built["path"])
     assert len(built["losses"]) >= 3
     webui.probe("remove_files", paths=[])  # reads the lists anew
-    target = tmp_path / f"{kind}s" / Path(built["path"]).name
-    target.parent.mkdir()
-    shutil.copyfile(built["path"], target)
-    prompt = f"red {name} circle" if kind == "embedding" else f"red circle <hypernet:{name}:1>"
-    theirs, mine = webui.txt2img(prompt, steps=20).astype(int), ours(webui, tmp_path, prompt)
-    assert np.abs(theirs - mine).mean() < MEAN_TOLERANCE
+    take_along(built["path"], tmp_path / f"{kind}s")
+    drawn_alike(webui, tmp_path, f"red {name} circle" if kind == "embedding" else f"red circle <hypernet:{name}:1>")

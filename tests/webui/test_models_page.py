@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.browser.chromium import MARKS
+from tests.webui.page import SLOW, Page, expect, opened
 from tests.webui.server import PROMPT, Picture, Webui, take_pristine
-from tests.webui.test_page import ARGUMENTS, CHROMIUM, SLOW, Page, _only_local
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)"),
-]
-expect = playwright.expect
+pytestmark = MARKS
 
 
 class ModelsPage(Page):
@@ -29,11 +25,6 @@ class ModelsPage(Page):
         """From the list."""
         self.part(name).locator("input").first.click()
         self.part(name).locator(".options li").filter(has_text=value).first.click()
-
-    def write_in(self, name: str, value: object) -> None:
-        box = self.part(name).locator("textarea, input:not([type=range])").first
-        box.fill(str(value))
-        box.press("Tab")
 
     def drawn_by(self, tab: str, prompt: str = PROMPT) -> Picture:
         """A picture of the WebUI's own tab, after which that of the Models is open again."""
@@ -53,22 +44,15 @@ class ModelsPage(Page):
 @pytest.fixture
 def page(webui: Webui, unharmed: None, tmp_path: Path) -> Iterator[ModelsPage]:
     own = webui.probe("facts")["checkpoint"]
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        raw = chromium.new_page(viewport={"width": 1400, "height": 1300})
-        raw.route("**/*", _only_local)
-        page = ModelsPage(raw, webui, tmp_path)
-        try:
-            page.open()
+    try:
+        with opened(ModelsPage, webui, tmp_path, height=1300) as page:
             yield page
-        finally:
-            page.shot("last")
-            chromium.close()
-            if webui.probe("tried"):
-                webui.probe("put_back")
-            if webui.probe("facts")["checkpoint"] != own:
-                webui.load(own)
-            take_pristine(webui)
+    finally:
+        if webui.probe("tried"):
+            webui.probe("put_back")
+        if webui.probe("facts")["checkpoint"] != own:
+            webui.load(own)
+        take_pristine(webui)
 
 
 def test_a_merge_is_tried_put_back_saved_and_loaded(page: ModelsPage, webui: Webui, pristine: Picture) -> None:
@@ -76,7 +60,7 @@ def test_a_merge_is_tried_put_back_saved_and_loaded(page: ModelsPage, webui: Web
     page.tab("Models")
     page.choose("merge_a", own)
     page.choose("merge_b", "other.safetensors")
-    page.write_in("merge_output", "of_the_page")
+    page.write_in("models_merge_output", "of_the_page")
     plain = page.drawn_by("Models")
 
     page.part("merge_trial").locator(".label-wrap").first.click()

@@ -4,108 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.webui.server import PROMPT, Picture, Webui, wait_until_ended
+from tests.browser.chromium import MARKS
+from tests.webui.page import SLOW, Page, expect, opened
+from tests.webui.server import PROMPT, Webui
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(
-    (path for path in (Path("/usr/bin/chromium"), Path("/usr/bin/chromium-browser")) if path.exists()), None
-)
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)"),
-]
-expect = playwright.expect
-SLOW = 60_000
-"""Milliseconds: two busy cores run the WebUI, the training and the browser."""
+pytestmark = MARKS
 NAME = "of_the_page"
 
 
-class Page:
-    """The WebUI in a browser. `shots` is where screenshots go."""
-
-    def __init__(self, raw: Any, webui: Webui, shots: Path) -> None:
-        self.raw, self.webui, self.shots = raw, webui, shots
-        raw.set_default_timeout(SLOW)
-
-    def open(self) -> None:
-        self.raw.goto(self.webui.address, wait_until="domcontentloaded")
-        self.raw.wait_for_selector("#txt2img_generate")
-
-    def tab(self, label: str, bar: str = "tabs") -> None:
-        self.raw.locator(f"#{bar} > .tab-nav > button").filter(has_text=re.compile(rf"^\s*{label}\s*$")).click()
-
-    def open_trainer(self) -> None:
-        self.tab("Train")
-        self.tab("LoRA & more", "train_tabs")
-        self.sees(".trainer-host", "mini-sd1")
-
-    def find(self, name: str) -> Any:
-        return self.raw.locator(f"#trainer_{name}").first
-
-    def fill(self, field: str, value: object) -> None:
-        self.raw.wait_for_function("window.trainerForm")
-        self.raw.evaluate("(id) => trainerForm.reveal(document.getElementById(id))", f"trainer_{field}")
-        self.find(field).locator("textarea, input").first.fill(str(value))
-
-    def set_option(self, field: str, value: object) -> None:
-        box = self.raw.locator(f"#{field} textarea, #{field} input[type=number]").first
-        box.fill(str(value))
-        box.press("Tab")
-
-    def generate(self, prompt: str) -> None:
-        """Fill in the WebUI's own txt2img tab and press its button."""
-        self.set_option("txt2img_prompt", prompt)
-        for field, value in {"width": 64, "height": 64, "steps": 4, "seed": 7}.items():
-            self.set_option(f"txt2img_{field}", value)
-        self.raw.locator("#txt2img_generate").click()
-
-    def sees(self, selector: str, text: str | re.Pattern[str] = "") -> None:
-        expect(self.raw.locator(selector).first).to_contain_text(text, timeout=SLOW)
-
-    def shot(self, name: str) -> None:
-        self.raw.screenshot(path=self.shots / f"{name}.png", full_page=True)
-
-    def drawn(self) -> Picture:
-        """The picture in txt2img's gallery, as the WebUI keeps it."""
-        source = self.raw.locator("#txt2img_gallery img").first
-        expect(source).to_be_visible(timeout=SLOW)
-        answer = self.raw.request.get(source.get_attribute("src"))
-        with Image.open(BytesIO(answer.body())) as image:
-            return np.asarray(image.convert("RGB"))
-
-
 @pytest.fixture
-def page(webui: Webui, unharmed: None, tmp_path: Path) -> Iterator[Page]:
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        raw = chromium.new_page(viewport={"width": 1400, "height": 1100})
-        raw.route("**/*", _only_local)
-        page = Page(raw, webui, tmp_path)
-        try:
-            page.open()
-            yield page
-        finally:
-            page.shot("last")
-            chromium.close()
-            webui.probe("command", name="stop")
-            wait_until_ended(webui)
-
-
-def _only_local(route: Any) -> None:
-    local = route.request.url.startswith(("http://127.0.0.1", "data:", "blob:"))
-    route.continue_() if local else route.abort()
+def page(webui: Webui, unharmed: None, stopped: None, tmp_path: Path) -> Iterator[Page]:
+    with opened(Page, webui, tmp_path) as page:
+        yield page
 
 
 def test_from_bad_input_to_a_picture(page: Page, webui: Webui, pictures: Path) -> None:

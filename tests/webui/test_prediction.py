@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.webui.server import Picture, Values, Webui
-from tests.webui.test_agreement import MEAN_TOLERANCE
+from tests.webui.agreement import MEAN_TOLERANCE, SDXL, exported, ours
+from tests.webui.server import PROMPT, Picture, Values, Webui
 
-PROMPT = "red circle"
 STILL = {"optimizer__unet_lr": 1e-12, "optimizer__text_encoder_lr": 0.0, "training__max_steps": 1}
 """What is drawn after such a run is the model as it was."""
 
@@ -23,9 +22,6 @@ def test_previews_are_drawn_as_the_job_says(
     webui: Webui, pristine: Picture, unharmed: None, values: Values, tmp_path: Path, sampler: str
 ) -> None:
     """The miniature predicts the noise: taken for a v model it draws something else, on both hosts the same."""
-    from lib_trainer.host.standalone.host import StandaloneHost
-    from lib_trainer.ports import PreviewRequest
-
     drawn = {}
     for prediction in ("auto", "v"):
         changes = {"model__prediction": prediction, "preview__prompt": PROMPT, "preview__every": 1}
@@ -37,12 +33,7 @@ def test_previews_are_drawn_as_the_job_says(
         assert told is (prediction == "v"), "the log says that the WebUI's own pictures come out as noise"
         with Image.open(Path(ended["output"]).with_suffix(".preview.png")) as image:
             drawn[prediction] = np.asarray(image.convert("RGB")).astype(int)
-    host = StandaloneHost(webui.models / "mini-sd1.safetensors", tmp_path)
-    request = PreviewRequest(
-        PROMPT, width=64, height=64, steps=20, cfg_scale=7, sampler=sampler, seed=7, prediction="v"
-    )
-    ours = np.asarray(host.preview(request)).astype(int)
-    difference = np.abs(ours - drawn["v"])
+    difference = np.abs(ours(webui, tmp_path, PROMPT, sampler=sampler, prediction="v") - drawn["v"])
     print(
         f"mean {difference.mean():.3f}, largest {difference.max()}, apart {np.abs(drawn['v'] - drawn['auto']).mean()}"
     )
@@ -56,12 +47,7 @@ def test_previews_of_a_v_model_are_what_the_webui_draws_with_its_yaml(
 ) -> None:
     """On the schedule of zero terminal SNR, which the WebUI takes when it is told to; with a .yaml that says the noise,
     as without one, the preview is the same and the log says that the WebUI's own pictures come out wrong."""
-    from miniature.export import export_webui
-
-    try:
-        right = export_webui(sdxl.models, "sdxl-v")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    right = exported(sdxl, "sdxl-v")
     wrong = right.with_name("told-wrong.safetensors")
     shutil.copyfile(right, wrong)
     text = right.with_suffix(".yaml").read_text(encoding="utf-8")
@@ -81,7 +67,7 @@ def test_previews_of_a_v_model_are_what_the_webui_draws_with_its_yaml(
             own[path] = sdxl.txt2img(PROMPT, steps=20, sampler_name=sampler, **zero).astype(int)
             sdxl.probe("remove_files", paths=[ended["output"]])
     finally:
-        sdxl.load("mini-sdxl.safetensors")
+        sdxl.load(SDXL)
     apart = np.abs(previews[right] - own[right]).mean()
     print(f"apart {apart:.3f} of 255, with the wrong .yaml {np.abs(own[wrong] - own[right]).mean():.1f}")
     assert own[right].std() > 5, "an empty picture shows nothing"

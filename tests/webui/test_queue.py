@@ -12,6 +12,7 @@ import pytest
 from tests.webui.server import PROMPT, Picture, Values, Webui, take_pristine, wait_for_step, wait_until_ended
 
 ENDLESS = 100_000
+pytestmark = pytest.mark.usefixtures("unharmed", "stopped")
 PROGRESS = "/sdapi/v1/progress?skip_current_image=true"
 
 
@@ -20,14 +21,6 @@ def aside() -> Iterator[ThreadPoolExecutor]:
     """Requests that wait for their answer."""
     with ThreadPoolExecutor(2) as pool:
         yield pool
-
-
-@pytest.fixture(autouse=True)
-def ended(webui: Webui, unharmed: None) -> Iterator[None]:
-    """No run outlives its test."""
-    yield
-    webui.probe("command", name="stop")
-    wait_until_ended(webui)
 
 
 def test_a_picture_waits_for_the_run(

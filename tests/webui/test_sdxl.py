@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.webui.agreement import (
+    MEAN_TOLERANCE,
+    SDXL,
+    called_alike,
+    drawn_alike,
+    exported,
+    ours,
+    take_along,
+    unchanged,
+)
 from tests.webui.server import Picture, Values, Webui, take_pristine
-from tests.webui.test_agreement import MEAN_TOLERANCE
-from tests.webui.test_kinds import FAST, ours
+from tests.webui.test_kinds import FAST
 
-CHECKPOINT = "mini-sdxl.safetensors"
 KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "lora": ({}, "lora", "red circle <lora:{}:1>"),
     "second encoder": (
@@ -39,16 +46,15 @@ KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
 def before(sdxl: Webui) -> Picture:
     """What the host draws before anything was trained, and a snapshot of it."""
     sdxl.load("other.safetensors")
-    sdxl.load(CHECKPOINT)
+    sdxl.load(SDXL)
     picture = sdxl.txt2img()
     assert np.array_equal(sdxl.txt2img(), picture), "the WebUI itself draws differently each time"
     take_pristine(sdxl)
     return picture
 
 
-def unchanged(server: Webui, before: Picture) -> None:
-    different = server.probe("compare_snapshot", label="pristine")
-    assert [one for one in different if not one.startswith("embeddings: ")] == []
+def as_before(server: Webui, before: Picture) -> None:
+    unchanged(server)
     assert np.array_equal(server.txt2img(), before)
 
 
@@ -69,19 +75,11 @@ def test_each_kind_works_at_once_and_the_host_is_unharmed(
     drawn = sdxl.probe("steps_grid", values=job, settings={"weights": "0.7", "prompt": f"red {title} circle"})
     assert drawn["state"] == "finished" and Path(drawn["output"]).is_file(), drawn
     assert not set(ended["reads"]) - {"open", "safe_open"}, "the header alone, for what the model predicts"
-    unchanged(sdxl, before)
-    target = tmp_path / folder / Path(ended["output"]).name
-    target.parent.mkdir()
-    shutil.copyfile(ended["output"], target)
-    called = prompt.format(title)
-    theirs, mine = sdxl.txt2img(called, steps=20).astype(int), ours(sdxl, tmp_path, called, CHECKPOINT)
-    plain = sdxl.txt2img(steps=20).astype(int)
-    difference, change = np.abs(mine - theirs).mean(), np.abs(theirs - plain).mean()
-    print(f"{called}: hosts differ by {difference:.2f} of 255, the file changes {change:.1f}")
-    assert change > 3 * MEAN_TOLERANCE, "the file changes nothing"
-    assert difference < MEAN_TOLERANCE
+    as_before(sdxl, before)
+    take_along(ended["output"], tmp_path / folder)
+    called_alike(sdxl, tmp_path, prompt.format(title), SDXL)
     sdxl.probe("remove_files", paths=[ended["output"]])
-    unchanged(sdxl, before)
+    as_before(sdxl, before)
 
 
 def test_a_whole_checkpoint_is_in_the_menu_and_draws_as_in_the_standalone_host(
@@ -93,13 +91,13 @@ def test_a_whole_checkpoint_is_in_the_menu_and_draws_as_in_the_standalone_host(
     }  # fmt: skip
     ended = sdxl.probe("run", values=values(**changes, output__name="tuned-xl"))
     assert ended["state"] == "finished", ended
-    unchanged(sdxl, before)
+    as_before(sdxl, before)
     plain = sdxl.txt2img(steps=20).astype(int)
     sdxl.load("tuned-xl.safetensors")
     try:
         tuned = sdxl.txt2img(steps=20).astype(int)
     finally:
-        sdxl.load(CHECKPOINT)
+        sdxl.load(SDXL)
     mine = ours(sdxl, tmp_path, "red circle", "tuned-xl.safetensors")
     assert np.abs(tuned - plain).mean() > 3 * MEAN_TOLERANCE
     assert np.abs(tuned - mine).mean() < MEAN_TOLERANCE
@@ -120,17 +118,12 @@ def test_captions_are_encoded_as_the_same_prompt(sdxl: Webui, before: Picture, w
 
 def test_a_hypernetwork_is_refused_by_name(sdxl: Webui, before: Picture, values: Values) -> None:
     assert "SDXL" in sdxl.probe("run", values=values(network__kind="hypernetwork"))["refused"]
-    unchanged(sdxl, before)
+    as_before(sdxl, before)
 
 
 def test_sd2_is_trained_and_drawn_as_in_the_standalone_host(sdxl: Webui, values: Values, tmp_path: Path) -> None:
-    """The miniature of SD 2.x, which predicts v, where `python -m miniature.build_family sd2-v` has left it."""
-    from miniature.export import export_webui
-
-    try:
-        written = export_webui(sdxl.models, "sd2-v")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    """The miniature of SD 2.x, which predicts v."""
+    written = exported(sdxl, "sd2-v")
     sdxl.load(written.name)
     try:
         take_pristine(sdxl)
@@ -141,17 +134,12 @@ def test_sd2_is_trained_and_drawn_as_in_the_standalone_host(sdxl: Webui, values:
         assert len(set(ended["previews"])) == 2
         assert sdxl.probe("compare_snapshot", label="pristine") == []
         assert np.array_equal(sdxl.txt2img(steps=20), plain)
-        (tmp_path / "lora").mkdir()
-        shutil.copyfile(ended["output"], tmp_path / "lora" / "zrk-sd2.safetensors")
-        for prompt in ("red circle", "red circle <lora:zrk-sd2:1>"):
-            theirs, mine = sdxl.txt2img(prompt, steps=20).astype(int), ours(sdxl, tmp_path, prompt, written.name)
-            difference, change = np.abs(mine - theirs).mean(), np.abs(theirs - plain.astype(int)).mean()
-            print(f"{prompt}: hosts differ by {difference:.2f} of 255, the file changes {change:.1f}")
-            assert difference < MEAN_TOLERANCE
-        assert change > 3 * MEAN_TOLERANCE, "the file changes nothing"
+        take_along(ended["output"], tmp_path / "lora")
+        drawn_alike(sdxl, tmp_path, "red circle", written.name)
+        called_alike(sdxl, tmp_path, "red circle <lora:zrk-sd2:1>", written.name)
         sdxl.probe("remove_files", paths=[ended["output"]])
     finally:
-        sdxl.load(CHECKPOINT)
+        sdxl.load(SDXL)
         take_pristine(sdxl)
 
 

@@ -12,27 +12,18 @@ from typing import Any
 import pytest
 
 from lib_trainer.dataset.history import History
+from tests.browser.chromium import MARKS
 from tests.tagging.conftest import MINI, draw_scenes
-from tests.webui.server import Webui, wait_until_ended
-from tests.webui.test_page import ARGUMENTS, CHROMIUM, SLOW, Page, _only_local
+from tests.webui.page import SLOW, Page, expect, opened
+from tests.webui.server import Webui
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)"),
-]
-expect = playwright.expect
+pytestmark = MARKS
 NAME = "of_the_tagger"
 
 
 class TaggerPage(Page):
     def part(self, name: str) -> Any:
         return self.raw.locator(f"#tagger_{name}").first
-
-    def write_in(self, name: str, value: object) -> None:
-        box = self.part(name).locator("textarea, input:not([type=range])").first
-        box.fill(str(value))
-        box.press("Tab")
 
     def view(self, label: str) -> None:
         self.raw.locator("#tagger_views .tab-nav button").filter(has_text=label).click()
@@ -45,21 +36,10 @@ class TaggerPage(Page):
 
 
 @pytest.fixture
-def page(webui: Webui, tmp_path: Path) -> Iterator[TaggerPage]:
+def page(webui: Webui, stopped: None, tmp_path: Path) -> Iterator[TaggerPage]:
     shutil.copytree(MINI, webui.data / "models" / "wd-tagger" / "wd-mini", dirs_exist_ok=True)
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        raw = chromium.new_page(viewport={"width": 1400, "height": 1100})
-        raw.route("**/*", _only_local)
-        page = TaggerPage(raw, webui, tmp_path)
-        try:
-            page.open()
-            yield page
-        finally:
-            page.shot("last")
-            chromium.close()
-            webui.probe("command", name="stop")
-            wait_until_ended(webui)
+    with opened(TaggerPage, webui, tmp_path) as page:
+        yield page
 
 
 def find_the_model(page: TaggerPage) -> None:
@@ -74,10 +54,10 @@ def test_tag_move_the_line_write_and_train(page: TaggerPage, webui: Webui, tmp_p
     (folder / "003.txt").write_text("my own words", encoding="utf-8")
     (folder / "torn.png").write_bytes((folder / "001.png").read_bytes()[:50])
     find_the_model(page)
-    page.write_in("folder", tmp_path / "nowhere")
+    page.write_in("tagger_folder", tmp_path / "nowhere")
     page.part("tag_folder").click()
     page.sees("#tagger_notice .trainer-notice-error", "does not exist: check its path.")
-    page.write_in("folder", folder)
+    page.write_in("tagger_folder", folder)
     page.part("tag_folder").click()
     page.sees(".tagger-job", "12 pictures scored")
     page.sees(".tagger-job", "wd-mini runs on CPU")
@@ -85,8 +65,8 @@ def test_tag_move_the_line_write_and_train(page: TaggerPage, webui: Webui, tmp_p
     page.sees(".tagger-table", "simple background")
     assert not (folder / "000.txt").exists(), "nothing is written before the button"
     before = page.numbers()
-    page.write_in("trigger", "zork")
-    page.write_in("general", 0.99)
+    page.write_in("tagger_trigger", "zork")
+    page.write_in("tagger_general", 0.99)
     expect(page.raw.locator('.tagger-table tr[data-tag="zork"]')).to_be_visible(timeout=SLOW)
     expect(page.raw.locator(".tagger-summary")).not_to_contain_text(f"Tags added\n{before['Tags added']}", timeout=SLOW)
     assert page.numbers()["Tags added"] < before["Tags added"] + 12

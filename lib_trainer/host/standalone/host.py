@@ -21,6 +21,7 @@ from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import by_stem, found
 from lib_trainer.host.exchanged import Exchanged, Exchanging
+from lib_trainer.host.folders import FoldersBelow
 from lib_trainer.host.standalone.checkpoint import folder_inpaints, model_of_folder
 from lib_trainer.host.standalone.model import DiffusersModel
 from lib_trainer.host.standalone.sampling import SAMPLERS, PromptNetwork, draw_seeds, split_prompt
@@ -39,7 +40,7 @@ ACCEPTED_SIZES = range(64, 4097)
 T = TypeVar("T")
 
 
-class StandaloneHost(Exchanging):
+class StandaloneHost(FoldersBelow, Exchanging):
     """Implements `ports.Host`. The checkpoint is loaded at its first use and kept."""
 
     def __init__(self, checkpoint: Path | None, root: Path, device: torch.device | None = None) -> None:
@@ -168,18 +169,6 @@ class StandaloneHost(Exchanging):
     def samplers(self) -> Sequence[str]:
         return list(SAMPLERS)
 
-    def lora_folder(self) -> Path:
-        return self.root / "lora"
-
-    def embedding_folder(self) -> Path:
-        return self.root / "embeddings"
-
-    def hypernetwork_folder(self) -> Path:
-        return self.root / "hypernetworks"
-
-    def checkpoint_folder(self) -> Path:
-        return self.root / "checkpoints"
-
     def prompt_files(self, folder: Path, endings: Sequence[str]) -> Mapping[str, Sequence[Path]]:
         """Not what lies in folders below."""
         return {name: [path] for name, path in by_stem(folder, endings).items()}
@@ -192,12 +181,6 @@ class StandaloneHost(Exchanging):
             "loras": [self.lora_folder()],
             "vaes": [self.root / "vae"],
         }
-
-    def template_folder(self) -> Path:
-        return self.root / "templates"
-
-    def cache_folder(self) -> Path:
-        return self.root / "cache"
 
     def token_count(self, text: str) -> int:
         ids = load_tokenizer()(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
