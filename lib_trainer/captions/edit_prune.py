@@ -11,20 +11,28 @@ from lib_trainer.captions.edit_base import Facts, Plain
 from lib_trainer.captions.tags import TagPatterns
 from lib_trainer.options.declare import option
 
+Protected = Annotated[str, option("Protected", "Never removed: tags, wildcards, /expressions/.")]
 
-@dataclass(frozen=True)
-class PruneByCount(Plain):
-    """Prune rare tags"""
 
-    fewer_than: Annotated[int, option("Fewer than", "Tags on fewer pictures than this are removed.", low=1)] = 2
-    protected: Annotated[str, option("Protected", "Never removed: tags, wildcards, /expressions/.")] = ""
+class _Sparing(Plain):
+    """An edit with tags that it never removes."""
 
-    def label(self) -> str:
-        return f"Remove tags on fewer than {self.fewer_than} pictures"
+    protected: str
 
     @cached_property
     def _protected(self) -> TagPatterns:
         return TagPatterns.parse(self.protected, "Protected")
+
+
+@dataclass(frozen=True)
+class PruneByCount(_Sparing):
+    """Prune rare tags"""
+
+    fewer_than: Annotated[int, option("Fewer than", "Tags on fewer pictures than this are removed.", low=1)] = 2
+    protected: Protected = ""
+
+    def label(self) -> str:
+        return f"Remove tags on fewer than {self.fewer_than} pictures"
 
     def apply(self, caption: Caption, facts: Facts) -> Caption:
         return caption.remove(
@@ -33,7 +41,7 @@ class PruneByCount(Plain):
 
 
 @dataclass(frozen=True)
-class PruneByShare(Plain):
+class PruneByShare(_Sparing):
     """Prune by share"""
 
     percent: Annotated[
@@ -42,14 +50,10 @@ class PruneByShare(Plain):
     side: Annotated[
         Literal["below", "above"], option("Side", "Remove the tags below this share, or those at it and above.")
     ] = "below"
-    protected: Annotated[str, option("Protected", "Never removed: tags, wildcards, /expressions/.")] = ""
+    protected: Protected = ""
 
     def label(self) -> str:
         return f"Remove tags {self.side} {self.percent:g}% of the pictures"
-
-    @cached_property
-    def _protected(self) -> TagPatterns:
-        return TagPatterns.parse(self.protected, "Protected")
 
     def apply(self, caption: Caption, facts: Facts) -> Caption:
         limit = self.percent / 100 * facts.total

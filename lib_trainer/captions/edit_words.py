@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import regex
 
@@ -116,27 +116,19 @@ class ReplaceTags(OfTags):
         return caption.change(replace)
 
 
-def _substituted(expression: Any, replacement: str, text: str) -> str:
-    try:
-        result: str = expression.sub(replacement, text, timeout=MATCH_SECONDS)
-        return result
-    except TimeoutError:
-        raise ConfigError("expression.too_slow", pattern=expression.pattern) from None
-    except (regex.error, IndexError) as error:
-        raise ConfigError(
-            "edit.replacement", field=Field("replacement", "Replacement"), replacement=replacement, reason=error
-        ) from None
-
-
 @dataclass(frozen=True)
 class _Expression(Plain):
     expression: Annotated[str, option("Expression", "A regular expression; case does not count.")] = ""
     replacement: Annotated[str, option("Replacement", "What matches becomes this; groups are written \\1, \\2 …")] = ""
+    on: ClassVar[str]
+
+    def label(self) -> str:
+        return f"{self.on}: /{self.expression}/ → {self.replacement or 'nothing'}"
 
     def check(self) -> None:
         if not self.expression:
             raise ConfigError("edit.no_expression", field=Field("expression", "Expression"))
-        _substituted(self._compiled, self.replacement, "")
+        self._substituted("")
         groups = self._compiled.groups
         wanted = [int(found) for found in regex.findall(r"(?<!\\)(?:\\\\)*\\(\d+)", self.replacement)]
         if any(number > groups for number in wanted):
@@ -151,17 +143,26 @@ class _Expression(Plain):
     def _compiled(self) -> Any:
         return compile_expression(self.expression, "Expression")
 
+    def _substituted(self, text: str) -> str:
+        try:
+            result: str = self._compiled.sub(self.replacement, text, timeout=MATCH_SECONDS)
+            return result
+        except TimeoutError:
+            raise ConfigError("expression.too_slow", pattern=self._compiled.pattern) from None
+        except (regex.error, IndexError) as error:
+            field = Field("replacement", "Replacement")
+            raise ConfigError("edit.replacement", field=field, replacement=self.replacement, reason=error) from None
+
 
 @dataclass(frozen=True)
 class ExpressionOnTags(_Expression):
     """Regular expression on tags"""
 
-    def label(self) -> str:
-        return f"Tags: /{self.expression}/ → {self.replacement or 'nothing'}"
+    on: ClassVar[str] = "Tags"
 
     @cached_property
     def _memory(self) -> Memory:
-        return Memory(lambda tag: split_tags(_substituted(self._compiled, self.replacement, tag)))
+        return Memory(lambda tag: split_tags(self._substituted(tag)))
 
     def apply(self, caption: Caption, facts: Facts) -> Caption:
         """A tag that becomes empty is removed; a comma in the replacement makes two of it."""
@@ -172,12 +173,11 @@ class ExpressionOnTags(_Expression):
 class ExpressionOnCaption(_Expression):
     """Regular expression on whole captions"""
 
-    def label(self) -> str:
-        return f"Captions: /{self.expression}/ → {self.replacement or 'nothing'}"
+    on: ClassVar[str] = "Captions"
 
     @cached_property
     def _memory(self) -> Memory:
-        return Memory(lambda text: _substituted(self._compiled, self.replacement, text))
+        return Memory(self._substituted)
 
     def apply(self, caption: Caption, facts: Facts) -> Caption:
         return Caption.parse(self._memory(caption.text), caption.bom)

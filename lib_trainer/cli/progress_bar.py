@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -18,20 +17,12 @@ LOG_SECONDS = 15.0
 
 
 class ProgressBar:
-    """A listener. One bar for each phase and one for the steps, warnings above it, all on stderr."""
+    """A listener until it is closed: a bar for each phase and one for the steps, warnings above it, all on stderr."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._name: Sentence | str = ""
         self._grid: Path | None = None
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
 
     def __call__(self, event: ev.Event) -> None:
         match event:
@@ -56,14 +47,14 @@ class ProgressBar:
             case ev.Message(text, level):
                 self._say(text if level == "info" else Sentence("log.warning_line", text=text))
             case ev.Finished() | ev.Failed():
-                self._close()
+                self.close()
                 if isinstance(event, ev.Finished):
                     for line in (*event.notes, *([event.told] if event.told else [])):
                         self._say(line)
 
     def _move(self, name: Sentence | str, done: int, total: int, note: str) -> None:
         if name != self._name:
-            self._close()
+            self.close()
             self._name = name
             if total:
                 seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
@@ -77,7 +68,7 @@ class ProgressBar:
     def _say(self, line: str | Sentence) -> None:
         tqdm.write(printable(str(line)), file=sys.stderr)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
         self._bar, self._name = None, ""

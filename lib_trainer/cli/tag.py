@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     style = settings.style_where(tagger_specs()["exclude"].argument)
     folder = list_pictures(options.folder, recursive=settings.recursive, template=style.template)
     stop = threading.Event()
-    with stopping_at_interrupt(stop.set), _Bar() as bar:
+    with stopping_at_interrupt(stop.set), contextlib.closing(_Bar()) as bar:
         taggers = _taggers(options, settings, stop, bar)
         if "general" not in given:
             settings = msgspec.structs.replace(settings, general=_preset([tagger.name for tagger in taggers]))
@@ -177,14 +176,6 @@ class _Bar:
     def __init__(self) -> None:
         self._bar: Any = None
         self._what: object = ""
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __call__(self, phase: Phase) -> None:
         from tqdm import tqdm

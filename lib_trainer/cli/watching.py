@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from lib_trainer.cli.interrupts import stopping_at_interrupt
@@ -36,7 +37,7 @@ def watched(start: Callable[[Listener], None], jobs: Jobs[View], stop: Callable[
     """
     from lib_trainer.cli.progress_bar import ProgressBar
 
-    with ProgressBar() as bar, stopping_at_interrupt(stop or jobs.stop, lambda: jobs.running):
+    with closing(ProgressBar()) as bar, stopping_at_interrupt(stop or jobs.stop, lambda: jobs.running):
         start(bar)
         while jobs.running:
             jobs.wait(0.2)

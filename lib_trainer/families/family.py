@@ -30,7 +30,7 @@ class Encoder:
 
     part        what it is called here
     root        how its tensors begin in a checkpoint file
-    prefix      the same with what `layout` puts before every name
+    layout      whose names they have behind it
     key         how its modules begin in a LoRA file
     rows        the name of its vectors in an embedding's .safetensors
     width       numbers in a token's vector
@@ -44,7 +44,6 @@ class Encoder:
 
     part: Part
     root: str
-    prefix: str
     layout: Literal["transformers", "open_clip"]
     key: str
     rows: str
@@ -57,6 +56,11 @@ class Encoder:
     pooled: int = 0
 
     @property
+    def prefix(self) -> str:
+        """How its tensors begin in a checkpoint file, with what the layout puts before every name."""
+        return f"{self.root}{'transformer' if self.layout == 'transformers' else 'model'}."
+
+    @property
     def skipped(self) -> int:
         """Layers at the end that the UNet never reads."""
         return self.layers - self.output
@@ -64,6 +68,29 @@ class Encoder:
     def name_in_files(self, module: str) -> str:
         """`text_model.encoder.layers.0.mlp.fc1` → `lora_te_text_model_encoder_layers_0_mlp_fc1` (SD 1.x)."""
         return f"{self.key}_{module.replace('.', '_')}"
+
+
+def clip_l(part: Part, root: str, key: str, rows: str, *, output: int, final_norm: bool) -> Encoder:
+    """OpenAI's CLIP ViT-L/14."""
+    return Encoder(part, root, "transformers", key, rows, 768, 12, output, adapted=12, final_norm=final_norm)
+
+
+def open_clip(
+    part: Part,
+    root: str,
+    key: str,
+    rows: str,
+    *,
+    width: int,
+    layers: int,
+    adapted: int,
+    final_norm: bool,
+    pooled: int = 0,
+) -> Encoder:
+    """One of OpenCLIP's, of which the layer before the last is read."""
+    return Encoder(
+        part, root, "open_clip", key, rows, width, layers, layers - 1, adapted, final_norm, padding=0, pooled=pooled
+    )
 
 
 @dataclass(frozen=True)

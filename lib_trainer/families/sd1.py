@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lib_trainer.families.family import Encoder, Family, Unet, published
+from lib_trainer.families.family import Family, Unet, clip_l, published
 
 CONFIG = published(
     0.18215,
@@ -22,21 +22,7 @@ SD1 = Family(
     v_version="sd_v1_v",
     architecture="stable-diffusion-v1",
     unet=Unet(depths=(1, 1, 1, 0), context=768, named="diffusers"),
-    encoders=(
-        Encoder(
-            part="te1",
-            root="cond_stage_model.",
-            prefix="cond_stage_model.transformer.",
-            layout="transformers",
-            key="lora_te",
-            rows="emb_params",
-            width=768,
-            layers=12,
-            output=12,
-            adapted=12,
-            final_norm=True,
-        ),
-    ),
+    encoders=(clip_l("te1", "cond_stage_model.", "lora_te", "emb_params", output=12, final_norm=True),),
     latent_scale=0.18215,
     clip_skip=True,
     trainable=True,

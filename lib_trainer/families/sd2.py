@@ -5,7 +5,7 @@ The 768-pixel models predict v, the 512-pixel ones the noise: their files do not
 
 from __future__ import annotations
 
-from lib_trainer.families.family import Encoder, Family, Unet, published
+from lib_trainer.families.family import Family, Unet, open_clip, published
 
 CONFIG = published(
     0.18215,
@@ -28,19 +28,8 @@ SD2 = Family(
     architecture="stable-diffusion-v2-512",
     unet=Unet(depths=(1, 1, 1, 0), context=1024, named="diffusers", linear=True),
     encoders=(
-        Encoder(
-            part="te1",
-            root="cond_stage_model.",
-            prefix="cond_stage_model.model.",
-            layout="open_clip",
-            key="lora_te",
-            rows="emb_params",
-            width=1024,
-            layers=24,
-            output=23,
-            adapted=23,
-            final_norm=True,
-            padding=0,
+        open_clip(
+            "te1", "cond_stage_model.", "lora_te", "emb_params", width=1024, layers=24, adapted=23, final_norm=True
         ),
     ),
     latent_scale=0.18215,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lib_trainer.families.family import Encoder, Family, Unet, published
+from lib_trainer.families.family import Family, Unet, clip_l, open_clip, published
 
 CONFIG = published(
     0.13025,
@@ -25,32 +25,16 @@ SDXL = Family(
     architecture="stable-diffusion-xl-v1-base",
     unet=Unet(depths=(0, 2, 10), context=2048, named="ldm", vector=2816, linear=True),
     encoders=(
-        Encoder(
-            part="te1",
-            root="conditioner.embedders.0.",
-            prefix="conditioner.embedders.0.transformer.",
-            layout="transformers",
-            key="lora_te1",
-            rows="clip_l",
-            width=768,
-            layers=12,
-            output=11,
-            adapted=12,
-            final_norm=False,
-        ),
-        Encoder(
-            part="te2",
-            root="conditioner.embedders.1.",
-            prefix="conditioner.embedders.1.model.",
-            layout="open_clip",
-            key="lora_te2",
-            rows="clip_g",
+        clip_l("te1", "conditioner.embedders.0.", "lora_te1", "clip_l", output=11, final_norm=False),
+        open_clip(
+            "te2",
+            "conditioner.embedders.1.",
+            "lora_te2",
+            "clip_g",
             width=1280,
             layers=32,
-            output=31,
             adapted=32,
             final_norm=False,
-            padding=0,
             pooled=1280,
         ),
     ),

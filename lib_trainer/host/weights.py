@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -205,42 +205,38 @@ class Weights:
 
     def _give_back(self) -> None:
         """One failure does not stop the others; what failed is tried again when their memory is free."""
-        failed: list[Held] = []
-        error: Exception | None = None
-        for held in sorted(self._of(self._parts), key=lambda one: one._waits(one.parameter.data)):
-            try:
-                held.give_back()
-            except Exception:
-                failed.append(held)
-        if failed:
-            release_cached(self._bus.device)
-        lost = 0
-        for held in failed:
-            try:
-                held.give_back()
-            except Exception as last:
-                error, lost = last, lost + 1
+        held = sorted(self._of(self._parts), key=lambda one: one._waits(one.parameter.data))
+        _, error, lost = self._twice(held, lambda one: one.give_back(), lambda one: one.give_back())
         if error is not None:
             told = release(error, self._bus.device)
             logger.error("%d weights of the model could not be put back\n%s", lost, told)
             raise ModelError("model.not_put_back", reason=error) from error
 
-    def _compact(self) -> None:
-        """Best effort: without it the model works and takes more memory until it is loaded anew."""
-        short: list[Held] = []
-        for held in self._of(self._parts):
+    def _twice(
+        self, parts: Iterable[Held], first: Callable[[Held], object], again: Callable[[Held], object]
+    ) -> tuple[list[Held], Exception | None, int]:
+        """Those with which `first` failed, the last error of `again` with them when unused memory is free, and how
+        many it has failed with."""
+        failed: list[Held] = []
+        for held in parts:
             try:
-                held.compact()
+                first(held)
             except Exception:
-                short.append(held)
-        if short:
+                failed.append(held)
+        if failed:
             release_cached(self._bus.device)
         error: Exception | None = None
-        for held in short:
+        lost = 0
+        for held in failed:
             try:
-                held.move_in_anew()
+                again(held)
             except Exception as last:
-                error = last
+                error, lost = last, lost + 1
+        return failed, error, lost
+
+    def _compact(self) -> None:
+        """Best effort: without it the model works and takes more memory until it is loaded anew."""
+        short, error, _ = self._twice(self._of(self._parts), lambda one: one.compact(), lambda one: one.move_in_anew())
         if error is not None:  # whoever keeps the log must not keep the run by the error's frames
             told = release(error, self._bus.device)
             if any(held._waits(held.parameter.data) for held in short):
