@@ -15,7 +15,7 @@ from lib_trainer.config.optimizer import OptimizerConfig
 from lib_trainer.config.pictures import AugmentConfig, BucketsConfig
 from lib_trainer.config.preserve import PreserveConfig
 from lib_trainer.config.validation import ValidationConfig
-from lib_trainer.options.declare import Group, Section, given, one_of, option
+from lib_trainer.options.declare import EXISTING, Existing, Group, Section, given, one_of, option
 
 SIZE = "Pictures are resized and cropped to this. A job file that gives neither width nor height takes the model's own."
 
@@ -311,12 +311,12 @@ class OutputConfig(Section):
         ),
     ] = ""
     existing: Annotated[
-        Literal["refuse", "number", "replace"],
+        Existing,
         option(
             "If the name is taken",
             "Refuse before the run, take the next free name (name-2), or replace: when the new file is written, the "
             "old one and those of its steps go into the folder .trainer-trash beside it.",
-            names={"refuse": "refuse", "number": "take the next free name", "replace": "replace, keep in the trash"},
+            names=EXISTING,
         ),
     ] = "refuse"
     folder: Annotated[

@@ -5,13 +5,9 @@ from __future__ import annotations
 from lib_trainer.families.family import Family, Unet, clip_l, published
 
 CONFIG = published(
-    0.18215,
-    attention_resolutions=[4, 2, 1],
-    channel_mult=[1, 2, 4, 4],
-    num_heads=8,
-    transformer_depth=1,
+    0.18215, attention_resolutions=[4, 2, 1], channel_mult=[1, 2, 4, 4], num_heads=8, transformer_depth=1,
     context_dim=768,
-)
+)  # fmt: skip
 """The published architecture in ldm's terms."""
 
 SD1 = Family(

@@ -8,14 +8,9 @@ from __future__ import annotations
 from lib_trainer.families.family import Family, Unet, open_clip, published
 
 CONFIG = published(
-    0.18215,
-    attention_resolutions=[4, 2, 1],
-    channel_mult=[1, 2, 4, 4],
-    num_head_channels=64,
-    use_linear_in_transformer=True,
-    transformer_depth=1,
-    context_dim=1024,
-)
+    0.18215, attention_resolutions=[4, 2, 1], channel_mult=[1, 2, 4, 4], num_head_channels=64,
+    use_linear_in_transformer=True, transformer_depth=1, context_dim=1024,
+)  # fmt: skip
 """The published architecture in ldm's terms."""
 
 SD2 = Family(

@@ -5,16 +5,9 @@ from __future__ import annotations
 from lib_trainer.families.family import Family, Unet, clip_l, open_clip, published
 
 CONFIG = published(
-    0.13025,
-    adm_in_channels=2816,
-    num_classes="sequential",
-    attention_resolutions=[4, 2],
-    channel_mult=[1, 2, 4],
-    num_head_channels=64,
-    use_linear_in_transformer=True,
-    transformer_depth=[1, 2, 10],
-    context_dim=2048,
-)
+    0.13025, adm_in_channels=2816, num_classes="sequential", attention_resolutions=[4, 2], channel_mult=[1, 2, 4],
+    num_head_channels=64, use_linear_in_transformer=True, transformer_depth=[1, 2, 10], context_dim=2048,
+)  # fmt: skip
 """The published architecture in ldm's terms. The first depth is read by nobody: there is no attention there."""
 
 SDXL = Family(

@@ -7,10 +7,9 @@ and as all that both share is in the first already, it learns the difference alo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -18,14 +17,11 @@ from lib_trainer.config import JobConfig
 from lib_trainer.dataset.folder import list_folder
 from lib_trainer.dataset.pictures import PictureError, read_size
 from lib_trainer.dataset.scan import Sample, Scan
-from lib_trainer.kinds.adapter_options import dropouts_of, largest_norm
-from lib_trainer.kinds.adapters import AdapterKind, DropoutSeeds, make_networks, rate_groups
+from lib_trainer.kinds.adapters import AdapterKind, AdapterRecipe, make_networks, rate_groups
 from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Recipe
-from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.ports import Host, LoadedModel
 from lib_trainer.refusals import ConfigError, DatasetError, Field, Problems
-from lib_trainer.training.precision import DTYPES
 
 
 class DifferenceKind(AdapterKind):
@@ -78,32 +74,20 @@ class DifferenceKind(AdapterKind):
         return DifferenceRecipe(self, job, model)
 
 
-class DifferenceRecipe(Recipe):
+class DifferenceRecipe(AdapterRecipe):
     """While the pictures before are shown the first network learns, and then the second."""
 
     def __init__(self, kind: DifferenceKind, job: JobConfig, model: LoadedModel) -> None:
-        self._job = job
-        self._dtype, self.network_module = DTYPES[job.output.precision], kind.module_name(job)
         fresh = msgspec.structs.replace(job.network, continue_from="")
         self.base = make_networks(kind, msgspec.structs.replace(job, network=fresh), model).trained
-        self.networks = make_networks(kind, job, model)
-        self.network = self.networks.trained
-        self.trains_text_encoder = any(adapter.part != "unet" for adapter in self.network)
+        super().__init__(kind, job, model)
         self._learning = self.base
-        self.draws = bool(dropouts_of(job))
-        self._seeds = DropoutSeeds(job, drops=self.draws)
         first = [{**group, "name": f"{group['name']}, before"} for group in rate_groups(job, self.base, model.family)]
-        self._groups = first + rate_groups(job, self.network, model.family)
-
-    def groups(self) -> list[dict[str, Any]]:
-        return self._groups
-
-    def modules(self) -> dict[str, int]:
-        return {str(part): count for part, count in self.network.parts().items()}
+        self._groups = first + self._groups
 
     def before_step(self, step: int, *, base: bool) -> None:
         """Only one of the two learns at a time: the optimizer passes parameters without a gradient by."""
-        self._seeds.set(step)
+        super().before_step(step, base=base)
         self._learning = self.base if base else self.network
         self.base.learn(base)
         self.network.learn(not base)
@@ -112,17 +96,11 @@ class DifferenceRecipe(Recipe):
         """What was learned before stays on while the difference is learned."""
         return self._learning.off()
 
-    def bound(self) -> None:
-        self.network.bound(largest_norm(self._job))
-
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        with self.base.applied(), self.networks.applied():
+        with self.base.applied(), super().applied():
             yield
 
     def previewed(self) -> contextlib.AbstractContextManager[None]:
         """What is saved: the difference alone."""
-        return self.networks.applied()
-
-    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
-        write_lora(files[0], self.networks.tensors(self._dtype), facts, overwrite=overwrite)
+        return super().applied()

@@ -18,6 +18,13 @@ Width = Literal["", "wide", "grows", "tall"]
 """Of a field on a page: half of the width, or all of it: one line, as many as are written, or two and more."""
 
 
+Existing = Literal["refuse", "number", "replace"]
+"""What becomes of a file whose name a new one is to have."""
+
+EXISTING = {"refuse": "refuse", "number": "take the next free name", "replace": "replace, keep in the trash"}
+"""As a page shows it."""
+
+
 @dataclass(frozen=True)
 class When:
     """A condition on another option: its value is one of `values`, or none of them where `negated`.

@@ -36,8 +36,12 @@ def _by(module: str, function: str = "prepare") -> Callable[[Any], Prepared]:
     return prepare
 
 
-_extract, _inject, _convert = (_by("lora_tools", f"prepare_{name}") for name in ("extract", "inject", "convert"))
-_combine, _resize, _repair = (_by("mix_tools", f"prepare_{name}") for name in ("combine", "resize", "repair"))
+_extract = _by("lora_tools", "prepare_extract")
+_inject = _by("lora_tools", "prepare_inject")
+_convert = _by("lora_tools", "prepare_convert")
+_combine = _by("mix_tools", "prepare_combine")
+_resize = _by("mix_tools", "prepare_resize")
+_repair = _by("mix_tools", "prepare_repair")
 TOOLS: dict[str, Tool] = {
     tool.name: tool
     for tool in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from lib_trainer.options.declare import Section, option
+from lib_trainer.options.declare import EXISTING, Existing, Section, option
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
 
@@ -16,12 +16,12 @@ class Writes(Section, frozen=True):
         str, option("Result", "The new file; .safetensors is added where it is missing.", place="path", width="wide")
     ] = ""
     existing: Annotated[
-        Literal["refuse", "number", "replace"],
+        Existing,
         option(
             "If the file is there",
             "Refuse, take the next free name (name-2), or replace: when the new file is written, the old one goes into "
             "the folder .trainer-trash beside it.",
-            names={"refuse": "refuse", "number": "take the next free name", "replace": "replace, keep in the trash"},
+            names=EXISTING,
         ),
     ] = "refuse"
     precision: Annotated[

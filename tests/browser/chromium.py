@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Iterator
@@ -138,3 +139,18 @@ class Tab:
         errors = self.errors[:]
         self.errors.clear()
         return errors
+
+
+@contextlib.contextmanager
+def served(tab: Tab, app: Any, *desks: Any) -> Iterator[str]:
+    """A page's address while it is served. Its scripts must not have failed; the jobs of `desks` end with it."""
+    from lib_trainer.ui.standalone import serve
+
+    address = serve(app, port=tab.port, block=False)
+    yield address
+    errors = tab.leave(address)
+    for desk in desks:
+        desk.stop()
+        desk.wait(20)
+    close(app)
+    assert errors == []

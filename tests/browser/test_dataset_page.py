@@ -12,7 +12,7 @@ from PIL import Image
 
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings, findings_of_both_themes
-from tests.browser.chromium import MARKS, Tab, close, driver
+from tests.browser.chromium import MARKS, Tab, driver, served
 from tests.ui.fakes import FakeGenerator, FakeHost
 
 playwright = driver()
@@ -33,14 +33,11 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def address(tab: Tab, tmp_path: Path) -> Iterator[str]:
-    from lib_trainer.ui.standalone import build_app, serve
+    from lib_trainer.ui.standalone import build_app
 
     app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), count_tokens=len)
-    address = serve(app, port=tab.port, block=False)
-    yield address
-    errors = tab.leave(address)
-    close(app)
-    assert errors == []
+    with served(tab, app) as address:
+        yield address
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from lib_trainer.toolbox.desk import ToolDesk
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings
-from tests.browser.chromium import MARKS, SLOW, Tab, close, driver, open_tab, write_in
+from tests.browser.chromium import MARKS, SLOW, Tab, driver, open_tab, served, write_in
 from tests.toolbox.models import SD1, save, some
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -23,22 +23,17 @@ expect = playwright.expect
 
 @pytest.fixture
 def page(tab: Tab, tmp_path: Path) -> Iterator[playwright.Page]:
-    from lib_trainer.ui.standalone import build_app, serve
+    from lib_trainer.ui.standalone import build_app
 
     (tmp_path / "checkpoints").mkdir()
     for number, name in enumerate(("one", "two")):
         save(tmp_path / "checkpoints" / f"{name}.safetensors", some(SD1, number), format="pt")
     tools = ToolDesk()
     app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), tools=tools)
-    address = serve(app, port=tab.port, block=False)
-    page = tab.open(address, 1280, 1000)
-    open_tab(page, "Models")
-    yield page
-    errors = tab.leave(address)
-    tools.stop()
-    tools.wait(20)
-    close(app)
-    assert errors == []
+    with served(tab, app, tools) as address:
+        page = tab.open(address, 1280, 1000)
+        open_tab(page, "Models")
+        yield page
 
 
 @pytest.mark.usefixtures("without_training")

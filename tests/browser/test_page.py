@@ -13,7 +13,7 @@ import pytest
 from lib_trainer.training import desk as training_desk
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import COLOURS, findings, findings_of_both_themes
-from tests.browser.chromium import MARKS, Tab, close, driver
+from tests.browser.chromium import MARKS, Tab, driver, served
 from tests.ui.fakes import FakeGenerator, FakeHost, Script
 from tests.ui.test_train_actions import taken_name
 
@@ -35,7 +35,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, tab: Tab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    from lib_trainer.ui.standalone import build_app, serve
+    from lib_trainer.ui.standalone import build_app
 
     script = Script(step_seconds=0.02, cache_seconds=0.02)
     monkeypatch.setattr(training_desk, "prepare", script.prepare)
@@ -44,14 +44,10 @@ def site(tmp_path: Path, tab: Tab, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     app = build_app(runner, generator)
-    address = serve(app, port=tab.port, block=False)
-    yield Site(address, script, runner, generator, pictures)
-    foreign = [url for url in tab.answers if not url.startswith((address, "data:", "blob:"))]
-    errors = tab.leave(address)
-    runner.stop()
-    runner.wait(10)
-    close(app)
-    assert (errors, foreign) == ([], [])
+    with served(tab, app, runner) as address:
+        yield Site(address, script, runner, generator, pictures)
+        foreign = [url for url in tab.answers if not url.startswith((address, "data:", "blob:"))]
+    assert foreign == []
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lib_trainer.training.desk import TrainingDesk
-from tests.browser.chromium import MARKS, Tab, close, later
+from tests.browser.chromium import MARKS, Tab, later, served
 from tests.browser.test_form import FIND, line
 from tests.browser.test_page import Page, expect
 from tests.ui.fakes import FakeGenerator, FakeHost
@@ -19,16 +19,13 @@ PREDICT = ("/run/predict", "/api/predict")
 
 @pytest.fixture(scope="module")
 def page(tab: Tab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    from lib_trainer.ui.standalone import build_app, serve
+    from lib_trainer.ui.standalone import build_app
 
     app = build_app(TrainingDesk(FakeHost(tmp_path_factory.mktemp("at rest"))), FakeGenerator())
-    address = serve(app, port=tab.port, block=False)
-    page = Page(tab.open(address, 1280, 900))
-    page.sees(".trainer-host", "SD 1.x")
-    yield page
-    errors = tab.leave(address)
-    close(app)
-    assert errors == []
+    with served(tab, app) as address:
+        page = Page(tab.open(address, 1280, 900))
+        page.sees(".trainer-host", "SD 1.x")
+        yield page
 
 
 def test_what_everybody_sets_stands_first_and_the_rest_is_folded(page: Page) -> None:

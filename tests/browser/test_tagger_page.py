@@ -15,7 +15,7 @@ from lib_trainer.tagging.scores.store import ScoreStore
 from lib_trainer.tagging.views import Places
 from lib_trainer.training.desk import TrainingDesk
 from tests.browser.axe import findings_of_both_themes
-from tests.browser.chromium import MARKS, Tab, close, driver, later, open_tab, write_in
+from tests.browser.chromium import MARKS, Tab, driver, later, open_tab, served, write_in
 from tests.tagging.conftest import MINI, draw_scenes
 from tests.ui.fakes import FakeGenerator, FakeHost
 
@@ -26,18 +26,13 @@ expect = playwright.expect
 
 @pytest.fixture
 def address(tab: Tab, tmp_path: Path) -> Iterator[str]:
-    from lib_trainer.ui.standalone import build_app, serve
+    from lib_trainer.ui.standalone import build_app
 
     shutil.copytree(MINI, tmp_path / "models" / "wd" / "wd-mini")
     desk = TaggerDesk(Places(lambda: [tmp_path / "models"], lambda: tmp_path / "models"))
     app = build_app(TrainingDesk(FakeHost(tmp_path)), FakeGenerator(), tagger=desk)
-    address = serve(app, port=tab.port, block=False)
-    yield address
-    errors = tab.leave(address)
-    desk.stop()
-    desk.wait(20)
-    close(app)
-    assert errors == []
+    with served(tab, app, desk) as address:
+        yield address
 
 
 @pytest.fixture

@@ -332,16 +332,26 @@ def test_of_a_model_that_rests_on_the_cpu_the_card_has_what_a_state_needs(run: t
     assert card.to_cpu_bytes == [], "nothing is copied that is there already"
 
 
-def test_what_a_host_has_moved_to_draw_is_the_original_from_then_on() -> None:
-    """It moves a part to the card and back, which makes a new tensor: the older must not be kept beside it."""
+def resting() -> tuple[nn.Linear, Card, Weights, dict[str, object]]:
+    """A UNet off the card, and what it was."""
     unet, card = nn.Linear(8, 8).half(), Card(CPU)
     before = snapshot(unet)
     card.take_off(unet)
-    weights = weights_of(card, torch.bfloat16, unet=unet)
+    return unet, card, weights_of(card, torch.bfloat16, unet=unet), before
+
+
+def moved(root: nn.Module) -> None:
+    """As a host does it, which makes new tensors."""
+    for parameter in root.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def test_what_a_host_has_moved_to_draw_is_the_original_from_then_on() -> None:
+    """It moves a part to the card and back, which makes a new tensor: the older must not be kept beside it."""
+    unet, card, weights, before = resting()
     weights.place("training")
     weights.place("generating")
-    for parameter in unet.parameters():
-        parameter.data = parameter.data.clone()
+    moved(unet)
     card.take_off(unet)
     now = places(unet)
     weights.place("training")
@@ -375,13 +385,9 @@ def test_while_a_host_draws_nobody_else_holds_what_it_moves(phase: Phase, eight_
 
 def test_what_a_host_has_left_on_the_card_comes_back_as_it_was() -> None:
     """Where it cannot move a part of a model that rests on the CPU back to it."""
-    unet, card = nn.Linear(8, 8).half(), Card(CPU)
-    before = snapshot(unet)
-    card.take_off(unet)
-    weights = weights_of(card, torch.bfloat16, unet=unet)
+    unet, card, weights, before = resting()
     weights.place("encoding")
-    for parameter in unet.parameters():
-        parameter.data = parameter.data.clone()
+    moved(unet)
     phases: list[Phase] = ["training", "generating", "training", "given back"]
     for phase in phases:
         weights.place(phase)

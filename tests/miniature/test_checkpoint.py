@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -58,14 +58,19 @@ def test_schedule_is_sd1s(checkpoint: State, pipeline: StableDiffusionPipeline) 
     torch.testing.assert_close(checkpoint["alphas_cumprod"], pipeline.scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
 
 
+def _filled(module: Any, checkpoint: State, prefix: str) -> Any:
+    """And the seed is set."""
+    module.load_state_dict(_part(checkpoint, prefix), strict=True)
+    torch.manual_seed(0)
+    return module.eval()
+
+
 @torch.no_grad()
 def test_real_ldm_unet_agrees(checkpoint: State, pipeline: StableDiffusionPipeline) -> None:
     pytest.importorskip("ldm.modules.diffusionmodules.openaimodel")
     from miniature.ldm_layout import UNET, ldm_unet
 
-    unet = ldm_unet().eval()
-    unet.load_state_dict(_part(checkpoint, UNET), strict=True)
-    torch.manual_seed(0)
+    unet = _filled(ldm_unet(), checkpoint, UNET)
     noisy, times, context = torch.randn(3, 4, 8, 16), torch.tensor([1, 400, 999]), torch.randn(3, 77, 32)
     assert _relative(unet(noisy, times, context=context), pipeline.unet(noisy, times, context).sample) < 1e-4
 
@@ -75,9 +80,7 @@ def test_real_ldm_vae_agrees(checkpoint: State, pipeline: StableDiffusionPipelin
     pytest.importorskip("ldm.modules.diffusionmodules.model")
     from miniature.ldm_layout import VAE, LdmVae
 
-    vae = LdmVae().eval()
-    vae.load_state_dict(_part(checkpoint, VAE), strict=True)
-    torch.manual_seed(0)
+    vae = _filled(LdmVae(), checkpoint, VAE)
     pixels = torch.rand(2, 3, 64, 96) * 2 - 1
     latents = pipeline.vae.encode(pixels).latent_dist.mode()
     assert _relative(vae.mode(pixels), latents) < 1e-4

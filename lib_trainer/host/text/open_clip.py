@@ -65,13 +65,9 @@ class OpenClipEncoder(TextEncoder):
 
     @contextlib.contextmanager
     def lean(self) -> Iterator[None]:
-        before = self._lean
         with contextlib.ExitStack() as stack:
             for attention in self.attentions:
                 stack.enter_context(attribute(attention, "refresh", None))
                 stack.enter_context(attention.called())
-            self._lean = True
-            try:
-                yield
-            finally:
-                self._lean = before
+            stack.enter_context(attribute(self, "_lean", True))
+            yield

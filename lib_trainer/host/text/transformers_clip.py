@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lib_trainer.autocasting import compute_dtype
 from lib_trainer.host.text.encoder import TextEncoder, at_end
-from lib_trainer.patching import replaced_forward
+from lib_trainer.patching import attribute, replaced_forward
 from lib_trainer.ports import AdaptableModule
 
 
@@ -66,16 +66,12 @@ class TransformersEncoder(TextEncoder):
 
     @contextlib.contextmanager
     def lean(self) -> Iterator[None]:
-        before = self._lean
         with contextlib.ExitStack() as stack:
             for block in self.blocks():
                 attention: Any = block.self_attn
                 stack.enter_context(replaced_forward(attention, functools.partial(attend_causally, attention)))
-            self._lean = True
-            try:
-                yield
-            finally:
-                self._lean = before
+            stack.enter_context(attribute(self, "_lean", True))
+            yield
 
 
 def attend_causally(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
