@@ -19,13 +19,15 @@ class Average:
     The decay of step n is at most (1 + n) / (10 + n), so that early weights are forgotten soon.
     """
 
-    def __init__(self, learned: Sequence[nn.Parameter], decay: float) -> None:
-        self._learned, self._decay, self._steps = list(learned), decay, 0
+    def __init__(self, learned: Sequence[nn.Parameter], decay: float, begins: int = 0) -> None:
+        """`begins`: the step after which others learn than before; n is counted anew from there."""
+        self._learned, self._decay, self._steps, self._begins = list(learned), decay, 0, begins
         self.values = [parameter.detach().clone() for parameter in self._learned]
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        self._steps += 1
+    def after_step(self, step: int) -> None:
+        """`step`: the run's, of which some may have learned nothing."""
+        self._steps = min(self._steps + 1, step - self._begins if step > self._begins else step)
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
         for average, parameter in zip(self.values, self._learned, strict=True):
             average.lerp_(parameter.detach(), 1 - decay)

@@ -104,7 +104,7 @@ def train(
             current = rates.set(step - 1)
             drawn = next(steps)
             state.recipe.before_step(step, base=drawn.base)
-            _retire(optimizer, (step - 1) / options.total_steps)
+            _retire(optimizer, rates.done(step - 1))
             loss = _gradients(model, captions, drawn, state, options, step)
             results.tell()
             if stopping():
@@ -125,7 +125,7 @@ def train(
 
 
 def _retire(optimizer: Optimizer, done: float) -> None:
-    """A group of parameters whose share of the run (`until`) is over gets no gradients any more."""
+    """A group of parameters whose share of the run (`until`), or of its part of it, is over gets no gradients."""
     for group in optimizer.param_groups:
         if done >= group.get("until", 1.0):
             for parameter in group["params"]:
@@ -296,7 +296,7 @@ class _Results:
         if done.applied:
             state.recipe.after_step()
             if state.average is not None:
-                state.average.after_step()
+                state.average.after_step(done.step)
         self._after_step(done)
         self._since = time.perf_counter()
 

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import io
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -309,6 +310,28 @@ def _give_back(paged: list[torch.Tensor], optimizer: Any) -> None:
         torch.cuda.synchronize()
         for one in paged:
             free(ctypes.c_void_p(one.data_ptr()))
+
+
+def own_values(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What its groups hold besides their parameters, copied."""
+    groups: Groups = optimizer.param_groups
+    return [deepcopy({name: value for name, value in group.items() if name != "params"}) for group in groups]
+
+
+def begin_anew(optimizer: Optimizer, values: list[dict[str, Any]]) -> None:
+    """As it was when its groups had these `own_values`: what it has counted, found and averaged is of other parameters.
+
+    One that averages leaves what has learned at its average.
+    """
+    to_average(optimizer)
+    forget_state(optimizer)
+    for group, own in zip(optimizer.param_groups, values, strict=True):
+        for name in group.keys() - own.keys() - {"params"}:
+            del group[name]
+        group.update(deepcopy(own))
+        with torch.no_grad():
+            for parameter in group["params"]:
+                parameter.mul_(1)  # see `averaged`
 
 
 def averages(optimizer: Optimizer) -> bool:

@@ -86,11 +86,13 @@ class Preparation:
         facts = RunFacts(plan, model, schedule, encoded, total, order.batches_per_epoch(), precision, recipe)
         optimizer = make_optimizer(recipe.groups(), job.optimizer)
         noise = torch.Generator().manual_seed(job.training.seed + 1)
-        average = Average(parameters(recipe), job.optimizer.ema_decay) if wants_average(job.optimizer) else None
+        begins = order.base_steps()
+        ema = job.optimizer.ema_decay
+        average = Average(parameters(recipe), ema, begins) if wants_average(job.optimizer) else None
         objective = Objective(schedule, job.noise, job.loss, job.masks)
-        course = Course(order.base_steps())
+        course = Course(begins)
         state = TrainState(recipe, optimizer, loss_scaler(model.device, dtype), noise, objective, average, course)
-        rates = LearningRates(optimizer, job.optimizer, total, order.base_steps())
+        rates = LearningRates(optimizer, job.optimizer, total, begins)
         keeper = Keeper.of(job, plan.kind, recipe, objective)
         options = LoopOptions(total, dtype, job.optimizer.max_gradient_norm, plan.kind.rates, keeper)
         return Prepared(facts, source, captions, state, rates, options, measuring)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lib_trainer.config import JobConfig, OptimizerConfig
 from lib_trainer.refusals import ConfigError
-from lib_trainer.training.optimizers import effective_rates, known
+from lib_trainer.training.optimizers import begin_anew, effective_rates, known, own_values
 
 Schedule = Callable[[float, OptimizerConfig], float]
 """From the share that is done, 0 to 1, to a factor, 1 to 0."""
@@ -106,19 +106,32 @@ class LearningRates:
     """
 
     def __init__(self, optimizer: Optimizer, config: OptimizerConfig, total_steps: int, base_steps: int = 0) -> None:
-        """`base_steps` at the beginning have a schedule of their own (the picture before a difference)."""
+        """`base_steps` at the beginning have a schedule of their own (the picture before a difference), and what comes
+        after them an optimizer that is as new: rates that it finds itself, and averages, are of what learns."""
         self._optimizer, self._config, self._total = optimizer, config, total_steps
         self._base_steps = base_steps
+        self._values = own_values(optimizer) if base_steps else []
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, steps_done: int) -> dict[str, float]:
         """Set the rates for the next step; returns what steps are scaled by then, by group name."""
-        start = 0 if steps_done < self._base_steps else self._base_steps
-        length = self._base_steps if steps_done < self._base_steps else self._total - self._base_steps
-        now = factor(self._config, steps_done - start, length)
+        if self._base_steps and steps_done == self._base_steps:
+            begin_anew(self._optimizer, self._values)
+        now = factor(self._config, *self._within(steps_done))
         for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
             group["lr"] = base * now
         return effective_rates(self._optimizer)
+
+    def done(self, steps_done: int) -> float:
+        """The share of its part of the run that is done when the next step begins."""
+        done, length = self._within(steps_done)
+        return done / length
+
+    def _within(self, steps_done: int) -> tuple[int, int]:
+        """Steps that are done of a part, and its length."""
+        if steps_done < self._base_steps:
+            return steps_done, self._base_steps
+        return steps_done - self._base_steps, self._total - self._base_steps
 
 
 def told(config: OptimizerConfig, total: int) -> dict[str, Any]:

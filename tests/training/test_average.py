@@ -26,7 +26,7 @@ def test_it_follows_what_learns_and_forgets_the_first_steps_soon() -> None:
     for step in range(1, 9):
         with torch.no_grad():
             parameter.add_(step)
-        average.after_step()
+        average.after_step(step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * parameter.detach()
     torch.testing.assert_close(average.values[0], expected)
@@ -41,6 +41,21 @@ def test_it_follows_what_learns_and_forgets_the_first_steps_soon() -> None:
     assert torch.equal(again.values[0], average.values[0])
     average.settle()
     torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_what_learns_after_others_is_averaged_as_if_it_were_alone() -> None:
+    """The picture before a difference: its steps would have the average remember that nothing was learned."""
+    parameter, alone = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    average, other = Average([parameter], 0.9995, begins=40), Average([alone], 0.9995)
+    for step in range(1, 61):
+        if step > 40:
+            with torch.no_grad():
+                parameter.add_(step)
+                alone.add_(step)
+            other.after_step(step - 40)
+        if step != 41:  # loss scaling has skipped it
+            average.after_step(step)
+    torch.testing.assert_close(average.values[0], other.values[0], rtol=0.05, atol=0)
 
 
 class Full(TorchDispatchMode):

@@ -367,6 +367,7 @@ def test_one_network_of_a_difference_learns_at_a_time(watched: Watched, pictures
         difference__before=str(pictures / "0.png"),
         difference__base_steps=2,
         training__max_steps=4,
+        optimizer__text_encoder_share=0.5,  # of each part of the run
         output__save_every=2,
     )
     early, late = watched.tensors(watched.files[0]), watched.tensors()

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lib_trainer.config import OptimizerConfig, from_values
 from lib_trainer.refusals import ConfigError
+from lib_trainer.training.optimizers import OPTIMIZERS, known, make_optimizer, to_average
 from lib_trainer.training.schedules import (
     SCHEDULES,
     LearningRates,
@@ -133,6 +134,32 @@ def test_each_part_of_a_difference_has_a_schedule_of_its_own() -> None:
     rates = LearningRates(optimizer, having("linear", warmup=0.5), 12, base_steps=4)
     seen = [rates.set(step)["unet"] for step in range(12)]
     assert seen == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if not entry.card])
+def test_each_part_of_a_difference_has_an_optimizer_as_if_it_were_alone(name: str) -> None:
+    """What one has counted, found and averaged while others learned would make the second part's steps a thousand times
+    as large (a rate that was found over sums of all), or half as large (an average that began before)."""
+    config, steps = OptimizerConfig(name=name, schedule="cosine"), 60  # type: ignore[arg-type]
+    if not known(config).installed:
+        pytest.skip(f"{known(config).module.partition('.')[0]} is not installed (requirements/test.txt)")
+    parts = [torch.nn.Parameter(torch.zeros(4, 4)) for _ in range(2)]
+    rate = 1.0 if known(config).finds_rate else 0.01
+    groups = [{"params": [own], "lr": rate, "name": part} for own, part in zip(parts, ("before", "unet"), strict=True)]
+    optimizer = make_optimizer(groups, config)
+    rates = LearningRates(optimizer, config, 2 * steps, base_steps=steps)
+    wanted = torch.randn(steps, 4, 4, generator=torch.Generator().manual_seed(1)) + 0.5
+    seen: list[list[float]] = []
+    for step in range(2 * steps):
+        seen.append([list(rates.set(step).values())[step // steps], rates.done(step)])
+        optimizer.zero_grad()
+        own = parts[step // steps]
+        own.grad = own.detach() - wanted[step % steps]
+        optimizer.step()
+    to_average(optimizer)
+    assert seen[:steps] == seen[steps:]
+    assert float(parts[0].detach().abs().max()) > 0
+    assert torch.equal(parts[0], parts[1])
 
 
 def test_a_warm_up_that_leaves_no_step_is_refused() -> None:
