@@ -44,14 +44,20 @@
     // A key that belongs to an input method: with Enter it takes a word that is being put together, as in Chinese.
     const isComposing = (event) => event.isComposing || event.keyCode === 229;
 
-    // Puts a text at the end of a box, where it is not in it. A word may stand in the name of a file, `<lora:zorb:1>`,
-    // and still be missing.
+    // Whether a prompt calls the file of a call, `<lora:zorb:1>`, with whatever weights.
+    function callsFile(whole, call) {
+        const start = call.match(/^<[^:>]+:[^:>]+/)?.[0] || call;
+        return [":", ">"].some((end) => whole.includes(start + end)) || whole.includes(call);
+    }
+
+    // Puts a text at the end of a box, where it is not in it; a file that is called with another weight keeps that. A word
+    // may stand in the name of a file, `<lora:zorb:1>`, and still be missing.
     function insert(id, text) {
         const area = box(id);
         if (!area || !text) return;
-        const call = text.startsWith("<");
-        const there = call ? area.value : area.value.replace(/<[^>]*>/g, " ");
-        if (call ? there.includes(text) : holdsWord(there, text)) return;
+        const call = /^<[^<>]*>$/.test(text); // and nothing else: a prompt may have calls, too
+        const there = text.includes("<") ? area.value : area.value.replace(/<[^>]*>/g, " ");
+        if (call ? callsFile(there, text) : holdsWord(there, text)) return;
         const before = area.value.trimEnd();
         const gap = call || before.endsWith(",") ? " " : ", ";
         put(area, before ? before + gap + text : text);

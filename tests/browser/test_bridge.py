@@ -131,9 +131,9 @@ def test_a_tab_is_found_by_its_id_whatever_it_is_called(page: Any) -> None:
 
 
 def test_a_text_is_put_into_a_box_once(page: Any) -> None:
-    for text in ("zorb", "<lora:zorb:1>", "zorb", "<lora:zorb:1>"):
+    for text in ("zorb", "<lora:zorb:1>", "<lora:ink:1> a cat", "a cat <lora:oil:1>") * 2:
         page.evaluate("(text) => trainerBridge.insert('box', text)", text)
-    assert page.locator("#box textarea").input_value() == "zorb <lora:zorb:1>"
+    assert page.locator("#box textarea").input_value() == ("zorb <lora:zorb:1>, <lora:ink:1> a cat, a cat <lora:oil:1>")
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,19 @@ def test_a_text_is_put_into_a_box_once(page: Any) -> None:
 def test_a_word_is_missing_where_it_is_a_part_of_another(page: Any, there: str, word: str, then: str) -> None:
     page.locator("#box textarea").fill(there)
     page.evaluate("(text) => trainerBridge.insert('box', text)", word)
+    assert page.locator("#box textarea").input_value() == then
+
+
+@pytest.mark.parametrize(
+    ("there", "then"),
+    [
+        ("zorb <lora:zorb:0.7>", "zorb <lora:zorb:0.7>"),
+        ("<lora:zorb:te=0.5:unet=0.7> a dog", "<lora:zorb:te=0.5:unet=0.7> a dog, zorb"),
+        ("zorb <lora:zorb>", "zorb <lora:zorb>"),
+        ("zorb <lora:zorb-2:1> <hypernet:zorb:1>", "zorb <lora:zorb-2:1> <hypernet:zorb:1> <lora:zorb:1>"),
+    ],
+)
+def test_a_file_that_is_called_with_another_weight_keeps_it(page: Any, there: str, then: str) -> None:
+    page.locator("#box textarea").fill(there)
+    page.evaluate("['zorb', '<lora:zorb:1>'].forEach((text) => trainerBridge.insert('box', text))")
     assert page.locator("#box textarea").input_value() == then
