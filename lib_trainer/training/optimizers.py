@@ -312,26 +312,27 @@ def _give_back(paged: list[torch.Tensor], optimizer: Any) -> None:
             free(ctypes.c_void_p(one.data_ptr()))
 
 
-def own_values(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What its groups hold besides their parameters, copied."""
-    groups: Groups = optimizer.param_groups
-    return [deepcopy({name: value for name, value in group.items() if name != "params"}) for group in groups]
+class Beginning:
+    """An optimizer as it is before its first step: what its groups hold besides their parameters, and the state that
+    some make at once."""
 
+    def __init__(self, optimizer: Optimizer) -> None:
+        groups: Groups = optimizer.param_groups
+        self._groups = [deepcopy({name: one for name, one in group.items() if name != "params"}) for group in groups]
+        self._state = {parameter: deepcopy(own) for parameter, own in optimizer.state.items()}
 
-def begin_anew(optimizer: Optimizer, values: list[dict[str, Any]]) -> None:
-    """As it was when its groups had these `own_values`: what it has counted, found and averaged is of other parameters.
-
-    One that averages leaves what has learned at its average.
-    """
-    to_average(optimizer)
-    forget_state(optimizer)
-    for group, own in zip(optimizer.param_groups, values, strict=True):
-        for name in group.keys() - own.keys() - {"params"}:
-            del group[name]
-        group.update(deepcopy(own))
-        with torch.no_grad():
-            for parameter in group["params"]:
-                parameter.mul_(1)  # see `averaged`
+    def again(self, optimizer: Optimizer) -> None:
+        """Forget what it has counted, found and averaged. One that averages leaves what has learned at its average."""
+        to_average(optimizer)
+        forget_state(optimizer)
+        optimizer.state.update({parameter: deepcopy(own) for parameter, own in self._state.items()})
+        for group, own in zip(optimizer.param_groups, self._groups, strict=True):
+            for name in group.keys() - own.keys() - {"params"}:
+                del group[name]
+            group.update(deepcopy(own))
+            with torch.no_grad():
+                for parameter in group["params"]:
+                    parameter.mul_(1)  # see `averaged`
 
 
 def averages(optimizer: Optimizer) -> bool:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lib_trainer.config import JobConfig, OptimizerConfig
 from lib_trainer.refusals import ConfigError
-from lib_trainer.training.optimizers import begin_anew, effective_rates, known, own_values
+from lib_trainer.training.optimizers import Beginning, effective_rates, known
 
 Schedule = Callable[[float, OptimizerConfig], float]
 """From the share that is done, 0 to 1, to a factor, 1 to 0."""
@@ -110,13 +110,13 @@ class LearningRates:
         after them an optimizer that is as new: rates that it finds itself, and averages, are of what learns."""
         self._optimizer, self._config, self._total = optimizer, config, total_steps
         self._base_steps = base_steps
-        self._values = own_values(optimizer) if base_steps else []
+        self._beginning = Beginning(optimizer) if base_steps else None
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, steps_done: int) -> dict[str, float]:
         """Set the rates for the next step; returns what steps are scaled by then, by group name."""
-        if self._base_steps and steps_done == self._base_steps:
-            begin_anew(self._optimizer, self._values)
+        if self._beginning is not None and steps_done == self._base_steps:
+            self._beginning.again(self._optimizer)
         now = factor(self._config, *self._within(steps_done))
         for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
             group["lr"] = base * now

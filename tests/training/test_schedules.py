@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lib_trainer.config import OptimizerConfig, from_values
 from lib_trainer.refusals import ConfigError
-from lib_trainer.training.optimizers import OPTIMIZERS, known, make_optimizer, to_average
+from lib_trainer.training.optimizers import BY_PATH, OPTIMIZERS, known, make_optimizer, to_average
 from lib_trainer.training.schedules import (
     SCHEDULES,
     LearningRates,
@@ -136,11 +136,12 @@ def test_each_part_of_a_difference_has_a_schedule_of_its_own() -> None:
     assert seen == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25])
 
 
-@pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if not entry.card])
+@pytest.mark.parametrize("name", [*(name for name, entry in OPTIMIZERS.items() if not entry.card), BY_PATH])
 def test_each_part_of_a_difference_has_an_optimizer_as_if_it_were_alone(name: str) -> None:
     """What one has counted, found and averaged while others learned would make the second part's steps a thousand times
     as large (a rate that was found over sums of all), or half as large (an average that began before)."""
-    config, steps = OptimizerConfig(name=name, schedule="cosine"), 60  # type: ignore[arg-type]
+    path = "torch.optim.Adagrad" if name == BY_PATH else ""  # it makes its state at once
+    config, steps = OptimizerConfig(name=name, class_path=path, schedule="cosine"), 60  # type: ignore[arg-type]
     if not known(config).installed:
         pytest.skip(f"{known(config).module.partition('.')[0]} is not installed (requirements/test.txt)")
     parts = [torch.nn.Parameter(torch.zeros(4, 4)) for _ in range(2)]
