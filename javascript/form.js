@@ -156,11 +156,10 @@
     }
 
     function askBack(form, body) {
-        const done = () => {
+        const done = () => setTimeout(() => { // the values are put in after the answer
             look(form);
-            decide(form.prefix);
             form.finder.closest(".trainer-form").dispatchEvent(new CustomEvent("trainer-put-back", {bubbles: true}));
-        };
+        }, OPEN_MS);
         bridge.ask(form.prefix, "put_back", body, {line: "put_back", done});
     }
 
@@ -335,13 +334,13 @@
     const plain = (value) => JSON.stringify(value === null || value === undefined || value.length === 0 ? "" : value);
 
     // What each component shows when the server's values are there: `told` is JSON of that and of what it may show by now,
-    // `shown`, where nobody has changed it: what somebody has set meanwhile stays.
+    // `shown`, where nobody has changed it, or null where it stays: what somebody has set meanwhile stays, too.
     function under(prefix, told, shown) {
         if (!told) return shown;
         setTimeout(() => decide(prefix), OPEN_MS);
-        return JSON.parse(told).map(([wanted, unset], place) => {
+        return JSON.parse(told).map((one, place) => {
             const own = plain(shown[place]);
-            return unset.some((one) => plain(one) === own) ? wanted : shown[place];
+            return one && one[1].some((unset) => plain(unset) === own) ? one[0] : shown[place];
         });
     }
 

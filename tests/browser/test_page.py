@@ -314,6 +314,36 @@ def test_export_and_import(page: Page, site: Site, tmp_path: Path) -> None:
     expect(page.field("output_name")).to_have_value("cat")
 
 
+def test_what_is_set_while_a_job_file_is_read_stays(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand or by a button; what was set before is the file's."""
+    from lib_trainer.ui.train.job_files import JobFiles
+
+    read, answered, load = Event(), Event(), JobFiles.load
+
+    def slowly(files: JobFiles, path: Path) -> object:
+        read.set()
+        answered.wait(60)
+        return load(files, path)
+
+    monkeypatch.setattr(JobFiles, "load", slowly)
+    file = tmp_path / "cat.toml"
+    file.write_text('version = 3\n[output]\nname = "cat"\n[training]\nmax_steps = 7\n[network]\nrank = 4\nalpha = 2\n')
+    page.field("training_max_steps").fill("5")
+    page.field("network_alpha").fill("3")
+    page.raw.locator("input[type=file][accept='.toml']").set_input_files(file)
+    assert read.wait(60)
+    page.field("output_name").fill("mine")
+    page.find("network_alpha").locator(".trainer-back").click()
+    expect(page.field("network_alpha")).to_have_value("16")
+    answered.set()
+    expect(page.field("training_max_steps")).to_have_value("7")
+    expect(page.field("network_rank")).to_have_value("4")
+    expect(page.field("network_alpha")).to_have_value("16")
+    expect(page.field("output_name")).to_have_value("mine")
+
+
 def test_axe_finds_nothing_grave_on_train_and_generate(tab: Tab, site: Site) -> None:
     """In both themes; and last, that it would find a text without contrast. A run leaves the form as it was."""
     page, of_a_run = open_page(tab, site, "?__theme=dark"), ("#trainer_header", ".trainer-right")

@@ -45,9 +45,10 @@ def make(**options: Any) -> tuple[Form, gr.Blocks]:
     return form, blocks
 
 
-def through_gradio(form: Form, updates: list[dict[str, Any]]) -> list[Any]:
-    """What the page would send back after it was shown `updates`: gradio's own conversions, both ways."""
-    shown = [c.postprocess(u["value"]) for c, u in zip(form.inputs, updates, strict=True)]
+def through_gradio(form: Form, job: JobConfig) -> list[Any]:
+    """What the page would send back after it was shown a job: gradio's own conversions, both ways."""
+    values = to_values(job)
+    shown = [one.postprocess(to_widget(form.specs[path], values[path])) for path, one in form.components.items()]
     return [c.preprocess(value) for c, value in zip(form.inputs, shown, strict=True)]
 
 
@@ -106,14 +107,13 @@ def test_choices_are_the_schemas() -> None:
 
 def test_defaults_pass_through_the_page_unchanged() -> None:
     form, _ = make()
-    shown = form.updates(to_values(JobConfig()))
-    assert from_values(form.values(through_gradio(form, shown))) == JobConfig()
+    assert from_values(form.values(through_gradio(form, JobConfig()))) == JobConfig()
 
 
 def test_other_values_pass_through_the_page_unchanged() -> None:
     form, _ = make()
     job = from_values(SAMPLE)
-    back = from_values(form.values(through_gradio(form, form.updates(to_values(job)))))
+    back = from_values(form.values(through_gradio(form, job)))
     assert back == job
     assert back.training.max_tokens == 150, "a whole number although the list shows texts"
 
@@ -129,7 +129,7 @@ def test_small_learning_rates_keep_their_digits(typed: str) -> None:
 def test_numbers_out_of_range_reach_the_jobs_own_check() -> None:
     form, _ = make()
     index = list(form.components).index("optimizer.unet_lr")
-    raw = through_gradio(form, form.updates(to_values(JobConfig())))
+    raw = through_gradio(form, JobConfig())
     raw[index] = form.inputs[index].preprocess(5)
     with pytest.raises(ConfigError, match=r"optimizer\.unet_lr = 5"):
         from_values(form.values(raw))
@@ -138,7 +138,7 @@ def test_numbers_out_of_range_reach_the_jobs_own_check() -> None:
 def test_an_empty_number_is_named() -> None:
     form, _ = make()
     index = list(form.components).index("training.max_steps")
-    raw = through_gradio(form, form.updates(to_values(JobConfig())))
+    raw = through_gradio(form, JobConfig())
     raw[index] = form.inputs[index].preprocess(None)
     with pytest.raises(ConfigError, match=r"training\.max_steps is empty"):
         from_values(form.values(raw))
@@ -225,15 +225,6 @@ def test_a_box_with_nothing_in_it_is_hidden() -> None:
         assert visible["trainer_buckets_step"] is on  # it stands in the box
 
 
-def test_a_job_that_is_loaded_shows_what_it_reads() -> None:
-    form, _ = make()
-    job = from_values({"network.kind": "checkpoint", "optimizer.ema": True, "prior.class_prompt": "a dog"})
-    updates = dict(zip(form.components, form.updates(to_values(job)), strict=True))
-    for path in ("optimizer.ema_decay", "prior.class_pictures", "finetune.unet_lr"):
-        assert updates[path]["visible"], path
-    assert not updates["network.rank"]["visible"] and not updates["optimizer.cycles"]["visible"]
-
-
 def test_every_condition_is_on_an_option_that_is_shown() -> None:
     form, _ = make()
     named = {path for spec in field_specs().values() for when in spec.when for path in when.paths}
@@ -303,11 +294,12 @@ def test_sections_of_advanced_options_alone_stand_last_without_a_fold_in_them() 
     assert {"model", "noise", "loss", "blocks"} <= set(sections) - set(plain)
 
 
-def test_options_are_put_back_and_what_is_typed_elsewhere_stays() -> None:
+def test_what_is_put_over_a_form_says_what_it_was_asked_over() -> None:
     form, _ = make()
-    updates = dict(zip(form.components, form.back(["network.alpha", "optimizer.ema"], {}), strict=True))
-    assert {path: one["value"] for path, one in updates.items() if "value" in one} == {
-        "network.alpha": 16.0, "optimizer.ema": False
+    raw = through_gradio(form, from_values(SAMPLE))
+    told = dict(
+        zip(form.components, json.loads(form.over({"network.alpha": 16.0, "preview.sampler": ""}, raw)), strict=True)
+    )
+    assert {path: one for path, one in told.items() if one is not None} == {
+        "network.alpha": [16.0, [0.5]], "preview.sampler": [HOST_DEFAULT, ["Euler"]]
     }  # fmt: skip
-    own = form.back(["dataset.width"], {"dataset.width": 1024})
-    assert own[list(form.components).index("dataset.width")]["value"] == 1024

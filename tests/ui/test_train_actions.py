@@ -438,6 +438,16 @@ def test_no_event_waits_in_the_hosts_queue(actions: TrainActions, runner: Traini
     assert [d for d in app.dependencies if d["backend_fn"] and d["queue"] is not False] == []
 
 
+def test_no_answer_of_the_server_writes_over_a_field(actions: TrainActions, runner: TrainingDesk) -> None:
+    """What is set while one is on its way would be lost: the script puts values in, and looks at what is there."""
+    with gr.Blocks(analytics_enabled=False) as app:
+        build_train_page(runner, actions.options)
+    fields = {one._id for one in app.blocks.values() if "trainer-field" in (getattr(one, "elem_classes", None) or ())}
+    answers = [one for one in app.dependencies if one["backend_fn"] and fields & set(one["outputs"])]
+    shown = {app.blocks[target].elem_id for one in answers for target in one["targets"]}
+    assert len(fields) > 100 and shown == {"trainer_visible"}, "which shows and hides alone"
+
+
 def test_the_standalone_page_asks_for_nothing_from_elsewhere(runner: TrainingDesk) -> None:
     app = build_app(runner, FakeGenerator())
     assert "http" not in app.theme_css.replace("http://www.w3.org", "")

@@ -39,10 +39,6 @@ class Form:
         """{path: value} from what gradio hands to a function whose inputs are `inputs`."""
         return {path: from_widget(self.specs[path], one) for path, one in zip(self.components, raw, strict=True)}
 
-    def updates(self, values: Mapping[str, Any]) -> list[Any]:
-        """What a function whose outputs are `inputs` returns, so that the form shows `values`."""
-        return [self._update(path, values) for path in self.components]
-
     def under(self, values: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
         """For the form's script, JSON: what each component is to show, and what it may show by now where nobody has
         changed it. `usual` is as in `back`."""
@@ -52,10 +48,14 @@ class Form:
             told.append([to_widget(spec, values[path]), [to_widget(spec, one) for one in unset]])
         return json.dumps(told)
 
-    def _update(self, path: str, values: Mapping[str, Any]) -> Any:
-        spec = self.specs[path]
-        shown: dict[str, Any] = {"visible": spec.shown_in(values)} if spec.when else {}
-        return gr.update(value=to_widget(spec, values[path]), **shown)
+    def over(self, some: Mapping[str, Any], raw: Sequence[Any]) -> str:
+        """For the form's script, as `under` but of the options of `some` alone, and where they still show what they did
+        when it was asked for: `raw`, what gradio hands to a function whose inputs are `inputs`."""
+        told = [
+            [to_widget(spec, some[path]), [shown]] if path in some else None
+            for (path, spec), shown in zip(self.specs.items(), raw, strict=True)
+        ]
+        return json.dumps(told)
 
     @functools.cached_property
     def deciding(self) -> list[str]:
@@ -79,19 +79,6 @@ class Form:
         values = {one: from_widget(self.specs[one], value) for one, value in zip(self.deciding, raw, strict=True)}
         shown = {path: spec.shown_in(values) for path, spec in self.specs.items() if spec.when}
         return [gr.update(visible=any(shown[one] for one in inside)) for _, inside in self.conditional]
-
-    def back(self, paths: Collection[str], usual: Mapping[str, Any]) -> list[Any]:
-        """What a function whose outputs are `inputs` returns, so that the options of `paths` show what they would if
-        nobody had changed them: `usual`, or their defaults."""
-        return self.put({path: usual.get(path, self.specs[path].default) for path in paths})
-
-    def put(self, some: Mapping[str, Any]) -> list[Any]:
-        """What a function whose outputs are `inputs` returns, so that the form shows `some`. What is changed meanwhile
-        elsewhere stays; the script asks afterwards what is shown then."""
-        return [
-            gr.update(value=to_widget(spec, some[path])) if path in some else gr.update()
-            for path, spec in self.specs.items()
-        ]
 
     def connect(self, make: Maker) -> None:
         """Show and hide as values change; a text decides when it is left, and not at every key.
@@ -266,17 +253,26 @@ def serve_put_back(make: Maker, form: Form, usual: Callable[[], Mapping[str, Any
 
     `usual` gives values that are not the declared defaults: those of the model that is loaded.
     """
-    before = make.hidden_text("before")
+    before, text = make.hidden_text("before"), make.hidden_text("back_values")
 
-    def put_back(asked: Asked, kept: str, *raw: Any) -> list[Any]:
+    def put_back(asked: Asked, kept: str, *raw: Any) -> list[str]:
         values = form.values(raw)
         if asked.get("undo"):
             old = {path: value for path, value in json.loads(kept or "{}").items() if path in form.components}
-            return ["", *form.put(old)]
+            return ["", form.over(old, raw)]
         paths = [path for path in asked.get("paths", ()) if path in form.components]
-        return [json.dumps({path: values[path] for path in paths}), *form.back(paths, usual())]
+        own = usual()
+        back = {path: own.get(path, form.specs[path].default) for path in paths}
+        return [json.dumps({path: values[path] for path in paths}), form.over(back, raw)]
 
-    serve(make, "put_back", put_back, [before, *form.inputs], [before, *form.inputs])
+    put(serve(make, "put_back", put_back, [before, *form.inputs], [before, text]), make, form, text)
+
+
+def put(event: Any, make: Maker, form: Form, text: Any) -> None:
+    """Let the script put what an event has answered, in `text`, into the form: that of `Form.under` or `Form.over`, or
+    empty. What the form shows is read and written in one go, so that no change comes between."""
+    js = f"(text, ...shown) => window.trainerForm.under({make.prefix!r}, text, shown)"
+    in_browser(event.success, js, [text], form.inputs)
 
 
 def serve_under(
@@ -296,10 +292,7 @@ def serve_under(
         found = values()
         return ["" if found is None else form.under(found, usual())]
 
-    event = serve(make, name, answer, [], [text])
-    # what the form shows is read and written in one go, so that no change comes between
-    put = f"(text, ...shown) => window.trainerForm.under({make.prefix!r}, text, shown)"
-    in_browser(event.success, put, [text], form.inputs)
+    put(serve(make, name, answer, [], [text]), make, form, text)
 
 
 def title(text: str) -> None:

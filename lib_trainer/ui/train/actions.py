@@ -10,9 +10,7 @@ import msgspec
 
 from lib_trainer.config import JobConfig, OutputConfig, field_specs, from_values, to_values
 from lib_trainer.files import TRASH
-from lib_trainer.kinds.registry import KINDS
 from lib_trainer.refusals import MemoryShort, Problems, Sentence, TrainerError
-from lib_trainer.training.checks import SECOND_RATES
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.foreseen import Foresight
 from lib_trainer.training.packages import missing_for, package_of, start_install
@@ -31,8 +29,6 @@ from lib_trainer.ui.train.watch import Watch
 OPTIMIZER = "optimizer.name"
 PATIENCE = 100.0
 """Seconds that a press of Install waits for its end; browsers wait longer."""
-RATES = tuple(dict.fromkeys((*(path for kind in KINDS.values() for path in kind.all_rates), *SECOND_RATES)))
-"""What a search may put into the form."""
 NAME, EXISTING, CONTINUE = "output.name", "output.existing", "network.continue_from"
 CHANGED = (NAME, "embedding.names", CONTINUE)
 """What a way out of a taken name may change of the form."""

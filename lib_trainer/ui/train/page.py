@@ -15,9 +15,9 @@ import gradio as gr
 from lib_trainer.config import field_specs
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.ui.kit.bridge import DOWNLOAD, Asked, hurry, script, serve
-from lib_trainer.ui.kit.form import Form, build_form, serve_put_back, serve_under
+from lib_trainer.ui.kit.form import Form, build_form, put, serve_put_back, serve_under
 from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, uploaded
-from lib_trainer.ui.train.actions import CHANGED, NAME, OPTIMIZER, RATES, TrainActions
+from lib_trainer.ui.train.actions import NAME, OPTIMIZER, TrainActions
 from lib_trainer.ui.train.offer import Offer
 from lib_trainer.ui.train.page_options import PageOptions
 from lib_trainer.ui.train.status import status_html
@@ -193,7 +193,7 @@ def _lay_out_offer(make: Maker, ways: dict[str, gr.Button]) -> gr.Row:
 
 
 def _connect_run(page: _Page, actions: TrainActions) -> None:
-    """Start, Stop, Save now, Preview now. None of them writes the form, so nothing that was typed is lost."""
+    """Start, Stop, Save now, Preview now. None of them writes over what has been set meanwhile."""
     refresh = hurry(actions.options.prefix)
 
     def start(*raw: Any) -> list[Any]:
@@ -202,11 +202,11 @@ def _connect_run(page: _Page, actions: TrainActions) -> None:
 
     answered = [page.notice, page.offer, page.offered, *page.ways.values()]
     in_browser(page.start.click(start, page.form.inputs, answered, **QUIET).then, refresh)
+    changed = page.make.hidden_text("way_values")
     for how, button in page.ways.items():
-        changed = [page.form.components[path] for path in CHANGED]
-        event = button.click(
-            _starter(page, actions, how), [page.offer, *page.form.inputs], [*answered, *changed], **QUIET
-        )
+        inputs = [page.offer, *page.form.inputs]
+        event = button.click(_starter(page, actions, how), inputs, [*answered, changed], **QUIET)
+        put(event, page.make, page.form, changed)
         in_browser(event.then, refresh)
     chosen = page.form.components[OPTIMIZER]
 
@@ -242,12 +242,12 @@ def _connect_search(page: _Page, actions: TrainActions, refresh: str) -> None:
     def find(*raw: Any) -> str:
         return actions.find_rate(page.form.values(raw))
 
-    def use() -> list[Any]:
-        found = actions.rates_found()
-        return [gr.update(value=found[path]) if path in found else gr.update() for path in RATES]
+    def use(*raw: Any) -> str:
+        return page.form.over(actions.rates_found(), raw)
 
+    rates = page.make.hidden_text("rate_values")
     in_browser(page.find_rate.click(find, page.form.inputs, [page.notice], **QUIET).then, refresh)
-    page.use_rate.click(use, None, [page.form.components[path] for path in RATES], **QUIET)
+    put(page.use_rate.click(use, page.form.inputs, [rates], **QUIET), page.make, page.form, rates)
 
 
 def _offered(page: _Page, offer: Offer) -> list[Any]:
@@ -268,10 +268,9 @@ def _starter(page: _Page, actions: TrainActions, how: str) -> Callable[..., list
     def start(text: str, *raw: Any) -> list[Any]:
         if how == "discard":
             notice, offer = actions.discard(page.form.values(raw), Offer.parse(text))
-            return [notice, *_offered(page, offer), *(gr.update() for _ in CHANGED)]
+            return [notice, *_offered(page, offer), ""]
         notice, offer, changes = actions.start_otherwise(page.form.values(raw), Offer.parse(text), how)
-        shown = [gr.update(value=changes[path]) if path in changes else gr.update() for path in CHANGED]
-        return [notice, *_offered(page, offer), *shown]
+        return [notice, *_offered(page, offer), page.form.over(changes, raw)]
 
     return start
 
@@ -286,14 +285,16 @@ def _connect_files(page: _Page, actions: TrainActions) -> None:
     def export(*raw: Any) -> tuple[str, str]:
         return actions.files.export(page.form.values(raw))
 
-    def load(file: Any) -> list[Any]:
+    def load(file: Any, *raw: Any) -> list[str]:
         notice, values = actions.files.load(uploaded(file))
-        return [notice, *([gr.update() for _ in page.form.inputs] if values is None else page.form.updates(values))]
+        return [notice, "" if values is None else page.form.over(values, raw)]
 
     serve_put_back(page.make, page.form, actions.files.usual)
     exported = page.export.click(export, page.form.inputs, [page.notice, page.payload], **QUIET)
     in_browser(exported.then, DOWNLOAD, [page.payload])
-    page.load.upload(load, [page.load], [page.notice, *page.form.inputs], **QUIET)
+    imported = page.make.hidden_text("import_values")
+    loaded = page.load.upload(load, [page.load, *page.form.inputs], [page.notice, imported], **QUIET)
+    put(loaded, page.make, page.form, imported)
     serve_under(page.make, page.form, "restore", actions.files.last_job, actions.files.usual)
 
 
