@@ -118,15 +118,20 @@ def take_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="or cuda (default: cpu)")
 
 
-def read_options(doc: str | None, steps: int, **counts: tuple[int, str]) -> argparse.Namespace:
-    """Of a script that fills a new folder with runs of `steps`: --dir, --steps, --device, and each count of
-    {name: (usual, help)}."""
+def print_table(make: Callable[..., list[str]], doc: str | None, steps: int, **counts: tuple[int, str]) -> int:
+    """The main of a script that fills a new folder with runs of `steps` and prints a table of them.
+
+    make: is given the folder and, by their names, steps, device and each count of {name: (usual, help)}; all are
+    options of the command line. Returns the exit code.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, required=True, help="a new folder")
     for name, (usual, told) in ({"steps": (steps, "optimizer steps of each run")} | counts).items():
         parser.add_argument(f"--{name}", type=int, default=usual, help=f"{told} (default: {usual})")
     take_device(parser)
-    return parser.parse_args()
+    given = vars(parser.parse_args())
+    print("\n".join(make(given.pop("dir").absolute(), **given)))
+    return 0
 
 
 def atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -22,7 +22,7 @@ from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 
-from .common import read_options
+from .common import print_table
 from .demo import COLOURS, SHAPE, TRIGGER, concept_job
 from .export import export_webui
 from .world import write_concept, write_known
@@ -97,11 +97,5 @@ def run(folder: Path, steps: int, every: int, device: torch.device, say: Callabl
     return lines
 
 
-def main() -> int:
-    options = read_options(__doc__, 240, every=(12, "steps between two measurements"))
-    print("\n".join(run(options.dir.absolute(), options.steps, options.every, options.device)))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_table(run, __doc__, 240, every=(12, "steps between two measurements")))

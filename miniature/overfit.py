@@ -23,7 +23,7 @@ from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.training.desk import TrainingDesk
 
-from .common import read_options
+from .common import print_table
 from .demo import CFG_SCALE, SAMPLER, SIDE, concept_job
 from .export import export_webui
 from .judge import Judge
@@ -99,11 +99,5 @@ def run(folder: Path, steps: int, seeds: int, device: torch.device, say: Callabl
     return lines
 
 
-def main() -> int:
-    options = read_options(__doc__, 400, seeds=(20, "pictures of each prompt"))
-    print("\n".join(run(options.dir.absolute(), options.steps, options.seeds, options.device)))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_table(run, __doc__, 400, seeds=(20, "pictures of each prompt")))

@@ -11,17 +11,8 @@ CONFIG = published(
 """The published architecture in ldm's terms."""
 
 SD1 = Family(
-    word="SD 1.x",
-    model="SD 1.5",
-    card="SD1",
-    version="sd_v1",
-    v_version="sd_v1_v",
-    architecture="stable-diffusion-v1",
+    word="SD 1.x", model="SD 1.5", card="SD1", version="sd_v1", v_version="sd_v1_v", architecture="stable-diffusion-v1",
     unet=Unet(depths=(1, 1, 1, 0), context=768, named="diffusers"),
     encoders=(clip_l("te1", "cond_stage_model.", "lora_te", "emb_params", output=12, final_norm=True),),
-    latent_scale=0.18215,
-    clip_skip=True,
-    trainable=True,
-    memory="sd1",
-    config=CONFIG,
-)
+    latent_scale=0.18215, clip_skip=True, trainable=True, memory="sd1", config=CONFIG,
+)  # fmt: skip

@@ -14,23 +14,13 @@ CONFIG = published(
 """The published architecture in ldm's terms."""
 
 SD2 = Family(
-    word="SD 2.x",
-    model="SD 2.1",
-    card="SD2",
-    version="sd_v2",
-    v_version="sd_v2_v",
-    v_architecture="stable-diffusion-v2-768-v",
-    architecture="stable-diffusion-v2-512",
+    word="SD 2.x", model="SD 2.1", card="SD2", version="sd_v2", v_version="sd_v2_v",
+    v_architecture="stable-diffusion-v2-768-v", architecture="stable-diffusion-v2-512",
     unet=Unet(depths=(1, 1, 1, 0), context=1024, named="diffusers", linear=True),
     encoders=(
         open_clip(
             "te1", "cond_stage_model.", "lora_te", "emb_params", width=1024, layers=24, adapted=23, final_norm=True
         ),
     ),
-    latent_scale=0.18215,
-    trainable=True,
-    v2=True,
-    v_side=768,
-    memory="sd2",
-    config=CONFIG,
-)
+    latent_scale=0.18215, trainable=True, v2=True, v_side=768, memory="sd2", config=CONFIG,
+)  # fmt: skip

@@ -11,34 +11,16 @@ CONFIG = published(
 """The published architecture in ldm's terms. The first depth is read by nobody: there is no attention there."""
 
 SDXL = Family(
-    word="SDXL",
-    model="SDXL 1.0",
-    card="SDXL",
-    version="sdxl_base_v1-0",
-    architecture="stable-diffusion-xl-v1-base",
+    word="SDXL", model="SDXL 1.0", card="SDXL", version="sdxl_base_v1-0", architecture="stable-diffusion-xl-v1-base",
     unet=Unet(depths=(0, 2, 10), context=2048, named="ldm", vector=2816, linear=True),
     encoders=(
         clip_l("te1", "conditioner.embedders.0.", "lora_te1", "clip_l", output=11, final_norm=False),
         open_clip(
-            "te2",
-            "conditioner.embedders.1.",
-            "lora_te2",
-            "clip_g",
-            width=1280,
-            layers=32,
-            adapted=32,
-            final_norm=False,
-            pooled=1280,
+            "te2", "conditioner.embedders.1.", "lora_te2", "clip_g", width=1280, layers=32, adapted=32,
+            final_norm=False, pooled=1280,
         ),
     ),
-    latent_scale=0.13025,
-    trainable=True,
-    zero_empty=True,
-    sizes=True,
-    hypernetworks=False,
-    side=1024,
-    smallest=768,
-    memory="sdxl",
-    config=CONFIG,
-)
+    latent_scale=0.13025, trainable=True, zero_empty=True, sizes=True, hypernetworks=False, side=1024, smallest=768,
+    memory="sdxl", config=CONFIG,
+)  # fmt: skip
 """2816 numbers: the pooled vector's 1280, and six sizes as 256 sines each."""

@@ -19,16 +19,9 @@ from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.scores.known import known_tags
 from lib_trainer.tagging.settings import TaggerSettings
 from lib_trainer.tagging.views import Places
+from lib_trainer.ui.tagger import form
 from lib_trainer.ui.tagger.actions import TaggerActions, TaggerOptions
 from lib_trainer.ui.tagger.extras import build_extras_step, caption_picture
-from lib_trainer.ui.tagger.form import (
-    SettingMaker,
-    TaggerForm,
-    lay_out_captions,
-    lay_out_folder,
-    lay_out_models,
-    lay_out_thresholds,
-)
 from lib_trainer.ui.tagger.page import build_tagger_page
 from miniature.world import Scene, draw
 from tests.tagging.conftest import MINI, draw_scenes
@@ -60,14 +53,14 @@ def folder(tmp_path: Path) -> Path:
 def settings(folder: Path | str = "", **changes: Any) -> TaggerSettings:
     """What the page gives of its own first values, with changes as its components hold them."""
     with gr.Blocks(analytics_enabled=False):
-        make = SettingMaker("t")
-        lay_out_models(make, ["wd-mini"])
-        lay_out_thresholds(make, 0.35)
-        lay_out_captions(make)
-        lay_out_folder(make)
+        make = form.SettingMaker("t")
+        form.lay_out_models(make, ["wd-mini"])
+        form.lay_out_thresholds(make, 0.35)
+        form.lay_out_captions(make)
+        form.lay_out_folder(make)
     values = {name: part.value for name, part in make.settings.items()}
     values |= {"folder": str(folder), "recursive": True, "device": "Processor"} | changes
-    return TaggerForm(make.settings).values(list(values.values()))
+    return form.TaggerForm(make.settings).values(list(values.values()))
 
 
 def tagged(actions: TaggerActions, given: TaggerSettings) -> None:

@@ -46,6 +46,15 @@ def called_alike(
     assert change > least, "the file changes nothing"
 
 
+def drawn_by(server: Webui, checkpoint: str, back: str) -> Numbers:
+    """The prompt's picture by another checkpoint of the menu; that of `back` is loaded afterwards."""
+    server.load(checkpoint)
+    try:
+        return server.txt2img(steps=20).astype(int)
+    finally:
+        server.load(back)
+
+
 def take_along(output: str | Path, folder: Path) -> None:
     """Copies a trained file to the standalone host's `folder`, which is a new one."""
     folder.mkdir()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.webui.agreement import MEAN_TOLERANCE, called_alike, drawn_alike, ours, take_along, unchanged
+from tests.webui.agreement import MEAN_TOLERANCE, called_alike, drawn_alike, drawn_by, ours, take_along, unchanged
 from tests.webui.server import Values, Webui, take_pristine
 from tests.webui.test_kinds import FAST
 
@@ -121,11 +121,9 @@ def test_a_whole_checkpoint_inpaints_and_is_loaded_by_its_yaml(server: Webui, va
     assert load_file(written)[FIRST].shape[1] == 9
     shutil.copyfile(server.models / "nine.yaml", written.with_suffix(".yaml"))
     plain = server.txt2img(steps=20).astype(int)
-    server.load("tuned-nine.safetensors")
     try:
-        tuned = server.txt2img(steps=20).astype(int)
+        tuned = drawn_by(server, "tuned-nine.safetensors", NAME)
     finally:
-        server.load(NAME)
         take_pristine(server)
     assert np.abs(tuned - plain).mean() > MEAN_TOLERANCE
     assert np.abs(tuned - ours(server, tmp_path, "red circle", "tuned-nine.safetensors")).mean() < MEAN_TOLERANCE

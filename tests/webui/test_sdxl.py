@@ -13,6 +13,7 @@ from tests.webui.agreement import (
     SDXL,
     called_alike,
     drawn_alike,
+    drawn_by,
     exported,
     ours,
     take_along,
@@ -93,11 +94,7 @@ def test_a_whole_checkpoint_is_in_the_menu_and_draws_as_in_the_standalone_host(
     assert ended["state"] == "finished", ended
     as_before(sdxl, before)
     plain = sdxl.txt2img(steps=20).astype(int)
-    sdxl.load("tuned-xl.safetensors")
-    try:
-        tuned = sdxl.txt2img(steps=20).astype(int)
-    finally:
-        sdxl.load(SDXL)
+    tuned = drawn_by(sdxl, "tuned-xl.safetensors", SDXL)
     mine = ours(sdxl, tmp_path, "red circle", "tuned-xl.safetensors")
     assert np.abs(tuned - plain).mean() > 3 * MEAN_TOLERANCE
     assert np.abs(tuned - mine).mean() < MEAN_TOLERANCE
