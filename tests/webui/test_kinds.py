@@ -55,7 +55,7 @@ def made(webui: Webui) -> Iterator[list[str]]:
     webui.probe("remove_files", paths=paths)
 
 
-HEADER = ["open", "safe_open", "safe_open"]
+HEADER = ["open", "safe_open", "open", "safe_open"]
 """The first run on a checkpoint looks at its file's header, for what the model predicts; its weights are not read."""
 _looked: list[str] = []
 """The runs so far: none of them after the first may look again."""
