@@ -136,11 +136,27 @@ def test_each_part_of_a_difference_has_a_schedule_of_its_own() -> None:
     assert seen == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25])
 
 
+class AtOnce(Optimizer):
+    """It makes its state when it is made, as Adagrad of torch 2.1 does."""
+
+    def __init__(self, params: Any, lr: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr})
+        for parameter in (one for group in self.param_groups for one in group["params"]):
+            self.state[parameter]["sum"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in (one for one in group["params"] if one.grad is not None):
+                self.state[parameter]["sum"].addcmul_(parameter.grad, parameter.grad)
+                parameter.addcdiv_(parameter.grad, self.state[parameter]["sum"].sqrt(), value=-group["lr"])
+
+
 @pytest.mark.parametrize("name", [*(name for name, entry in OPTIMIZERS.items() if not entry.card), BY_PATH])
 def test_each_part_of_a_difference_has_an_optimizer_as_if_it_were_alone(name: str) -> None:
     """What one has counted, found and averaged while others learned would make the second part's steps a thousand times
     as large (a rate that was found over sums of all), or half as large (an average that began before)."""
-    path = "torch.optim.Adagrad" if name == BY_PATH else ""  # it makes its state at once
+    path = f"{__name__}.AtOnce" if name == BY_PATH else ""
     config, steps = OptimizerConfig(name=name, class_path=path, schedule="cosine"), 60  # type: ignore[arg-type]
     if not known(config).installed:
         pytest.skip(f"{known(config).module.partition('.')[0]} is not installed (requirements/test.txt)")
