@@ -129,7 +129,12 @@ def input_norm(weight: torch.Tensor) -> torch.Tensor:
     return norm.reshape(1, -1, *[1] * (weight.ndim - 2))
 
 
+def shared_out(magnitude: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """magnitude/norm; of weights that are all 0, which some layers have for an input, no NaN."""
+    return magnitude / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
 def dora_input_scale(magnitude: torch.Tensor, norm: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """magnitude/norm, (1, in, …), in the shape that multiplies a layer's input `x`."""
-    scale = (magnitude / norm).to(x.dtype)
+    scale = shared_out(magnitude, norm).to(x.dtype)
     return scale if norm.ndim == 4 else scale.reshape(-1)

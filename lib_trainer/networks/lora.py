@@ -202,7 +202,8 @@ def _read_adapter(target: AdaptableModule, own: dict[str, torch.Tensor]) -> Adap
         known = "pairs of lora_down and lora_up, LoHa and LoKr without Tucker's form"
         raise ValueError(f"{target.key}: {min(strange)} is not as expected: only {known} are read")
     for suffix, parameter in parameters.items():
-        if parameter.numel() != own[suffix].numel():
+        by_output = suffix == "dora_scale" and own[suffix].ndim > 1 and len(own[suffix]) > 1
+        if by_output or parameter.numel() != own[suffix].numel():
             raise ValueError(
                 f"{target.key}: {tuple(own[suffix].shape)} does not fit the layer's {tuple(parameter.shape)}"
             )

@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from lib_trainer.networks.functional import input_norm
+from lib_trainer.networks.functional import input_norm, shared_out
 
 Own = Mapping[str, torch.Tensor]
 """A module's tensors by what stands behind its name: `lora_down.weight`, `alpha` …"""
@@ -244,11 +244,11 @@ def decomposed(merged: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     out, inner = merged.shape[:2]
     ones = [1] * (merged.ndim - 2)
     if tuple(magnitude.shape[:2]) == (1, inner):
-        return merged * (magnitude.reshape(1, inner, *ones) / input_norm(merged))
+        return merged * shared_out(magnitude.reshape(1, inner, *ones), input_norm(merged))
     if magnitude.numel() != out:
         raise ValueError(f"{tuple(magnitude.shape)} does not fit {tuple(merged.shape)}")
     norm: torch.Tensor = torch.linalg.vector_norm(merged.flatten(1), dim=1)
-    return merged * (magnitude.reshape(-1) / norm).reshape(out, 1, *ones)
+    return merged * shared_out(magnitude.reshape(-1), norm).reshape(out, 1, *ones)
 
 
 def _sparse(own: Own) -> torch.Tensor:

@@ -18,6 +18,7 @@ from lib_trainer.networks.adapters import Adapter, AdapterSpec, Dropouts
 from lib_trainer.networks.functional import factorization
 from lib_trainer.networks.lora import LoraNetwork, make_adapter
 from lib_trainer.ports import AdaptableModule
+from lib_trainer.toolbox.adapters import decomposed
 from tests.networks.layers import LAYERS
 
 SPECS = {
@@ -199,6 +200,31 @@ def test_the_magnitude_of_dora_is_learned_and_has_the_loaders_axis() -> None:
         with LoraNetwork([adapter]).applied():
             frozen(picture(frozen)).square().mean().backward()
         assert adapter.dora_scale.grad is not None and bool(adapter.dora_scale.grad.any())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_dora_computes_with_weights_that_are_all_zero_for_an_input(layer: str) -> None:
+    torch.manual_seed(1)
+    frozen = LAYERS[layer]().requires_grad_(False)
+    frozen.weight[:, 3] = 0
+    network = LoraNetwork.build([(target(frozen), AdapterSpec("lora", 4, 4.0, dora=True))], torch.Generator())
+    x = picture(frozen)
+    with network.applied():
+        out = frozen(x)
+        out.square().mean().backward()
+    torch.testing.assert_close(out, run_with(frozen, frozen.weight, x), rtol=1e-5, atol=1e-5)
+    assert all(bool(one.grad.isfinite().all()) for one in network.parameters() if one.grad is not None)
+    whole = decomposed(frozen.weight, network.tensors(torch.float32)["lora_unet_layer.dora_scale"])
+    torch.testing.assert_close(whole, frozen.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_dora_with_a_magnitude_for_each_output_is_not_taken_for_the_inputs() -> None:
+    """Of a square layer there are as many of both."""
+    frozen = nn.Linear(12, 12)
+    stored = LoraNetwork([make_adapter(target(frozen), AdapterSpec("lora", 4, 4.0, dora=True))]).tensors(torch.float32)
+    name = "lora_unet_layer.dora_scale"
+    with pytest.raises(ValueError, match=r"\(12, 1\) does not fit the layer's \(1, 12\)"):
+        LoraNetwork.from_tensors([target(frozen)], stored | {name: stored[name].T})
 
 
 def test_rank_stabilised_files_hold_alpha_times_the_root_of_the_rank() -> None:
