@@ -128,5 +128,15 @@ class EmbeddingRecipe(Recipe):
         self.words.after_step()
 
     def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
-        for path, rows in zip(files, self.words.rows.values(), strict=True):
-            write_embedding(path, rows, facts, self._family, overwrite=overwrite)
+        """Of new files all or none: a part of the words would keep the names from what is written after it."""
+        with contextlib.ExitStack() as written:
+            for path, rows in zip(files, self.words.rows.values(), strict=True):
+                write_embedding(path, rows, facts, self._family, overwrite=overwrite)
+                if not overwrite:
+                    written.callback(_take_away, path)
+            written.pop_all()
+
+
+def _take_away(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

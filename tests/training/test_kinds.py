@@ -6,16 +6,20 @@ The `host` fixture checks after each of them that the model is untouched and dra
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lib_trainer.families.sd1 import SD1
+from lib_trainer.kinds.embedding import EmbeddingRecipe
 from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import read_lora
 from lib_trainer.ports import PreviewRequest
+from lib_trainer.refusals import SaveError
 from lib_trainer.work import events as ev
 from tests.support import network_difference, relative
 from tests.training.watched import Watched
@@ -150,6 +154,21 @@ def test_several_embeddings_learn_at_once_each_in_its_own_file(watched: Watched,
     start = table.rows("red")["te1"][[0, 0]]
     assert 0 < relative(first, start) < 0.1
     assert 0 < relative(second, table.rows("blue disc")["te1"]) < 0.1
+
+
+def test_of_several_words_none_is_left_where_one_could_not_be_written(tmp_path: Path) -> None:
+    recipe = EmbeddingRecipe.__new__(EmbeddingRecipe)
+    recipe._family = SD1
+    recipe.words = SimpleNamespace(rows={f"zrk-{one}": {"te1": torch.ones(1, 768)} for one in "ab"})  # type: ignore
+    files = [tmp_path / f"zrk-{one}.pt" for one in "ab"]
+    files[1].write_bytes(b"somebody's")
+    with pytest.raises(SaveError, match=r"zrk-b\.pt"):
+        recipe.save(files, {}, overwrite=False)
+    assert list(tmp_path.iterdir()) == files[1:]
+    assert files[1].read_bytes() == b"somebody's"
+    files[1].unlink()
+    recipe.save(files, {}, overwrite=False)
+    assert sorted(tmp_path.iterdir()) == files
 
 
 def test_the_length_of_vectors_moves_towards_the_vocabularys(watched: Watched, pictures: Path) -> None:
