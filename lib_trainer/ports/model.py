@@ -176,8 +176,9 @@ class LoadedModel(Protocol):
         """Context and pooled vector of captions; sizes are not its business, nor whether an empty caption is zeros.
 
         Captions are taken literally: brackets, `BREAK` and names of embeddings mean nothing special. Each fills as
-        many chunks of 75 tokens as it needs, at most `max_chunks`; all are padded with empty chunks to the longest, of
-        which one caption may have several texts. `weighted`: `(a tag:1.2)` and brackets weigh as in the WebUI's
+        many chunks of 75 tokens as it needs, and is cut behind 75·`max_chunks`; a full one leaves a short last tag to
+        the next. All are padded with empty chunks to the longest, of which one caption may have several texts.
+        `weighted`: `(a tag:1.2)` and brackets weigh as in the WebUI's
         prompts.
         Gradients flow unless the caller forbids it.
         """

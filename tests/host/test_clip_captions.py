@@ -69,6 +69,41 @@ def test_long_captions_are_cut_into_chunks_of_75(clip: Texts, tokens: int, chunk
     torch.testing.assert_close(mine, plain(clip, parts).reshape(1, 77 * chunks, -1), rtol=1e-6, atol=1e-6)
 
 
+def lengths(clip: Texts, caption: str, most: int = 3) -> list[int]:
+    return [len(chunk.ids) for chunk in clip.chunks.of(caption, most)]
+
+
+def test_a_full_chunk_leaves_its_last_tag_to_the_next_one_as_in_prompts(clip: Texts) -> None:
+    """The WebUI's `comma_padding_backtrack`: 20 tokens behind the last comma, as it comes."""
+    first, second = f"{'red ' * 53}red,", "blue " * 25
+    assert lengths(clip, f"{first} {second}") == [75, 5], "20 tokens stand behind the comma: one too many"
+    assert lengths(clip, f"red {first} {second}") == [56, 25]
+    assert lengths(clip, f"{'red ' * 74}, blue") == [75, 1]
+    assert lengths(clip, f"{'red ' * 75}, blue") == [75, 2], "a comma itself is left to the next one"
+    assert lengths(clip, f"{'red ' * 60}, {'blue ' * 14}") == [75], "nothing is left where all fits"
+    near = f"{'red ' * 72}, blue blue, {'green ' * 80}"
+    assert lengths(clip, near) == [75, 75, 6], "a comma that begins a chunk ends no tag of the one before"
+    clip.chunks.backtrack = 0
+    assert lengths(clip, f"red {first} {second}") == [75, 6]
+    clip.chunks.backtrack = 74
+    assert lengths(clip, f"red, {'blue ' * 90}") == [2, 75, 15], "what was left is not left again"
+
+
+def test_a_caption_is_not_cut_for_what_its_chunks_leave(clip: Texts) -> None:
+    tags = ", ".join(["one two three four five six seven eight nine"] * 22)
+    assert lengths(clip, tags) == [70, 70, 70, 9] and lengths(clip, tags, 1) == [70, 5]
+    assert [id for chunk in clip.chunks.of(tags, 2) for id in chunk.ids] == clip.chunks.ids(tags)[:150]
+    with torch.no_grad():
+        assert clip.encode([tags], 1, 3).context.shape[1] == 4 * 77
+
+
+def test_a_word_goes_with_its_vectors_into_the_next_chunk(clip: Texts) -> None:
+    vectors = torch.zeros(3, 32)
+    with clip.extended({"zrk-thing": {"te1": vectors}}):
+        first, second = clip.chunks.of(f"{'red ' * 64}, a zrk-thing {'blue ' * 10}")
+    assert len(first.ids) == 65 and second.ids[1:4] == [49408, 49409, 49410]
+
+
 def test_shorter_captions_are_padded_with_empty_chunks(clip: Texts) -> None:
     both = encode(clip, ["a " * 100, "a disc"])
     assert both.shape[:2] == (2, 154)

@@ -25,7 +25,8 @@ from lib_trainer.host.text.emphasis import emphasised, read_weights
         ("", [("", 1.0)]),
         ("red) ] :", [("red) ] :", 1.0)]),
         ("a cat, BREAK a (dog:2)", [("a cat,", 1.0), ("", None), ("a ", 1.0), ("dog", 2.0)]),
-        ("(a\nBREAK b:2)", [("a", 2.0), ("", None), ("b", 2.0)]),
+        ("(a\nBREAK b:2)", [("a", 2.0), ("BREAK", -2.0), ("b", 2.0)]),
+        ("(a BREAK b:1.0) [(c BREAK d:1.1)]", [("a", 1.0), ("", None), ("b c", 1.0), ("", None), ("d", 1.0)]),
         ("BREAKFAST, break", [("BREAKFAST, break", 1.0)]),
     ],
 )

@@ -101,6 +101,17 @@ def test_plain_captions_are_encoded_as_the_same_prompt(webui: Webui, clip_skip: 
     assert encoded["difference"] < 1e-5 + 2 * encoded["rounding"], "half precision rounds each of the two once"
 
 
+@pytest.mark.parametrize("backtrack", [0, 20])
+def test_long_captions_are_parted_as_the_same_prompt(webui: Webui, backtrack: int) -> None:
+    """A setting of the WebUI's says how far a full chunk steps back to its last comma."""
+    webui.post("/sdapi/v1/options", {"comma_padding_backtrack": backtrack})
+    try:
+        encoded = webui.probe("encoding", caption=", ".join(["a circle of red and blue"] * 14), clip_skip=1)
+    finally:
+        webui.post("/sdapi/v1/options", {"comma_padding_backtrack": 20})
+    assert encoded["shape"][1] == 2 * 77 and encoded["exact"] < 1e-5
+
+
 def test_clip_skip_is_the_jobs_and_not_the_settings(webui: Webui, reference: str, values: Values) -> None:
     """Trap 10."""
     webui.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 2})

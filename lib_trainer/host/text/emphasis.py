@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -11,6 +12,9 @@ STEP = 1.1
 
 Part = tuple[str, float | None]
 """A text and what it weighs; None: no text, but what begins the next chunk of 75 tokens, `BREAK`."""
+
+_NEXT_CHUNK = ("BREAK", -1.0)
+"""How the WebUI holds a `BREAK` among the parts: what brackets multiply by makes a word of it."""
 
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _SIGNS = re.compile(r"\\[()\[\]\\]|[(\[\])]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
@@ -21,9 +25,9 @@ def read_weights(text: str) -> list[Part]:
 
     `(a)` weighs 1.1, `((a))` 1.21, `[a]` 1/1.1, `(a:0.5)` 0.5, nested ones their product; a backslash takes a bracket
     literally; what is not closed counts as closed at the end. (WebUI 1.10, "Attention/emphasis" in its features' list.)
-    `BREAK` stands between two chunks, in brackets too.
+    `BREAK` stands between two chunks; in brackets that weigh something it is a word there, whose weight is negative.
     """
-    parts: list[Part] = []
+    parts: list[tuple[str, float]] = []
     open_ones: list[tuple[str, int]] = []
 
     def close(kind: str, factor: float) -> bool:
@@ -31,7 +35,7 @@ def read_weights(text: str) -> list[Part]:
         if place is None:
             return False
         _, first = open_ones.pop(place)
-        parts[first:] = [(part, None if weight is None else weight * factor) for part, weight in parts[first:]]
+        parts[first:] = [(part, weight * factor) for part, weight in parts[first:]]
         return True
 
     for found in _SIGNS.finditer(text):
@@ -43,14 +47,14 @@ def read_weights(text: str) -> list[Part]:
             or (sign == ")" and close("(", STEP))
             or (sign == "]" and close("[", 1 / STEP))
         ):
-            between: list[Part] = []
-            for text in _BREAK.split(sign.removeprefix("\\")):  # a backslash that stands alone is lost there, too
-                between += [("", None), (text, 1.0)]
+            between: list[tuple[str, float]] = []
+            for words in _BREAK.split(sign.removeprefix("\\")):  # a backslash that stands alone is lost there, too
+                between += [_NEXT_CHUNK, (words, 1.0)]
             parts += between[1:]
     for kind in ("(", "["):
         while close(kind, STEP if kind == "(" else 1 / STEP):
             pass
-    return _merged(parts)
+    return [("", None) if part == _NEXT_CHUNK else part for part in _merged(parts)]
 
 
 def _number(text: str | None) -> float | None:
@@ -60,10 +64,10 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _merged(parts: list[Part]) -> list[Part]:
-    found: list[Part] = []
+def _merged(parts: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
     for text, weight in parts:
-        if found and found[-1][1] == weight is not None:
+        if found and found[-1][1] == weight:
             found[-1] = found[-1][0] + text, weight
         else:
             found.append((text, weight))

@@ -11,7 +11,7 @@ from torch import nn
 
 from lib_trainer.families.family import Encoder, Family, Part
 from lib_trainer.families.known import DEFAULT
-from lib_trainer.host.text.chunks import Chunk, Chunks
+from lib_trainer.host.text.chunks import BACKTRACK, Chunk, Chunks
 from lib_trainer.host.text.emphasis import emphasised, read_weights
 from lib_trainer.host.text.encoder import TextEncoder
 from lib_trainer.host.text.open_clip import OpenClipEncoder
@@ -24,13 +24,15 @@ from lib_trainer.transfer import sent
 class Texts:
     """A family's text encoders with their tokenizer, in place. Implements `ports.TokenTable`.
 
-    `modules` are the encoders' roots, in the order of `family.encoders`.
+    `modules` are the encoders' roots, in the order of `family.encoders`; `backtrack`: as for `Chunks`.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], tokenizer: Any, family: Family = DEFAULT) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], tokenizer: Any, family: Family = DEFAULT, backtrack: int = BACKTRACK
+    ) -> None:
         self.family = family
         self.encoders = [made(*pair) for pair in zip(modules, family.encoders, strict=True)]
-        self.chunks = Chunks(tokenizer)
+        self.chunks = Chunks(tokenizer, backtrack)
 
     def parts(self) -> dict[Part, nn.Module]:
         """Each encoder's root."""
@@ -43,7 +45,7 @@ class Texts:
     def encode(
         self, captions: Sequence[Wording], clip_skip: int, max_chunks: int, *, weighted: bool = False
     ) -> Conditioning:
-        """Captions, literally, as (B, 77·n, D); n ≤ `max_chunks` is what the longest one needs.
+        """Captions, literally, as (B, 77·n, D); n is what the longest one needs for the first 75·`max_chunks` tokens.
 
         Each chunk is encoded for itself with its own begin and end marks, as the WebUI encodes long prompts. What the
         encoders give stands side by side; the pooled vector is the first chunk's. `clip_skip` 1 takes the layer that
@@ -76,8 +78,9 @@ class Texts:
         """A caption's chunks for each encoder."""
         count = len(self.encoders)
         texts = [caption] if isinstance(caption, str) else [wording_for(place, caption) for place in range(count)]
-        found = [self.chunks.weighed(read_weights(one)) if weighted else self.chunks.of(one) for one in texts]
-        return [one[:most] for one in found] * (count // len(found))
+        chunks = self.chunks
+        found = [chunks.weighed(read_weights(one), most) if weighted else chunks.of(one, most) for one in texts]
+        return found * (count // len(found))
 
     def adaptable(self) -> Iterator[AdaptableModule]:
         """What LoRA may wrap, of all encoders."""

@@ -21,6 +21,7 @@ from lib_trainer.families.known import DEFAULT, checked
 from lib_trainer.families.prediction import Prediction, Predicts
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
+from lib_trainer.host.text.chunks import BACKTRACK
 from lib_trainer.host.text.texts import Texts
 from lib_trainer.memory import indexed
 from lib_trainer.networks.formats.description import predicted_by
@@ -68,7 +69,7 @@ class WebuiModel(LdmModel):
         super().__init__(
             unet=sd_model.model.diffusion_model,
             vae=sd_model.first_stage_model,
-            text=WebuiTexts(text_roots(sd_model), tokenizer_of(sd_model), family),
+            text=WebuiTexts(text_roots(sd_model), tokenizer_of(sd_model), family, backtrack_of_prompts()),
             schedule=schedule_of(sd_model),
             latent_scale=float(sd_model.scale_factor),
             name=info.name_for_extra,
@@ -145,6 +146,12 @@ def tokenizer_of(sd_model: Any) -> Any:
     """transformers' tokenizer, of which every family has the same; open_clip's embedder alone has none."""
     known = (getattr(embedder, "tokenizer", None) for embedder in _embedders(sd_model))
     return next((tokenizer for tokenizer in known if tokenizer is not None), None) or load_tokenizer()
+
+
+def backtrack_of_prompts() -> int:
+    """How many tokens behind the last comma a full chunk of a prompt leaves to the next one: a setting."""
+    found = getattr(shared.opts, "comma_padding_backtrack", None)
+    return BACKTRACK if found is None else int(found)
 
 
 def _embedders(sd_model: Any) -> list[Any]:
