@@ -119,7 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     describe.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     describe.add_argument(
-        "--prediction", choices=["auto", "epsilon", "v"], default="auto", help="what it predicts (default: as found)"
+        "--prediction",
+        choices=["auto", "epsilon", "v"],
+        default="auto",
+        help="what is written as its prediction (default: as found)",
     )
     describe.add_argument("--write", action="store_true", help="write the .yaml beside it")
     describe.set_defaults(run=_describe)
@@ -139,6 +142,8 @@ def _describe(options: argparse.Namespace) -> int:
     from lib_trainer.networks.formats.checkpoint_file import family_of, read_shapes
     from lib_trainer.networks.formats.description import predicted_by, write_description
 
+    if options.prediction != "auto" and not options.write:
+        raise ConfigError("description.not_asked")
     path = options.checkpoint.expanduser().absolute()
     family = family_of(path, read_shapes(path))
     found = predicted_by(path, family)

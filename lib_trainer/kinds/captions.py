@@ -84,7 +84,7 @@ def read_template(path: Path) -> list[str]:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("template.unreadable", field="dataset.template", path=path, reason=error) from error
-    found = [line for line in lines if line]
+    found = [line for one in lines if (line := unmarked(one))]
     if not found:
         raise ConfigError("template.empty", field="dataset.template", path=path)
     return found
@@ -131,15 +131,16 @@ def caption_variation(kind: Kind, job: JobConfig) -> Variation:
         own.dropout,
         own.dropout_epochs,
         own.wildcards,
-        _around(own.prefix.replace(NAME, name or job.output.name)),
-        _around(own.suffix.replace(NAME, name or job.output.name)),
+        unmarked(own.prefix.replace(NAME, name or job.output.name)),
+        unmarked(own.suffix.replace(NAME, name or job.output.name)),
         words,
         own.weights,
     )
 
 
-def _around(text: str) -> str:
-    """A prefix or suffix. It is never shuffled, so that sd-scripts' keep-token separator in it is a comma."""
+def unmarked(text: str) -> str:
+    """What stands around captions or in a template. It is never shuffled, so that the keep-token separator in it
+    (sd-scripts) is a comma."""
     return re.sub(r"\s*,?\s*\|\|\|", ",", text).strip()
 
 

@@ -6,11 +6,14 @@ output_0 to output_11. Text encoders have layers.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
 from lib_trainer.families.family import Unet
 from lib_trainer.refusals import ConfigError
+
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 LAYERS = 99
 """Of a text encoder: more than any has."""
@@ -33,8 +36,10 @@ def _is_deep(unet: Unet, side: str, number: int) -> bool:
     return (number if side == "input" else unet.side - 1 - number) >= unet.deep
 
 
-def parse_blocks(text: str, field: str, unet: Unet) -> dict[str, float]:
+def parse_blocks(text: str, field: str, unet: Unet, *, signed: bool = False) -> dict[str, float]:
     """'input_0-5=0, middle=0.5' → {'input_0': 0.0, …}; of two entries for a block the later one holds.
+
+    `signed`: numbers may be below 0, as weights of a merge and of a LoRA may, and ranks and rates may not.
 
     Raises `ConfigError` that names `field` and the entry.
     """
@@ -43,9 +48,11 @@ def parse_blocks(text: str, field: str, unet: Unet) -> dict[str, float]:
     for entry in (part.strip() for part in text.split(",")):
         if not entry:
             continue
-        match = re.fullmatch(r"(input|middle|output|layer)(?:_(\d+)(?:-(\d+))?)?\s*=\s*(\d*\.?\d+)", entry)
-        if match is None:
+        match = re.fullmatch(rf"(input|middle|output|layer)(?:_(\d+)(?:-(\d+))?)?\s*=\s*({NUMBER})", entry)
+        if match is None or not math.isfinite(float(match[4])):
             raise ConfigError("blocks.not_understood", field=field, entry=entry)
+        if float(match[4]) < 0 and not signed:
+            raise ConfigError("blocks.negative", field=field, entry=entry)
         side, first, last, value = match.groups()
         count = counts[side]
         low = int(first) if first else 0

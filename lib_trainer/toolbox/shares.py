@@ -201,7 +201,7 @@ def _entries(text: str, option: str, unet: Unet) -> dict[str, float]:
             base[BASE] = _number(value, option, entry)
         else:
             rest.append(entry)
-    found = parse_blocks(",".join(rest), option, unet)
+    found = parse_blocks(",".join(rest), option, unet, signed=True)
     check_range(found.values(), option, text)
     if any(block.startswith("layer") for block in found):
         raise ConfigError("merge.layers", field=option, text=text, rules=Field("rules", "--rule"))

@@ -7,17 +7,17 @@ is their order in prompts. Named: `FILE:te=0.5:unet=0.9:lbw=…`. `lbw` is what 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib_trainer.families.family import Family, Unet
-from lib_trainer.networks.blocks import parse_blocks
+from lib_trainer.networks.blocks import NUMBER, parse_blocks
 from lib_trainer.refusals import ConfigError, both
 from lib_trainer.toolbox.layers import Layer
 
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 PRESETS: dict[str, tuple[int, ...]] = {
     "NONE": (),
     "ALL": tuple(range(17)),
@@ -92,6 +92,8 @@ def parse_meant(text: str, field: str) -> Meant:
         text_strength, unet = float(named.get("te", text_strength)), float(named.get("unet", unet))
     except ValueError:
         raise ConfigError("adapter_file.not_meant", field=field, given=text) from None
+    if not (math.isfinite(text_strength) and math.isfinite(unet)):
+        raise ConfigError("adapter_file.not_meant", field=field, given=text)
     return Meant(Path(rest.strip().strip('"')).expanduser(), text_strength, unet, named.get("lbw", ""))
 
 
@@ -101,13 +103,14 @@ def parse_weights(text: str, unet: Unet, field: str) -> tuple[float, dict[str, f
     if not text:
         return 1.0, {}
     if "=" in text:
-        return 1.0, parse_blocks(text, field, unet)
+        return 1.0, parse_blocks(text, field, unet, signed=True)
     if text in PRESETS or text == "ALL0.5":
         half = text == "ALL0.5"
         numbers = [0.5 if half else float(place in PRESETS[text]) for place in range(17)]
     else:
         parts = [part.strip() for part in text.split(",")]
-        if not all(re.fullmatch(NUMBER, part) for part in parts) or len(parts) not in LISTS:
+        known = all(re.fullmatch(NUMBER, part) and math.isfinite(float(part)) for part in parts)
+        if not known or len(parts) not in LISTS:
             raise ConfigError("adapter_file.weights", field=field, given=text)
         numbers = [float(part) for part in parts]
     side, inputs, outputs = LISTS[len(numbers)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import torch
 
+from lib_trainer.captions.document import KEEP
 from lib_trainer.config import CaptionsConfig, JobConfig, field_specs, to_values
 from lib_trainer.config.fields import option_of
 from lib_trainer.dataset.caption_files import caption_files, checked_ending
@@ -45,6 +47,9 @@ def check_job(job: JobConfig, kind: Kind, host: Host) -> None:
         check_sizes(job, family)
     with problems.at():
         check_captions(job, kind)
+    for field, text in _trained_texts(job, kind):
+        if KEEP in text:
+            problems.add(ConfigError("captions.separator", field=field, separator=KEEP))
     with problems.at():
         check_caption_files(job, family)
     with problems.at():
@@ -130,6 +135,13 @@ def check_captions(job: JobConfig, kind: Kind) -> None:
     ):
         if path in changed and all_of_it:
             raise ConfigError("captions.nothing_left", field=path)
+
+
+def _trained_texts(job: JobConfig, kind: Kind) -> Iterator[tuple[str, str]]:
+    """What else than captions is told and called as it stands, by its field."""
+    yield "dataset.trigger_word", job.dataset.trigger_word
+    if kind.has_class_pictures:
+        yield "prior.class_prompt", job.prior.class_prompt
 
 
 def check_caption_files(job: JobConfig, family: Family) -> None:

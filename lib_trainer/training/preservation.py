@@ -18,7 +18,7 @@ from lib_trainer.captions.tags import either_spelling
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.scan import NAME
 from lib_trainer.kinds.base import Kind
-from lib_trainer.kinds.captions import FILEWORDS, CaptionMaker
+from lib_trainer.kinds.captions import FILEWORDS, CaptionMaker, unmarked
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.ports import Conditioning, LoadedModel, Wording
 from lib_trainer.refusals import ConfigError, Field
@@ -62,7 +62,7 @@ class PlainCaptions:
         told = any(NAME in text for text in (job.captions.prefix, job.captions.suffix, *captions))
         given = [*kind.words(job), trigger, *trigger.split(","), *maker.names, *([maker.called] if told else [])]
         words = dict.fromkeys(word.strip() for word in given if word.strip())
-        around = job.preserve.caption.strip() if job.preserve.weight else ""
+        around = unmarked(job.preserve.caption) if job.preserve.weight else ""
         return cls(tuple(sorted(words, key=len, reverse=True)), around)
 
     def __call__(self, caption: str) -> str:

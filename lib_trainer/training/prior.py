@@ -51,13 +51,16 @@ def check_prior(job: JobConfig, kind: Kind) -> None:
 
 
 def class_folder(job: JobConfig, host: Host, model: LoadedModel) -> Path:
-    """The job's folder, or one of the trainer's own for this prompt, size and model, whatever the model is called."""
+    """The job's folder, or one of the trainer's own for this prompt, size, clip skip and model, whatever the model is
+    called."""
     if job.prior.class_folder:
         return Path(job.prior.class_folder).expanduser()
     data = job.dataset
     facts = f"{job.prior.class_prompt}\n{data.width}x{data.height}\n{_model_digest(model)}"
     if (asked := (job.model.prediction, job.model.zero_terminal_snr)) != ("auto", "auto"):
         facts += f"\n{asked}"
+    if model.family.clip_skip and job.training.clip_skip > 1:
+        facts += f"\nclip skip {job.training.clip_skip}"
     return host.cache_folder() / "class" / hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 

@@ -259,6 +259,8 @@ def test_the_command_says_what_a_file_predicts_and_writes_its_yaml(
     told = capsys.readouterr().out
     assert "SD 1.x" in told and "predicts v (its file has the tensor v_pred)" in told
     assert not path.with_suffix(".yaml").exists()
+    assert cli.main(["describe", str(path), "--prediction", "v"]) == cli.BAD_JOB
+    assert "nothing is without --write" in capsys.readouterr().err
     assert cli.main(["describe", str(path), "--write"]) == cli.DONE
     assert "bare.yaml" in capsys.readouterr().out
     assert read_description(path)["model"]["params"]["parameterization"] == "v"

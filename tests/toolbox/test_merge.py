@@ -206,6 +206,7 @@ def test_every_block_has_its_weight(family: Family, tmp_path: Path) -> None:
 
 def test_lists_of_the_larger_unet_are_those_that_supermerger_takes() -> None:
     numbers = [float(number) for number in range(25)]
+    assert block_weights("base=-1, input_0=-0.5", "blocks", SDXL.unet) == {"base": -1.0, "input_0": -0.5}
     found = block_weights(",".join(map(str, numbers)), "blocks", SDXL.unet)
     assert list(found) == list(SDXL.unet.blocks) and list(found.values()) == numbers[:9] + numbers[12:22]
     assert block_weights(",".join(map(str, [7.0, *numbers])), "blocks", SDXL.unet) == {"base": 7.0, **found}

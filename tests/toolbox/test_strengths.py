@@ -29,7 +29,7 @@ def test_what_stands_behind_a_file_is_read(text: str) -> None:
     assert parse_meant(text, "loras") == WRITTEN[text]
 
 
-@pytest.mark.parametrize("text", ["", ":0.5", "a:1:2:3", "a.pt:te=x"])
+@pytest.mark.parametrize("text", ["", ":0.5", "a:1:2:3", "a.pt:te=x", "a.pt:te=nan", "a.pt:1e999"])
 def test_what_is_not_understood_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not understood"):
         parse_meant(text, "loras")
@@ -51,6 +51,15 @@ def test_lists_are_for_the_blocks_that_the_extension_names() -> None:
     assert {name for name, n in middle.items() if n} == {
         "input_5", "input_7", "input_8", "middle", *(f"output_{n}" for n in (3, 4, 5, 6)),
     }  # fmt: skip
+
+
+def test_blocks_by_name_may_be_below_0_as_in_lists() -> None:
+    assert parse_weights("input_0-1=-0.5, middle = 2e-1", SD1.unet, "x")[1] == {
+        "input_0": -0.5, "input_1": -0.5, "middle": 0.2,
+    }  # fmt: skip
+    for text in ("middle=1e999", ",".join(["1e999"] * 17)):
+        with pytest.raises(ConfigError, match="x"):
+            parse_weights(text, SD1.unet, "x")
 
 
 def test_a_strength_is_the_product_of_part_and_block() -> None:

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from lib_trainer.dataset.scan import scan_folder
+from lib_trainer.families.sd1 import SD1
+from lib_trainer.families.sdxl import SDXL
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.ports import PreviewRequest
 from lib_trainer.refusals import ModelError
@@ -86,10 +88,11 @@ def test_class_pictures_belong_to_the_model_and_not_to_its_name(watched: Watched
     """The review's 1a.9: another file under the same name has its own pictures, the same file under another has not."""
 
     def place(**facts: Any) -> Path:
-        model = SimpleNamespace(**{"name": "a", "file": None, "file_hash": ""} | facts)
+        model = SimpleNamespace(**{"name": "a", "file": None, "file_hash": "", "family": SD1} | facts)
         model.vae_fingerprint = lambda: facts.get("vae", "v")
         model.own_parameters = list
-        return class_folder(make_job(tmp_path, prior__class_prompt="x"), watched.host, model)  # type: ignore[arg-type]
+        job = make_job(tmp_path, prior__class_prompt="x", training__clip_skip=facts.get("skip", 1))
+        return class_folder(job, watched.host, model)  # type: ignore[arg-type]
 
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
@@ -97,6 +100,9 @@ def test_class_pictures_belong_to_the_model_and_not_to_its_name(watched: Watched
     assert place(file_hash="1") != place(file_hash="2")
     assert place(file_hash="1", name="a") == place(file_hash="1", name="b")
     assert place(file=file) == place(file_hash=known), "the same once the host has computed it"
+    assert place(file_hash="1") != place(file_hash="1", skip=2) != place(file_hash="1", skip=3)
+    sdxl = {"file_hash": "1", "family": SDXL}
+    assert place(**sdxl) == place(**sdxl, skip=2), "it is not heeded there"
     assert place(vae="1") != place(vae="2") != place(vae="2", name="b")
 
 

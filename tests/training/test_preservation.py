@@ -174,6 +174,8 @@ def test_captions_without_the_trigger_word(caption: str, around: str, plain: str
     assert several.words == ("zrk, a red hat", "a red hat", "zrk")
     found = PlainCaptions.of(job, kind_of(job), CaptionMaker((), (), "zork"))
     assert found.words == ("zork",) and found.around == around
+    marked = make_job(tmp_path, preserve__weight=1.0, preserve__caption="a dog ||| grass")
+    assert PlainCaptions.of(marked, kind_of(job), CaptionMaker((), ()))("zork") == "a dog, grass"
 
 
 @pytest.mark.parametrize(

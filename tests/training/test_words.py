@@ -61,6 +61,7 @@ TEMPLATES = [
     ("[filewords]", "on a table", "zrk-a, on a table"),
     ("a photo, [filewords]", "zrk-a", "a photo, zrk-a"),
     ("[name]", "red", "zrk-a"),
+    ("[name] ||| a photo", "red", "zrk-a, a photo"),
     ("a photo of [name], [filewords]", "zrk-ab with zrk-a", "a photo of zrk-a, zrk-ab with zrk-a"),
 ]
 
