@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,8 +134,13 @@ def _keys(editor: Editor, options: argparse.Namespace) -> list[str]:
     return found
 
 
-def _finish(editor: Editor, preview: Preview, options: argparse.Namespace) -> int:
-    """Say what changes, and change it unless this is a dry run."""
+def _finish(editor: Editor, preview: Preview, options: argparse.Namespace, said: Sequence[str] = ()) -> int:
+    """Change it unless this is a dry run, and say what changes, behind what is to be `said`: who reads the output may
+    close it, as `head` does, and the edit is done nevertheless."""
+    written = bool(preview.altered) and not options.dry_run
+    if written:
+        editor.apply(preview)
+    _say(said)
     print(f"{preview.label}: {len(preview.altered)} of {preview.total} captions")
     for title, counts in (("removed", preview.gone()), ("new", preview.added())):
         if counts:
@@ -144,8 +149,7 @@ def _finish(editor: Editor, preview: Preview, options: argparse.Namespace) -> in
         print(f"  {one.path}\n    - {one.before.text!r}\n    + {one.after.text!r}")
     if options.dry_run:
         print("Dry run: nothing was written.")
-    elif preview.altered:
-        editor.apply(preview)
+    elif written:
         print("Written; `captions FOLDER undo` takes it back.")
     for path, error in editor.unreadable.items():
         print(f"left alone: {path}: {error}", file=sys.stderr)
@@ -164,10 +168,10 @@ def _plan(editor: Editor, options: argparse.Namespace) -> int:
         captions, read_knowledge([editor.root / ".trainer"]), options.school,
         share=options.share, protected=options.protected, trigger=options.trigger,
     )  # fmt: skip
-    print(f"{SCHOOLS[options.school].title}: {SCHOOLS[options.school].cost}")
+    said = [f"{SCHOOLS[options.school].title}: {SCHOOLS[options.school].cost}"]
     for warning in filter(None, [several_concepts({editor.items[key].concept for key in keys}), *warnings(proposal)]):
-        print(f"warning: {warning}")
-    return _finish(editor, editor.preview(fold(proposal, options.trigger, options.school), keys), options)
+        said.append(f"warning: {warning}")
+    return _finish(editor, editor.preview(fold(proposal, options.trigger, options.school), keys), options, said)
 
 
 def _implied(editor: Editor, options: argparse.Namespace) -> int:
@@ -177,10 +181,9 @@ def _implied(editor: Editor, options: argparse.Namespace) -> int:
     pairs = implied_pairs(captions, knowledge)
     if options.learned:
         pairs += learned_pairs(captions, knowledge)
-    for one in pairs:
-        print(f"{one.child} -> {one.parent} ({one.count}{', learned' if one.learned else ''})")
+    said = [f"{one.child} -> {one.parent} ({one.count}{', learned' if one.learned else ''})" for one in pairs]
     edit = DropImplied(frozenset((one.child, one.parent) for one in pairs))
-    return _finish(editor, editor.preview(edit, keys), options)
+    return _finish(editor, editor.preview(edit, keys), options, said)
 
 
 def _undo(editor: Editor, options: argparse.Namespace) -> int:
@@ -210,20 +213,28 @@ def _history(editor: Editor, options: argparse.Namespace) -> int:
 
 
 def _convert(editor: Editor, options: argparse.Namespace) -> int:
-    for path, error in editor.unreadable.items():
-        print(f"{path}: {error}")
-    if editor.unreadable and not options.dry_run:
-        print(editor.convert_all().label)
-    return DONE
+    said = [f"{path}: {error}" for path, error in editor.unreadable.items()]
+    if said and not options.dry_run:
+        said.append(editor.convert_all().label)
+    return _say(said)
 
 
 def _rename(editor: Editor, options: argparse.Namespace) -> int:
     from lib_trainer.dataset.mending import rename_captions
 
-    for one in editor.library.misnamed:
-        print(f"{one.name} → {one.wanted}" if one.wanted else f"{one.name}: {one.picture} has another caption")
-    if any(one.wanted for one in editor.library.misnamed) and not options.dry_run:
-        print(rename_captions(editor).label)
+    misnamed = editor.library.misnamed
+    said = [
+        f"{one.name} → {one.wanted}" if one.wanted else f"{one.name}: {one.picture} has another caption"
+        for one in misnamed
+    ]
+    if any(one.wanted for one in misnamed) and not options.dry_run:
+        said.append(rename_captions(editor).label)
+    return _say(said)
+
+
+def _say(lines: Sequence[str]) -> int:
+    for line in lines:
+        print(line)
     return DONE
 
 

@@ -198,10 +198,13 @@ def _signature(path: Path | str, *, link: bool = False) -> Signature:
 
 
 def _write(path: Path | str, data: bytes | None, *, flush: bool = False) -> None:
-    """Put new content into a file, make it, or remove it for None. The old length goes last."""
+    """Put new content into a file, make it, or remove it for None. The old length goes last.
+
+    All of it through a link, which stays: one that led nowhere does so again.
+    """
     if data is None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            os.unlink(os.path.realpath(path) if os.path.islink(path) else path)
         return
     flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
     try:

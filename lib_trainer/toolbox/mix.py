@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from lib_trainer.refusals import Field, ModelError
+from lib_trainer.refusals import Field, Joined, ModelError
 from lib_trainer.toolbox.adapters import EXACT, Kind, Own, bias_difference, difference, kind_of, needs_base, product
 from lib_trainer.toolbox.decompose import Parts, Wanted, energy, join, lost, lost_between, split
 from lib_trainer.toolbox.factors import factors, scaled
@@ -44,11 +45,13 @@ class Mixer:
         """The layer's tensors by suffix, in the result's type."""
         terms = self.terms[layer]
         owned = [(term.lora.own(layer), term.strength) for term in terms]
+        _check_alike(layer, terms, [own for own, _ in owned])
         try:
             found = self._alone(layer, *owned[0]) if len(owned) == 1 else None
             return found if found is not None else self._joined(layer, owned)
         except ValueError as error:
-            raise ModelError("lora.misfit", path=terms[0].lora.path, reason=error) from error
+            paths = list(dict.fromkeys(term.lora.path for term in terms))
+            raise ModelError("adapter_file.misfit", paths=paths, name=layer.name("kohya"), reason=error) from error
 
     def _alone(self, layer: Layer, own: Own, strength: float) -> dict[str, torch.Tensor] | None:
         """Of one module: in its own kind where nothing is to be smaller; DoRA keeps its magnitudes."""
@@ -145,6 +148,36 @@ class Mixer:
         for own, strength in owned:
             total = total + difference(own, weight + total, tuple(weight.shape)) * strength
         return total
+
+
+def _check_alike(layer: Layer, terms: Sequence[Term], owned: Sequence[Own]) -> None:
+    """Raise `ModelError` naming the file whose module is for a weight of another size than most of the others'."""
+    known = [(size, term.lora.path) for own, term in zip(owned, terms, strict=True) if (size := _size(own)) is not None]
+    counted = Counter(size for size, _ in known)
+    if len(counted) < 2:
+        return
+    usual = counted.most_common(1)[0][0]
+    of_most = next(path for size, path in known if size == usual)
+    size, path = next((size, path) for size, path in known if size != usual)
+    raise ModelError(
+        "adapter_file.other_size", path=path, other=of_most, name=layer.name("kohya"), size=Joined(size, "×"),
+        other_size=Joined(usual, "×"),
+    )  # fmt: skip
+
+
+def _size(own: Own) -> tuple[int, ...] | None:
+    """(out, n) of the weight that a module is for, (n,) of a norm's; None where the tensors do not say."""
+    kind = kind_of(own)
+    if kind is None or kind is Kind.OFT:
+        return None
+    if _is_of_a_norm(own):
+        return (int(own["w_norm" if kind is Kind.NORM else "diff"].numel()),)
+    try:
+        rows = _rows(own, kind)
+        numbers = product({name: one.to("meta") for name, one in own.items()}, kind).numel()
+    except (RuntimeError, IndexError):
+        return None  # it fits not even itself
+    return rows, numbers // rows if rows else 0
 
 
 def _is_of_a_norm(own: Own) -> bool:

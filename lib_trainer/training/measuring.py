@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -44,9 +45,19 @@ class Measuring:
             losses = probe.losses(model, self.captions, objective, dtype, stopping)
             if losses is None:
                 return None
-            found.append(losses.double().mean(1))
+            found.append(by_picture(losses, probe.encoded.samples))
         means = [float(one.mean()) for one in found]
         return Point(step, means[0], means[1] if len(means) > 1 else None, tuple(found[0].tolist()))
+
+
+def by_picture(losses: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
+    """Losses (N, levels) of N samples → one of each picture, fp64: one that is trained at several sizes is in them at
+    each, and counts once."""
+    places: dict[Path, list[int]] = {}
+    for place, sample in enumerate(samples):
+        places.setdefault(sample.path, []).append(place)
+    own = losses.double().mean(1)
+    return torch.stack([own[several].mean() for several in places.values()])
 
 
 def measured_pictures(plan: Plan, trained: Encoded) -> list[Sample]:

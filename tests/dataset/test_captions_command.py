@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lib_trainer.cli import captions
 from lib_trainer.cli import main as cli
 
 
@@ -101,3 +102,21 @@ def test_what_cannot_be_is_refused(
 def test_a_missing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "no", "tags") == cli.BAD_JOB
     assert "does not exist: check its path." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [("remove", "--tags", "silver hair"), ("plan", "delete-all", "--trigger", "alba")])
+def test_an_edit_is_done_where_nobody_reads_what_is_said_of_it(
+    root: Path, asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`captions … | head` closes the output after the first lines."""
+
+    def gone(*words: object, **more: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(captions, "print", gone, raising=False)
+    options = cli._parser().parse_args(["captions", str(root), *asked])
+    with pytest.raises(BrokenPipeError):
+        options.run(options)
+    assert "silver hair" not in "".join(texts(root))
+    monkeypatch.undo()
+    assert run(root, "undo") == 0 and texts(root)[2] == "1girl, silver hair"

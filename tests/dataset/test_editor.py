@@ -431,6 +431,22 @@ def test_files_keep_their_permissions_and_links_their_place(root: Path) -> None:
     assert (root / "real" / "b.txt").read_bytes().startswith(b"new")
 
 
+def test_what_is_made_through_a_link_that_leads_nowhere_goes_where_it_is_undone(root: Path) -> None:
+    """And what is removed through a link comes back behind it."""
+    target = root.parent / "elsewhere.txt"
+    (root / "n.txt").symlink_to(target)
+    history = History(root)
+    history.commit("write", [Change("n.txt", None, b"zorb")])
+    assert target.read_bytes() == b"zorb"
+    history.undo()
+    assert (root / "n.txt").is_symlink() and not target.exists()
+    history.redo()
+    history.commit("remove", [Change("n.txt", b"zorb", None)])
+    history.undo()
+    assert (root / "n.txt").is_symlink() and target.read_bytes() == b"zorb"
+    history.close()
+
+
 @pytest.fixture
 def linked(root: Path) -> Path:
     """A set with a picture and its caption as links that lead on from where they lie, as git-annex makes them."""

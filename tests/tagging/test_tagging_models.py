@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from lib_trainer.refusals import TaggerError
+from lib_trainer.tagging.models import labels as labels_module
 from lib_trainer.tagging.models import wd
 from lib_trainer.tagging.models.folders import at, find_taggers, pick
 from lib_trainer.tagging.models.labels import CHARACTER, GENERAL, RATING, read_labels
 from lib_trainer.tagging.models.registry import KINDS, KNOWN_MODELS, Tagger, known_model, threshold_of
 from lib_trainer.tagging.models.wd import fingerprint
+from lib_trainer.tagging.scores.table import sparse
 from tests.tagging.conftest import MINI, MakeModel
 
 
@@ -246,3 +248,17 @@ def test_known_models_are_told_apart() -> None:
         assert set(model.hashes) == set(KINDS[model.kind].files)
     networks = {(model.revision, model.hashes["model.onnx"]) for model in KNOWN_MODELS}
     assert len(networks) == len({revision for revision, _ in networks}) == len(KNOWN_MODELS)
+
+
+def test_more_labels_than_scores_can_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "".join(f"t{number},0\n" for number in range(4))
+    monkeypatch.setattr(labels_module, "MOST", 4)
+    assert len(labels_from(tmp_path, f"name,category\n{rows}")) == 4
+    with pytest.raises(TaggerError, match="has 5 tags and the most that can be kept is 4"):
+        labels_from(tmp_path, f"name,category\n{rows}more,0\n")
+
+
+def test_the_last_label_keeps_its_number() -> None:
+    scores = np.zeros(labels_module.MOST, np.float32)
+    scores[-1] = 0.9
+    assert sparse(scores)[0].tolist() == [labels_module.MOST - 1]

@@ -69,6 +69,23 @@ def test_together_they_add_what_each_adds_at_its_strength(
     assert [one["text"] for one in recipe["files"]] == [0.5, -0.3]
 
 
+@pytest.mark.parametrize("kind", ["lora", "loha", "diff"])
+def test_of_files_that_do_not_fit_each_other_the_odd_one_is_named(kind: str, tmp_path: Path) -> None:
+    key, draw = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", torch.Generator().manual_seed(1)
+
+    def made(name: str, width: int) -> str:
+        own = module(kind, (8, width), draw)
+        return str(save(tmp_path / name, {f"{key}.{suffix}": one for suffix, one in own.items()}))
+
+    odd, first, second = made("odd.safetensors", 4), made("first.safetensors", 6), made("second.safetensors", 6)
+    for files in ((first, odd, second), (odd, first, second), (first, odd)):
+        with pytest.raises(TrainerError) as raised:
+            run("combine", loras=files, output=str(tmp_path / "sum"))
+        told = str(raised.value)
+        assert told.startswith(f"{odd} does not fit {first}: its module {key} is for a weight of 8×4 numbers"), told
+    assert not (tmp_path / "sum.safetensors").exists()
+
+
 def test_differences_of_norms_stay_what_they_are(model: Tensors, tmp_path: Path) -> None:
     """Under either name: no low rank is made of a norm's weight, and there is a bias beside it, as the WebUI wants."""
     key = "lora_unet_input_blocks_4_1_transformer_blocks_0_norm1"

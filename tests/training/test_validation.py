@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from lib_trainer.ports import Conditioning, NoiseSchedule
 from lib_trainer.refusals import ConfigError, SaveError, TrainerError
 from lib_trainer.training.course import Course, Point
 from lib_trainer.training.fixed_loss import FixedLoss, fixed_captions
+from lib_trainer.training.measuring import Measuring
 from lib_trainer.training.objective import Objective
 from lib_trainer.training.plan import prepare
 from lib_trainer.training.results import settle, taken_files
@@ -192,6 +194,15 @@ def test_paired_measurements_tell_what_single_ones_cannot(pictures: Path) -> Non
     rise, error = float(rises.mean()), float(rises.std() / len(rises) ** 0.5)
     assert rise < 0 and abs(rise) > 4 * error
     assert before.mean(1).std() / 6**0.5 > abs(rise)
+
+
+def test_a_picture_that_is_measured_at_several_sizes_counts_once(tmp_path: Path) -> None:
+    samples = [Sample(tmp_path / name, "", 1, "", (64, 64)) for name in ("a.png", "a.png", "a.png", "b.png")]
+    losses = torch.tensor([[1.0, 3.0], [3.0, 3.0], [4.0, 4.0], [7.0, 9.0]])
+    probe: Any = SimpleNamespace(losses=lambda *told: losses, encoded=SimpleNamespace(samples=samples))
+    unused: Any = None
+    point = Measuring(probe, None, unused, 1, 0).point(5, unused, unused, torch.float32, lambda: False)
+    assert point is not None and point.by_picture == (3.0, 8.0) and point.held_out == 5.5
 
 
 def test_a_measurement_can_be_stopped(pictures: Path) -> None:

@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib_trainer.captions.tags import TagPatterns, tag_key, with_spaces
-from lib_trainer.refusals import TaggerError
+from lib_trainer.refusals import Count, TaggerError
 
 GENERAL, CHARACTER, RATING = 0, 4, 9
 """Danbooru's numbers of categories, and WD's for ratings. Any other number counts as general."""
+
+MOST = 1 << 16
+"""Labels of a model: scores are kept under numbers of 16 bits (`scores.store`)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def read_labels(path: Path) -> Labels:
     """Read a `selected_tags.csv`.
 
     Blank rows are passed by, numbers may be written as floats (`9999999.0`), names may be quoted. Raises `TaggerError`
-    where the file cannot be read or is not such a list.
+    where the file cannot be read, is not such a list or has more than `MOST` rows.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -86,6 +89,8 @@ def read_labels(path: Path) -> Labels:
         raise TaggerError("labels.unreadable", path=path, reason=error) from error
     if not rows:
         raise TaggerError("labels.empty", path=path)
+    if len(rows) > MOST:
+        raise TaggerError("labels.many", path=path, count=Count(len(rows)), most=Count(MOST))
     names, categories, counts = zip(*rows)
     return Labels(names, categories, counts)
 
