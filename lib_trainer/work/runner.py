@@ -75,8 +75,10 @@ class Running:
             failed = ev.Failed(error.sentence, error.kept)
             level = logging.ERROR if isinstance(error, UnexpectedError) else logging.WARNING
             told = "\n".join(filter(None, (str(error), error.trace)))
-            cause = None if error.trace else error.__cause__
-            logger.log(level, "The %s '%s' failed: %s", self.job.kind, self.job.name, told, exc_info=cause)
+            logger.log(
+                level, "The %s '%s' failed: %s", self.job.kind, self.job.name, told,
+                exc_info=None if error.trace else error.__cause__,  # no name for it: its frames would hold this one
+            )  # fmt: skip
         except BaseException as error:  # the last line of defence: a bug must reach the page, not only the console
             unexpected = Sentence("run.unexpected", kind=type(error).__name__, reason=one_line(error))
             failed = ev.Failed(unexpected)

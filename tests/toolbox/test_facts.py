@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from lib_trainer.families.family import Family
 from lib_trainer.refusals import ModelError
+from lib_trainer.toolbox import folders
 from lib_trainer.toolbox.facts import check_alike, facts_of
 from lib_trainer.toolbox.source import open_source
 from tests.toolbox.models import SD1, SD2, SDXL, Tensors, checkpoint, parts_of, save, save_folder
@@ -145,3 +146,45 @@ def test_models_that_do_not_go_together_are_refused_by_name(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="is no checkpoint"):
         check_alike([one, open_source(tmp_path / "no.safetensors")])
     assert [facts.family for facts in check_alike([one, one])] == [SD1, SD1]
+
+
+VARIANTS = [
+    (["x", "x.fp16", "x.non_ema"], ["x"]),
+    (["x.non_ema", "x.fp16", "x.bf16"], ["x.fp16"]),
+    (["x.non_ema", "x.other"], ["x.other"]),
+    (["x.non_ema"], ["x.non_ema"]),
+    (["x-00001-of-00002", "x-00002-of-00002", "x-00001-of-00002.fp16", "x-00002-of-00002.fp16"],
+     ["x-00001-of-00002", "x-00002-of-00002"]),
+    (["x.fp16-00001-of-00002", "x.fp16-00002-of-00002", "x.non_ema"],
+     ["x.fp16-00001-of-00002", "x.fp16-00002-of-00002"]),
+    (["x.fp16", "x.fp16-00001-of-00002"], ["x.fp16"]),
+    (["notes"], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "read"), VARIANTS)
+def test_of_a_folders_variants_one_is_read(names: list[str], read: list[str], tmp_path: Path) -> None:
+    """Weights of two variants, as those of `fp16` and `non_ema`, are not mixed."""
+    called = "diffusion_pytorch_model"
+    unet = save_folder(tmp_path / "folder", SD1) / "unet"
+    whole = unet / f"{called}.safetensors"
+    data = whole.read_bytes()
+    whole.unlink()
+    for name in names:
+        (unet / f"{name.replace('x', called, 1)}.safetensors").write_bytes(data)
+    seen: list[str] = []
+    original = folders._read
+
+    def noted(path: Path) -> Any:
+        if path.parent == unet:
+            seen.append(path.stem)
+        return original(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folders, "_read", noted)
+        if read:
+            open_source(tmp_path / "folder")
+        else:
+            with pytest.raises(ModelError, match="unet"):
+                open_source(tmp_path / "folder")
+    assert seen == [name.replace("x", called, 1) for name in read]

@@ -223,3 +223,36 @@ def test_what_a_job_held_is_let_go_of_when_it_has_ended(queue: Queue) -> None:
     del large
     gc.collect()
     assert gone() is None and running.job.kind == "check"
+
+
+@pytest.mark.parametrize("explained", [False, True])
+def test_a_job_that_failed_lets_go_of_what_its_frames_held(
+    queue: Queue, explained: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once: what is on a card must not wait for the next collection."""
+
+    class Large:
+        pass
+
+    held: list[weakref.ref[Large]] = []
+
+    def broken() -> None:
+        large = Large()
+        held.append(weakref.ref(large))
+        raise ValueError("no")
+
+    def work(control: Control, emit: ev.Listener) -> None:
+        try:
+            broken()
+        except ValueError as error:
+            if explained:
+                raise ConfigError("model.none_loaded") from error
+            raise
+
+    gc.disable()
+    try:
+        with caplog.at_level(logging.CRITICAL + 1):  # a record that is kept would keep the error
+            assert start(queue, work).wait(PATIENCE).state == "failed"
+        assert held[0]() is None
+    finally:
+        gc.enable()
