@@ -12,7 +12,7 @@ import io
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,6 @@ class FactsCache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
-        self._database: sqlite3.Connection | None = None
         self._sizes: dict[tuple[str, str], tuple[int, int] | None] = {}
 
     def size(self, key: str) -> tuple[int, int] | None:
@@ -124,12 +123,6 @@ class FactsCache:
         progress(len(found), len(stamps))
         return found
 
-    def close(self) -> None:
-        with self._lock:
-            if self._database is not None:
-                self._database.close()
-                self._database = None
-
     def _stamp(self, key: str) -> str:
         try:
             status = os.stat(self.root / key)
@@ -139,8 +132,8 @@ class FactsCache:
 
     def _known(self, stamps: dict[str, str]) -> dict[str, PictureFacts]:
         found: dict[str, PictureFacts] = {}
-        with self._lock, contextlib.suppress(sqlite3.Error, OSError):  # a cache that is broken is no cache
-            database = self._db()
+        # a cache that is broken is no cache
+        with self._lock, contextlib.suppress(sqlite3.Error, OSError), self._opened() as database:
             for key, stamp in stamps.items():
                 row = database.execute("SELECT * FROM pictures WHERE key = ?", (key,)).fetchone()
                 if row is not None and row[1] == stamp and stamp:
@@ -166,21 +159,22 @@ class FactsCache:
                     one.animated,
                 )
             )
-        with self._lock, contextlib.suppress(sqlite3.Error, OSError):  # a full disk costs time, nothing else
-            database = self._db()
+        # a full disk costs time, nothing else
+        with self._lock, contextlib.suppress(sqlite3.Error, OSError), self._opened() as database:
             database.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             database.commit()
 
-    def _db(self) -> sqlite3.Connection:
-        if self._database is None:
-            folder = self.root / HIDDEN / "thumbnails"
-            folder.mkdir(parents=True, exist_ok=True)
-            database = sqlite3.connect(folder / "cache.sqlite", timeout=10, check_same_thread=False)
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The cache, open for one question or answer: see `History`."""
+        folder = self.root / HIDDEN / "thumbnails"
+        folder.parent.mkdir(exist_ok=True)  # not the set itself, which may have been deleted
+        folder.mkdir(exist_ok=True)
+        with contextlib.closing(sqlite3.connect(folder / "cache.sqlite", timeout=10)) as database:
             database.execute("PRAGMA synchronous = OFF")
             database.execute("DROP TABLE IF EXISTS picture")  # of earlier versions, which knew less
             database.execute(f"CREATE TABLE IF NOT EXISTS pictures (key TEXT PRIMARY KEY, {COLUMNS})")
-            self._database = database
-        return self._database
+            yield database
 
 
 def duplicates(facts: dict[str, PictureFacts]) -> list[tuple[str, ...]]:

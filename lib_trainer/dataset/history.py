@@ -86,7 +86,8 @@ class History:
         self._lock = FileLock(self.folder / "lock", timeout=WAIT_SECONDS)
         self._begun = self.folder / "begun"
         self._database: sqlite3.Connection | None = None
-        self._origins: tuple[int, dict[str, dict[str, str]]] = (-1, {})
+        self._users = 0
+        self._origins: tuple[object, dict[str, dict[str, str]]] = (None, {})
         if self.path.exists():
             try:
                 with self.writing():
@@ -100,15 +101,15 @@ class History:
         """Grows with every change that any editor makes through a journal of this set."""
         if not self.path.exists():
             return 0
-        with self._threads, self._naming_trouble():
-            return int(self._db().execute("SELECT number FROM revision").fetchone()[0])
+        with self._using() as database:
+            return int(database.execute("SELECT number FROM revision").fetchone()[0])
 
     def entries(self) -> list[Entry]:
         """The transactions, oldest first; those that were undone are at the end."""
         if not self.path.exists():
             return []
-        with self._threads, self._naming_trouble():
-            rows = self._db().execute("SELECT id, label, time, files, undone FROM entry ORDER BY id").fetchall()
+        with self._using() as database:
+            rows = database.execute("SELECT id, label, time, files, undone FROM entry ORDER BY id").fetchall()
         return [Entry(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
 
     def commit(
@@ -164,21 +165,22 @@ class History:
 
     def steps(self, number: int) -> list[Step]:
         """What a transaction changed."""
-        with self._threads, self._naming_trouble():
-            return read_steps(self._db(), number)
+        with self._using() as database:
+            return read_steps(database, number)
 
     def origins(self) -> dict[str, dict[str, str]]:
         """{caption: {tag_key: the last that was said of it}}: 'model-name score' of a tag that a tagger has written,
         `HAND`, or `REMOVED` of one that a person has taken away; '' where a tagger has done so. Not to be changed."""
         if not self.path.exists():
             return {}
-        with self._threads, self._naming_trouble():
-            if self._origins[0] != self.revision:
+        with self._using() as database:
+            known = os.stat(self.path).st_ino, self.revision  # another folder's journal may be as old
+            if self._origins[0] != known:
                 query = "SELECT path, tags FROM origin JOIN entry ON id = entry WHERE NOT undone ORDER BY entry, place"
                 found: dict[str, dict[str, str]] = {}
-                for path, tags in self._db().execute(query):
+                for path, tags in database.execute(query):
                     found.setdefault(path, {}).update(json.loads(tags))
-                self._origins = self.revision, found
+                self._origins = known, found
             return self._origins[1]
 
     def take_snapshot(self, name: str, files: Mapping[str, bytes | None]) -> None:
@@ -200,8 +202,8 @@ class History:
         if not self.path.exists():
             return []
         query = "SELECT name, time, (SELECT count(*) FROM snapshot_file WHERE snapshot = id) FROM snapshot ORDER BY id"
-        with self._threads, self._naming_trouble():
-            return [Snapshot(*row) for row in self._db().execute(query)]
+        with self._using() as database:
+            return [Snapshot(*row) for row in database.execute(query)]
 
     def snapshot(self, name: str) -> dict[str, bytes | None]:
         """The contents that a snapshot holds, by path. Raises `DatasetError` for an unknown name."""
@@ -211,10 +213,11 @@ class History:
             "SELECT path, data FROM snapshot_file LEFT JOIN content USING (hash) "
             "WHERE snapshot = (SELECT id FROM snapshot WHERE name = ?)"
         )
-        with self._threads, self._naming_trouble():
-            return dict(self._db().execute(query, (name,)).fetchall())
+        with self._using() as database:
+            return dict(database.execute(query, (name,)).fetchall())
 
     def close(self) -> None:
+        """Nothing is held between two calls; there for who wants to be sure."""
         with self._threads:
             if self._database is not None:
                 self._database.close()
@@ -224,10 +227,10 @@ class History:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Hold the set against other editors; what a killed one has left behind is put back first."""
         with self._threads, self._naming_trouble():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked():
-                self.recovered = self._recover(self._db()) or self.recovered
-                yield self._db()
+            self.folder.mkdir(exist_ok=True)  # not the set itself, which may have been deleted
+            with self._locked(), self._using() as database:
+                self.recovered = self._recover(database) or self.recovered
+                yield database
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -312,13 +315,23 @@ class History:
         return said
 
     def _pending(self) -> bool:
-        with self._threads, self._naming_trouble():
-            return bool(self._db().execute("SELECT count(*) FROM pending").fetchone()[0])
+        with self._using() as database:
+            return bool(database.execute("SELECT count(*) FROM pending").fetchone()[0])
 
-    def _db(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._database = open_journal(self.path)
-        return self._database
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """The journal, open for as long as somebody here reads or writes it. One that stays open is that of a folder
+        which may be gone or another by now, and under Windows keeps its user from moving or deleting it."""
+        with self._threads, self._naming_trouble():
+            if self._database is None:
+                self._database = open_journal(self.path)
+            self._users += 1
+            try:
+                yield self._database
+            finally:
+                self._users -= 1
+                if not self._users:
+                    self.close()
 
     @contextlib.contextmanager
     def _naming_trouble(self) -> Iterator[None]:

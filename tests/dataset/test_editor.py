@@ -19,6 +19,7 @@ from lib_trainer.captions.document import Caption
 from lib_trainer.captions.edits import make_edit
 from lib_trainer.dataset import file_moves
 from lib_trainer.dataset.editor import Editor
+from lib_trainer.dataset.facts import FactsCache
 from lib_trainer.dataset.file_moves import Change, ConflictError, Move
 from lib_trainer.dataset.history import History
 from lib_trainer.refusals import ConfigError, DatasetError
@@ -404,8 +405,8 @@ def test_a_journal_that_cannot_be_read_is_named(root: Path) -> None:
 def test_a_newer_journal_is_left_alone(root: Path) -> None:
     history = History(root)
     history.commit("x", [Change("new.txt", None, b"1")])
-    history._db().execute("PRAGMA user_version = 99")
-    history.close()
+    with history.writing() as database:
+        database.execute("PRAGMA user_version = 99")
     with pytest.raises(DatasetError, match="newer version of the trainer"):
         Editor(root)
 
@@ -524,7 +525,8 @@ def test_an_edit_whose_end_the_journal_cannot_take_writes_nothing(root: Path) ->
     history.commit("x", [Change("a.txt", CONTENTS["a.txt"], b"one")])
     history.undo()
     refuses = "CREATE TRIGGER no BEFORE DELETE ON entry WHEN OLD.undone BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
-    history._db().execute(refuses)
+    with history.writing() as database:
+        database.execute(refuses)
     before = files(root)
     with pytest.raises(DatasetError, match="free some space"):
         history.commit("y", [Change("a.txt", CONTENTS["a.txt"], b"two")])
@@ -567,6 +569,48 @@ def test_a_write_protected_set_with_half_an_edit_is_refused(root: Path, monkeypa
         Editor(root)
     Editor(root)
     assert files(root) == before
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_set_whose_folder_was_replaced_goes_on(root: Path, restored: bool) -> None:
+    """By its backup, or by another of the same name: while its journal stayed open, no edit was possible any more."""
+    editor, facts = Editor(root), FactsCache(root)
+    editor.apply(editor.preview(make_edit("add", {"tags": "new"})))
+    facts.get(["a.png"])
+    kept = root.with_name("kept")
+    root.rename(kept)
+    if restored:
+        shutil.copytree(kept, root)
+    else:
+        make_set(root)
+    editor.reload()
+    editor.apply(editor.preview(make_edit("add", {"tags": "newer"})))
+    facts.get(["a.png"])
+    assert "newer" in editor.caption("a.png").tags and len(editor.history.entries()) == 1 + restored
+    assert b"newer" in (root / "a.txt").read_bytes() and (root / ".trainer" / "thumbnails" / "cache.sqlite").exists()
+    editor.undo()
+    assert not restored or files(root)["a.txt"] == files(kept)["a.txt"]
+
+
+def test_a_set_that_was_deleted_is_not_made_again(root: Path) -> None:
+    editor, facts = Editor(root), FactsCache(root)
+    preview = editor.preview(make_edit("add", {"tags": "new"}))
+    shutil.rmtree(root)
+    assert facts.get(["a.png"])["a.png"].reason
+    with pytest.raises(DatasetError):
+        editor.apply(preview)
+    assert not root.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux says which files are open")
+def test_a_set_that_is_looked_at_holds_no_file_open(root: Path) -> None:
+    """Under Windows its folder could not be moved, renamed or deleted."""
+    editor, facts = Editor(root), FactsCache(root)
+    editor.apply(editor.preview(make_edit("add", {"tags": "new"})))
+    facts.get(["a.png"])
+    assert editor.history.origins() and editor.follow() is False
+    held = [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if os.path.islink(one)]
+    assert not [path for path in held if path.startswith(str(root))]
 
 
 def test_nothing_to_do_is_a_sentence(root: Path) -> None:

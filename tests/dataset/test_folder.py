@@ -58,7 +58,6 @@ def caption_files(root: Path) -> list[dict[str, str]]:
 def findings(root: Path) -> dict[str, Finding]:
     editor, cache = Editor(root), FactsCache(root)
     report = make_report(editor, cache.get(editor.keys), TokenCounter(len), built_in(), width=8, height=8)
-    cache.close()
     return {one.kind: one for one in report.findings}
 
 

@@ -61,9 +61,7 @@ def root(tmp_path: Path) -> Path:
 
 def reported(root: Path, **options: bool) -> Report:
     editor, cache = Editor(root), FactsCache(root)
-    report = make_report(editor, cache.get(editor.keys), TokenCounter(word_length), built_in(), **options)  # type: ignore[arg-type]
-    cache.close()
-    return report
+    return make_report(editor, cache.get(editor.keys), TokenCounter(word_length), built_in(), **options)  # type: ignore[arg-type]
 
 
 def test_every_fault_is_found_and_leads_to_its_pictures(root: Path) -> None:

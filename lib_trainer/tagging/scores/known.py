@@ -14,7 +14,7 @@ class KnownTags:
     def __init__(self, dataset: Path) -> None:
         self._dataset = dataset
         self._store: ScoreStore | None = None
-        self._scored = False
+        self._scored: int | None = None
 
     def scores(self, picture: Path) -> Mapping[str, float]:
         """{tag with spaces: the highest score of any model}; empty where the picture was never scored."""
@@ -27,8 +27,10 @@ class KnownTags:
         return {} if store is None else store.origins(picture)
 
     def _opened(self) -> ScoreStore | None:
-        """Opened when the tagger has been here, or an edit has; again when there are scores for the first time."""
-        scored = (self._dataset / FOLDER / FILE).exists()
+        """Opened when the tagger has been here, or an edit has; again when there are scores for the first time, or the
+        folder is another one."""
+        path = self._dataset / FOLDER / FILE
+        scored = path.stat().st_ino if path.exists() else None
         if scored != self._scored or (self._store is None and (self._dataset / FOLDER).exists()):
             if self._store is not None:
                 self._store.close()
