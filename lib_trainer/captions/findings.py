@@ -7,7 +7,7 @@ them are linear in the number of tags written.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lib_trainer.captions.document import Caption, cached_key
@@ -100,14 +100,16 @@ def leaks(captions: Captions, concepts: Mapping[str, str], knowledge: Knowledge)
         for key in own:
             names.setdefault(key, concept)
     found = []
-    for key, home in sorted(names.items()):
-        for concept, pictures in of.items():
-            count = counts[concept].get(key, 0)
-            if concept != home and 0 < count < 0.5 * len(pictures):
-                where = tuple(one for one in pictures if captions[one].has(key))
-                text = Sentence("finding.leaks", tag=key, home=home, count=count, all=len(pictures), concept=concept)
-                found.append(TagFinding("leak", (key,), text, where))
-    return found
+    for concept, pictures in of.items():
+        told = {
+            key: count for key, count in counts[concept].items()
+            if names.get(key, concept) != concept and count < 0.5 * len(pictures)
+        }  # fmt: skip
+        where = _places({one: captions[one] for one in pictures}, told.keys()) if told else {}
+        for key, count in told.items():
+            text = Sentence("finding.leaks", tag=key, home=names[key], count=count, all=len(pictures), concept=concept)
+            found.append(TagFinding("leak", (key,), text, tuple(where[key])))
+    return sorted(found, key=lambda one: one.tags)
 
 
 def misspellings(captions: Captions, knowledge: Knowledge, ratio: int = 5) -> list[TagFinding]:
@@ -122,17 +124,33 @@ def misspellings(captions: Captions, knowledge: Knowledge, ratio: int = 5) -> li
         if count >= ratio and len(key) > 3:
             for cut in _cuts(key):
                 index[cut].append(key)
-    found = []
+    exact, meant = _exact(knowledge), dict[str, str]()
     for key, count in sorted(counts.items()):
-        if len(key) < 4 or (knowledge.knows(key) and key in _exact(knowledge)):
+        if len(key) < 4 or (key in exact and knowledge.knows(key)):
             continue
         near = {other for cut in _cuts(key) for other in index.get(cut, ()) if counts[other] >= ratio * count}
         near = {other for other in near if other != key and _one_slip(key, other)}
         if near:
-            right = max(near, key=lambda other: counts[other])
-            pictures = tuple(picture for picture, caption in captions.items() if caption.has(key))
-            text = Sentence("finding.meant", tag=key, count=count, right=right, often=counts[right])
-            found.append(TagFinding("misspelt", (key, right), text, pictures))
+            meant[key] = max(near, key=lambda other: counts[other])
+    where = _places(captions, meant.keys())
+    return [
+        TagFinding(
+            "misspelt",
+            (key, right),
+            Sentence("finding.meant", tag=key, count=counts[key], right=right, often=counts[right]),
+            tuple(where[key]),
+        )
+        for key, right in meant.items()
+    ]
+
+
+def _places(captions: Captions, keys: Collection[str]) -> dict[str, list[str]]:
+    """{key: the pictures that it stands on, each once}, of these keys, in one pass over all captions."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for picture, caption in captions.items() if keys else ():
+        for key in dict.fromkeys(caption.keys):
+            if key in keys:
+                found[key].append(picture)
     return found
 
 

@@ -174,19 +174,19 @@ def _of_pictures(facts: Mapping[str, PictureFacts], width: int, height: int) -> 
 
 def _of_files(editor: Editor, captions: Mapping[str, Caption]) -> list[Finding | None]:
     unreadable = editor.unreadable.keys()
-    bad = [key for key, item in editor.items.items() if item.caption in unreadable]
-    missing = [key for key in captions if not editor.has_file(key) and key not in bad]
+    bad = dict.fromkeys(key for key, item in editor.items.items() if item.caption in unreadable)
+    missing = dict.fromkeys(key for key in captions if not editor.has_file(key) and key not in bad)
     untrained = [key for key, item in editor.items.items() if not item.repeats]
     shared = [key for key, item in editor.items.items() if len(editor.owners(item.caption)) > 1]
     orphans = editor.library.orphans
     return [
         _found(
             "unreadable", "error", Sentence("finding.unreadable"),
-            Sentence("finding.unreadable_text"), bad, "convert",
+            Sentence("finding.unreadable_text"), [*bad], "convert",
         ),
         _found(
             "no-caption", "warning", Sentence("finding.no_caption"),
-            Sentence("finding.no_caption_text"), missing, "caption",
+            Sentence("finding.no_caption_text"), [*missing], "caption",
         ),
         _found(
             "empty", "warning", Sentence("finding.empty"), Sentence("finding.empty_text"),

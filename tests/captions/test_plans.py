@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,6 +174,40 @@ def test_misspellings() -> None:
     ]
     found = {one.tags for one in fi.misspellings(made(*texts), KNOWN)}
     assert found == {("lnog hair", "long hair"), ("longhair", "long hair"), ("long hairs", "long hair")}
+
+
+class Read(dict[str, Caption]):
+    """Captions that count how often one of them is looked at."""
+
+    looks = 0
+
+    def items(self) -> Any:
+        for name in self:
+            self.looks += 1
+            yield name, dict.__getitem__(self, name)
+
+    def __getitem__(self, name: str) -> Caption:
+        self.looks += 1
+        return super().__getitem__(name)
+
+
+def test_many_findings_cost_no_more_looks_than_one() -> None:
+    """Each that was found was looked for in all captions once more: minutes in a set of ten thousand."""
+    usual = ["silver hair, green eyes"] * 20
+    looks = []
+    for slips in (["silver hai"], [f"silver hai{letter}" for letter in "bcdefghij"]):
+        captions = Read(made(*usual, *slips))
+        found = fi.misspellings(captions, KNOWN)
+        assert len(found) == len(slips) and all(len(one.pictures) == 1 for one in found)
+        looks.append(captions.looks / len(captions))
+    assert looks[0] == looks[1]
+    looks = []
+    for names in ("zorb", "zorb, glim, wug, dax"):
+        captions = Read(made(*[names] * 5, names, *["plain"] * 5))
+        found = fi.leaks(captions, {f"{n}.png": "one" if n < 5 else "two" for n in range(11)}, KNOWN)
+        assert [one.tags[0] for one in found] == sorted(names.split(", ")) and found[0].pictures == ("5.png",)
+        looks.append(captions.looks)
+    assert looks[0] == looks[1]
 
 
 def test_one_sided_features_only_where_pictures_are_mirrored() -> None:
