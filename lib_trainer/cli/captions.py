@@ -30,6 +30,7 @@ from lib_trainer.captions.plans import (
     warnings,
 )
 from lib_trainer.captions.tokens import TokenCounter
+from lib_trainer.dataset.folder import checked_folder
 from lib_trainer.files import write_atomically
 from lib_trainer.options.arguments import add_arguments, given_values
 from lib_trainer.refusals import ConfigError, SaveError
@@ -103,7 +104,8 @@ def _action(actions: Any, name: str, help: str, run: Any) -> Any:
 def _run(action: Callable[[Editor, argparse.Namespace], int], options: argparse.Namespace) -> int:
     from lib_trainer.dataset.editor import Editor
 
-    return action(Editor(options.folder, known_tags(options.folder)), options)
+    root = checked_folder(options.folder)
+    return action(Editor(root, known_tags(root)), options)
 
 
 def _keys(editor: Editor, options: argparse.Namespace) -> list[str]:

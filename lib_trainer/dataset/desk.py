@@ -13,6 +13,7 @@ from lib_trainer.captions.knowledge import Knowledge, TagScores, read_knowledge
 from lib_trainer.captions.tokens import LIMITS, TokenCounter
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import FactsCache
+from lib_trainer.dataset.folder import checked_folder
 from lib_trainer.dataset.report import Report, make_report
 from lib_trainer.refusals import Count, DatasetError, Sentence, TrainerError
 from lib_trainer.work.control import Control
@@ -142,13 +143,13 @@ class DatasetDesk:
     def open(self, folder: str) -> OpenSet:
         """The set, read again if it is open already. Raises `DatasetError`."""
         with self._lock:
-            root = Path(folder.strip().strip('"')).expanduser().absolute()
+            root = checked_folder(folder)
             known = self._sets.get(root)
             if known is not None:
                 known.editor.reload()
                 known.knowledge = read_knowledge([known.editor.root / ".trainer"])
                 return known
-            editor = Editor(folder, self._scores_of(root))
+            editor = Editor(root, self._scores_of(root))
             knowledge = read_knowledge([editor.root / ".trainer"])
             checks = self._runner.queue(f"check {root}", _busy)
             self._sets[root] = OpenSet(editor, FactsCache(editor.root), self._count, knowledge, checks)

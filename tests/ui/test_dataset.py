@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from lib_trainer.dataset.desk import DatasetDesk
+from lib_trainer.refusals import DatasetError
 from lib_trainer.ui.dataset.actions import COMMANDS, PANELS, DatasetActions
 from lib_trainer.ui.dataset.common import note_form
 from lib_trainer.ui.dataset.page import shown
@@ -66,6 +67,20 @@ def test_a_folder_that_is_none_is_a_sentence(tmp_path: Path) -> None:
         "open", folder=str(tmp_path / "no<b>")
     ) == f"The folder of pictures '{tmp_path}/no&lt;b&gt;' does not exist: check its path.".replace("&#x27;", "'")
     assert tab("undo") == "No set is open: give its folder and press Open."
+
+
+def test_a_folder_in_quotes_is_the_same_set_with_the_same_scores(tab: Tab) -> None:
+    asked: list[Path] = []
+
+    def scores(folder: Path) -> Scores:
+        asked.append(folder)
+        return Scores()
+
+    desk = DatasetDesk(len, scores)
+    spelt = (f" '{tab.root}' ", str(tab.root), f'"{tab.root}"', f"{tab.root}/../{tab.root.name}")
+    assert len({id(desk.open(one)) for one in spelt}) == 1 and asked == [tab.root]
+    with pytest.raises(DatasetError, match="~nobody"):
+        desk.open("~nobody-of-this-name/set")
 
 
 def test_open_shows_pictures_tags_and_the_first_caption(tab: Tab) -> None:
