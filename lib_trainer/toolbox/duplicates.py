@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lib_trainer.files import TRASH
@@ -17,7 +17,7 @@ from lib_trainer.toolbox.inspect_settings import DuplicatesSettings
 from lib_trainer.toolbox.output import discard
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.published import published
-from lib_trainer.toolbox.source import Source, open_source
+from lib_trainer.toolbox.source import open_source
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 FOLDER = "model_index.json"
@@ -26,12 +26,15 @@ FOLDER = "model_index.json"
 
 @dataclass(frozen=True)
 class Found:
-    """A file and its parts. `size` in bytes; `kind` as `Facts` have it."""
+    """A file and its parts. `size` in bytes; `kind` as `Facts` have it.
+
+    The file itself is not held open: under Windows one that is cannot be moved, and all of them together would be
+    counted as memory.
+    """
 
     path: Path
     size: int
     parts: dict[str, str]
-    source: Source
     kind: str
 
 
@@ -113,22 +116,22 @@ def distinct(paths: Sequence[Path]) -> list[Path]:
 
 
 def compared(files: Sequence[Path], progress: Progress) -> Report:
-    """Compare what files hold. Only parts that look alike at a glance are read as a whole."""
+    """Compare what files hold, one file open at a time. Only parts that look alike at a glance are read as a whole."""
     progress.begin(Sentence("phase.looking_through"), len(files), "files")
     held, unread = [], []
     for path in files:
         try:
-            source = open_source(path)
-            facts = facts_of(source)
-            parts = components(source, facts)
-            if parts:
-                glances = {part: glance(tensors) for part, tensors in parts.items()}
-                held.append(Found(path, _size(path), glances, source, facts.kind))
+            held += _glanced(path)
         except ModelError:
             unread.append(path)
         progress.advance(1)
-    alike = _counted(one.parts.values() for one in held)
-    hashed = [_hashed(one, {glance for glance, count in alike.items() if count > 1}, progress) for one in held]
+    counts = _counted(one.parts.values() for one in held)
+    alike, hashed = {glance for glance, count in counts.items() if count > 1}, []
+    for one in held:
+        try:
+            hashed.append(_hashed(one, alike, progress))
+        except ModelError:  # gone by now
+            unread.append(one.path)
     holders: dict[str, list[tuple[str, Found]]] = defaultdict(list)
     groups: dict[frozenset[str], list[Found]] = defaultdict(list)
     for one in hashed:
@@ -144,6 +147,14 @@ def compared(files: Sequence[Path], progress: Progress) -> Report:
     return Report(tuple(sorted(shared)), tuple(same), tuple(unread))
 
 
+def _glanced(path: Path) -> list[Found]:
+    """A file as it looks at a glance; nothing where it has no parts. Raises `ModelError`."""
+    source = open_source(path)
+    facts = facts_of(source)
+    glances = {part: glance(tensors) for part, tensors in components(source, facts).items()}
+    return [Found(path, _size(path), glances, facts.kind)] if glances else []
+
+
 def _known(places: Sequence[tuple[str, Found]]) -> str:
     """What a VAE was published as, where one of the files that hold it is a published one."""
     files = [one.path for part, one in places if part == "vae" and (one.kind == "VAE" or one.path.is_dir())]
@@ -151,12 +162,17 @@ def _known(places: Sequence[tuple[str, Found]]) -> str:
 
 
 def _hashed(one: Found, alike: set[str], progress: Progress) -> Found:
-    tensors = components(one.source, facts_of(one.source))
+    """With hashes of what looks `alike`. Raises `ModelError` for a file that is another by now."""
     read = [part for part, seen in one.parts.items() if seen in alike]
+    if not read:
+        return one
+    source = open_source(one.path)
+    tensors = components(source, facts_of(source))
+    if not set(read) <= tensors.keys():
+        raise ModelError("file.missing", path=one.path)
     total = sum(stored.nbytes for part in read for stored in tensors[part].values())
     progress.begin(Sentence("phase.reading_file", name=one.path.name), total, "bytes")
-    parts = {part: identity(tensors[part], progress.advance) if part in read else one.parts[part] for part in one.parts}
-    return Found(one.path, one.size, parts, one.source, one.kind)
+    return replace(one, parts=one.parts | {part: identity(tensors[part], progress.advance) for part in read})
 
 
 def _counted(lists: Iterable[Iterable[str]]) -> dict[str, int]:

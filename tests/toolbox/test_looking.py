@@ -19,6 +19,7 @@ from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.networks.formats.description import clues_of
 from lib_trainer.networks.formats.lora_facts import with_ranks
 from lib_trainer.refusals import ConfigError, ModelError, SaveError
+from lib_trainer.toolbox import duplicates as duplicates_module
 from lib_trainer.toolbox.duplicates import models_in
 from lib_trainer.toolbox.duplicates import prepare as prepare_duplicates
 from lib_trainer.toolbox.facts import facts_of
@@ -231,6 +232,28 @@ def test_only_duplicates_go_to_the_trash(models: Path) -> None:
     assert not half.exists() and len(list((models / "below" / ".trainer-trash").rglob("*.old"))) == 1
     with pytest.raises(ConfigError, match="is no folder"):
         duplicates(models / "nowhere")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are mapped")
+def test_no_file_is_held_open_when_it_is_moved(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Windows none could be: what is mapped there stays in its place."""
+    mapped: list[str] = []
+    real = duplicates_module.discard
+
+    def discard(path: Path) -> Path:
+        mapped.extend(line for line in Path("/proc/self/maps").read_text("utf-8").splitlines() if str(models) in line)
+        return real(path)
+
+    monkeypatch.setattr(duplicates_module, "discard", discard)
+    assert "is in the trash now" in duplicates(models, models / "below" / "half.safetensors")
+    assert mapped == []
+
+
+def test_a_file_that_goes_while_others_are_read_is_told(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = models / "below" / "half.safetensors"
+    real = duplicates_module._counted
+    monkeypatch.setattr(duplicates_module, "_counted", lambda lists: half.unlink() or real(lists))
+    assert "half.safetensors could not be read" in duplicates(models)
 
 
 def test_what_is_in_the_trash_already_is_passed_by(models: Path) -> None:
