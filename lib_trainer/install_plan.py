@@ -14,6 +14,9 @@ from typing import Literal
 VALID_VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+([._-][a-z0-9]+)*)?", re.ASCII)
 """PEP 440. One constraint that is none of these would make pip refuse the whole file."""
 
+VALID_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.ASCII | re.IGNORECASE)
+"""PEP 508; likewise."""
+
 
 @dataclass(frozen=True)
 class Package:
@@ -75,7 +78,8 @@ def plan(machine: Machine) -> list[Step]:
 
 def constraints(installed: Mapping[str, str]) -> str:
     """A constraints file that holds every installed package where it is."""
-    lines = [f"{name}=={text}" for name, text in sorted(installed.items()) if VALID_VERSION.fullmatch(text)]
+    sound = {name: text for name, text in installed.items() if VALID_NAME.fullmatch(name)}
+    lines = [f"{name}=={text}" for name, text in sorted(sound.items()) if VALID_VERSION.fullmatch(text)]
     return "\n".join(lines) + "\n"
 
 

@@ -9,11 +9,20 @@ from pathlib import Path
 
 from lib_trainer.install_plan import Machine, cuda_of, normalised
 
+LEFT_BEHIND = ("~", "-")
+"""How folders of packages begin that pip has put aside; older versions of it took a dash."""
+
 
 def installed_packages() -> dict[str, str]:
-    """{normalised name: version}; of two installations the one that Python finds first."""
+    """{normalised name: version}; of two installations the one that Python finds first.
+
+    What pip could not delete while it was in use (Windows) stays as `~umpy-1.25.dist-info`, and counts for pip as
+    little as here: it is of an older version, to which numpy would be held.
+    """
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
+        if Path(str(getattr(distribution, "_path", ""))).name.startswith(LEFT_BEHIND):
+            continue
         name, version = distribution.metadata["Name"], distribution.version
         if name and version:  # a broken installation has neither
             found.setdefault(normalised(name), version)

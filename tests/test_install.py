@@ -208,6 +208,19 @@ def test_this_python_is_read_without_importing_torch() -> None:
     assert cuda_version() == torch.version.cuda
 
 
+def test_what_pip_left_behind_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, name, version in (
+        ("~umpy-1.25.0", "numpy", "1.25.0"), ("numpy-1.26.2", "numpy", "1.26.2"), ("~ip-1", "pip", "1"),
+        ("-orch-1", "torch", "1"), ("odd-1", "-odd", "1"),
+    ):  # fmt: skip
+        place = tmp_path / f"{folder}.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    found = installed_packages()
+    assert found == {"numpy": "1.26.2", "-odd": "1"} and constraints(found) == "numpy==1.26.2\n"
+
+
 def test_preload_adds_the_folder_of_data() -> None:
     spec = importlib.util.spec_from_file_location("trainer_preload", ROOT / "preload.py")
     assert spec is not None and spec.loader is not None
