@@ -9,7 +9,7 @@
     const bridge = window.trainerBridge;
     const pages = {};
 
-    const pageOf = (prefix) => (pages[prefix] = pages[prefix] || {ended: "", opened: {}});
+    const pageOf = (prefix) => (pages[prefix] = pages[prefix] || {ended: "", opened: {}, dragged: {}});
     const isActive = (panel) => panel.dataset.active === "1";
     const prefixOf = (element) => element.closest(".models-page")?.id.replace(/_page$/, "") || "";
 
@@ -55,14 +55,48 @@
         bridge.ask(prefix, `${name}_draw`, {}, {line: name, latest: "draw"});
     }
 
+    let held = null; // the slider that is being dragged, and whether its drawing was made anew meanwhile
+
+    // What a panel shows when its drawing was made anew: a drag is not broken off, and goes on in the next drawing.
+    function drawn(field, html, shown) {
+        if (held?.field !== field) return html;
+        held.stale = true;
+        return shown;
+    }
+
+    // A drag has ended; `moved`: at another value. What a stale drawing has of the other blocks is not written.
+    function release(moved) {
+        const {field, stale, slider} = held;
+        const panel = slider.closest(".models-blocks");
+        held = null;
+        if (!stale) {
+            if (moved) write(panel);
+            return;
+        }
+        const prefix = prefixOf(panel);
+        if (moved) (pageOf(prefix).dragged[field] ||= {})[slider.getAttribute("aria-label")] = slider.value;
+        draw(prefix, panel);
+    }
+
+    // What was dragged in the drawing before.
+    function dragOn(panel, dragged) {
+        slidersOf(panel).filter((slider) => slider.getAttribute("aria-label") in dragged).forEach((slider) => {
+            slider.value = dragged[slider.getAttribute("aria-label")];
+            moved(slider);
+        });
+        write(panel);
+    }
+
     // A drawing that was made anew is folded again: it stays as it was. One that is opened shows what the field has now.
     function keepOpen(prefix) {
-        const {opened} = pageOf(prefix);
+        const {opened, dragged} = pageOf(prefix);
         document.querySelectorAll(`#${prefix}_page .models-blocks`).forEach((panel) => {
             const {field} = panel.dataset;
             if (!panel.dataset.known) {
                 panel.dataset.known = "1";
                 panel.open = Boolean(opened[field]);
+                if (dragged[field]) dragOn(panel, dragged[field]);
+                delete dragged[field];
                 panel.addEventListener("toggle", () => {
                     if (panel.open && !opened[field]) draw(prefix, panel);
                     opened[field] = panel.open;
@@ -89,15 +123,30 @@
         if (field) bridge.put(field, text);
     }
 
+    const write = (panel) => put(panel, slidersOf(panel).map(exactOf).join(","));
+
+    const isSlider = (element) => element.matches?.(".models-blocks input[type=range]");
+
     document.addEventListener("input", (event) => {
-        if (event.target.matches?.(".models-blocks input[type=range]")) moved(event.target);
+        if (isSlider(event.target)) moved(event.target);
     });
+
+    document.addEventListener("pointerdown", ({target}) => {
+        if (isSlider(target)) held = {slider: target, field: target.closest(".models-blocks").dataset.field, stale: false};
+    });
+
+    // Where it has moved, "change" comes with it.
+    ["pointerup", "pointercancel"].forEach((name) => document.addEventListener(name, () => {
+        const ended = held;
+        if (ended) setTimeout(() => { if (held === ended) release(false); });
+    }));
 
     document.addEventListener("change", (event) => {
         const {target} = event;
         if (!target.closest) return;
         const panel = target.closest(".models-blocks");
-        if (panel && target.matches("input[type=range]")) put(panel, slidersOf(panel).map(exactOf).join(","));
+        if (isSlider(target) && held?.slider === target) release(true);
+        else if (isSlider(target)) write(panel);
         if (panel && target.matches("select") && target.value) {
             put(panel, target.value);
             setTimeout(() => draw(prefixOf(panel), panel), 100); // gradio has to hear of the text first
@@ -151,6 +200,6 @@
         if (pageOf(prefix).ticked && !chosenOf(prefix).length) ticked(prefix);
     }
 
-    window.modelsPage = {draw};
+    window.modelsPage = {draw, drawn};
     bridge.watch({panel: ".models-job[data-prefix]", isActive, polled, tend});
 })();

@@ -17,8 +17,8 @@ import torch
 from PIL import EpsImagePlugin, Image
 from safetensors.torch import load_file
 
-from lib_trainer.refusals import ConfigError
-from lib_trainer.toolbox.desk import ON_THE_MODEL, ToolDesk
+from lib_trainer.refusals import ConfigError, Sentence
+from lib_trainer.toolbox.desk import ON_THE_MODEL, TRIAL, Done, Prepared, ToolDesk
 from lib_trainer.toolbox.shares import block_weights
 from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.ui.kit.form import build_form, from_widget, to_widget
@@ -94,6 +94,28 @@ def test_a_merge_by_the_names_of_installed_files(actions: ModelsActions, host: F
     assert 'data-active="0"' in panel and "Merged into" in panel and stop == gr.update(interactive=False)
     assert actions.poll(seen)[:2] == (gr.update(), gr.update()), "what was seen is not sent again"
     assert "mixed.safetensors" in actions.offers()["checkpoints"]
+
+
+def test_what_the_model_holds_is_told_with_the_end_of_its_job(actions: ModelsActions, host: FakeHost) -> None:
+    """It holds the merge a moment before."""
+    held, let = threading.Event(), threading.Event()
+
+    def work(progress: object) -> Done:
+        host.exchanged = Sentence("toolbox.stopped")
+        held.set()
+        let.wait(30)
+        return Done(Sentence("toolbox.stopped"))
+
+    seen = actions.poll("")[-1]
+    actions.desk.work("merge", lambda: Prepared((), work), TRIAL)
+    assert held.wait(30)
+    panel, _, tried, _, seen = actions.poll(seen)
+    assert 'data-active="1"' in panel and tried == gr.update()
+    assert "models-tried" in actions.poll("")[2], "a page that is opened meanwhile"
+    let.set()
+    actions.desk.wait(30)
+    panel, _, tried, _, _ = actions.poll(seen)
+    assert 'data-active="0"' in panel and "models-tried" in tried
 
 
 @pytest.mark.parametrize(

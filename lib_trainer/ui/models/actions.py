@@ -170,7 +170,9 @@ class ModelsActions:
         panel = job_html(view, self.prefix, self._named_of_last) if active or turned else gr.update()
         stop = gr.update(interactive=active) if turned else gr.update()
         back = gr.update(interactive=tried is not None and not active) if turned else gr.update()
-        return panel, stop, tried_html(tried) if turned else gr.update(), back, now
+        # a merge is in the model a moment before its job has ended: both are told together
+        holds = tried_html(tried) if turned and not (active and seen) else gr.update()
+        return panel, stop, holds, back, now
 
     def _named_of_last(self, field: Field, begins: bool = True) -> str:
         """Of any tool: options that have the same name have the same label, but for few."""

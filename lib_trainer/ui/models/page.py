@@ -18,6 +18,7 @@ from lib_trainer.toolbox.tools import TOOLS
 from lib_trainer.ui.kit.bridge import Asked, hurry, serve
 from lib_trainer.ui.kit.form import Form, build_form, serve_put_back
 from lib_trainer.ui.kit.gradio_compat import QUIET, Maker, in_browser, keep_out_of_ui_config
+from lib_trainer.ui.kit.notices import field_id
 from lib_trainer.ui.models.actions import CURVES, PREFIX, Curve, ModelsActions
 from lib_trainer.ui.models.view import job_html, tried_html
 
@@ -212,4 +213,7 @@ def _connect_curve(make: Maker, actions: ModelsActions, form: Form, curve: Curve
     def draw(asked: Asked, *raw: Any) -> list[str]:
         return [actions.curve(curve, dict(zip(curve.needs, raw, strict=True)))]
 
-    serve(make, f"{curve.tool}_{curve.option}_draw", draw, [form.components[path] for path in curve.needs], [panel])
+    name, field = f"{curve.tool}_{curve.option}", field_id(f"{make.prefix}_{curve.tool}", curve.option)
+    text = make.hidden_text(f"{name}_drawing")
+    event = serve(make, f"{name}_draw", draw, [form.components[path] for path in curve.needs], [text])
+    in_browser(event.success, f"(html, shown) => window.modelsPage.drawn({field!r}, html, shown)", [text], [panel])
