@@ -19,12 +19,18 @@ from lib_trainer.tagging.desk import TaggerDesk
 from lib_trainer.tagging.scores.known import known_tags
 from lib_trainer.tagging.settings import TaggerSettings
 from lib_trainer.tagging.views import Places
+from lib_trainer.toolbox.desk import ToolDesk
+from lib_trainer.training.desk import TrainingDesk
+from lib_trainer.ui.models.page import build_models_page
 from lib_trainer.ui.tagger import form
 from lib_trainer.ui.tagger.actions import TaggerActions, TaggerOptions
 from lib_trainer.ui.tagger.extras import build_extras_step, caption_picture
 from lib_trainer.ui.tagger.page import build_tagger_page
+from lib_trainer.ui.train.page import build_train_page
+from lib_trainer.ui.train.page_options import PageOptions
 from miniature.world import Scene, draw
 from tests.tagging.conftest import MINI, draw_scenes
+from tests.ui.fakes import FakeHost
 
 SKIP = gr.update()
 
@@ -259,6 +265,16 @@ def test_the_extras_step_captions_a_picture(desk: TaggerDesk) -> None:
         caption_picture(desk, image, **{**values, "models": None})
     with pytest.raises(ConfigError, match="Tags to leave out"):
         caption_picture(desk, image, **{**values, "exclude": "/(/"})
+
+
+def test_nothing_stands_beside_the_two_columns(desk: TaggerDesk, tmp_path: Path) -> None:
+    """Not even what nobody sees: it would have its share of a wide page."""
+    with gr.Blocks(analytics_enabled=False) as app:
+        build_tagger_page(desk, TaggerOptions("(text) => {}"))
+        build_train_page(TrainingDesk(FakeHost(tmp_path)), PageOptions(tmp_path, "(text) => {}"))
+        build_models_page(ToolDesk(), FakeHost(tmp_path))
+    rows = [one for one in app.blocks.values() if "trainer-columns" in (getattr(one, "elem_classes", None) or ())]
+    assert [[type(child) for child in row.children] for row in rows] == [[gr.Column, gr.Column]] * 3
 
 
 def test_no_event_waits_in_the_hosts_queue_and_nothing_goes_to_ui_config(desk: TaggerDesk) -> None:

@@ -448,6 +448,13 @@ def test_no_answer_of_the_server_writes_over_a_field(actions: TrainActions, runn
     assert len(fields) > 100 and shown == {"trainer_visible"}, "which shows and hides alone"
 
 
+def test_no_two_folds_have_the_same_name(actions: TrainActions, runner: TrainingDesk) -> None:
+    with gr.Blocks(analytics_enabled=False) as app:
+        build_train_page(runner, actions.options)
+    names = [one.label for one in app.blocks.values() if isinstance(one, gr.Accordion)]
+    assert len(names) == len(set(names)) > 20 and "Saved steps × weights" in names
+
+
 def test_the_standalone_page_asks_for_nothing_from_elsewhere(runner: TrainingDesk) -> None:
     app = build_app(runner, FakeGenerator())
     assert "http" not in app.theme_css.replace("http://www.w3.org", "")

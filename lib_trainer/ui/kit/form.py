@@ -101,13 +101,15 @@ def build_form(
     offers: Mapping[str, Sequence[str]],
     values: Mapping[str, Any] | None = None,
     beside: Mapping[str, Callable[[], None]] | None = None,
+    folded: bool = True,
 ) -> Form:
     """Lay out a form in the open gradio context; `values` are shown first, defaults where they say nothing, and count
     as what nobody has changed.
 
     The few options that everybody sets come first, then a box that finds any (`javascript/form.js`), then a fold for
-    each section, those last whose options all are advanced; one that is the whole form is open. `offers` are names that
-    the host has, by what an option asks for; `beside` lays out more after the option of its path.
+    each section, those last whose options all are advanced; one that is the whole form is open, and no fold where the
+    form is not `folded`, as it stands in one of its name. `offers` are names that the host has, by what an option asks
+    for; `beside` lays out more after the option of its path.
     """
     shown = {path: spec for path, spec in specs.items() if not spec.headless}
     start = {path: spec.default for path, spec in shown.items()} | dict(values or {})
@@ -122,7 +124,7 @@ def build_form(
             for section, group in groupby(shown.values(), key=lambda spec: spec.section)
         ]
         for section, inside in sorted(sections, key=lambda one: all(spec.advanced for spec in one[1])):
-            layout.add_section(section, inside, is_open=len(inside) == len(shown))
+            layout.add_section(section if folded else "", inside, is_open=len(inside) == len(shown))
     form = Form(shown, {path: layout.made[path] for path in shown}, layout.boxes)
     form.connect(Maker(prefix, "trainer"))
     return form
@@ -155,12 +157,14 @@ class _Layout:
         return made_box
 
     def add_section(self, section: str, inside: Sequence[FieldSpec], *, is_open: bool) -> None:
-        """A fold; what is advanced is folded once more, unless all of it is."""
+        """A fold, or nothing around it without a name; what is advanced is folded once more, unless all of it is."""
         name = inside[0].path.partition(".")[0]
         plain = [spec for spec in inside if not spec.advanced]
         folded = [spec for spec in inside if spec.advanced]
-        identity = {"elem_id": f"{self.prefix}_section_{name}", "elem_classes": "trainer-section trainer-fold"}
-        with self.opened(gr.Accordion, inside, label=section, open=is_open, **identity):
+        identity = {"elem_id": f"{self.prefix}_section_{name}", "elem_classes": "trainer-section"}
+        fold = {"label": section, "open": is_open, "elem_classes": "trainer-section trainer-fold"}
+        box, around = (gr.Accordion, identity | fold) if section else (gr.Column, identity)
+        with self.opened(box, inside, **around):
             for spec in plain or folded:
                 self.add(spec)
             if plain and folded:

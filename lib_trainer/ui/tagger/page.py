@@ -81,8 +81,8 @@ def _lay_out(desk: TaggerDesk, options: TaggerOptions) -> _Page:
                     _lay_out_folder(make, parts, options)
                 with gr.Tab("One picture", elem_id=f"{options.prefix}_tab_single"):
                     _lay_out_single(make, parts, options)
-        parts |= {name: make.hidden_text(name) for name in ("seen", "single", "complained")}
-        parts["mark"] = make(gr.HTML, "mark")
+            parts |= {name: make.hidden_text(name) for name in ("seen", "single", "complained")}
+            parts["mark"] = make(gr.HTML, "mark")  # in the row it would be a third column
     return _Page(make, TaggerForm(dict(make.settings)), parts)
 
 

@@ -147,7 +147,7 @@ def _lay_out_grid(make: Maker, actions: TrainActions) -> tuple[Form, gr.Button, 
     """What draws the saved files of the last run beside each other."""
     panel = actions.grid
     with make(gr.Accordion, "grid_box", label=TITLE, open=False):
-        form = build_form(panel.specs, prefix=panel.prefix, offers={})
+        form = build_form(panel.specs, prefix=panel.prefix, offers={}, folded=False)
         serve_put_back(Maker(panel.prefix, "trainer"), form, dict)
         button = make(gr.Button, "draw_grid", value="Draw the grid", size="sm")
         return form, button, make(gr.HTML, "grid")
