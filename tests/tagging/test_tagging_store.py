@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from lib_trainer.dataset.history import REMOVED, Change
 from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.models.labels import Labels
-from lib_trainer.tagging.scores.database import content_of
+from lib_trainer.tagging.scores.database import content_of, unwritten
 from lib_trainer.tagging.scores.store import ScoreStore, removed_of
 from lib_trainer.tagging.scores.table import sparse
 from tests.protected import write_protected
@@ -189,3 +189,12 @@ def test_a_file_in_the_folders_place_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / ".trainer").write_text("")
     with pytest.raises(TaggerError, match="cannot be used"):
         ScoreStore(tmp_path)
+
+
+@pytest.mark.parametrize("path", [r"C:\sets\a b\x.sqlite", r"\\server\share\a b\x.sqlite"])
+def test_a_file_of_windows_is_an_address_that_sqlite_takes(path: str) -> None:
+    """Of a share it took the server for the host of an address, which it does not know."""
+    address = unwritten(PureWindowsPath(path))
+    assert address.startswith("file:///") and address.endswith("a%20b/x.sqlite?immutable=1")
+    with pytest.raises(sqlite3.OperationalError, match="unable to open database file"):  # there is none
+        sqlite3.connect(address, uri=True)

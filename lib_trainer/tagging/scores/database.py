@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from lib_trainer.refusals import Sentence
 
@@ -27,6 +27,13 @@ CREATE TABLE IF NOT EXISTS verdicts (content TEXT NOT NULL, tag TEXT NOT NULL, a
 def content_of(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def unwritten(path: PurePath) -> str:
+    """What SQLite is to open so that it writes nothing at all beside the file. A share of Windows is no host to it."""
+    address = path.as_uri()
+    share = not address.startswith("file:///")  # file://server/share/…
+    return f"{address.replace('file://', 'file:////', 1) if share else address}?immutable=1"
 
 
 def sentence(path: Path, error: Exception) -> Sentence:

@@ -28,7 +28,7 @@ from lib_trainer.captions.tags import tag_key, with_spaces
 from lib_trainer.dataset.history import HAND, HIDDEN, REMOVED, History
 from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.models.labels import Labels
-from lib_trainer.tagging.scores.database import SCHEMA, VERSION, content_of, sentence
+from lib_trainer.tagging.scores.database import SCHEMA, VERSION, content_of, sentence, unwritten
 from lib_trainer.tagging.scores.table import Rows, ScoreTable
 
 FOLDER, FILE = HIDDEN, "scores.sqlite"
@@ -60,7 +60,7 @@ class ScoreStore:
                 if create or self.path.with_name(f"{FILE}-wal").exists():
                     raise
                 self._closer()
-                self._open(f"{self.path.as_uri()}?immutable=1")  # a folder that nobody may write to
+                self._open(unwritten(self.path))  # a folder that nobody may write to
                 if self._version() < VERSION:
                     raise
 
