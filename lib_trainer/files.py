@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,11 +26,14 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = True) -> None
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+def whole_file(
+    path: Path, *, overwrite: bool = True, otherwise: Callable[[], Path] | None = None
+) -> Iterator[BinaryIO]:
     """A file to write into, which becomes `path` on leaving: a reader sees the old file or the new one, never a part.
 
     With `overwrite=False` an existing file is kept and `FileExistsError` is raised, without a gap in between in which
-    another program could have made it. Otherwise a link is written through. Whatever is raised (`OSError` on a full
+    another program could have made it; or, with `otherwise`, the file gets the name beside it that this gives, asked
+    until one is free. With `overwrite` a link is written through. Whatever is raised (`OSError` on a full
     disk, an interrupt), `path` is what it was and no temporary file is left behind.
     """
     if overwrite:
@@ -45,7 +48,7 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
         if overwrite:
             os.replace(file.name, path)
         else:
-            _rename_without_replacing(file.name, path)
+            _take_a_name(file.name, path, otherwise)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(file.name)
@@ -58,6 +61,16 @@ def _temporary(folder: Path) -> BinaryIO:
         name = folder / f"{TEMPORARY}{secrets.token_hex(6)}.tmp"
         with contextlib.suppress(FileExistsError):
             return name.open("xb")
+
+
+def _take_a_name(name: str, path: Path, otherwise: Callable[[], Path] | None) -> None:
+    while True:
+        try:
+            return _rename_without_replacing(name, path)
+        except FileExistsError:
+            if otherwise is None:
+                raise
+        path = otherwise()
 
 
 def _rename_without_replacing(name: str, path: Path) -> None:

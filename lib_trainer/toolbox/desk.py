@@ -145,7 +145,7 @@ def _run(prepared: Prepared, control: Control, emit: Listener) -> None:
     except StopAsked:
         emit(Finished(stopped=True, told=Sentence("toolbox.stopped")))
         return
-    emit(Finished(path=done.path, told=done.told, notes=done.notes))
+    emit(Finished(path=done.path, told=done.told, notes=(*progress.notes, *done.notes)))
 
 
 def process_desk() -> ToolDesk:

@@ -10,7 +10,6 @@ import torch
 from lib_trainer.families.family import Part
 from lib_trainer.families.prediction import predicts
 from lib_trainer.networks.formats.description import carry_description, clues_of
-from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.refusals import ConfigError, Count, Decimals, ModelError, Sentence, few
 from lib_trainer.toolbox import convert, extract, inject
 from lib_trainer.toolbox.adapters import EXACT, Kind, kind_of
@@ -18,7 +17,7 @@ from lib_trainer.toolbox.decompose import Wanted
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.lora_options import ConvertSettings, ExtractSettings, InjectSettings
 from lib_trainer.toolbox.opened import OpenLora, open_lora
-from lib_trainer.toolbox.output import PRECISIONS, Target, make_way, settle, stored_as, written_as
+from lib_trainer.toolbox.output import PRECISIONS, Target, make_way, settle, stored_as, written, written_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.results import LAYERS, one_files, recipe, spooled, write_result
 from lib_trainer.toolbox.source import open_source
@@ -41,13 +40,13 @@ def asked_report(report: str, existing: str, inputs: Sequence[Path]) -> Target |
     return settle(report, existing, inputs, ".csv", "report") if report.strip() else None
 
 
-def write_report(target: Target | None, table: str) -> None:
-    """Raises `SaveError` for a name that is taken by now, and what is there stays."""
+def write_report(target: Target | None, table: str, progress: Progress) -> None:
+    """Raises `SaveError`; what is there stays."""
     if target is None:
         return
     make_way(target)
-    with new_file(target.path, overwrite=False) as file:
-        file.write(table.encode())
+    with written(target, progress) as result:
+        result.file.write(table.encode())
 
 
 def percent(number: float) -> Decimals:
@@ -134,7 +133,7 @@ def _extract(
         named = {tensor_name(layer, suffix, how.scheme): tensor_name(layer, suffix, "kohya")
                  for layer in (*planned.layers, *planned.norms) for suffix in SUFFIXES_MADE}  # fmt: skip
         path = write_result(target, tensors, metadata, progress, named, tally)
-    write_report(report, found.table())
+    write_report(report, found.table(), progress)
     notes = [
         Sentence("adapter_file.lost", share=percent(found.share), all=percent(found.of_all), advised=found.advised),
         Sentence(

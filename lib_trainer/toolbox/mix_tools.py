@@ -189,7 +189,7 @@ class _Mixing:
             tensors = spool.tensors()
             progress.begin(Sentence("phase.writing"), bytes_of_all(tensors), "bytes")
             path = write_result(self.target, tensors, self._metadata(plain=plain), progress, named, tally)
-        write_report(self.report, figures.table())
+        write_report(self.report, figures.table(), progress)
         told = Sentence("adapter_file.mixed", path=path, count=len(self.mixer.terms))
         return Done(told, path, (*self._notes(), *clamped(tally)))
 

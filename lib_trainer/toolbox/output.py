@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from lib_trainer.files import to_trash
 from lib_trainer.networks.formats.description import beside, described_by
+from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.refusals import ConfigError, Field, Joined, NameTaken, SaveError, Sentence
+from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.writes import Precision
 from lib_trainer.training.names import FORBIDDEN, what_is_wrong
 
@@ -25,12 +29,22 @@ PRECISIONS: dict[Precision, torch.dtype | None] = {
 @dataclass(frozen=True)
 class Target:
     """A file that may be written. `replace`: what is there goes to the trash, with its `.yaml` where one is named.
-    `notes`: what the user is to know."""
+    `notes`: what the user is to know. `field`: the option that names it; `base`: the model whose .yaml it gets."""
 
     path: Path
     replace: bool = False
     notes: tuple[Sentence, ...] = ()
     yaml: Path | None = None
+    field: str = "output"
+    base: Path | None = None
+
+
+@dataclass
+class Written:
+    """A result that is being written; `path` is where it lies when that is over."""
+
+    file: BinaryIO
+    path: Path
 
 
 def settle(
@@ -64,22 +78,45 @@ def settle(
         raise ConfigError("toolbox.in_a_file", field=field, path=path, file=above)
     taken, foreign = os.path.lexists(path), base is not None and _is_foreign(path, base)
     if not taken and not foreign:
-        return Target(path)
+        return Target(path, field=field, base=base)
     free = _free(path, field, base)
     if existing == "number":
         there = path if taken else beside(path)
-        return Target(free, notes=(Sentence("toolbox.numbered", path=there, name=free.name),))
+        return Target(free, notes=(numbered(there, free),), field=field, base=base)
     if any(os.path.realpath(one) == os.path.realpath(path) for one in inputs):
         raise ConfigError("toolbox.output_is_input", field=field, path=path)
     if foreign and (not taken or (existing == "replace" and described_by(beside(path), path))):
         raise ConfigError("toolbox.described", field=field, yaml=beside(path))
     if existing == "replace":
         yaml = beside(path) if foreign else None
-        return Target(path, True, () if yaml is None else (Sentence("toolbox.yaml_to_trash", yaml=yaml),), yaml)
+        return Target(
+            path, True, () if yaml is None else (Sentence("toolbox.yaml_to_trash", yaml=yaml),), yaml, field, base
+        )
     raise NameTaken(
         "toolbox.taken", field=field, taken=path, free=free.name, existing=Field("existing", "--existing"),
         replaceable=True,
     )  # fmt: skip
+
+
+def numbered(path: Path, free: Path) -> Sentence:
+    return Sentence("toolbox.numbered", path=path, name=free.name)
+
+
+@contextlib.contextmanager
+def written(target: Target, progress: Progress) -> Iterator[Written]:
+    """A result to write into, whole or not there. What has cost a computation is not lost where another file has taken
+    its name meanwhile: it gets the next free one, and the end says so. Raises `SaveError`."""
+
+    def elsewhere() -> Path:
+        result.path = _free(target.path, target.field, target.base)
+        return result.path
+
+    # never written through a link: what it leads to is another's file, and only the link would go to the trash
+    with new_file(target.path, overwrite=False, otherwise=elsewhere) as file:
+        result = Written(file, target.path)
+        yield result
+    if result.path != target.path:
+        progress.notes.append(numbered(target.path, result.path))
 
 
 def _free(path: Path, field: str, base: Path | None) -> Path:

@@ -18,6 +18,8 @@ class Progress:
     def __init__(self, control: Control | None = None, emit: Listener | None = None) -> None:
         self._control, self._emit = control or Control(), emit or _nobody
         self._meter, self._name, self._unit, self._total, self._done = Meter(), Sentence("phase.reading"), "", 0, 0
+        self.notes: list[Sentence] = []
+        """What deserves a word when the work is done."""
 
     def begin(self, name: Sentence, total: int, unit: str) -> None:
         """`unit`: what is counted, in the plural."""

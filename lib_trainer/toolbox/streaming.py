@@ -22,10 +22,9 @@ import torch
 
 from lib_trainer.networks.formats.stand_ins import bytes_of
 from lib_trainer.networks.formats.tensor_file import AT_ONCE, type_name
-from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.refusals import Count, ModelError, SaveError
 from lib_trainer.toolbox.behind import Behind
-from lib_trainer.toolbox.output import Target, make_way
+from lib_trainer.toolbox.output import Target, make_way, written
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import Source
 
@@ -79,18 +78,19 @@ def write_stream(
     tally: Tally | None = None,
     checked: bool = True,
 ) -> Path:
-    """Write what `make` gives for each name of the layout; whole or not at all. Returns the file's path.
+    """Write what `make` gives for each name of the layout; whole or not at all. Returns the file's path, as
+    `written` gives it.
 
     `closing` is called at the end for metadata that is known only then, for which `room` bytes are kept. Numbers are
     rounded to nearest; one beyond the new type's range becomes the largest, and is counted in `tally`. Raises
-    `ModelError` for a NaN or an infinite number (unless `checked` is false), `SaveError` for a disk that is too small
-    or a name that is taken by now, and what `progress` raises.
+    `ModelError` for a NaN or an infinite number (unless `checked` is false), `SaveError` for a disk that is too small,
+    and what `progress` raises.
     """
     check_space(target, layout)
     order = sorted(layout, key=lambda one: (-bytes_of(layout[one][1]), one))
     counted = tally if tally is not None else Tally()
-    # never written through a link: what it leads to is another's file, and only the link would go to the trash
-    with new_file(target.path, overwrite=False) as file:
+    with written(target, progress) as result:
+        file = result.file
         length = _write_header(file, layout, order, metadata, room if closing else 0)
         with Behind(file) as behind:
             for one in order:
@@ -99,7 +99,7 @@ def write_stream(
             _write_header_again(file, layout, order, {**metadata, **closing()}, length)
         file.flush()
         make_way(target)
-    return target.path
+    return result.path
 
 
 def _write_tensor(

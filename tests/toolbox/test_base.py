@@ -230,7 +230,7 @@ def test_a_link_that_leads_nowhere_is_replaced(tmp_path: Path) -> None:
         link = tmp_path / f"a{ending}"
         link.symlink_to(tmp_path / "gone")
         target = settle(str(link), "replace", [], ending)
-        write(target) if ending != ".csv" else write_report(target, "its own")
+        write(target) if ending != ".csv" else write_report(target, "its own", Progress())
         assert link.is_file() and not link.is_symlink()
 
 

@@ -18,8 +18,11 @@ from lib_trainer.host.standalone.checkpoint import folder_inpaints
 from lib_trainer.host.standalone.host import StandaloneHost
 from lib_trainer.networks.formats.description import clues_of
 from lib_trainer.networks.formats.lora_facts import with_ranks
-from lib_trainer.refusals import ConfigError, ModelError, SaveError
+from lib_trainer.refusals import ConfigError, ModelError
 from lib_trainer.toolbox import duplicates as duplicates_module
+from lib_trainer.toolbox import streaming
+from lib_trainer.toolbox.clean_settings import CleanSettings
+from lib_trainer.toolbox.desk import ToolDesk
 from lib_trainer.toolbox.duplicates import models_in
 from lib_trainer.toolbox.duplicates import prepare as prepare_duplicates
 from lib_trainer.toolbox.facts import facts_of
@@ -28,10 +31,12 @@ from lib_trainer.toolbox.inspect import prepare as prepare_inspect
 from lib_trainer.toolbox.inspect_settings import DuplicatesSettings, InspectSettings
 from lib_trainer.toolbox.installed import Installed
 from lib_trainer.toolbox.lora_tools import asked_report, write_report
+from lib_trainer.toolbox.output import Target, make_way
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.published import PUBLISHED
 from lib_trainer.toolbox.source import open_source
 from lib_trainer.toolbox.spelling import ALPHAS, notes_in
+from lib_trainer.toolbox.tools import TOOLS
 from tests.toolbox.models import SD1, SD2, SDXL, Tensors, checkpoint, save, save_folder, some
 
 
@@ -290,13 +295,33 @@ def test_a_checkpoint_s_folder_is_not_gone_through(tmp_path: Path) -> None:
 
 
 def test_a_report_is_never_written_over_another_file(tmp_path: Path) -> None:
-    """It has come since the name was free."""
-    taken = tmp_path / "taken.csv"
+    """It has come since the name was free, and the report lies beside it."""
+    taken, progress = tmp_path / "taken.csv", Progress()
     target = asked_report(str(taken), "refuse", ())
     taken.write_text("mine")
-    with pytest.raises(SaveError, match=r"taken\.csv exists already"):
-        write_report(target, "its own")
-    assert taken.read_text() == "mine"
+    (tmp_path / "taken-2.csv").write_text("mine, too")
+    write_report(target, "its own", progress)
+    assert taken.read_text() == "mine" and (tmp_path / "taken-3.csv").read_text() == "its own"
+    assert "the result is called taken-3.csv" in str(progress.notes[0])
+
+
+def test_what_has_cost_a_computation_is_not_lost_for_its_name(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file has taken it meanwhile; the host's .yaml of a third name is another model's."""
+    target = models / "clean.safetensors"
+
+    def meanwhile(one: Target) -> None:
+        target.write_bytes(b"another's")
+        (models / "clean-2.yaml").write_text("another model's")
+        make_way(one)
+
+    monkeypatch.setattr(streaming, "make_way", meanwhile)
+    desk = ToolDesk()
+    desk.start(TOOLS["clean"], CleanSettings(file=str(models / "a.safetensors"), output=str(target)))
+    view = desk.wait(30)
+    assert view is not None and view.state == "finished" and view.output == models / "clean-3.safetensors"
+    assert target.read_bytes() == b"another's"
+    assert load_file(view.output).keys() == load_file(models / "a.safetensors").keys()
+    assert str(view.notes[0]) == f"{target} exists already; the result is called clean-3.safetensors."
 
 
 def test_a_link_is_no_duplicate_of_what_it_leads_to(models: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,10 +12,13 @@ from lib_trainer.refusals import SaveError
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """A file to write a result into piece by piece: whole or not there. Raises `SaveError` naming it and the remedy."""
+def new_file(path: Path, *, overwrite: bool, otherwise: Callable[[], Path] | None = None) -> Iterator[BinaryIO]:
+    """A file to write a result into piece by piece: whole or not there. Raises `SaveError` naming it and the remedy.
+
+    `overwrite` and `otherwise` are those of `whole_file`.
+    """
     try:
-        with whole_file(path, overwrite=overwrite) as file:
+        with whole_file(path, overwrite=overwrite, otherwise=otherwise) as file:
             yield file
     except FileExistsError:
         raise SaveError("file.exists", path=path) from None
