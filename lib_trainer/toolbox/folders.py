@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,12 @@ import torch
 from lib_trainer.families.detect import folder_model
 from lib_trainer.families.family import VAE_PREFIX, Family
 from lib_trainer.families.prediction import V_KEY, ZERO_KEY
+from lib_trainer.networks.formats.folder_parts import chosen
 from lib_trainer.networks.formats.mapped import Stored, map_safetensors
 from lib_trainer.networks.formats.plain_pickle import read_plain
 from lib_trainer.refusals import ModelError
 from lib_trainer.toolbox.layouts import checkpoint_text, ldm_unet, ldm_vae
 
-NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""Of a part's file."""
-PREFERRED = ("", "fp16", "bf16")
-LAST = "non_ema"
-"""Names of variants."""
-_FILE = re.compile(
-    rf"(?P<name>{'|'.join(NAMES)})(?:\.(?P<variant>[\w.]+?))?(?P<piece>-\d+-of-\d+)?(?:\.(?P<behind>\w+))?", re.ASCII
-)
-"""`model`, `model.fp16`, `model.fp16-00001-of-00002`, and `model-00001-of-00002.fp16` as older versions wrote it."""
 ENCODERS = ("text_encoder", "text_encoder_2")
 
 
@@ -65,28 +55,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _part(folder: Path) -> dict[str, Stored]:
-    """The tensors of one part, whole or in pieces: of one variant alone (`chosen`)."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    """The tensors of one part, whole or in pieces: of one variant alone."""
     tensors: dict[str, Stored] = {}
-    for path in chosen(files):
+    for path in chosen(folder):
         tensors |= _read(path)
     if not tensors:
         raise ModelError("toolbox.folder_without", path=folder)
     return tensors
-
-
-def chosen(files: Sequence[Path]) -> list[Path]:
-    """Of a part's files those of one variant: the one without a name; else `fp16`, `bf16`, the first by name, and
-    `non_ema`, whose weights no picture is drawn with, last. A whole file goes before pieces."""
-    found: dict[tuple[int, str, bool, int], list[Path]] = {}
-    for path in files:
-        match = _FILE.fullmatch(path.stem)
-        if match is not None:
-            variant = match["variant"] or match["behind"] or ""
-            place = PREFERRED.index(variant) if variant in PREFERRED else len(PREFERRED)
-            order = place + (variant == LAST), variant, match["piece"] is not None, NAMES.index(match["name"])
-            found.setdefault(order, []).append(path)
-    return found[min(found)] if found else []
 
 
 def _read(path: Path) -> dict[str, Stored]:

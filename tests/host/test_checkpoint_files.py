@@ -81,6 +81,16 @@ def test_a_diffusers_folder_is_the_same_model(tmp_path: Path, diffusers_model: A
     assert model.file is None and model.file_hash == ""
 
 
+def test_a_diffusers_folder_of_variants_alone_is_read(tmp_path: Path, tiny: Any) -> None:
+    folder = _diffusers_folder(tmp_path, tiny)
+    for name in ("unet", "vae", "text_encoder"):
+        (whole,) = (folder / name).glob("*model.*")  # transformers writes either form, by its version
+        whole.rename(whole.with_name(f"{whole.stem}.fp16{whole.suffix}"))
+        whole.with_name(f"{whole.stem}.non_ema{whole.suffix}").write_bytes(b"other weights")
+    model = DiffusersModel.load(folder, torch.device("cpu"))
+    assert torch.equal(model.text.encoders[0].vocabulary, tiny.text.get_input_embeddings().weight)
+
+
 def _diffusers_folder(folder: Path, tiny: Any) -> Path:
     from diffusers import DDIMScheduler
 

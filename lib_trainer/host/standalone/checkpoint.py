@@ -30,6 +30,7 @@ from lib_trainer.host.standalone.single_file import build_encoder, build_unet, b
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.networks.formats.checkpoint_file import read_state_dict, whole_family_of
 from lib_trainer.networks.formats.description import predicted_by
+from lib_trainer.networks.formats.folder_parts import variant
 from lib_trainer.ports import NoiseSchedule
 from lib_trainer.refusals import ModelError
 
@@ -122,8 +123,8 @@ def _load_folder(folder: Path) -> Components:
         raise ModelError("folder_model.not_one", path=folder)
     family = checked(model_of_folder(folder), folder)
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
+        unet = _folder_part(UNet2DConditionModel, folder / "unet")
+        vae = _folder_part(AutoencoderKL, folder / "vae")
         encoders = tuple(_folder_encoder(folder, number, one) for number, one in enumerate(family.encoders, start=1))
         scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -139,8 +140,13 @@ def _load_folder(folder: Path) -> Components:
 def _folder_encoder(folder: Path, number: int, encoder: Encoder) -> nn.Module:
     kind = CLIPTextModelWithProjection if encoder.pooled else CLIPTextModel
     place = folder / ("text_encoder" if number == 1 else f"text_encoder_{number}")
-    module: nn.Module = kind.from_pretrained(place, local_files_only=True).float().eval()
+    module: nn.Module = _folder_part(kind, place).float().eval()
     return module
+
+
+def _folder_part(kind: Any, place: Path) -> Any:
+    """As the toolbox reads it: one variant of its files."""
+    return kind.from_pretrained(place, local_files_only=True, variant=variant(place))
 
 
 def model_of_folder(folder: Path) -> Family | Stranger:
