@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lib_trainer.tagging.models.registry import Tagger
     from lib_trainer.tagging.pictures import Folder
     from lib_trainer.tagging.reports import WriteReport
+    from lib_trainer.tagging.run import Scored
     from lib_trainer.tagging.scores.store import ScoreStore
     from lib_trainer.tagging.scores.table import Thresholds
     from lib_trainer.work.events import Phase
@@ -91,21 +92,27 @@ def _run(
         bar.say(str(note))
     scored = score_folder([_opened(tagger) for tagger in taggers], store, folder, stop=stop.is_set, listener=bar)
     bar.close()
-    for report in scored.reports:
-        print(f"{report.name}: {report.scored} scored on {report.device}, {report.cached} known before.")
-    for note in scored.notes:
-        print(note)
     unknown = {tagger.fingerprint for tagger in taggers} - store.models().keys()
     if scored.stopped and (options.dry_run or unknown):
+        _tell_scored(scored)
         return _tell_end(None, scored.left_out, True)
     opened = Opened.read(store, folder.pictures, [t.fingerprint for t in taggers], style, how)
     if options.dry_run:
+        _tell_scored(scored)
         _show(opened, thresholds, style)
         return _tell_end(None, scored.left_out, False)
     # after Ctrl-C, too: what is scored is written, and a second Ctrl-C ends it
     written, left_out = write_scored(opened, scored, thresholds, style, stop=lambda: False, listener=bar)
     bar.close()
+    _tell_scored(scored)  # only now: whoever reads the output may close it, and the captions are written nevertheless
     return _tell_end(written, left_out, stop.is_set())
+
+
+def _tell_scored(scored: Scored) -> None:
+    for report in scored.reports:
+        print(f"{report.name}: {report.scored} scored on {report.device}, {report.cached} known before.")
+    for note in scored.notes:
+        print(note)
 
 
 def _opened(tagger: Tagger) -> Callable[[], contextlib.AbstractContextManager[Tagger]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lib_trainer.cli import main as cli_main
+from lib_trainer.cli import tag as cli_tag
 from lib_trainer.cli.main import main
 from lib_trainer.tagging.scores.store import ScoreStore
 from miniature.world import Scene, tags_of
@@ -46,6 +48,21 @@ def test_a_dry_run_writes_nothing_and_shows_what_would_be(folder: Path, capsys: 
     assert list(folder.glob("*.txt")) == []
     out = capsys.readouterr().out
     assert "24 captions would change" in out and "simple background" in out
+
+
+def test_captions_are_written_where_nobody_reads_what_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tag … | head` may close the output at the first line."""
+
+    def gone(*words: object, **more: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli_tag, "print", gone, raising=False)
+    options = cli_main._parser().parse_args(
+        ["tag", str(folder), "--model", str(MINI), "--device", "cpu", "--threads", "1"]
+    )
+    with pytest.raises(BrokenPipeError):
+        options.run(options)
+    assert len(list(folder.glob("*.txt"))) == 24
 
 
 def test_two_models_together(folder: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
