@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from lib_trainer.host.standalone.model import DiffusersModel
     from tests.support import Tiny
 
+
+os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")
+"""Nothing is drawn from pydantic's types, whose plugin works out each pattern that a page's server brings along, and in
+a clone that has no `.hypothesis` yet a table of all of Unicode."""
 
 LONG = (
     "tests/training/test_forecast_on_a_card.py",

@@ -21,6 +21,7 @@ def lab(small_diffusers_model: Any, small: Any, tmp_path_factory: pytest.TempPat
     """The model must come out of all the runs as it went in."""
     from lib_trainer.host.standalone.model import DiffusersModel
     from tests import support
+    from tests.encoded import remembered_encoders
     from tests.options.seen import Lab
     from tests.support import differences, roots_of, snapshot
     from tests.tiny_families import build_sdxl
@@ -34,7 +35,8 @@ def lab(small_diffusers_model: Any, small: Any, tmp_path_factory: pytest.TempPat
         patch.setattr(support, "UNET", support.UNET | {"in_channels": 9})
         path = support.build_tiny(tmp_path_factory.mktemp("nine")).path
     apart["inpainting"] = DiffusersModel.load(path, torch.device("cpu")), path
-    yield Lab(small_diffusers_model, small.path, tmp_path_factory.mktemp("lab"), BASES, apart)
+    with remembered_encoders():
+        yield Lab(small_diffusers_model, small.path, tmp_path_factory.mktemp("lab"), BASES, apart)
     assert differences(before, snapshot(*roots_of(small_diffusers_model))) == []
 
 

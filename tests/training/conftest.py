@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 tiny, ldm_model, diffusers_model = smaller.tiny, smaller.ldm_model, smaller.diffusers_model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pictures_are_encoded_once() -> Iterator[None]:
+    """In a process."""
+    from tests.encoded import remembered_encoders
+
+    with remembered_encoders():
+        yield
+
+
 @pytest.fixture(scope="module")
 def untouched_picture(diffusers_model: Any) -> str:
     """What a seed draws before any run."""
