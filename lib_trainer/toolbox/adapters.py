@@ -128,6 +128,18 @@ def difference(own: Own, weight: torch.Tensor | None, shape: tuple[int, ...]) ->
     return delta
 
 
+def why_torn(own: Own) -> str | None:
+    """Why a module's tensors do not fit each other; None where they do, or where only a weight would tell."""
+    kind = kind_of(own)
+    if kind is None or kind is Kind.OFT:
+        return None
+    try:
+        product({name: torch.empty(one.shape, device="meta") for name, one in own.items()}, kind)
+    except (RuntimeError, IndexError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
 def bias_difference(own: Own) -> torch.Tensor | None:
     """What is added to the bias at strength 1."""
     found = own.get("diff_b", own.get("b_norm"))

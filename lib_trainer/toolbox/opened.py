@@ -18,7 +18,7 @@ from lib_trainer.families.family import Family
 from lib_trainer.families.known import FAMILIES
 from lib_trainer.networks.formats.lora_file import BUNDLED
 from lib_trainer.refusals import ModelError
-from lib_trainer.toolbox.adapters import EXACT, SUFFIXES, kind_of, needs_base
+from lib_trainer.toolbox.adapters import EXACT, SUFFIXES, kind_of, needs_base, why_torn
 from lib_trainer.toolbox.layers import SCHEMES, Layer, Scheme, by_name
 from lib_trainer.toolbox.source import Source, open_source
 
@@ -86,13 +86,16 @@ class OpenLora:
         return "kohya"
 
     def own(self, layer: Layer) -> dict[str, torch.Tensor]:
-        """A module's tensors by suffix, in the file's types. Raises `ModelError` for numbers that are none."""
+        """A module's tensors by suffix, in the file's types. Raises `ModelError` for numbers that are none, and for
+        tensors that do not fit each other."""
         found: dict[str, torch.Tensor] = {}
         for suffix, name in self.modules[layer].tensors.items():
             tensor = self.source.raw(name)
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ModelError("adapter_file.not_finite", path=self.path, name=name)
             found[suffix] = _by_output(tensor, found) if MAGNITUDE in name else tensor
+        if (reason := why_torn(found)) is not None:
+            raise ModelError("adapter_file.torn", path=self.path, name=self.modules[layer].name, reason=reason)
         return found
 
     def shapes(self, layer: Layer) -> dict[str, tuple[int, ...]]:

@@ -86,6 +86,29 @@ def test_of_files_that_do_not_fit_each_other_the_odd_one_is_named(kind: str, tmp
     assert not (tmp_path / "sum.safetensors").exists()
 
 
+TORN = {
+    "lora": {"lora_up.weight": (8, 3), "lora_down.weight": (2, 6)},
+    "loha": {"hada_w1_a": (8, 2), "hada_w1_b": (2, 6), "hada_w2_a": (8, 2), "hada_w2_b": (2, 5)},
+}
+
+
+@pytest.mark.parametrize("kind", TORN)
+@pytest.mark.parametrize("tool", ["combine", "resize", "convert"])
+def test_a_module_whose_tensors_do_not_fit_each_other_is_named(tool: str, kind: str, tmp_path: Path) -> None:
+    key, draw = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", torch.Generator().manual_seed(1)
+    good, torn = (
+        str(save(tmp_path / f"{name}.safetensors", {f"{key}.{suffix}": one for suffix, one in own.items()}))
+        for name, own in (
+            ("good", module("lora", (8, 6), draw)),
+            ("torn", {suffix: torch.ones(shape) for suffix, shape in TORN[kind].items()}),
+        )
+    )
+    asked: dict[str, Any] = {"combine": {"loras": (good, torn)}, "resize": {"lora": torn, "rank": 1}}
+    with pytest.raises(TrainerError, match=rf"The module {key} of .*torn.safetensors is damaged"):
+        run(tool, **asked.get(tool, {"lora": torn}), output=str(tmp_path / "made"))
+    assert not (tmp_path / "made.safetensors").exists()
+
+
 def test_differences_of_norms_stay_what_they_are(model: Tensors, tmp_path: Path) -> None:
     """Under either name: no low rank is made of a norm's weight, and there is a bias beside it, as the WebUI wants."""
     key = "lora_unet_input_blocks_4_1_transformer_blocks_0_norm1"
