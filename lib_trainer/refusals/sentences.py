@@ -1,8 +1,8 @@
 """Sentences for people, as data: a code and its facts. The words stand in a catalogue, one TOML file a language.
 
 `en.toml` is whole; another language's file may hold any part of it, and what it lacks is said in English. A template is
-plain text with `{name}` where a fact goes, or `{name!r}` for a value as a job file writes it; nothing else of Python's
-format language is read.
+plain text with `{name}` where a fact goes, `{name!r}` for a value as a job file writes it, or `{name:word|words}` for
+what is said of one and of any other number; nothing else of Python's format language is read.
 """
 
 from __future__ import annotations
@@ -137,11 +137,12 @@ class Sentence:
         if told is None:  # a sentence must never be what fails
             return self.code
         said = ""
-        for literal, name, as_written in pieces(told):
+        for literal, name, as_written, words in pieces(told):
             said += literal
             if name is not None:
                 fact = self.facts.get(name, f"{{{name}}}")
-                said += _written(fact) if as_written else _said(fact, language, named, begins and not said)
+                shown = _written(fact) if as_written else _said(fact, language, named, begins and not said)
+                said += shown if words is None else words[shown != "1"]
         return said
 
 
@@ -190,16 +191,19 @@ def spoken() -> str:
 
 
 @functools.cache
-def pieces(text: str) -> tuple[tuple[str, str | None, bool], ...]:
-    """A template as (literal text, fact after it or None, whether that is shown as written).
+def pieces(text: str) -> tuple[tuple[str, str | None, bool, tuple[str, str] | None], ...]:
+    """A template as (literal text, fact after it or None, whether that is shown as written, the words that are shown in
+    its place for one and for any other number).
 
-    Raises `ValueError` for anything but `{name}` and `{name!r}`.
+    Raises `ValueError` for anything but `{name}`, `{name!r}` and `{name:word|words}`.
     """
     found = []
     for literal, name, spec, conversion in string.Formatter().parse(text):
-        if name is not None and (not name.isidentifier() or spec or conversion not in (None, "r")):
-            raise ValueError(f"{text!r}: {{name}} and {{name!r}} are all that a template may have")
-        found.append((literal, name, conversion == "r"))
+        one, bar, many = (spec or "").partition("|")
+        worded = bool(bar) and "|" not in many and conversion is None
+        if name is not None and (not name.isidentifier() or (spec and not worded) or conversion not in (None, "r")):
+            raise ValueError(f"{text!r}: {{name}}, {{name!r}} and {{name:word|words}} are all that a template may have")
+        found.append((literal, name, conversion == "r", (one, many) if worded else None))
     return tuple(found)
 
 

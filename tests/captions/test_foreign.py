@@ -31,7 +31,7 @@ def test_the_prompt_alone_is_trained_and_said_so(root: Path) -> None:
     scan = scan_folder(root, trigger_word="", repeats=1)
     assert [sample.caption for sample in scan.samples] == ["a photo of zorb, red", "zorb，红发、蓝眼", "plain, tags"]
     assert len(scan.notes) == 2
-    assert "1 captions hold the WebUI's settings" in str(scan.notes[0]) and "(a.txt)" in str(scan.notes[0])
+    assert "1 caption holds the WebUI's settings" in str(scan.notes[0]) and "(a.txt)" in str(scan.notes[0])
     assert "full-width commas" in str(scan.notes[1]) and "(b.txt)" in str(scan.notes[1])
 
 

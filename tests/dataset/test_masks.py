@@ -65,7 +65,7 @@ def test_a_mask_is_of_the_picture_whose_name_it_has(tmp_path: Path) -> None:
     said = [str(note) for note in found.notes]
     assert "1 file is named as a mask and belongs to no picture: z-masklabel.png." in said
     assert "7 of 8 pictures have a mask." in said
-    assert "1 pictures have no mask and are learned whole: e.mask.e.png." in said
+    assert "1 picture has no mask and is learned whole: e.mask.e.png." in said
 
 
 def test_masks_are_no_pictures_also_where_nobody_wants_them(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_folder_of_masks_has_pictures_names_and_may_have_subfolders(tmp_path: 
     found = scan(pictures, Masks("file", masks))
     assert masked(found) == {"a.jpg": "a.png", "c.png": "c.png", "d.png": "d-masklabel.png"}
     assert found.lone_masks == (str(masks / "x.png"),)
-    assert f"1 masks match no picture: {masks / 'x.png'}." in [str(note) for note in found.notes]
+    assert f"1 mask matches no picture: {masks / 'x.png'}." in [str(note) for note in found.notes]
     assert masked(scan(pictures, Masks("file", pictures))) == {}, "a picture is not its own mask"
 
 

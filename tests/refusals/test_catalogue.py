@@ -130,7 +130,7 @@ def converted() -> Iterator[tuple[Path, list[ast.AST]]]:
 
 
 def names_in(text: str) -> set[str]:
-    return {name for _, name, _ in sentences.pieces(text) if name is not None}
+    return {name for _, name, *_ in sentences.pieces(text) if name is not None}
 
 
 def wrong(use: Use) -> str:

@@ -71,7 +71,9 @@ def test_an_error_as_a_fact_leaves_its_words_alone() -> None:
         assert str(sentence) == f"x is not a TOML file: {told}."
 
 
-@pytest.mark.parametrize("text", ["{file.name}", "{file[0]}", "{file:>9}", "{file!s}", "{0}", "{}"])
+@pytest.mark.parametrize(
+    "text", ["{file.name}", "{file[0]}", "{file:>9}", "{file:a|b|c}", "{file!r:a|b}", "{file!s}", "{0}", "{}"]
+)
 def test_a_template_has_names_alone(text: str) -> None:
     with pytest.raises(ValueError, match="all that a template may have"):
         sentences.pieces(text)
@@ -83,6 +85,16 @@ def test_numbers_and_several_facts(monkeypatch: pytest.MonkeyPatch) -> None:
         "a.b", many=Count(1234567), two=["x", EMPTY], both=Joined((EMPTY, "y"), between=" | "), size=Decimals(1.999, 1)
     )
     assert str(told) == f"1,234,567; x, {EMPTY}; {EMPTY} | y; 2.0"
+
+
+def test_one_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kind of number it is, and as it is shown."""
+    monkeypatch.setitem(sentences.catalogue("en"), "a.b", "{count} {count:file is|files are} left.")
+    for count, told in (
+        (1, "1 file is"), (Count(1), "1 file is"), (1.0, "1 file is"), (0, "0 files are"),
+        (Count(1001), "1,001 files are"), (Decimals(1, 1), "1.0 files are"),
+    ):  # fmt: skip
+        assert str(Sentence("a.b", count=count)) == f"{told} left."
 
 
 def test_the_page_says_labels_wherever_a_field_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def test_junk_is_left_out_by_a_list_and_the_unknown_stays(tmp_path: Path) -> Non
     assert found.keys() == made.keys() | {"v_pred", "who.knows"}
     assert all(torch.equal(found[name], one) for name, one in made.items())
     assert "2 tensors that no loader reads are left out: betas, first_stage_model.loss.logvar" in told
-    assert "1 tensors are not known here and are kept: who.knows" in told
+    assert "1 tensor is not known here and is kept: who.knows" in told
     assert "running average (EMA, 2 tensors) is left out" in told
     with safe_open(str(tmp_path / "out.safetensors"), framework="pt") as file:
         assert file.metadata() == {"note": "mine"}
@@ -53,7 +53,7 @@ def test_the_running_average_is_taken_where_there_is_one(tmp_path: Path) -> None
     found, told = clean(path, average="take")
     assert torch.equal(found[UNET], EXTRA[AVERAGE]) and not any(name.startswith("model_ema") for name in found)
     assert all(torch.equal(found[name], one) for name, one in made.items() if name != UNET)
-    assert "1 tensors of the UNet are those of the running average" in told
+    assert "1 tensor of the UNet is that of the running average" in told
     plain = save(tmp_path / "b.safetensors", made)
     with pytest.raises(ConfigError, match="holds no running average"):
         clean(plain, "none", average="take")

@@ -99,7 +99,7 @@ def test_what_is_told_of_a_checkpoint(tmp_path: Path) -> None:
     path = save(tmp_path / "a.safetensors", made, **{"modelspec.title": "Zorb"})
     told = look(path)
     for said in ("checkpoint for SD 1.x", "It predicts epsilon.", "4 input channels", "modelspec.title: Zorb",
-                 "running average (EMA, 1 tensors)", "1 tensors are not needed: betas", "not known here: odd.thing",
+                 "running average (EMA, 1 tensor)", "1 tensor is not needed: betas", "not known here: odd.thing",
                  "unet: ", "te1: ", "vae: ", "Every number is one."):  # fmt: skip
         assert said in told
     assert hashes(path)["vae"][:10] in told and "hash" not in look(path, whole=False)
@@ -110,7 +110,7 @@ def test_what_is_broken_is_named(tmp_path: Path) -> None:
     name, positions = "first_stage_model.decoder.conv_in.weight", next(n for n in made if n.endswith("position_ids"))
     made |= {name: torch.full((4,), float("nan")), positions: (torch.arange(77) * 0.999).half()[None]}
     told = look(save(tmp_path / "a.safetensors", made))
-    assert f"1 tensors hold numbers that are none (NaN or infinite): {name}" in told
+    assert f"1 tensor holds numbers that are none (NaN or infinite): {name}" in told
     assert f"Positions of tokens are damaged in {positions}" in told and "Every number" not in told
 
 
@@ -124,14 +124,14 @@ def test_what_is_told_of_a_lora(tmp_path: Path) -> None:
     told = look(path)
     for none in ("[]", "{broken", '"text"', '["no base64!"]', '[{"a": 1}]', "[null]", "[true]", "[" * 100_000):
         assert "brings a picture" not in look(save(tmp_path / "d.safetensors", tensors, ssmd_cover_images=none)), none
-    for said in ("LoRA for SD 1.x", "Ranks: 4 (1 layers)", "DoRA", "ss_sd_model_name: base", "zorb (5), blue (1)",
+    for said in ("LoRA for SD 1.x", "Ranks: 4 (1 layer)", "DoRA", "ss_sd_model_name: base", "zorb (5), blue (1)",
                  "brings a picture"):  # fmt: skip
         assert said in told
     assert "Rank 4 in" not in told
     more = tensors | {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 8),
                       "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(8, 2)}  # fmt: skip
     lines = look(save(tmp_path / "r.safetensors", more)).splitlines()
-    for said in ("Ranks: 2 (1 layers), 4 (1 layers).", "Rank 2 in lora_te_text_model_encoder_layers_0_mlp_fc1.",
+    for said in ("Ranks: 2 (1 layer), 4 (1 layer).", "Rank 2 in lora_te_text_model_encoder_layers_0_mlp_fc1.",
                  f"Rank 4 in {key}."):  # fmt: skip
         assert said in lines
     assert "holds anything" in look(save(tmp_path / "b.safetensors", {"anything": torch.ones(1)}))

@@ -82,7 +82,7 @@ def test_one_picture_is_told_too(tmp_path: Path) -> None:
     draw_pictures(tmp_path / "set", count=1)
     assert (
         str(foreseen(tmp_path / "set", **{"dataset.repeats": 2}).told())
-        == "1 pictures × 2 repeats × 10 epochs = 20 steps"
+        == "1 picture × 2 repeats × 10 epochs = 20 steps"
     )
 
 

@@ -91,7 +91,7 @@ def test_what_is_held_out_hangs_on_its_own_seed_alone() -> None:
 
 def test_a_share_is_one_picture_at_least_and_never_all() -> None:
     assert len(held_of((3,), share=0.01)[1].pictures) == 1
-    with pytest.raises(ConfigError, match="of 1 pictures none is left to train"):
+    with pytest.raises(ConfigError, match="of 1 picture none is left to train"):
         held_of((1,))
 
 
