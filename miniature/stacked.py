@@ -117,7 +117,7 @@ class Stack:
             state.step, state.noise_after = step, state.noise.get_state()
             state.objective_after = state.objective.state_dict()
             if state.average is not None:
-                state.average.after_step()
+                state.average.after_step(step)
         return torch.stack(losses).detach().mean()
 
     @torch.no_grad()
