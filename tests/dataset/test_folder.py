@@ -122,7 +122,7 @@ def test_animations_are_named(tmp_path: Path, make_picture: MakePicture, name: s
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100)
     make_picture("still.png", caption="c")
     scan = scan_folder(tmp_path, trigger_word="t", repeats=1)
-    assert told(scan.notes) == (f"Of 1 animations the first frame is trained: {name}.",)
+    assert told(scan.notes) == (f"Of 1 animation the first frame is trained: {name}.",)
     assert findings(tmp_path)["animated"].pictures == (name,)
     assert findings(tmp_path)["animated"].pictures == (name,), "also as it was kept"
 

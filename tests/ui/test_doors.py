@@ -201,7 +201,7 @@ def test_a_foreign_page_opens_moves_and_starts_nothing(site: Site) -> None:
             assert answer.status == 403 and b"data" not in answer.body
     assert sorted(path.name for path in pictures.iterdir()) == ["a.png", "a.txt"]
     assert site.runner.view() is None
-    assert b"pictures are open" in site.event("dataset_command", opening, own).body, "the page itself can"
+    assert b"picture is open" in site.event("dataset_command", opening, own).body, "the page itself can"
     assert b"trainer-notice-error" in site.event("trainer_start", start, own).body
 
 
