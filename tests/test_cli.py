@@ -146,7 +146,7 @@ def test_the_first_interrupt_stops_and_keeps(
 
     assert cli.train(JOB, desk(body, monkeypatch, tmp_path)) == cli.DONE
     out, err = capsys.readouterr()
-    assert "Stopped after 1 steps" in out
+    assert "Stopped after 1 step in" in out
     assert "Press Ctrl-C again to give it up" in err
     assert signal.getsignal(number) is before
 

@@ -15,6 +15,7 @@ from lib_trainer.captions.edit_base import Facts, Plain, count_tags
 from lib_trainer.captions.edit_order import SetTrigger
 from lib_trainer.captions.knowledge import GROUPS, Knowledge
 from lib_trainer.captions.tags import TagPatterns
+from lib_trainer.counts import counted
 from lib_trainer.refusals import ConfigError, Decimals, Sentence
 
 
@@ -207,8 +208,7 @@ class FoldIntoTrigger(Plain):
             raise ConfigError("plan.trigger_removed", tag=min(own))
 
     def label(self) -> str:
-        count = "1 tag" if len(self.tags) == 1 else f"{len(self.tags)} tags"
-        return f"{self.title}: {count} into {self.trigger.strip()}"
+        return f"{self.title}: {counted(len(self.tags), 'tag')} into {self.trigger.strip()}"
 
     def apply(self, caption: Caption, facts: Facts) -> Caption:
         pruned = caption.remove(lambda tag: cached_key(tag) in self.tags)

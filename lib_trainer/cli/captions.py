@@ -30,6 +30,7 @@ from lib_trainer.captions.plans import (
     warnings,
 )
 from lib_trainer.captions.tokens import TokenCounter
+from lib_trainer.counts import counted
 from lib_trainer.dataset.folder import checked_folder
 from lib_trainer.files import write_atomically
 from lib_trainer.options.arguments import add_arguments, given_values
@@ -202,15 +203,15 @@ def _turn(editor: Editor, options: argparse.Namespace, what: str) -> int:
         print(f"would {what}: {(entries[-1] if what == 'undo' else entries[0]).label}")
         return DONE
     entry = editor.undo() if what == "undo" else editor.redo()
-    print(f"{'undone' if entry.undone else 'done again'}: {entry.label} ({entry.files} files)")
+    print(f"{'undone' if entry.undone else 'done again'}: {entry.label} ({counted(entry.files, 'file')})")
     return DONE
 
 
 def _history(editor: Editor, options: argparse.Namespace) -> int:
     for entry in editor.history.entries():
-        print(f"{entry.id}\t{entry.label}\t{entry.files} files{'	undone' if entry.undone else ''}")
+        print(f"{entry.id}\t{entry.label}\t{counted(entry.files, 'file')}{'	undone' if entry.undone else ''}")
     for one in editor.history.snapshots():
-        print(f"snapshot\t{one.name}\t{one.files} captions")
+        print(f"snapshot\t{one.name}\t{counted(one.files, 'caption')}")
     return DONE
 
 

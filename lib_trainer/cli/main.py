@@ -25,6 +25,7 @@ from lib_trainer.cli import steps_grid as cli_grid
 from lib_trainer.cli import tag as cli_tag
 from lib_trainer.cli.watching import watched
 from lib_trainer.config import JobConfig, field_specs, from_values, load_values, typed_values
+from lib_trainer.counts import counted
 from lib_trainer.options.document import options_markdown, options_text
 from lib_trainer.refusals import LANGUAGES, ConfigError, TrainerError, printable, speak
 from lib_trainer.tagging.settings import tagger_specs
@@ -251,7 +252,8 @@ def train(job: JobConfig, desk: TrainingDesk) -> int:
         print("Stopped before the first step: nothing was saved.")
     else:
         word = "Stopped" if view.state == "stopped" else "Finished"
-        print(f"{word} after {view.step} steps in {view.elapsed_seconds:.0f} s: {printable(str(view.output))}")
+        seconds, output = view.elapsed_seconds, printable(str(view.output))
+        print(f"{word} after {counted(view.step, 'step')} in {seconds:.0f} s: {output}")
         call = prompt_for(desk.host, view.output)
         if call:
             print(f"Use it in a prompt as {call}")

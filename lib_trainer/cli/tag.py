@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lib_trainer.cli.interrupts import stopping_at_interrupt
+from lib_trainer.counts import counted
 from lib_trainer.options.arguments import add_arguments, given_values
 from lib_trainer.tagging.settings import TaggerSettings, tagger_specs
 
@@ -121,7 +122,8 @@ def _opened(tagger: Tagger) -> Callable[[], contextlib.AbstractContextManager[Ta
 
 def _show(opened: Any, thresholds: Thresholds, style: Style) -> None:
     preview = opened.preview(thresholds, style)
-    print(f"{preview.changed} captions would change: {preview.added} tags added, {preview.removed} removed.")
+    added = counted(preview.added, "tag")
+    print(f"{counted(preview.changed, 'caption')} would change: {added} added, {preview.removed} removed.")
     if preview.withheld:
         print(f"{preview.withheld} tags stay away that were removed by hand; --restore brings them back.")
     print(f"{'tag':40} {'before':>7} {'after':>7} {'added':>7} {'removed':>7}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from lib_trainer.captions.document import Caption, CaptionError, cached_key
 from lib_trainer.captions.edits import Edit, Facts, count_tags
 from lib_trainer.captions.knowledge import NoScores, TagScores
+from lib_trainer.counts import counted
 from lib_trainer.dataset.file_moves import Change, Conflict, ConflictError, Move, Step, read
 from lib_trainer.dataset.history import HAND, HIDDEN, REMOVED, Entry, History, Origins
 from lib_trainer.dataset.library import Item, Library, open_library
@@ -259,8 +260,8 @@ class Editor:
             paths.update(dict.fromkeys(path for path in orphans if path in movable))
             place = self._trash_folder()
             steps: list[Step] = [Move(path, f"{place}/{path}") for path in paths]
-            what = "captions" if set(self.library.orphans) >= paths.keys() else "files"
-            count = f"{len(moved)} pictures" if moved else f"{len(paths)} {what}"
+            what = "caption" if set(self.library.orphans) >= paths.keys() else "file"
+            count = counted(len(moved), "picture") if moved else counted(len(paths), what)
             return Preview(f"Move {count} to the trash", (), len(paths), self._revision, tuple(steps))
 
     def _trash_folder(self) -> str:
@@ -291,7 +292,7 @@ class Editor:
                 data = read(self.root / path)
                 if isinstance(error, CaptionError) and error.guess and data is not None:
                     steps.append(Change(path, data, error.converted(data)))
-            label = f"Convert {len(steps)} captions to UTF-8"
+            label = f"Convert {counted(len(steps), 'caption')} to UTF-8"
             return Preview(label, (), len(self.unreadable), self._revision, tuple(steps))
 
     def outside_changes(self) -> list[Conflict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lib_trainer.counts import counted
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.file_moves import Move
 from lib_trainer.dataset.history import Entry
@@ -18,7 +19,7 @@ def preview_renaming(editor: Editor) -> Preview:
         steps = tuple(Move(one.name, one.wanted) for one in editor.library.misnamed if one.wanted)
         if not steps:
             raise DatasetError("caption.none_to_rename")
-        return Preview(f"Rename {len(steps)} captions", (), len(steps), editor.revision, steps)
+        return Preview(f"Rename {counted(len(steps), 'caption')}", (), len(steps), editor.revision, steps)
 
 
 def rename_captions(editor: Editor) -> Entry:

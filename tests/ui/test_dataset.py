@@ -214,7 +214,7 @@ def test_a_caption_changed_outside_shows_both_and_mine_can_be_kept(tab: Tab) -> 
     tab("undo")
     assert tab.text("0.txt") == "theirs"
     (tab.root / "3_alba" / "1.txt").write_text("outside", encoding="utf-8")
-    assert tab("outside") == "1 captions have changed on the disk."
+    assert tab("outside") == "Changed on the disk: 1 caption."
     tab("reload")
     assert tab("outside") == "Nothing has changed."
 
@@ -243,7 +243,7 @@ def test_undo_is_refused_for_what_changed_outside_and_done_for_the_rest(tab: Tab
     (tab.root / "3_alba" / "3.txt").write_text("theirs", encoding="utf-8")
     assert "changed outside" in tab("undo")
     assert "Undo the others" in tab.panels["preview"]
-    assert "Undone but for 1 captions: Remove smile." in tab("undo-others")
+    assert "Undone but for 1 caption: Remove smile." in tab("undo-others")
     assert tab.text("1.txt") == before and tab.text("3.txt") == "theirs"
     assert "Undo the others" not in tab.panels["preview"]
 
@@ -315,7 +315,7 @@ def test_check_finds_shows_and_mends(tab: Tab) -> None:
     finish(tab)
     tab("remedy", number=[one.kind for one in tab.view.open.report.findings].index("duplicate"))
     assert "1 file would go to the set's trash." in tab.panels["preview"]
-    assert "Move 1 pictures to the trash: Undo brings them back." in tab("apply")
+    assert "Move 1 picture to the trash: Undo brings them back." in tab("apply")
     assert not ((folder / "copy.png").exists() and (folder / "5.png").exists())
     tab("undo")
     assert (folder / "copy.png").exists() and (folder / "5.png").exists()

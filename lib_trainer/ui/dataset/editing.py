@@ -6,6 +6,7 @@ from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edits import make_edit
 from lib_trainer.captions.plans import DropImplied, fold, implied_pairs, learned_pairs, several_concepts, traits
 from lib_trainer.captions.tags import split_tags
+from lib_trainer.counts import counted
 from lib_trainer.refusals import ConfigError, DatasetError
 from lib_trainer.ui.dataset.common import Values, chosen_keys, filled, number, opened_set, show_preview, ticked
 from lib_trainer.ui.dataset.view import View
@@ -33,7 +34,7 @@ def apply(view: View, values: Values) -> str:
     moved = view.preview.moved
     entry = opened_set(view).editor.apply(view.preview)
     view.preview, view.proposal, view.implied, view.plan = None, (), (), ""
-    done = "Undo brings them back" if moved else f"{entry.files:,} captions changed. Undo takes it back"
+    done = "Undo brings them back" if moved else f"{counted(entry.files, 'caption')} changed. Undo takes it back"
     return f"{entry.label}: {done}."
 
 
@@ -52,7 +53,7 @@ def undo_others(view: View, values: Values) -> str:
     entry = opened_set(view).editor.undo(leaving)
     opened_set(view).editor.reload()
     view.conflicts, view.undoing = (), False
-    return f"Undone but for {len(leaving):,} captions: {entry.label}."
+    return f"Undone but for {counted(len(leaving), 'caption')}: {entry.label}."
 
 
 def redo(view: View, values: Values) -> str:
@@ -133,7 +134,8 @@ def compare(view: View, values: Values) -> None:
 
 def outside(view: View, values: Values) -> str:
     view.conflicts = opened_set(view).editor.outside_changes()
-    return f"{len(view.conflicts)} captions have changed on the disk." if view.conflicts else "Nothing has changed."
+    count = len(view.conflicts)
+    return f"Changed on the disk: {counted(count, 'caption')}." if count else "Nothing has changed."
 
 
 def changed_chip(caption: Caption, values: Values) -> Caption:

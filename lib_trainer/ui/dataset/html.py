@@ -15,6 +15,7 @@ from PIL import Image
 
 from lib_trainer.captions.document import KEEP, cached_key
 from lib_trainer.captions.tokens import LIMITS
+from lib_trainer.counts import counted
 from lib_trainer.dataset.pictures import PictureError, load_picture
 from lib_trainer.ui.dataset.view import PAGE, View
 from lib_trainer.ui.kit.notices import told
@@ -144,7 +145,7 @@ def picture_html(view: View) -> str:
     size = view.open.facts.size(key)
     tokens = view.open.count_tokens(caption)
     over = sum(tokens > limit for limit in LIMITS)
-    facts = [f"{size[0]} × {size[1]}" if size else "cannot be read", f"{len(caption.tags)} tags"]
+    facts = [f"{size[0]} × {size[1]}" if size else "cannot be read", counted(len(caption.tags), "tag")]
     scores = {cached_key(tag): score for tag, score in editor.scores.scores(editor.root / key).items()}
     origins = {cached_key(tag): origin for tag, origin in editor.scores.origins(editor.root / key).items()}
     chips = []

@@ -11,6 +11,7 @@ from html import escape
 from lib_trainer.captions.edits import EDITS, edit_specs
 from lib_trainer.captions.knowledge import GROUPS
 from lib_trainer.captions.plans import SCHOOLS, Implied, Trait, warnings
+from lib_trainer.counts import counted
 from lib_trainer.dataset.editor import TRASH
 from lib_trainer.dataset.file_moves import Change
 from lib_trainer.dataset.previews import Altered, Preview
@@ -290,11 +291,12 @@ def history_html(view: View) -> str:
     history = view.open.editor.history
     rows = "".join(
         f'<tr class="{"dataset-undone" if entry.undone else ""}"><td>{_when(entry.time)}</td>'
-        f"<td>{escape(entry.label)}</td><td>{entry.files:,} files</td><td>{'undone' if entry.undone else ''}</td></tr>"
+        f"<td>{escape(entry.label)}</td><td>{counted(entry.files, 'file')}</td>"
+        f"<td>{'undone' if entry.undone else ''}</td></tr>"
         for entry in reversed(history.entries()[-200:])
     )
     shots = "".join(
-        f"<tr><td>{_when(one.time)}</td><td>{escape(one.name)}</td><td>{one.files:,} captions</td>"
+        f"<tr><td>{_when(one.time)}</td><td>{escape(one.name)}</td><td>{counted(one.files, 'caption')}</td>"
         f"<td>{button('Compare', 'compare', name=one.name)}</td></tr>"
         for one in reversed(history.snapshots())
     )
