@@ -41,7 +41,7 @@ class Form:
 
     def under(self, values: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
         """For the form's script, JSON: what each component is to show, and what it may show by now where nobody has
-        changed it. `usual` is as in `back`."""
+        changed it. `usual`: values that are not the declared defaults."""
         told = []
         for path, spec in self.specs.items():
             unset = [spec.default, *([usual[path]] if path in usual else [])]
