@@ -120,3 +120,12 @@ def test_an_edit_is_done_where_nobody_reads_what_is_said_of_it(
     assert "silver hair" not in "".join(texts(root))
     monkeypatch.undo()
     assert run(root, "undo") == 0 and texts(root)[2] == "1girl, silver hair"
+
+
+def test_scores_are_found_however_the_folder_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    known = captions.known_tags
+    monkeypatch.setattr(captions, "known_tags", lambda folder: asked.append(folder) or known(folder))
+    for written in (f"'{root}'", f'"{root}"', root / "5_alba" / ".."):
+        assert run(written, "history") == 0
+    assert asked == [root] * 3

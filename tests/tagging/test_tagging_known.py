@@ -40,3 +40,17 @@ def test_a_set_that_is_tagged_while_it_is_open(picture: Path) -> None:
     assert known.origins(picture) == {"long hair": "one 0.50"}
     picture.write_bytes(b"another picture")
     assert known.scores(picture) == {}
+
+
+def test_a_folder_that_takes_the_place_of_another(tmp_path: Path) -> None:
+    picture = tmp_path / "set" / "a.png"
+    for name, score in (("other", 0.75), ("set", 0.5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"a picture")
+        with ScoreStore(tmp_path / name) as store:
+            scored(store, "one", tmp_path / name / "a.png", score)
+    known = known_tags(tmp_path / "set")
+    assert known.scores(picture) == {"long hair": 0.5}
+    (tmp_path / "set").rename(tmp_path / "before")
+    (tmp_path / "other").rename(tmp_path / "set")
+    assert known.scores(picture) == {"long hair": 0.75}
