@@ -23,6 +23,7 @@ from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.chunks import BACKTRACK
 from lib_trainer.host.text.texts import Texts
+from lib_trainer.host.webui.words import known_to_prompts
 from lib_trainer.memory import indexed
 from lib_trainer.networks.formats.description import predicted_by
 from lib_trainer.patching import attribute, replaced_forward
@@ -40,17 +41,9 @@ class WebuiTexts(Texts):
             with super().extended(words):
                 yield
             return
-        by_id = {first: list(known) for first, known in database.ids_lookup.items()}
-        by_name = dict(database.word_embeddings)
-        try:
-            for name, rows in words.items():
-                database.register_embedding(self._embedding(name, rows), shared.sd_model)
-            with super().extended(words):
-                yield
-        finally:
-            for known, before in ((database.ids_lookup, by_id), (database.word_embeddings, by_name)):
-                known.clear()
-                known.update(before)
+        own = [self._embedding(name, rows) for name, rows in words.items()]
+        with known_to_prompts(database, shared.sd_model, own), super().extended(words):
+            yield
 
     def _embedding(self, name: str, rows: Rows) -> Embedding:
         """As the WebUI holds one of this family, of the same memory: it learns along."""
