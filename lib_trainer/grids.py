@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import textwrap
 from collections.abc import Sequence
@@ -117,15 +118,14 @@ def _width(text: str) -> int:
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu of matplotlib, which gradio brings along; else what the system or Pillow has."""
-    places = ["DejaVuSans.ttf"]
-    try:
-        import matplotlib
+    """DejaVu of matplotlib, which gradio brings along; else what the system or Pillow has.
 
-        places.insert(0, str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"))
-    except ImportError:
-        pass
-    for place in places:
+    matplotlib is not imported: what its import leaves behind holds the frames of who asked, and so all of a run.
+    """
+    found = importlib.util.find_spec("matplotlib")
+    folders = [] if found is None else list(found.submodule_search_locations or ())
+    beside = (str(Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf") for folder in folders)
+    for place in (*beside, "DejaVuSans.ttf"):
         try:
             return ImageFont.truetype(place, LETTERS)
         except OSError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from PIL import Image
 
@@ -41,3 +43,12 @@ def test_pictures_of_another_size_and_large_grids_fit(monkeypatch: pytest.Monkey
     across, down = (round(side * (2 * 32 * 24 / (264 * 48)) ** 0.5) for side in (64, 48))
     wide = round(200 * (2 * 32 * 24 / (264 * 48)) ** 0.5)
     assert small.size == (across + wide + 3 * grids.GAP, down + 2 * grids.GAP), "each column has its own width"
+
+
+def test_a_font_is_found_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that fails within matplotlib's import keeps the frames of who asked for it: a whole run, for good."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    grids._font.cache_clear()
+    assert grids._width("n" * 20) > 100
+    assert "matplotlib" not in sys.modules
