@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from lib_trainer.config.base import ADAPTERS, AVERAGING, Kind, kinds
+from lib_trainer.families.known import by_family
 from lib_trainer.options.declare import ANYBODY, Group, Section, given, none_of, one_of, option
 
 NAMES = {
@@ -183,8 +184,8 @@ class BlocksConfig(Section, frozen=True):
         option(
             "Blocks that learn",
             "Which blocks of the UNet: all; the input, middle or output blocks alone; all but the input or the "
-            "output blocks; the inner ones (deep: input 7–11, middle, output 0–4) or the outer ones (shallow). "
-            "What does not learn is not in the file.",
+            "output blocks; the inner ones (deep) or the outer ones (shallow). Inner are "
+            f"{by_family(lambda one: one.unet.inner)}. What does not learn is not in the file.",
             advanced=True,
         ),
     ] = "all"
@@ -192,9 +193,10 @@ class BlocksConfig(Section, frozen=True):
         str,
         option(
             "Learning rate by block",
-            "Factors on the learning rate, as in 'input_0-5=0, middle=0.5, layer_11=0': input_0 to input_11, "
-            "middle, output_0 to output_11, and layer_N of the text encoder; a name without a number means all of"
-            " them. 0 leaves a block out.",
+            "Factors on the learning rate, as in 'input_0-5=0, middle=0.5, layer_11=0'. The UNet has the blocks "
+            f"middle, and input_N and output_N with N from 0 to {by_family(lambda one: str(one.unet.side - 1))}; "
+            f"text encoders have layer_N, N from 0 to {by_family(lambda one: str(one.layers - 1))}. A name without a "
+            "number means all of them. 0 leaves a block out.",
             advanced=True,
             width="wide",
         ),

@@ -132,6 +132,12 @@ class Unet:
         return (*inputs, "middle", *outputs)
 
     @property
+    def inner(self) -> str:
+        """The blocks that the preset `deep` lets learn, in words."""
+        last = self.side - 1
+        return f"input {self.deep}–{last}, middle, output 0–{last - self.deep}"
+
+    @property
     def stride(self) -> int:
         """Cells of a latent along each side of a cell of the coarsest map."""
         return 1 << (len(self.depths) - 1)
@@ -220,6 +226,11 @@ class Family:
     def stride(self) -> int:
         """Pixels that both sides of a training picture are multiples of: a cell of the UNet's coarsest map."""
         return self.cell * self.unet.stride
+
+    @property
+    def layers(self) -> int:
+        """Of the text encoder that has most of them, as far as LoRA files name them."""
+        return max(encoder.adapted for encoder in self.encoders)
 
     @property
     def second_encoder(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lib_trainer.families.family import VAE_PREFIX, Family, Stranger
@@ -29,6 +30,16 @@ def trainable() -> str:
     """The words of the families that can be trained, as a sentence names them."""
     *others, last = (family.word for family in FAMILIES if family.trainable)
     return f"{', '.join(others)} or {last}"
+
+
+def by_family(told: Callable[[Family], str]) -> str:
+    """What is said of each family that can be trained, those first of which the same is said: 'a (SD 1.x, SD 2.x), b
+    (SDXL)'; for the help of options."""
+    words: dict[str, list[str]] = {}
+    for family in FAMILIES:
+        if family.trainable:
+            words.setdefault(told(family), []).append(family.word)
+    return ", ".join(f"{said} ({', '.join(named)})" for said, named in words.items())
 
 
 def checked(found: Family | Stranger, path: Path | None = None) -> Family:

@@ -58,7 +58,7 @@ def parse_blocks(text: str, field: str, unet: Unet, *, signed: bool = False) -> 
         low = int(first) if first else 0
         high = int(last) if last else (low if first else count - 1)
         if high < low or high >= count or (side == "middle" and first):
-            raise ConfigError("blocks.not_there", field=field, entry=entry)
+            raise ConfigError("blocks.not_there", field=field, entry=entry, last=unet.side - 1)
         for number in range(low, high + 1):
             values["middle" if side == "middle" else f"{side}_{number}"] = float(value)
     return values

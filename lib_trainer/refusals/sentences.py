@@ -65,7 +65,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Decimals:
-    """A number, shown with so many digits behind the point."""
+    """A number, shown with so many digits behind the point; one that would be shown as 0 is less than the smallest."""
 
     number: float
     digits: int
@@ -215,7 +215,10 @@ def _said(fact: Any, language: str, named: Named, begins: bool) -> str:
     if isinstance(fact, Count):
         return f"{fact.number:,}"
     if isinstance(fact, Decimals):
-        return f"{fact.number:.{fact.digits}f}"
+        shown = f"{fact.number:.{fact.digits}f}"
+        if fact.number > 0 and not float(shown):
+            return _said(Sentence("number.below", number=f"{10**-fact.digits:.{fact.digits}f}"), language, named, False)
+        return shown
     if isinstance(fact, float):
         return f"{fact:g}"
     if isinstance(fact, (list, tuple, Joined)):  # a list may be a value of a job file, and is shown so by {name!r}

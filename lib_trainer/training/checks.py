@@ -233,6 +233,14 @@ def unread(job: JobConfig, kind: Kind) -> Sentence | None:
     return Sentence("option.unread", options=few(found)) if found else None
 
 
+def unread_by_model(job: JobConfig, kind: Kind, host: Host) -> Sentence | None:
+    """Of options that a job sets although no job on the loaded model reads them; clip skip is warned of."""
+    idle, values, specs = idle_options(host.family(), inpaints=host.inpaints()), to_values(job), field_specs()
+    found = [path for path in idle if path in kind.options and values[path] != specs[path].default]
+    told = [Field(path) for path in found if path != "training.clip_skip" and specs[path].shown_in(values)]
+    return Sentence("option.unread_by_model", options=few(told)) if told else None
+
+
 def high_rate(job: JobConfig, kind: Kind) -> Sentence | None:
     """Of a rate as optimizers want it that find it themselves, and with another one."""
     entry = known(job.optimizer)

@@ -26,6 +26,7 @@ from lib_trainer.training.checks import (
     high_rate,
     offset_at_the_end,
     unread,
+    unread_by_model,
     with_a_name,
 )
 from lib_trainer.training.masks import check_masks, masks_of
@@ -136,7 +137,7 @@ def prepare(job: JobConfig, host: Host) -> Plan:
     memory = outlook(job, host, pictures=encoded)
     warning, line = (memory.warning(), memory.note()) if memory else (None, None)
     warnings = (*filter(None, [warning]), *_warnings(job, kind, host, scan, predicted))
-    notes = tuple(filter(None, [settled.note, line, held.note, unread(job, kind)]))
+    notes = tuple(filter(None, [settled.note, line, held.note, unread(job, kind), unread_by_model(job, kind, host)]))
     sizes = sizer_of(job)
     steps = _checked_steps(job, kind, sizes, [*scan.samples, *before])
     return Plan(

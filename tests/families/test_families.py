@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bench.shapes import DIFFUSERS_UNETS
+from lib_trainer.config import field_specs
 from lib_trainer.families import names
 from lib_trainer.families.family import Family
 from lib_trainer.families.known import DEFAULT, FAMILIES
@@ -151,6 +152,23 @@ def test_a_block_that_a_family_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"blocks.rates: 'input_9=0.5' names a block that is not there"):
         parse_blocks("input_9=0.5", "blocks.rates", SDXL.unet)
     assert len(parse_blocks("output=0", "blocks.rates", SDXL.unet)) == 9
+
+
+def test_the_help_names_the_blocks_that_each_family_has() -> None:
+    """And what is named is what the check takes."""
+    specs = field_specs()
+    assert "N from 0 to 11 (SD 1.x, SD 2.x), 8 (SDXL)" in specs["blocks.rates"].help
+    assert "N from 0 to 11 (SD 1.x), 22 (SD 2.x), 31 (SDXL)" in specs["blocks.rates"].help
+    assert "input 7–8, middle, output 0–1 (SDXL)" in specs["blocks.preset"].help
+    for family in FAMILIES:
+        learn = [block for block in family.unet.blocks if learns("deep", block, family.unet)]
+        sides = [[int(block.partition("_")[2]) for block in learn if side in block] for side in ("input", "output")]
+        (first, *_, last), (low, *_, high) = sides
+        assert family.unet.inner == f"input {first}–{last}, middle, output {low}–{high}"
+        top = family.unet.side - 1
+        assert parse_blocks(f"input_{top}=1, output_{top}=1", "blocks.rates", family.unet)
+        with pytest.raises(ConfigError, match=rf"has input_0 to input_{top}, middle and output_0 to output_{top},"):
+            parse_blocks(f"input_{top + 1}=1", "blocks.rates", family.unet)
 
 
 def test_what_the_facts_say() -> None:

@@ -87,6 +87,17 @@ def test_numbers_and_several_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(told) == f"1,234,567; x, {EMPTY}; {EMPTY} | y; 2.0"
 
 
+@pytest.mark.parametrize(
+    ("number", "digits", "told"),
+    [(0.04, 1, "less than 0.1"), (0.4, 0, "less than 1"), (0.0, 1, "0.0"), (0.06, 1, "0.1"), (-1.0, 0, "-1")],
+)
+def test_what_is_there_is_not_told_as_nothing(
+    number: float, digits: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sentences.catalogue("en"), "a.b", "{size}")
+    assert str(Sentence("a.b", size=Decimals(number, digits))) == told
+
+
 def test_one_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever kind of number it is, and as it is shown."""
     monkeypatch.setitem(sentences.catalogue("en"), "a.b", "{count} {count:file is|files are} left.")

@@ -81,6 +81,17 @@ def test_what_has_no_effect_with_the_others_is_told_of(tmp_path: Path) -> None:
     assert [note for note in found.notes if note.code == "option.unread"] == []
 
 
+def test_what_has_no_effect_on_the_model_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(**values: Any) -> list[str]:
+        return [str(note) for note in plan(tmp_path, **values).notes if note.code == "option.unread_by_model"]
+
+    values = {"inpainting.count": 9, "optimizer.text_encoder_2_lr": 1e-4, "training.clip_skip": 2}
+    assert told(**values) == ["Without effect on the loaded model: inpainting.count, optimizer.text_encoder_2_lr."]
+    assert told() == []
+    monkeypatch.setattr(FakeHost, "inpaints", lambda self: True)
+    assert told(**{"inpainting.count": 9}) == []
+
+
 def test_options_that_a_family_does_not_read() -> None:
     second = {"optimizer.text_encoder_2_lr", "finetune.text_encoder_2_lr", "dataset.second_captions"}
     holes = {"inpainting.holes", "inpainting.count"}

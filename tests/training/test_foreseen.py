@@ -133,6 +133,9 @@ def test_it_is_told_as_a_sum(folder: Path) -> None:
     )
     values = {"dataset.repeats": 4, "training.max_steps": 1500, "buckets.enabled": True, "buckets.resolutions": "768"}
     assert str(foreseen(folder, **values).told()) == "1,500 steps: 37.5 epochs of 5 pictures × 4 repeats × 2 sizes"
+    short = foreseen(folder, **{"dataset.repeats": 100, "training.max_steps": 3}).told()
+    assert str(short) == "3 steps: less than 0.1 epochs of 5 pictures, shown 308 times an epoch"
+    assert "3 步：不到 0.1 轮" in short.text("zh")
 
 
 def test_nothing_is_told_without_pictures(tmp_path: Path) -> None:
