@@ -1,4 +1,10 @@
-"""Steps of a transaction on files: contents that change, files that move. See `history` for how they become one."""
+"""Steps of a transaction on files: contents that change, files that move. See `history` for how they become one.
+
+A link to a file: new contents go through it, into the file where it lies, and so do the old ones when they come back.
+What is moved is the link itself. No file is made or removed behind a link: it may be another set's, and the journal
+would be all that is left of it. A link where a step makes or removes a file is a conflict, as is any other change from
+outside.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,7 @@ from typing import TypeAlias
 from lib_trainer.refusals import DatasetError, few
 
 FEW = 32
-"""So many files are flushed one by one; with more it is faster to let the system flush everything once."""
+"""So many files are flushed one by one; with more the system flushes everything once, where it can: that is faster."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def apply_steps(root: Path, steps: Sequence[Step], seen: Sequence[Signature], be
     Raises `ConflictError` where a file was changed since it was checked, and `OSError` from the file system; the caller
     puts back what was begun.
     """
-    few = len(steps) <= FEW  # either way all is on the disk before the journal says that it is done
+    singly = _flushed_singly(steps)  # either way all is on the disk before the journal says that it is done
     written: set[str] = set()
     for step, signature in zip(steps, seen, strict=True):
         if isinstance(step, Move):
@@ -95,10 +101,10 @@ def apply_steps(root: Path, steps: Sequence[Step], seen: Sequence[Signature], be
         if _signature(path) != signature if step.path not in written else read(path) != step.before:
             raise ConflictError([Conflict(step.path, step.before, read(path))])
         begin()
-        _write(path, step.after, flush=few)
+        _write(path, step.after, flush=singly)
         written.add(step.path)
-    if not few:
-        _flush_all()
+    if not singly:
+        os.sync()
 
 
 def put_back(root: Path, steps: Sequence[Step], taken_back: Callable[[int], None]) -> list[str]:
@@ -106,7 +112,7 @@ def put_back(root: Path, steps: Sequence[Step], taken_back: Callable[[int], None
 
     Returns the paths that another program has changed since: they are left alone.
     """
-    foreign, few = [], len(steps) <= FEW
+    foreign, singly = [], _flushed_singly(steps)
     for number in reversed(range(len(steps))):
         step = steps[number]
         path = root / step.path
@@ -114,13 +120,13 @@ def put_back(root: Path, steps: Sequence[Step], taken_back: Callable[[int], None
             _move_back(path, root / step.target)
         elif (found := read(path)) != step.before:
             ours = step.after is None if found is None else _is_between(found, step.before or b"", step.after or b"")
-            if ours:
-                _write(path, step.before, flush=few)
+            if ours and not _meets_link(step, path):
+                _write(path, step.before, flush=singly)
             else:
                 foreign.append(step.path)
         taken_back(number)
-    if not few:
-        _flush_all()
+    if not singly:
+        os.sync()
     return foreign
 
 
@@ -140,9 +146,9 @@ def _begins(whole: Path, part: Path) -> bool:
     return whole.read_bytes().startswith(part.read_bytes())
 
 
-def _flush_all() -> None:
-    if hasattr(os, "sync"):
-        os.sync()
+def _flushed_singly(steps: Sequence[Step]) -> bool:
+    """Windows can do no other."""
+    return len(steps) <= FEW or not hasattr(os, "sync")
 
 
 def _is_between(found: bytes, before: bytes, after: bytes) -> bool:
@@ -166,7 +172,8 @@ def read(path: Path | str) -> bytes | None:
 def checked(root: Path, steps: Sequence[Step]) -> list[Signature]:
     """Each step's file as the system knows it. Writes nothing. Several steps may change a file one after another.
 
-    Raises `ConflictError` naming every file that is not as expected.
+    Raises `ConflictError` naming every file that is not as expected, and every link where a file is to be made or
+    removed.
     """
     conflicts, seen = [], []
     then: dict[str, bytes | None] = {}
@@ -175,7 +182,7 @@ def checked(root: Path, steps: Sequence[Step]) -> list[Signature]:
         if isinstance(step, Change):
             seen.append(_signature(path))
             found = then[step.path] if step.path in then else read(path)
-            if found != step.before:
+            if found != step.before or _meets_link(step, path):
                 conflicts.append(Conflict(step.path, step.before, found))
             then[step.path] = step.after
             continue
@@ -188,6 +195,11 @@ def checked(root: Path, steps: Sequence[Step]) -> list[Signature]:
     return seen
 
 
+def _meets_link(step: Change, path: Path | str) -> bool:
+    """Whether a file would be made or removed behind a link."""
+    return (step.before is None or step.after is None) and os.path.islink(path)
+
+
 def _signature(path: Path | str, *, link: bool = False) -> Signature:
     """`link`: of a link itself, which may lead nowhere."""
     try:
@@ -198,13 +210,10 @@ def _signature(path: Path | str, *, link: bool = False) -> Signature:
 
 
 def _write(path: Path | str, data: bytes | None, *, flush: bool = False) -> None:
-    """Put new content into a file, make it, or remove it for None. The old length goes last.
-
-    All of it through a link, which stays: one that led nowhere does so again.
-    """
+    """Put new content into a file, through a link; make it, or remove it for None. The old length goes last."""
     if data is None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.realpath(path) if os.path.islink(path) else path)
+            os.unlink(path)
         return
     flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
     try:

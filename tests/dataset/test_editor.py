@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -432,20 +433,39 @@ def test_files_keep_their_permissions_and_links_their_place(root: Path) -> None:
     assert (root / "real" / "b.txt").read_bytes().startswith(b"new")
 
 
-def test_what_is_made_through_a_link_that_leads_nowhere_goes_where_it_is_undone(root: Path) -> None:
-    """And what is removed through a link comes back behind it."""
-    target = root.parent / "elsewhere.txt"
+def test_a_file_is_neither_made_nor_removed_behind_a_link(root: Path) -> None:
+    """It may be another set's. The user is told, and can leave the link as it is."""
+    target, history = root.parent / "elsewhere.txt", History(root)
     (root / "n.txt").symlink_to(target)
-    history = History(root)
-    history.commit("write", [Change("n.txt", None, b"zorb")])
-    assert target.read_bytes() == b"zorb"
-    history.undo()
+    with pytest.raises(ConflictError, match=r"n\.txt"):
+        history.commit("make", [Change("n.txt", None, b"zorb")])
     assert (root / "n.txt").is_symlink() and not target.exists()
-    history.redo()
-    history.commit("remove", [Change("n.txt", b"zorb", None)])
+    target.write_bytes(b"zorb")
+    with pytest.raises(ConflictError, match=r"n\.txt"):
+        history.commit("remove", [Change("n.txt", b"zorb", None)])
+    history.commit("write", [Change("n.txt", b"zorb", b"cat")])
     history.undo()
     assert (root / "n.txt").is_symlink() and target.read_bytes() == b"zorb"
-    history.close()
+
+
+def test_undo_leaves_what_lies_behind_a_link_that_took_a_new_files_place(root: Path) -> None:
+    target, history = root.parent / "elsewhere.txt", History(root)
+    history.commit("make", [Change("n.txt", None, b"zorb"), Change("m.txt", None, b"zorb")])
+    shutil.move(root / "n.txt", target)
+    (root / "n.txt").symlink_to(target)
+    with pytest.raises(ConflictError, match=r"n\.txt"):
+        history.undo()
+    assert target.read_bytes() == (root / "m.txt").read_bytes() == b"zorb"
+    history.undo(leaving=["n.txt"])
+    assert (root / "n.txt").read_bytes() == b"zorb" and not (root / "m.txt").exists()
+
+
+def test_what_is_put_back_is_not_removed_behind_a_link(root: Path) -> None:
+    target = root.parent / "elsewhere.txt"
+    target.write_bytes(b"zorb")
+    (root / "n.txt").symlink_to(target)
+    assert file_moves.put_back(root, [Change("n.txt", None, b"zorb")], lambda left: None) == ["n.txt"]
+    assert target.read_bytes() == b"zorb"
 
 
 @pytest.fixture
@@ -481,6 +501,25 @@ def test_a_link_comes_back_where_the_next_file_cannot_be_moved(linked: Path, mon
     with pytest.raises(DatasetError, match="nothing has been changed"):
         editor.to_trash(["f.png", "a.png"])
     assert files(linked) == before and (linked / "f.png").is_symlink()
+
+
+def test_where_the_system_cannot_flush_everything_each_file_is_flushed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under Windows: before the journal says that it is done, however many there are, and on the way back too."""
+    flushed, fsync = [0], os.fsync
+
+    def counting(file: int) -> None:
+        flushed[0] += stat.S_ISREG(os.fstat(file).st_mode)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", counting)
+    monkeypatch.delattr(os, "sync")
+    steps = [Change(f"{number}.txt", None, b"zorb") for number in range(file_moves.FEW + 8)]
+    file_moves.apply_steps(root, steps, file_moves.checked(root, steps), lambda: None)
+    changed = [Change(step.path, b"cat", step.after) for step in steps]
+    assert flushed == [len(steps)] and file_moves.put_back(root, changed, lambda left: None) == []
+    assert flushed == [2 * len(steps)]
 
 
 def test_an_empty_file_that_appears_where_a_file_is_to_go_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
