@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from lib_trainer.dataset.history import HIDDEN
@@ -30,6 +32,8 @@ BATCH = 32
 COLUMNS = (
     "stamp TEXT, width INT, height INT, turned INT, transparent INT, reason TEXT, prints BLOB, small BLOB, animated INT"
 )
+
+Indices: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -189,15 +193,12 @@ def duplicates(facts: dict[str, PictureFacts]) -> list[tuple[str, ...]]:
 def near_duplicates(
     facts: dict[str, PictureFacts], bits: int = 3, colour: float = 6.0, shape: float = 0.02
 ) -> list[tuple[str, ...]]:
-    """Groups of pictures that look the same: difference hashes within `bits`, mean colours within `colour` of 255, and
-    width to height within `shape`. Two hashes that differ in at most 3 of 64 bits agree in one of 4 bands of 16."""
+    """Groups of pictures that look the same: difference hashes within `bits` (at most 3), mean colours within `colour`
+    of 255, and width to height within `shape`; and those that look the same as one of a group."""
     keys = [key for key, one in facts.items() if one.prints and one.size]
     if len(keys) < 2:
         return []
-    hashes = np.frombuffer(b"".join(facts[key].prints[16:24] for key in keys), dtype=np.uint8).reshape(-1, 8)
-    colours = np.frombuffer(b"".join(facts[key].prints[24:] for key in keys), np.uint8).reshape(len(keys), -1)
-    colours = colours.astype(np.int16)
-    aspects = np.array([size[0] / size[1] for key in keys if (size := facts[key].size)])
+    looks = _Looks([facts[key] for key in keys], bits, colour, shape)
     leader = list(range(len(keys)))
 
     def root(index: int) -> int:
@@ -206,19 +207,50 @@ def near_duplicates(
             index = leader[index]
         return index
 
-    for band in range(4):
-        buckets: dict[bytes, list[int]] = {}
-        for index in range(len(keys)):
-            buckets.setdefault(hashes[index, 2 * band : 2 * band + 2].tobytes(), []).append(index)
-        for members in buckets.values():
-            for place, index in enumerate(members[:-1]):
-                rest = np.array(members[place + 1 :])
-                far = np.unpackbits(hashes[rest] ^ hashes[index], axis=1).sum(axis=1)
-                rest = rest[(far <= bits) & (np.abs(aspects[rest] / aspects[index] - 1) <= shape)]
-                rest = rest[np.abs(colours[rest] - colours[index]).max(axis=1) <= colour] if len(rest) else rest
-                for other in rest:
-                    leader[root(int(other))] = root(index)
+    for first, others in looks.chains():
+        for other in others:
+            leader[root(other)] = root(first)
     groups: dict[int, list[str]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(root(index), []).append(key)
     return [tuple(group) for group in groups.values() if len({facts[key].digest for key in group}) > 1]
+
+
+class _Looks:
+    """What pictures look like, as arrays."""
+
+    def __init__(self, facts: list[PictureFacts], bits: int, colour: float, shape: float) -> None:
+        self.hashes = np.frombuffer(b"".join(one.prints[16:24] for one in facts), dtype=np.uint8).reshape(-1, 8)
+        colours = np.frombuffer(b"".join(one.prints[24:] for one in facts), np.uint8).reshape(len(facts), -1)
+        self.colours = colours.astype(np.int16)
+        self.aspects = np.array([size[0] / size[1] for one in facts if (size := one.size)])
+        self.bits, self.colour, self.shape = bits, colour, shape
+
+    def alike(self, index: int, others: Indices) -> npt.NDArray[np.bool_]:
+        """Which of the others look the same as one picture; width to height is compared with the earlier one's."""
+        far = np.unpackbits(self.hashes[others] ^ self.hashes[index], axis=1).sum(axis=1)
+        here, there = self.aspects[index], self.aspects[others]
+        ratios = np.where(others > index, there / here, here / there)
+        found = (far <= self.bits) & (np.abs(ratios - 1) <= self.shape)
+        found[found] = np.abs(self.colours[others[found]] - self.colours[index]).max(axis=1) <= self.colour
+        return np.asarray(found, dtype=np.bool_)
+
+    def chains(self) -> Iterator[tuple[int, list[int]]]:
+        """Pictures, and others that look the same. Of two hashes that differ in at most 3 of 64 bits one of 4 bands of
+        16 is the same. Whoever was found is compared with those alone that were not: of pictures that all look the same
+        the first finds them all."""
+        for band in range(4):
+            buckets: dict[bytes, list[int]] = {}
+            for index, hashed in enumerate(self.hashes):
+                buckets.setdefault(hashed[2 * band : 2 * band + 2].tobytes(), []).append(index)
+            for members in buckets.values():
+                rest = np.array(members)
+                while len(rest) > 1:
+                    waiting, rest = [int(rest[0])], rest[1:]
+                    while waiting and len(rest):
+                        index = waiting.pop()
+                        found = self.alike(index, rest)
+                        others = rest[found].tolist()
+                        yield index, others
+                        waiting += others
+                        rest = rest[~found]

@@ -9,6 +9,7 @@ followed, and a link that leads back to where it lies is not.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import stat
@@ -105,6 +106,19 @@ class Names:
         found = self._alike.get(_alike(wanted), [])
         stem = os.path.splitext(wanted)[0]
         return next((name for name in found if os.path.splitext(name)[0] == stem), found[0] if found else None)
+
+
+def file_like(wanted: Path) -> Path | None:
+    """The file that counts as `wanted`, as `Names.like` finds it, without a look at what else lies in the folder: for
+    who asks for one file of many, again and again."""
+    stem, ending = os.path.splitext(wanted.name)
+    endings = ["".join(letters) for letters in itertools.product(*({one.lower(), one.upper()} for one in ending))]
+    others = {unicodedata.normalize(form, stem) for form in ("NFC", "NFD")} - {stem}
+    named = [wanted.name]
+    for stems in ([stem], others):
+        named += sorted((f"{one}{end}" for one in stems for end in endings), key=natural_key)
+    paths = (wanted.with_name(name) for name in named)
+    return next((path for path in paths if os.path.lexists(path) and not os.path.isdir(path)), None)
 
 
 def _alike(name: str) -> tuple[str, str]:

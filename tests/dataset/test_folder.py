@@ -17,7 +17,7 @@ from lib_trainer.captions.tokens import TokenCounter
 from lib_trainer.cli import main as cli
 from lib_trainer.dataset.editor import Editor
 from lib_trainer.dataset.facts import FactsCache
-from lib_trainer.dataset.folder import Misnamed, checked_folder, list_folder, walk
+from lib_trainer.dataset.folder import Misnamed, checked_folder, file_like, list_folder, walk
 from lib_trainer.dataset.mending import rename_captions
 from lib_trainer.dataset.report import Finding, make_report
 from lib_trainer.dataset.scan import scan_folder
@@ -296,3 +296,14 @@ def test_a_folder_that_may_not_be_read_is_told_of_and_the_rest_walked(
     assert [path.name for path in listed.pictures] == ["b.png"]
     assert [(one.path.name, str(one.reason)) for one in listed.skipped] == [("a", "Permission denied")]
     assert len(list(walk(tmp_path, recursive=False))) == 1
+
+
+@pytest.mark.parametrize(
+    "there", [["a.txt", "a.TXT"], ["a.TXT", "a.Txt"], ["b.txt", "aa.txt"], ["a.txt.txt"], ["e\u0301.txt", "\u00e9.TXT"]]
+)
+@pytest.mark.parametrize("stem", ["a", "\u00e9", "e\u0301"])
+def test_one_file_is_found_as_in_a_whole_listing(tmp_path: Path, there: list[str], stem: str) -> None:
+    for name in there:
+        (tmp_path / name).touch()
+    like = list_folder(tmp_path).files.like(f"{stem}.txt")
+    assert file_like(tmp_path / f"{stem}.txt") == (None if like is None else tmp_path / like)

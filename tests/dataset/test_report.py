@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from lib_trainer.captions.knowledge import built_in
 from lib_trainer.captions.tokens import TokenCounter
 from lib_trainer.dataset import facts as facts_module
 from lib_trainer.dataset.editor import Editor
-from lib_trainer.dataset.facts import FactsCache, duplicates, near_duplicates
+from lib_trainer.dataset.facts import FactsCache, PictureFacts, duplicates, near_duplicates
 from lib_trainer.dataset.library import open_library
 from lib_trainer.dataset.report import Report, make_report
 from lib_trainer.dataset.scan import scan_folder
@@ -134,6 +135,55 @@ def test_different_scenes_are_no_duplicates(tmp_path: Path) -> None:
     for group in near_duplicates(found):
         shapes = {random_scene(np.random.default_rng(int(key[:-4])), combos()).combo for key in group}
         assert len(shapes) == 1, group
+
+
+def made_up(seed: int, count: int, originals: int, spread: int) -> dict[str, PictureFacts]:
+    """Pictures near to some others: some look the same, some by way of others, and some hardly."""
+    chance = np.random.default_rng(seed)
+    prints = chance.integers(8, 248, (originals, 72), dtype=np.uint8)
+    facts = {}
+    for number in range(count):
+        own = prints[chance.integers(originals)].copy()
+        own[:16] = chance.integers(0, 256, 16)
+        for bit in chance.integers(0, 64, chance.integers(0, spread)).tolist():
+            own[16 + bit // 8] ^= np.uint8(1 << bit % 8)
+        own[24:] += np.uint8(chance.integers(0, spread))
+        facts[f"{number}.png"] = PictureFacts((1000 + 5 * int(chance.integers(0, spread)), 1000), prints=own.tobytes())
+    return facts
+
+
+def by_every_pair(facts: dict[str, PictureFacts]) -> list[tuple[str, ...]]:
+    """`near_duplicates`, as its words say it."""
+    looks = facts_module._Looks(list(facts.values()), 3, 6.0, 0.02)
+    groups = [{index} for index in range(len(facts))]
+    for index in range(len(facts)):
+        for other in range(index + 1, len(facts)):
+            if looks.alike(index, np.array([other]))[0] and groups[index] is not groups[other]:
+                groups[index] |= groups[other]
+                for one in groups[other]:
+                    groups[one] = groups[index]
+    found = {min(group): tuple(f"{one}.png" for one in sorted(group)) for group in groups if len(group) > 1}
+    return [found[first] for first in sorted(found)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_near_duplicates_are_those_of_every_pair(seed: int) -> None:
+    found = made_up(seed, count=40, originals=2, spread=2 + seed)
+    assert near_duplicates(found) == by_every_pair(found) and len(near_duplicates(found)) > 0
+
+
+def test_pictures_that_look_the_same_are_not_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of 1,500 of them would grow with the square of their number."""
+    compared, alike = [0], facts_module._Looks.alike
+
+    def counting(self: Any, index: int, others: Any) -> Any:
+        compared[0] += len(others)
+        return alike(self, index, others)
+
+    monkeypatch.setattr(facts_module._Looks, "alike", counting)
+    found = made_up(0, count=200, originals=1, spread=2)
+    assert [len(group) for group in near_duplicates(found)] == [200]
+    assert compared[0] < 10 * 200
 
 
 def test_the_buckets_are_those_of_a_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ def test_a_batch_is_one_entry_that_undo_takes_back(tmp_path: Path) -> None:
     history.undo()
     assert not (tmp_path / "a.txt").exists() and (tmp_path / "b.TXT").read_bytes() == old
     history.close()
+
+
+def test_a_batch_does_not_list_its_folder_for_each_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time would grow with the square of what lies there."""
+    listed: list[object] = []
+    for name in ("scandir", "listdir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, real=real: listed.append(given) or real(*given))
+    writer = SavedCaptions("x")
+    for number in range(4):
+        writer.write(picture(tmp_path / f"{number}.png"), "red")
+    assert listed == [] and (tmp_path / "3.txt").read_text("utf-8") == "red"
 
 
 def test_a_picture_that_is_saved_again_is_undone_too(tmp_path: Path) -> None:

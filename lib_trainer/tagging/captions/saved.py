@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lib_trainer.captions.document import Caption, CaptionError
 from lib_trainer.dataset.file_moves import Change, read
+from lib_trainer.dataset.folder import file_like
 from lib_trainer.dataset.history import HIDDEN, Entry, History
-from lib_trainer.tagging.pictures import CaptionPlaces
+from lib_trainer.tagging.pictures import caption_path
 
 JOINED: Mapping[str, str] = {"Prepend": "{old} {new}", "Append": "{new} {old}", "Keep": "{old}"}
 """What the WebUI makes of a caption that is there already, by its option `postprocessing_existing_caption_action`; with
@@ -25,7 +26,7 @@ class SavedCaptions:
     def write(self, picture: Path, caption: str, existing: str = "") -> None:
         """Write the caption of a picture that was just saved. `existing`: what is done with one that is there, see
         `JOINED`. Raises `DatasetError`; then the file is as it was."""
-        path = CaptionPlaces().path(picture)
+        path = file_like(caption_path(picture)) or caption_path(picture)  # a batch must not list its folder each time
         before = read(path)
         old = _read(before, path) if before else Caption()
         there = old.text.strip()
