@@ -174,7 +174,8 @@ class History:
         if not self.path.exists():
             return {}
         with self._using() as database:
-            known = os.stat(self.path).st_ino, self.revision  # another folder's journal may be as old
+            status = os.stat(self.path)  # another folder's journal may be as old, and be in the same place of the disk
+            known = status.st_ino, status.st_mtime_ns, self.revision
             if self._origins[0] != known:
                 query = "SELECT path, tags FROM origin JOIN entry ON id = entry WHERE NOT undone ORDER BY entry, place"
                 found: dict[str, dict[str, str]] = {}

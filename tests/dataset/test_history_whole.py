@@ -282,6 +282,17 @@ def test_an_entry_grows_while_nothing_comes_after_it(tmp_path: Path) -> None:
     history.close()
 
 
+def test_a_journal_that_is_copied_over_another_one_tells_its_own_origins(tmp_path: Path) -> None:
+    """The file is the same one for the disk, and as many edits are in it."""
+    history, other = made(tmp_path, 7)[1], made(tmp_path, 8)[1]
+    history.commit("tags", STEPS[:1], origins={"0.txt": {"blue": "wd 0.9"}})
+    other.commit("tags", STEPS[:1], origins={"0.txt": {"blue": "hand"}})
+    assert history.origins() == {"0.txt": {"blue": "wd 0.9"}}
+    history.path.write_bytes(other.path.read_bytes())
+    os.utime(history.path, (1, 1))
+    assert history.origins() == {"0.txt": {"blue": "hand"}}
+
+
 def test_another_process_that_holds_the_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib_trainer.dataset.history.WAIT_SECONDS", 0.1)
     root, one = made(tmp_path, 7)
