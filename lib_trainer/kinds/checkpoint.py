@@ -32,7 +32,7 @@ from lib_trainer.networks.formats.lora_file import write_lora
 from lib_trainer.networks.fused import SlicedLinear
 from lib_trainer.networks.low_rank import lora_of_differences
 from lib_trainer.ports import Host, LoadedModel, OwnParameter
-from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, Sentence
+from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, SaveError, Sentence
 from lib_trainer.training.memory_table import Table
 from lib_trainer.training.optimizers import lighter, wants_average
 from lib_trainer.training.precision import DTYPES
@@ -226,7 +226,7 @@ class CheckpointRecipe(Recipe):
     def _result(self) -> dict[str, torch.Tensor]:
         return {key: parameter.detach() for key, parameter in self.learned.items()}
 
-    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
+    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> Sentence | None:
         if self._lost:
             raise MemoryExhausted("memory.lost")
         dtype = DTYPES[self._job.output.precision]
@@ -234,11 +234,20 @@ class CheckpointRecipe(Recipe):
         learned = joined({own.place: result[own.key] for own in self._owned})
         tensors = self._rest | learned | self._marks
         write_checkpoint(files[0], tensors, dtype, facts, overwrite=overwrite)
-        if self._model.file is not None:
-            carry_description(self._model.file, files[0], self._prediction)
+        base = self._model.file
+        lacking = None if base is None else carry_description(base, files[0], self._prediction)
+        return lacking or self._described(files[0])
+
+    def _described(self, path: Path) -> Sentence | None:
+        """Hosts take a file without a .yaml for an epsilon model. What is to be said where none could be written."""
         described = self._model.family.config and not self._model.inpaints
-        if self._prediction == "v" and described and not beside(files[0]).exists():
-            write_description(files[0], self._model.family, self._prediction)  # or hosts take it for an epsilon model
+        try:
+            if self._prediction == "v" and described and not beside(path).exists():
+                write_description(path, self._model.family, self._prediction)
+        except SaveError as error:
+            reason = error.sentence.facts["reason"]
+            return Sentence("description.not_made", path=path, yaml=beside(path), reason=reason)
+        return None
 
     def finish(
         self, facts: dict[str, str], phase: Callable[[Sentence], Progress], stopping: Callable[[], bool]

@@ -57,9 +57,9 @@ class Recipe(Protocol):
         """Called by the loop after a step of the optimizer; not after one that loss scaling has skipped."""
         return
 
-    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> None:
+    def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> Sentence | None:
         """Write what has been learned so far into `Outputs.results`. `facts` is metadata of the run. Allocates next to
-        nothing."""
+        nothing. What it returns is said: the files are there, and something beside them is not."""
 
     def finish(
         self, facts: dict[str, str], phase: Callable[[Sentence], Progress], stopping: Callable[[], bool]

@@ -162,7 +162,7 @@ class SaveError(TrainerError):
 
 
 class NumericalError(TrainerError):
-    """The loss is no longer a finite number."""
+    """The loss, a gradient or a weight is no longer a finite number."""
 
 
 class MemoryShort(TrainerError):

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from lib_trainer.families.family import VAE_PREFIX
-from lib_trainer.networks.formats.description import carry_description
 from lib_trainer.networks.formats.mapped import Stored
 from lib_trainer.refusals import ConfigError, Count, ModelError, Sentence, few
 from lib_trainer.toolbox.clean_names import EMA, POSITIONS, average_of, is_junk, is_known
@@ -18,7 +17,7 @@ from lib_trainer.toolbox.clean_settings import CleanSettings, vae_precision
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.facts import UNET, facts_of
 from lib_trainer.toolbox.merge import OWN_HASHES, counted, rounded
-from lib_trainer.toolbox.output import settle, stored_as
+from lib_trainer.toolbox.output import describe_result, settle, stored_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import Source, need_tensors, open_source
 from lib_trainer.toolbox.streaming import Layout, Tally, blaming, bytes_needed, check_space, write_stream
@@ -58,7 +57,7 @@ def prepare(settings: CleanSettings) -> Prepared:
         progress.begin(Sentence("phase.writing_model"), after, "bytes")
         with blaming([source, *others]):
             path = write_stream(target, layout, lambda name: tensors[name].load(), metadata, progress, tally=tally)
-        carry_description(source.path, path)
+        describe_result(progress, source.path, path)
         return Done(Sentence("clean.done", path=path), path, (*target.notes, *notes, *rounded(tally)))
 
     return Prepared((told, *target.notes, *notes), work)

@@ -9,7 +9,7 @@ import torch
 
 from lib_trainer.families.family import Part
 from lib_trainer.families.prediction import predicts
-from lib_trainer.networks.formats.description import carry_description, clues_of
+from lib_trainer.networks.formats.description import clues_of
 from lib_trainer.refusals import ConfigError, Count, Decimals, ModelError, Sentence, few
 from lib_trainer.toolbox import convert, extract, inject
 from lib_trainer.toolbox.adapters import EXACT, Kind, kind_of
@@ -17,7 +17,16 @@ from lib_trainer.toolbox.decompose import Wanted
 from lib_trainer.toolbox.desk import Done, Prepared
 from lib_trainer.toolbox.lora_options import ConvertSettings, ExtractSettings, InjectSettings
 from lib_trainer.toolbox.opened import OpenLora, open_lora
-from lib_trainer.toolbox.output import PRECISIONS, Target, make_way, settle, stored_as, written, written_as
+from lib_trainer.toolbox.output import (
+    PRECISIONS,
+    Target,
+    describe_result,
+    make_way,
+    settle,
+    stored_as,
+    written,
+    written_as,
+)
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.results import LAYERS, one_files, recipe, spooled, write_result
 from lib_trainer.toolbox.source import open_source
@@ -217,7 +226,7 @@ def _inject(
     tally = Tally()
     with blaming([model]):
         path = write_stream(target, layout, lambda name: inject.made(planned, name), metadata, progress, tally=tally)
-    carry_description(model.path, path)
+    describe_result(progress, model.path, path)
     told_of_it = Sentence("adapter_file.injected", path=path, count=len(planned.changes))
     return Done(told_of_it, path, (*target.notes, *clamped(tally)))
 

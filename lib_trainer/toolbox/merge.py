@@ -16,7 +16,6 @@ import torch
 from lib_trainer import __version__
 from lib_trainer.families.family import VAE_PREFIX, Family
 from lib_trainer.networks.formats.checkpoint_file import is_weight
-from lib_trainer.networks.formats.description import carry_description
 from lib_trainer.networks.formats.mapped import Stored
 from lib_trainer.refusals import Count, Field, ModelError, Sentence, few
 from lib_trainer.toolbox.alone import alone
@@ -27,7 +26,7 @@ from lib_trainer.toolbox.merge_chain import chain_of, open_all, recipe_of, steps
 from lib_trainer.toolbox.merge_settings import MergeSettings
 from lib_trainer.toolbox.merge_steps import Step, has, merged, shape_in
 from lib_trainer.toolbox.modes import Spread, spread_of
-from lib_trainer.toolbox.output import Target, settle, stored_as
+from lib_trainer.toolbox.output import Target, describe_result, settle, stored_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import Source
 from lib_trainer.toolbox.streaming import Layout, Tally, blaming, bytes_needed, check_space, write_stream
@@ -185,7 +184,7 @@ def _write(plan: Plan, target: Target, progress: Progress) -> Done:
             room=room,
             tally=tally,
         )
-    carry_description(plan.sources[0].path, path)
+    describe_result(progress, plan.sources[0].path, path)
     return Done(Sentence("merge.done", path=path), path, (*target.notes, *plan.notes, *rounded(tally)))
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import torch
 
 from lib_trainer.files import to_trash
-from lib_trainer.networks.formats.description import beside, described_by
+from lib_trainer.networks.formats.description import beside, carry_description, described_by
 from lib_trainer.networks.formats.writing import new_file
 from lib_trainer.refusals import ConfigError, Field, Joined, NameTaken, SaveError, Sentence
 from lib_trainer.toolbox.progress import Progress
@@ -117,6 +117,13 @@ def written(target: Target, progress: Progress) -> Iterator[Written]:
         yield result
     if result.path != target.path:
         progress.notes.append(numbered(target.path, result.path))
+
+
+def describe_result(progress: Progress, base: Path, result: Path) -> None:
+    """A result gets the .yaml of the model that it is made of. It is there also where that fails: the end says so."""
+    lacking = carry_description(base, result)
+    if lacking is not None:
+        progress.notes.append(lacking)
 
 
 def _free(path: Path, field: str, base: Path | None) -> Path:

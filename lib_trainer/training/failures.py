@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,7 +11,15 @@ from lib_trainer.config import JobConfig
 from lib_trainer.kinds.base import Kind
 from lib_trainer.kinds.recipe import Recipe, parameters
 from lib_trainer.memory import is_out_of_memory
-from lib_trainer.refusals import Field, MemoryExhausted, Sentence, TrainerError, UnexpectedError, one_line
+from lib_trainer.refusals import (
+    Field,
+    MemoryExhausted,
+    NumericalError,
+    Sentence,
+    TrainerError,
+    UnexpectedError,
+    one_line,
+)
 
 Point = Literal[
     "loading", "class pictures", "setup", "encoding", "captions", "step", "measuring", "preview", "saving", "finishing"
@@ -91,6 +100,17 @@ def what_to_lower(job: JobConfig, kind: Kind, point: Point, device: torch.device
 def _sides(section: str, width: int, height: int) -> Sentence:
     return Sentence(
         "lower.sides", width=Field(f"{section}.width"), height=Field(f"{section}.height"), across=width, down=height
+    )
+
+
+def not_finite(step: int, rate_fields: Sequence[str]) -> NumericalError:
+    """What the step before a file has made of the weights: gradients that are numbers may still give none."""
+    return NumericalError(
+        "loss.weights",
+        step=step,
+        rates=[Field(path) for path in rate_fields],
+        precision=Field("training.precision"),
+        arguments=Field("optimizer.arguments"),
     )
 
 

@@ -91,7 +91,7 @@ def train(
 
     A GPU is never waited for inside a step: `after_step` is told of a step when the next one's gradients are under way
     and the parameters are still those of the step it is told of. Raises `NumericalError` for a loss or gradients that
-    are not finite; the parameters are then those of the step before. Whatever is raised, gradients are let go.
+    are not finite; the parameters are then those of the step before. However it ends, gradients are let go.
     """
     optimizer, scaler = state.optimizer, state.scaler
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -121,6 +121,7 @@ def train(
             state.failing = True
             results.tell()
             raise
+    optimizer.zero_grad(set_to_none=True)  # nobody steps by them any more, and what comes next needs the room
     results.tell()
 
 

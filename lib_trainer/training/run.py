@@ -285,6 +285,8 @@ class Run:
 
     def _save(self, prepared: Prepared, outputs: Outputs, *, final: bool) -> None:
         self.progress.point = "saving"
+        if not all_finite(prepared.recipe):  # the loop looks at gradients; what their update makes is looked at here
+            raise failures.not_finite(self.step, prepared.options.rate_fields)
         self._write(prepared, outputs, final=final)
         self.progress.saved = (self.step, outputs.result)
         if final:
@@ -302,7 +304,9 @@ class Run:
             if best and not any(os.path.lexists(path) for path in outputs.results):
                 self.progress.best_begun = True  # what of them is there later is this run's, also if it breaks off now
             again = best and self.progress.best_begun
-            prepared.recipe.save(outputs.results, self._metadata(prepared, outputs), overwrite=again)
+            lacking = prepared.recipe.save(outputs.results, self._metadata(prepared, outputs), overwrite=again)
+        if lacking is not None:
+            self.place.warn(lacking)
         self.progress.replaced = [old for old in self.progress.replaced if old not in due]
         if best:
             self.progress.best = self.step

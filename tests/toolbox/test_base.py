@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib_trainer.cli.main import main
+from lib_trainer.networks.formats import description
 from lib_trainer.networks.formats.tensor_file import write_tensors
 from lib_trainer.options.declare import option
 from lib_trainer.refusals import ConfigError, ModelError, NameTaken, SaveError, Sentence
@@ -24,13 +26,14 @@ from lib_trainer.toolbox import desk as desks
 from lib_trainer.toolbox import tools
 from lib_trainer.toolbox.desk import Done, Prepared, Tool, ToolDesk
 from lib_trainer.toolbox.lora_tools import write_report
-from lib_trainer.toolbox.output import Target, settle, stored_as
+from lib_trainer.toolbox.output import Target, describe_result, settle, stored_as
 from lib_trainer.toolbox.progress import Progress
 from lib_trainer.toolbox.source import open_source
 from lib_trainer.toolbox.streaming import Tally, write_stream
 from lib_trainer.toolbox.writes import Writes
 from lib_trainer.training.names import LONGEST
 from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 from tests import protocol
 
 TENSORS = {
@@ -208,6 +211,22 @@ def test_a_result_gets_its_own_yaml_and_takes_nobody_s(tmp_path: Path) -> None:
     own = settle(str(tmp_path / "a.safetensors"), "replace", [tmp_path / "A.CKPT"], base=tmp_path / "a.ckpt")
     assert own.replace and own.yaml is None, "it is the base's own"
     assert yaml.exists()
+
+
+def test_a_result_whose_yaml_cannot_be_written_is_there_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, result = tmp_path / "base.safetensors", tmp_path / "a.safetensors"
+    base.with_suffix(".yaml").write_text("v")
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(description, "write_atomically", full)
+    progress = Progress(Control(), lambda event: None)
+    describe_result(progress, base, result)
+    (told,) = map(str, progress.notes)
+    assert f"{result} is saved, but not" in told and f"copy {base.with_suffix('.yaml')}" in told
 
 
 @pytest.mark.parametrize("gone", ["a.yaml", "a.safetensors"])

@@ -5,6 +5,8 @@ The `host` fixture checks after each of them that the model is untouched and dra
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib_trainer.families.sd1 import SD1
+from lib_trainer.kinds import checkpoint as checkpoint_kind
 from lib_trainer.kinds.embedding import EmbeddingRecipe
+from lib_trainer.networks.formats import description
 from lib_trainer.networks.formats.embedding_file import read_embedding
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork
 from lib_trainer.networks.formats.lora_file import read_lora
@@ -243,6 +247,28 @@ def test_a_hypernetwork_is_called_by_its_name(watched: Watched, pictures: Path) 
     )
     assert one.structure == other.structure
     assert network_difference(dict(one.state_dict()), dict(other.state_dict())) < 1e-6
+
+
+@pytest.mark.parametrize("base", ["described", "plain"])
+def test_a_checkpoint_whose_yaml_cannot_be_written_is_there_and_that_is_said(
+    watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    """It was told as not saved once, and saved a second time under another name."""
+
+    def full(path: Path, data: bytes, *, overwrite: bool) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(description, "write_atomically", full)
+    if base == "plain":
+        monkeypatch.setattr(checkpoint_kind, "carry_description", lambda *args: None)
+    job = {"network__kind": "checkpoint", "finetune__unet_lr": 1e-4, "training__max_steps": 2, "output__save_every": 1}
+    view = watched.run(pictures, **job, model__prediction="v")
+    assert (view.state, view.error) == ("finished", "")
+    folder = watched.host.checkpoint_folder()
+    assert sorted(path.name for path in folder.iterdir()) == ["learned-step00000001.safetensors", "learned.safetensors"]
+    told = [line for line in view.log if "is saved, but not" in line]
+    assert len(told) == 2 and all("learned" in line and "free some space" in line for line in told)
+    assert all((str(watched.host.checkpoint.with_suffix(".yaml")) in line) == (base == "described") for line in told)
 
 
 @pytest.mark.parametrize("text_rate", [0.0, 1e-3])

@@ -130,6 +130,16 @@ def test_stopping_applies_nothing_that_is_not_told(late: bool) -> None:
 
 
 @pytest.mark.parametrize("late", [True, False], ids=["late", "at once"])
+@pytest.mark.parametrize("stop_after", [2, 1000])
+def test_no_gradient_outlives_the_last_step(stop_after: int, late: bool) -> None:
+    """The host is put back after it, for which the device may have to make room."""
+    run = trained()
+    run.stop_after = stop_after
+    run.run(late=late)
+    assert run.told and run.model.weight.grad is None
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "at once"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_step_is_never_applied_and_named(kind: str, late: bool, bad: float) -> None:

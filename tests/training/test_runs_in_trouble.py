@@ -58,6 +58,34 @@ def test_gradients_that_are_not_finite_end_the_run(
     assert all(bool(t.isfinite().all()) for t in watched.tensors(watched.files[0]).values())
 
 
+FIRST = "learned-step00000001.safetensors"
+
+
+class TurnsBad(torch.optim.SGD):
+    """Its second step makes infinite weights of gradients that are numbers."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.made = getattr(self, "made", 0) + 1
+        if self.made == 2:
+            for group in self.param_groups:
+                group["lr"] = float("inf")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("steps, save_every, kept", [(2, 0, []), (2, 1, [FIRST]), (4, 1, [FIRST])])
+def test_weights_that_are_no_numbers_are_not_written(
+    watched: Watched, pictures: Path, steps: int, save_every: int, kept: list[str]
+) -> None:
+    """The loss of a step after them would say so, and after the last one there is none; nor before a file between."""
+    job = {"optimizer__name": "by path", "optimizer__class_path": f"{__name__}.TurnsBad"}
+    view = watched.run(pictures, **job, training__max_steps=steps, output__save_every=save_every)
+    assert (view.state, view.step) == ("failed", 2)
+    sentence = one_sentence(view.error)
+    assert sentence.startswith("Step 2 has made weights that are no numbers") and "optimizer.unet_lr" in sentence
+    assert watched.files == kept
+    assert view.output == (watched.host.lora_folder() / kept[0] if kept else None)
+
+
 def test_a_nan_in_the_first_step_leaves_no_file(
     watched: Watched, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from lib_trainer.families.prediction import SD2_BIAS, Clues, Prediction, Predict
 from lib_trainer.files import found, plain, write_atomically
 from lib_trainer.networks.formats import reading
 from lib_trainer.networks.formats.checkpoint_file import read_shapes, read_state_dict
-from lib_trainer.refusals import ConfigError, ModelError, SaveError
+from lib_trainer.refusals import ConfigError, ModelError, SaveError, Sentence
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
 """Of checkpoints."""
@@ -146,24 +146,27 @@ def write_description(checkpoint: Path, family: Family, prediction: Prediction) 
     return path
 
 
-def carry_description(base: Path, result: Path, prediction: Prediction | None = None) -> None:
+def carry_description(base: Path, result: Path, prediction: Prediction | None = None) -> Sentence | None:
     """The .yaml beside a base model, where there is one, under the name of what was made of it.
 
     It is the same file, unless what was made is known to predict something else than it says: then its word for that
-    is another, where it has a place for it. One that is there stays, also the base's own. Raises `SaveError`.
+    is another, where it has a place for it. One that is there stays, also the base's own. The result is there by now,
+    and none the worse for a .yaml that could not be written: that is what the sentence says.
     """
     own = beside(base)
     if not own.is_file():
-        return
+        return None
     told = read_description(base)
     try:
         same = prediction is None or not told or (said_in(told) or "epsilon") == prediction
         data = own.read_bytes() if same or prediction is None else _saying(own, prediction)
         write_atomically(beside(result), data, overwrite=False)
     except FileExistsError:
-        return
+        return None
     except OSError as error:
-        raise SaveError("file.not_written", path=beside(result), reason=error.strerror or error) from error
+        reason = error.strerror or error
+        return Sentence("description.not_carried", path=result, yaml=beside(result), base=own, reason=reason)
+    return None
 
 
 def _saying(path: Path, prediction: Prediction) -> bytes:
