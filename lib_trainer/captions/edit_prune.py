@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from lib_trainer.captions.document import Caption, cached_key
 from lib_trainer.captions.edit_base import Facts, Plain
 from lib_trainer.captions.tags import TagPatterns
+from lib_trainer.counts import counted
 from lib_trainer.options.declare import option
 
 Protected = Annotated[str, option("Protected", "Never removed: tags, wildcards, /expressions/.")]
@@ -32,7 +33,7 @@ class PruneByCount(_Sparing):
     protected: Protected = ""
 
     def label(self) -> str:
-        return f"Remove tags on fewer than {self.fewer_than} pictures"
+        return f"Remove tags on fewer than {counted(self.fewer_than, 'picture')}"
 
     def apply(self, caption: Caption, facts: Facts) -> Caption:
         return caption.remove(

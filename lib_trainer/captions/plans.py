@@ -72,7 +72,7 @@ class DropImplied(Plain):
     pairs: frozenset[tuple[str, str]]
 
     def label(self) -> str:
-        return f"Drop implied tags ({len({parent for _, parent in self.pairs})} kinds)"
+        return f"Drop implied tags ({counted(len({parent for _, parent in self.pairs}), 'kind')})"
 
     @cached_property
     def _parents(self) -> dict[str, set[str]]:

@@ -125,7 +125,7 @@ def _show(opened: Any, thresholds: Thresholds, style: Style) -> None:
     added = counted(preview.added, "tag")
     print(f"{counted(preview.changed, 'caption')} would change: {added} added, {preview.removed} removed.")
     if preview.withheld:
-        print(f"{preview.withheld} tags stay away that were removed by hand; --restore brings them back.")
+        print(f"Removed by hand, left out: {counted(preview.withheld, 'tag')}; --restore brings them back.")
     print(f"{'tag':40} {'before':>7} {'after':>7} {'added':>7} {'removed':>7}")
     for line in preview.tags:
         print(f"{line.tag[:40]:40} {line.before:7} {line.after:7} {line.added:7} {line.removed:7}")

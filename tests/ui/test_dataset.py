@@ -179,7 +179,7 @@ def test_encoded_pictures_are_counted_and_removed(tab: Tab, tmp_path: Path) -> N
     (cache / f"{1:064x}.safetensors").write_bytes(b"x" * 2048)
     tab.view.open.latents = lambda: cache
     tab("cache-look", days="0")
-    assert "1 encoded pictures are kept, 2 KiB" in tab.panels["work"]
+    assert "Encoded pictures that are kept: 1, 2 KiB" in tab.panels["work"]
     assert "no number of days" in tab("cache-look", days="soon")
     assert "1 encoded picture removed: 2 KiB" in tab("cache-prune", days=0)
     assert list(cache.glob("*.safetensors")) == [] and "Remove" not in tab.panels["work"]

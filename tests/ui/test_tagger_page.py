@@ -101,7 +101,7 @@ def test_a_tags_pictures_and_the_border(actions: TaggerActions, folder: Path) ->
     given = settings(folder)
     tagged(actions, given)
     examples, border = actions.details(given, "LARGE")
-    assert "captions get “LARGE”" in examples and "data:image/jpeg;base64," in examples
+    assert "“LARGE” goes into " in examples and "data:image/jpeg;base64," in examples
     opened = actions.desk.opened(given.selection, given.style)
     row = next(r for r in range(10) if 0.06 < opened.table.scores_of(r).get("large", 0) < 0.94 or r == 9)
     score = opened.table.scores_of(row)["large"]

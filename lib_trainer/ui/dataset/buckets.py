@@ -178,9 +178,9 @@ def _cache_html(view: View) -> str:
     found, said = view.cached, ""
     if found is not None:
         said = (
-            f"<p>{found.all.pictures:,} encoded pictures are kept, {shown_bytes(found.all)}; no run has read "
-            f"{found.unused.pictures:,} of them, {shown_bytes(found.unused)}, for {view.cache_days:g} days. What a "
-            "running job reads stays.</p>"
+            f"<p>Encoded pictures that are kept: {found.all.pictures:,}, {shown_bytes(found.all)}; no run has read "
+            f"{found.unused.pictures:,} of them, {shown_bytes(found.unused)}, for "
+            f"{view.cache_days:g} {'day' if view.cache_days == 1 else 'days'}. What a running job reads stays.</p>"
         )
         if found.unused.pictures:
             said += button(f"Remove {found.unused.pictures:,}", "cache-prune", kind="bad", days=view.cache_days)

@@ -90,7 +90,7 @@ def tags_html(view: View) -> str:
         )
     more = f"<p>and {len(rows) - TAG_ROWS:,} more: search for them</p>" if len(rows) > TAG_ROWS else ""
     return (
-        f'<div class="dataset-head"><b>{len(counts):,} tags</b>'
+        f'<div class="dataset-head"><b>{counted(len(counts), "tag")}</b>'
         f'<input id="dataset_tag_search" class="dataset-input" data-typed="tags" value="{escape(view.tag_search)}" '
         'placeholder="Search tags" aria-label="Search tags"></div>'
         f'<div class="dataset-scroll"><table class="dataset-tags"><tbody>{"".join(lines)}</tbody></table>{more}</div>'

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from lib_trainer.captions.tokens import LIMITS
+from lib_trainer.counts import counted
 from lib_trainer.dataset.facts import PictureFacts
 from lib_trainer.dataset.report import Finding, Report
 from lib_trainer.refusals import Sentence
@@ -33,8 +34,9 @@ def report_html(report: Report, version: int) -> str:
     """Charts on top, findings below, the worst first. `version`: of the set that it is of; its buttons say so."""
     note = "" if report.checked == report.total else f" ({report.checked:,} of them looked at)"
     findings = _findings(report.findings, of=version)
+    pictures = counted(report.total, "picture")
     return (
-        f'<div class="dataset-report"><p><b>{report.total:,} pictures</b>{note}, {_counted(report.findings)}.</p>'
+        f'<div class="dataset-report"><p><b>{pictures}</b>{note}, {_counted(report.findings)}.</p>'
         f'<div class="dataset-charts">{charts_html(report)}</div>{findings or "<p>Nothing was found.</p>"}</div>'
     )
 
@@ -42,8 +44,8 @@ def report_html(report: Report, version: int) -> str:
 def _counted(findings: Sequence[Finding]) -> str:
     """As many as there are lines below, and of how many kinds, if there are more of one."""
     kinds = len({one.title for one in findings})
-    counted = f"{len(findings):,} finding{'' if len(findings) == 1 else 's'}"
-    return counted if kinds == len(findings) else f"{counted} of {kinds:,} kinds"
+    said = counted(len(findings), "finding")
+    return said if kinds == len(findings) else f"{said} of {counted(kinds, 'kind')}"
 
 
 def charts_html(report: Report) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from lib_trainer.captions.tags import split_tags, tag_key
+from lib_trainer.counts import counted
 from lib_trainer.dataset.pictures import PictureError, load_picture
 from lib_trainer.refusals import Sentence
 from lib_trainer.tagging.captions.effect import Border, Opened, Preview, TagCount
@@ -158,7 +159,7 @@ def examples_html(opened: Opened, line: TagCount | None, tag: str, preview: Prev
         f"<figure>{_picture(opened.paths[row])}<figcaption>{escape(opened.paths[row].name)}</figcaption></figure>"
         for row in rows
     )
-    told = f"{line.added} captions get “{escape(tag)}”, {line.removed} lose it."
+    told = f"“{escape(tag)}” goes into {counted(line.added, 'caption')} and out of {line.removed:,}."
     return f'<div class="tagger-examples"><div>{told}</div><div class="tagger-figures">{cards}</div></div>'
 
 

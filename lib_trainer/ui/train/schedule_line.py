@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from lib_trainer.config import JobConfig, from_values
+from lib_trainer.counts import counted
 from lib_trainer.refusals import TrainerError
 from lib_trainer.training.foreseen import Foresight
 from lib_trainer.training.schedules import factor, schedule_name, warmup_steps
@@ -46,11 +47,11 @@ def drawing(job: JobConfig, steps: int) -> str:
     points = " ".join(
         f"{LEFT + place * wide:.1f},{TOP + high * (1 - factor(config, place, total)):.1f}" for place in places
     )
-    end = f"{total:,} steps" if steps else "100%"
+    end = counted(total, "step") if steps else "100%"
     rise = warmup_steps(config, total)
     told = f"{schedule_name(config).replace('_', ' ')} over {end if steps else 'the run'}"
     if rise:
-        told += f", after {rise:,} steps of warm-up" if steps else f", after a warm-up of {rise / total:.0%}"
+        told += f", after {counted(rise, 'step')} of warm-up" if steps else f", after a warm-up of {rise / total:.0%}"
     marks = "".join(
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{TOP + high * (1 - share)}" y2="{TOP + high * (1 - share)}"/>'
         f'<text x="{LEFT - 4}" y="{TOP + high * (1 - share)}" dy="0.35em" text-anchor="end">{share:.0%}</text>'
