@@ -32,10 +32,10 @@ class TiledVae(scripts.Script):
         return components
 
     def before_process(self, p, *values):
-        tiled_vae.switch.end()
         try:
             choice = page.read(values)
         except ValueError as error:
+            tiled_vae.switch.begin(p, None)
             tiled_vae.say(p, error.sentence)
             return
         p.extra_generation_params.update(page.parameters(choice))
@@ -44,8 +44,11 @@ class TiledVae(scripts.Script):
         )
         tiled_vae.switch.begin(p, settings if choice.enabled else None, page.MODE)
 
+    def before_process_batch(self, p, *values, **batch):
+        tiled_vae.switch.back_to(p)
+
     def postprocess(self, p, processed, *values):
-        tiled_vae.switch.end()
+        tiled_vae.switch.end(p)
 
 
 tiled_vae.install()

@@ -54,12 +54,12 @@ class Settings:
 
 @dataclass
 class Job:
-    """The settings of one generation. It ends with the next one, or with `state.begin` of anything else."""
+    """The settings of one generation; None: it has not asked for bands. `state.begin` of anything else ends it."""
 
-    settings: Settings
+    settings: Settings | None
     started: Any
     thread: int
-    processing: Any = None
+    processing: Callable[[], Any]
     key: str = ""
     """Under which the picture's parameters name the mode."""
     plans: list[str] = field(default_factory=list)
@@ -71,30 +71,52 @@ class Job:
 
     def comment(self, told: Sentence, note: str) -> None:
         """Tell the user, and leave `note` in the picture's parameters in place of the mode."""
-        processing = self.processing() if self.processing is not None else None
+        processing = self.processing()
         say(processing, told)
         if self.key and processing is not None:
             processing.extra_generation_params[self.key] = note
 
 
 class Switch:
-    """What is to be done now. One per process."""
+    """What is to be done now. One per process.
+
+    A script may have one generation run within another. What holds is what the innermost has asked for, and when that
+    is over, what the one around it has.
+    """
 
     def __init__(self) -> None:
-        self.job: Job | None = None
+        self._running: list[Job] = []  # replaced and never changed: a live preview reads it from another thread
+
+    @property
+    def job(self) -> Job | None:
+        """Of the innermost generation."""
+        return next(reversed(self._running), None)
 
     def begin(self, processing: Any, settings: Settings | None, key: str = "") -> None:
-        """A generation begins; None turns off what the last one may have left."""
-        self.job = None
-        if settings is not None:
-            started = getattr(shared.state, "time_start", None)
-            self.job = Job(settings, started, threading.get_ident(), weakref.ref(processing), key)
+        """A generation begins; None: its pictures are decoded as the host does it."""
+        around = [job for job in self._running if job.is_current()]
+        started = getattr(shared.state, "time_start", None)
+        self._running = [*around, Job(settings, started, threading.get_ident(), weakref.ref(processing), key)]
 
-    def end(self) -> None:
-        self.job = None
+    def back_to(self, processing: Any) -> None:
+        """A generation goes on: what it has run within itself is over, also where that failed and did not say so."""
+        self._running = self._running[: self._place(processing) + 1] or self._running  # unknown: all stay
+
+    def end(self, processing: Any = None) -> None:
+        """A generation is over; without one, all are."""
+        if processing is None:
+            self._running = []
+        elif (place := self._place(processing)) >= 0:
+            self._running = self._running[:place]
+
+    def _place(self, processing: Any) -> int:
+        """Of the innermost job of a generation; -1 where it has none."""
+        places = [place for place, job in enumerate(self._running) if job.processing() is processing]
+        return places[-1] if places else -1
 
     def current(self) -> Job | None:
-        return self.job if self.job is not None and self.job.is_current() else None
+        job = self.job
+        return job if job is not None and job.is_current() and job.settings is not None else None
 
 
 switch = Switch()
@@ -155,7 +177,7 @@ def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def banded(job: Job, module: Any, original: Callable[..., Any], given: torch.Tensor) -> Any:
     """The module's output, over bands if the job's settings say so; whatever cannot be banded goes the host's way."""
-    chosen = job.settings
+    chosen = job.settings or Settings()
 
     def plain(x: torch.Tensor) -> Any:
         return original(module, x)
