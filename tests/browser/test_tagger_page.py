@@ -102,6 +102,22 @@ def test_typing_a_path_reads_and_makes_nothing_until_it_is_written(page: playwri
 
 
 @pytest.mark.usefixtures("without_training")
+def test_the_preset_sets_the_line_unless_it_is_moved_meanwhile(page: playwright.Page, tab: Tab) -> None:
+    number, notice = page.locator("#tagger_general input[type=number]"), page.locator("#tagger_notice").first
+    number.fill("0.5")
+    page.locator("#tagger_preset").click()
+    expect(number).to_have_value("0.35")
+    page.locator("#tagger_rescan").click()
+    expect(notice).to_contain_text("Taggers found: 1")
+    number.fill("0.6")
+    tab.delay_answers(300)
+    page.locator("#tagger_preset").click()
+    number.fill("0.7")
+    expect(notice).to_contain_text("General tags: 0.35")
+    expect(number).to_have_value("0.7")
+
+
+@pytest.mark.usefixtures("without_training")
 def test_buttons_without_a_folder_say_so(page: playwright.Page) -> None:
     """And the sentence stays until the next one."""
     notice = page.locator("#tagger_notice").first

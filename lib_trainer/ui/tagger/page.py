@@ -6,6 +6,7 @@ gradio 3.41 has neither a timer nor a way to drop stale requests. `javascript/br
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,12 @@ from lib_trainer.ui.tagger.form import (
 from lib_trainer.ui.tagger.view import job_html
 
 __all__ = ["TaggerOptions", "build_tagger_page"]
+
+UNLESS_MOVED = """(told, shown) => {
+    const [line, then] = JSON.parse(told);
+    return [shown === then ? line : shown];
+}"""
+"""What a slider shows when the answer to a button is there: where it has been moved meanwhile it stays."""
 
 
 @dataclass(frozen=True)
@@ -167,13 +174,17 @@ def _connect_models(page: _Page, actions: TaggerActions) -> None:
     def rescan(*raw: Any) -> tuple[str, Any]:
         return actions.refresh_models(page.form.values(raw))
 
-    def preset(*raw: Any) -> tuple[str, float]:
-        return actions.preset(page.form.values(raw))
+    def preset(*raw: Any) -> tuple[str, str]:
+        settings = page.form.values(raw)
+        notice, line = actions.preset(settings)
+        return notice, json.dumps([line, settings.general])
 
     refresh = script(f"taggerPage?.changed({actions.options.prefix!r})")
     models, general = page.form.parts["models"], page.form.parts["general"]
     page.rescan.click(rescan, page.form.inputs, [page.notice, models], **QUIET)
-    set_line = page.preset.click(preset, page.form.inputs, [page.notice, general], **QUIET)
+    line = page.make.hidden_text("line")
+    asked = page.preset.click(preset, page.form.inputs, [page.notice, line], **QUIET)
+    set_line = in_browser(asked.success, UNLESS_MOVED, [line], [general])
     in_browser(set_line.then, refresh)
     for name, part in page.form.parts.items():  # sliders and boxes alike: the page's clock waits until they rest
         if name != "folder":  # a path that is being typed names other folders all the way
