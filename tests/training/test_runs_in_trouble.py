@@ -287,6 +287,25 @@ def test_a_full_disk_keeps_the_earlier_file(
     assert read_lora(view.output).metadata["ss_steps"] == "1"
 
 
+def test_a_name_that_is_taken_while_the_run_goes_on(watched: Watched, pictures: Path) -> None:
+    """What has come there stays as it is; the run says so by its name, and keeps what it learned under its step's."""
+    place = watched.host.lora_folder() / "learned.safetensors"
+
+    def take(event: ev.Event) -> None:
+        if isinstance(event, ev.StepDone) and event.step == 1:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(b"another's")
+
+    watched.react = take
+    view = watched.run(pictures, training__max_steps=2)
+    sentence = one_sentence(view.error)
+    assert view.state == "failed" and "learned.safetensors" in sentence and "exists" in sentence
+    assert watched.files == ["learned-step00000002.safetensors", "learned.safetensors"]
+    assert place.read_bytes() == b"another's"
+    assert view.output == place.with_name("learned-step00000002.safetensors")
+    assert read_lora(view.output).metadata["ss_steps"] == "2"
+
+
 def test_a_folder_that_cannot_be_made(watched: Watched, pictures: Path) -> None:
     """A file takes its place after the checks."""
     place = watched.host.root / "taken"
