@@ -12,9 +12,8 @@ DEFAULT = "trainer_tiled_vae_default"
 
 def add_settings():
     choices = gr.Radio, {"choices": [page.OFF, page.AUTOMATIC, page.ALWAYS]}
-    option = shared.OptionInfo(
-        page.OFF, "Tiled VAE when the page opens", *choices, section=("trainer", "WebUI Trainer")
-    )
+    section = "trainer", "WebUI Trainer"
+    option = shared.OptionInfo(page.OFF, "Tiled VAE when the page opens", *choices, section=section)
     shared.opts.add_option(DEFAULT, option.needs_reload_ui())
 
 
@@ -35,8 +34,7 @@ class TiledVae(scripts.Script):
         try:
             choice = page.read(values)
         except ValueError as error:
-            tiled_vae.switch.begin(p, None)
-            tiled_vae.say(p, error.sentence)
+            tiled_vae.refuse(p, error.sentence)
             return
         p.extra_generation_params.update(page.parameters(choice))
         settings = tiled_vae.Settings.asked(

@@ -129,6 +129,12 @@ def say(processing: Any, told: Sentence) -> None:
         processing.comment(str(told))
 
 
+def refuse(processing: Any, told: Sentence) -> None:
+    """A generation whose settings are wrong has none, and its user is told."""
+    switch.begin(processing, None)
+    say(processing, told)
+
+
 class Interrupted(Exception):
     """Interrupt was pressed while the VAE was at work."""
 
