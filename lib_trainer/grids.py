@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from lib_trainer.files import write_atomically
+from lib_trainer.lettering import LETTERS, font_of, legible, length
 from lib_trainer.refusals import SaveError
 
 GAP = 6
 """Pixels between pictures."""
-LETTERS = 14
-"""Height of the writing in pixels."""
 LINES = 4
 """Of writing beside a row, at most."""
 MOST_PIXELS = 1 << 26
@@ -52,7 +49,7 @@ def painted(columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequenc
     top = GAP + max((len(lines) for lines in above), default=0) * (LETTERS + 4)
     side = max(160, max(widths, default=0) // 2)
     beside = [_wrapped(text, side) for text in rows]
-    left = GAP + max((_width(line) for lines in beside for line in lines), default=0)
+    left = GAP + max((length(line) for lines in beside for line in lines), default=0)
     left += GAP if left > GAP else 0
     lefts = [left + sum(widths[:number]) + number * GAP for number in range(len(widths) + 1)]
     tops = [top + sum(heights[:number]) + number * GAP for number in range(len(heights) + 1)]
@@ -99,35 +96,13 @@ def _fitted(picture: Image.Image, scale: float, room: tuple[int, int]) -> Image.
 
 def _write(pen: ImageDraw.ImageDraw, lines: Sequence[str], x: float, bottom: float, *, centred: bool = False) -> None:
     for number, line in enumerate(lines):
-        left = x - _width(line) / 2 if centred else x
-        pen.text((left, bottom - (len(lines) - number) * (LETTERS + 4)), line, fill=INK, font=_font())
+        left = x - length(line) / 2 if centred else x
+        pen.text((left, bottom - (len(lines) - number) * (LETTERS + 4)), line, fill=INK, font=font_of(line))
 
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines that fit, the last one cut short where there are too many."""
-    font = _font()
-    if not isinstance(font, ImageFont.FreeTypeFont):  # the font of last resort has no other letters
-        text = text.encode("latin-1", "replace").decode("latin-1")
-    letters = max(4, int(width / max(1.0, _width("n" * 20) / 20)))
+    text = legible(text)
+    wide = text if len(text) and length(text) > len(text) * length("n" * 20) / 20 else "n" * 20  # as Chinese is
+    letters = max(4, int(width / max(1.0, length(wide) / len(wide))))
     return textwrap.wrap(text, letters, max_lines=LINES, placeholder="...")
-
-
-def _width(text: str) -> int:
-    return int(_font().getlength(text))
-
-
-@functools.cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu of matplotlib, which gradio brings along; else what the system or Pillow has.
-
-    matplotlib is not imported: what its import leaves behind holds the frames of who asked, and so all of a run.
-    """
-    found = importlib.util.find_spec("matplotlib")
-    folders = [] if found is None else list(found.submodule_search_locations or ())
-    beside = (str(Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf") for folder in folders)
-    for place in (*beside, "DejaVuSans.ttf"):
-        try:
-            return ImageFont.truetype(place, LETTERS)
-        except OSError:
-            continue
-    return ImageFont.load_default()

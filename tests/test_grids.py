@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
-from lib_trainer import grids
+from lib_trainer import grids, lettering
+from lib_trainer.refusals import Sentence, speak
 
 
 def colours(sheet: Image.Image) -> list[str]:
@@ -49,6 +51,36 @@ def test_a_font_is_found_without_an_import(monkeypatch: pytest.MonkeyPatch) -> N
     """A module that fails within matplotlib's import keeps the frames of who asked for it: a whole run, for good."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    grids._font.cache_clear()
-    assert grids._width("n" * 20) > 100
+    lettering._plain.cache_clear()
+    assert lettering.length("n" * 20) > 100
     assert "matplotlib" not in sys.modules
+
+
+@pytest.fixture
+def chinese() -> Iterator[None]:
+    speak("zh")
+    yield
+    speak("en")
+
+
+@pytest.mark.usefixtures("chinese")
+def test_labels_are_chinese_where_a_font_draws_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No box stands for a letter, in a prompt of the user's neither."""
+    label = Sentence("drawn.step", step=3)
+    monkeypatch.setattr(lettering, "_chinese", lambda: None)
+    assert lettering.said(label) == "step 3" and lettering.legible("a 红 é cat") == "a ? é cat"
+    with_letters = grids.painted(["红 cat"], [""], [[plain("#ff0000")]])
+    assert with_letters.tobytes() == grids.painted(["? cat"], [""], [[plain("#ff0000")]]).tobytes()
+    monkeypatch.setattr(lettering, "_has", lambda font, letter: True)
+    assert lettering.said(label) == "第 3 步" and lettering.legible("红") == "红"
+
+
+@pytest.mark.skipif(lettering._chinese() is None, reason="this system has no font with Chinese letters")
+@pytest.mark.usefixtures("chinese")
+def test_chinese_labels_fit() -> None:
+    assert lettering.said(Sentence("drawn.end")) == lettering.legible("结束时") == "结束时"
+    sheet = grids.painted(["红" * 50], [""], [[plain("#ff0000", (200, 20))]])
+    bare = grids.painted([""], [""], [[plain("#ff0000", (200, 20))]])
+    assert sheet.width == bare.width and sheet.height > bare.height
+    beyond = sheet.crop((sheet.width - grids.GAP, 0, sheet.width, sheet.height))
+    assert beyond.getcolors() == [(beyond.width * beyond.height, (255, 255, 255))]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lib_trainer.families.family import VAE_PREFIX, Family
 from lib_trainer.grids import write_painted
+from lib_trainer.lettering import said
 from lib_trainer.ports import Exchange, Host, Lease, LoadedModel, PreviewRequest
 from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Sentence
 from lib_trainer.toolbox import inject
@@ -174,6 +175,7 @@ def prepare_block_grid(settings: RepairSettings, asked: BlockGridSettings, host:
     whole = meant.strength(family, "blocks" if settings.blocks.strip() else "lora")
     blocks = _blocks_of(lora, family)
     columns = {"both": ("off", "alone"), "off": ("off",), "alone": ("alone",)}[asked.shown]
+    headings = {"off": said(Sentence("drawn.off")), "alone": said(Sentence("drawn.alone"))}
 
     def cells(model: LoadedModel) -> list[list[Weights]]:
         if model.file is None:
@@ -189,9 +191,12 @@ def prepare_block_grid(settings: RepairSettings, asked: BlockGridSettings, host:
         beside = [of(whole), of(Strength(0, 0))]
         return [beside, *rows] if len(columns) == 2 else [*([one] for one in beside), *rows]
 
-    above = ["with | without"] if len(columns) == 2 else ["with", "without"]
+    beside = Sentence("drawn.with_and_without"), Sentence("drawn.with"), Sentence("drawn.without")
+    above = [said(one) for one in (beside[:1] if len(columns) == 2 else beside[1:])]
     told = Sentence("trial.blocks_of", lora=lora.path.name)
-    return _grid(host, asked, _Cells(columns, [*above, *blocks], cells), told, _without(settings))
+    return _grid(
+        host, asked, _Cells([headings[one] for one in columns], [*above, *blocks], cells), told, _without(settings)
+    )
 
 
 def _without(settings: RepairSettings) -> tuple[Sentence, ...]:

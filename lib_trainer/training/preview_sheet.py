@@ -11,7 +11,9 @@ from PIL import Image
 
 from lib_trainer.files import write_atomically
 from lib_trainer.grids import painted
+from lib_trainer.lettering import said
 from lib_trainer.ports import Host
+from lib_trainer.refusals import Sentence
 
 GRID = "grid.png"
 MOST_ROWS = 64
@@ -40,7 +42,7 @@ class PreviewSheet:
         rows = [*self._rows, *([self._last] if self._last is not None else [])]
         if sum(picture is not None for _, row in rows for picture in row) < 2:
             return None
-        labels = [f"step {done}" for done, _ in rows]
+        labels = [said(Sentence("drawn.step", step=done)) for done, _ in rows]
         columns = self._columns if len(self._columns) > 1 else [""]
         return self._write(GRID, painted(columns, labels, [row for _, row in rows]))
 

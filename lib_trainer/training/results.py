@@ -14,6 +14,7 @@ from lib_trainer.families.prediction import Predicts
 from lib_trainer.files import plain, to_trash
 from lib_trainer.kinds.outputs import Outputs, best_path, step_path
 from lib_trainer.kinds.registry import kind_of
+from lib_trainer.lettering import said
 from lib_trainer.networks.formats.description import ENDINGS as CHECKPOINTS
 from lib_trainer.networks.formats.description import beside, described_by
 from lib_trainer.networks.formats.embedding_file import ENDINGS
@@ -96,8 +97,9 @@ def saved_files(job: JobConfig, host: Host) -> list[Saved]:
     except OSError:
         return []
     steps = sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
-    found = [Saved(f"step {step}", outputs.of_step(step).results) for step in steps]
-    found += [Saved("the end", outputs.results), Saved("the best", outputs.best.results, best=True)]
+    found = [Saved(said(Sentence("drawn.step", step=step)), outputs.of_step(step).results) for step in steps]
+    found.append(Saved(said(Sentence("drawn.end")), outputs.results))
+    found.append(Saved(said(Sentence("drawn.best")), outputs.best.results, best=True))
     return [one for one in found if all(path.is_file() for path in one.files)]
 
 

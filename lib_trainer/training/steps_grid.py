@@ -16,6 +16,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.grids import MOST_PIXELS, write_painted
 from lib_trainer.kinds.base import Kind
 from lib_trainer.kinds.registry import kind_of
+from lib_trainer.lettering import said
 from lib_trainer.memory import release
 from lib_trainer.ports import Host, Lease, PreviewRequest
 from lib_trainer.refusals import ConfigError, Count, Field, ModelError, Problems, SaveError, Sentence, TrainerError
@@ -195,7 +196,8 @@ def _spread(found: Sequence[Saved], most: int) -> list[Saved]:
 
 
 def _column(weight: float, label: str, prompts: int) -> str:
-    told = "" if math.isnan(weight) else f"weight {weight:g}"
+    if math.isnan(weight):
+        return label if prompts > 1 else ""
     if prompts == 1:
-        return told
-    return f"{told}: {label}" if told else label
+        return said(Sentence("drawn.weight", weight=weight))
+    return said(Sentence("drawn.weight_of", weight=weight, prompt=label))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_trainer.refusals import Sentence
+from lib_trainer.refusals import Sentence, sentences
 from lib_trainer.training.rate_answer import rate_text
 from lib_trainer.ui.kit.jobs import clock
 from lib_trainer.ui.kit.notices import notice_html
@@ -174,3 +174,11 @@ def test_what_the_course_says_stands_below_it() -> None:
     view = RunView("mine", "finished", notes=(Sentence("advice.still_falling"),))
     assert "was still falling at the end" in advice_html(view)
     assert advice_html(RunView("mine", "running")) == ""
+
+
+def test_charts_speak_the_pages_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sentences, "_spoken", "zh")
+    html = chart_html(curve(0.3, 0.2)) + held_out_html([HeldOutPoint(40, 0.1), HeldOutPoint(50, 0.1)], 120, 50)
+    for label in ("各步的损失", "平滑后", "各步的验证损失", "第 50 步", "验证图片"):
+        assert label in html
+    assert re.search(">[^<]*[a-z]", html) is None

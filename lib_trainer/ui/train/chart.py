@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
+from lib_trainer.refusals import Decimals, Sentence
+from lib_trainer.ui.kit.notices import told
 from lib_trainer.work.monitor import LossPoint
 
 WIDTH, HEIGHT = 640, 240
@@ -30,15 +33,16 @@ class Scale:
 def chart_html(curve: Sequence[LossPoint]) -> str:
     """Raw and smoothed loss over the steps so far: the progress bar shows how many are to come."""
     if len(curve) < 2:
-        return '<div class="trainer-chart trainer-chart-empty">The loss curve appears here.</div>'
-    drawn = _thin(curve)
+        return '<div class="trainer-chart trainer-chart-empty">' + drawn(Sentence("drawn.no_loss")) + "</div>"
+    thinned = _thin(curve)
     x = Scale(0, max(curve[-1].step, 1), LEFT, WIDTH - RIGHT)
-    low, high = _range(drawn)
+    low, high = _range(thinned)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    raw = " ".join(f"{x(p.step):.1f},{min(max(y(p.loss), TOP), HEIGHT - BOTTOM):.1f}" for p in drawn)
-    smoothed = " ".join(f"{x(p.step):.1f},{y(p.smoothed):.1f}" for p in drawn)
+    raw = " ".join(f"{x(p.step):.1f},{min(max(y(p.loss), TOP), HEIGHT - BOTTOM):.1f}" for p in thinned)
+    smoothed = " ".join(f"{x(p.step):.1f},{y(p.smoothed):.1f}" for p in thinned)
     last = curve[-1]
-    label = f"Loss at step {last.step}: {last.loss:.4f}, smoothed {last.smoothed:.4f}"
+    loss, smooth = Decimals(last.loss, 4), Decimals(last.smoothed, 4)
+    label = drawn(Sentence("drawn.loss_at", step=last.step, loss=loss, smoothed=smooth))
     return (
         f'<div class="trainer-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f"{grid(x, y, HEIGHT)}{_legend()}"
@@ -95,11 +99,17 @@ def _tick_text(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if digits <= 5 else f"{value:.1e}"
 
 
+def drawn(sentence: Sentence) -> str:
+    """A label as HTML, in the page's language."""
+    return escape(told(sentence))
+
+
 def _legend() -> str:
+    axis, each = drawn(Sentence("drawn.loss")), drawn(Sentence("drawn.each_step"))
     return (
-        f'<g class="trainer-legend"><text x="{LEFT}" y="16" class="trainer-axis">Loss by step</text>'
+        f'<g class="trainer-legend"><text x="{LEFT}" y="16" class="trainer-axis">{axis}</text>'
         f'<line class="trainer-raw" x1="{WIDTH - 200}" x2="{WIDTH - 180}" y1="12" y2="12"/>'
-        f'<text x="{WIDTH - 174}" y="16">each step</text>'
+        f'<text x="{WIDTH - 174}" y="16">{each}</text>'
         f'<line class="trainer-smoothed" x1="{WIDTH - 100}" x2="{WIDTH - 80}" y1="12" y2="12"/>'
-        f'<text x="{WIDTH - 74}" y="16">smoothed</text></g>'
+        f'<text x="{WIDTH - 74}" y="16">{drawn(Sentence("drawn.smoothed"))}</text></g>'
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from lib_trainer.refusals import Decimals, Sentence
 from lib_trainer.ui.kit.notices import told
-from lib_trainer.ui.train.chart import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, grid
+from lib_trainer.ui.train.chart import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, drawn, grid
 from lib_trainer.work.monitor import HeldOutPoint, RunView
 
 HEIGHT = 180
@@ -26,15 +27,15 @@ def held_out_html(points: Sequence[HeldOutPoint], last_step: int, best_step: int
     y = Scale(min(values) - margin, max(values) + margin, HEIGHT - BOTTOM, TOP)
     trained = [(point.step, point.trained) for point in points if point.trained is not None]
     held = [(point.step, point.held_out) for point in points]
-    label, mark = f"Held-out loss at step {held[-1][0]}: {held[-1][1]:.4f}", ""
+    label, mark = Sentence("drawn.held_out_at", step=held[-1][0], loss=Decimals(held[-1][1], 4)), ""
     for step, lowest in (one for one in held if one[0] == best_step):
-        label += f", lowest at step {step}: {lowest:.4f}"
+        label = Sentence("drawn.held_out_lowest", last=label, step=step, loss=Decimals(lowest, 4))
         mark = f'<circle class="trainer-best" cx="{x(step):.1f}" cy="{y(lowest):.1f}" r="4"/>'
     lines = f'<polyline class="trainer-held-out" points="{_places(held, x, y)}"/>'
     if len(trained) > 1:
         lines = f'<polyline class="trainer-measured" points="{_places(trained, x, y)}"/>{lines}'
     return (
-        f'<div class="trainer-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+        f'<div class="trainer-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{drawn(label)}">'
         f"{grid(x, y, HEIGHT)}{_legend(trained=len(trained) > 1)}{lines}{mark}</svg></div>"
     )
 
@@ -50,13 +51,14 @@ def _places(points: Sequence[tuple[int, float]], x: Scale, y: Scale) -> str:
 
 
 def _legend(*, trained: bool) -> str:
+    axis = drawn(Sentence("drawn.held_out"))
     own = (
         f'<line class="trainer-measured" x1="{WIDTH - 280}" x2="{WIDTH - 260}" y1="12" y2="12"/>'
-        f'<text x="{WIDTH - 254}" y="16">trained pictures</text>'
+        f'<text x="{WIDTH - 254}" y="16">{drawn(Sentence("drawn.trained_pictures"))}</text>'
     )
     return (
-        f'<g class="trainer-legend"><text x="{LEFT}" y="16" class="trainer-axis">Held-out loss by step</text>'
+        f'<g class="trainer-legend"><text x="{LEFT}" y="16" class="trainer-axis">{axis}</text>'
         f"{own if trained else ''}"
         f'<line class="trainer-held-out" x1="{WIDTH - 140}" x2="{WIDTH - 120}" y1="12" y2="12"/>'
-        f'<text x="{WIDTH - 114}" y="16">held-out pictures</text></g>'
+        f'<text x="{WIDTH - 114}" y="16">{drawn(Sentence("drawn.held_out_pictures"))}</text></g>'
     )

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from lib_trainer.config.fields import label_of
-from lib_trainer.refusals import Field
+from lib_trainer.refusals import Field, Sentence
 from lib_trainer.training.finder import Report
 from lib_trainer.training.rate_answer import Tried, rate_text
 from lib_trainer.ui.kit.notices import told
@@ -72,7 +71,7 @@ def _chart(report: Report) -> str:
         f'<text x="{x(place):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{rate_text(10.0**place)}</text>'
         for place in range(math.ceil(low), math.floor(high) + 1)
     )
-    label = f"Error fell by, over {label_of(Field(option))}"
+    label = told(Sentence("drawn.error_fell", option=Field(option)))
     return (
         f'<div class="trainer-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
         f'{_range(report, rate, x)}<g class="trainer-grid">{grid}</g>'

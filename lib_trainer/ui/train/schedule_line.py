@@ -8,10 +8,10 @@ from html import escape
 from typing import Any
 
 from lib_trainer.config import JobConfig, from_values
-from lib_trainer.counts import counted
-from lib_trainer.refusals import TrainerError
+from lib_trainer.refusals import Count, Sentence, TrainerError
 from lib_trainer.training.foreseen import Foresight
 from lib_trainer.training.schedules import factor, schedule_name, warmup_steps
+from lib_trainer.ui.kit.notices import told
 
 _log = logging.getLogger(__name__)
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 84, 34, 8, 8, 18
@@ -47,11 +47,14 @@ def drawing(job: JobConfig, steps: int) -> str:
     points = " ".join(
         f"{LEFT + place * wide:.1f},{TOP + high * (1 - factor(config, place, total)):.1f}" for place in places
     )
-    end = counted(total, "step") if steps else "100%"
-    rise = warmup_steps(config, total)
-    told = f"{schedule_name(config).replace('_', ' ')} over {end if steps else 'the run'}"
-    if rise:
-        told += f", after {counted(rise, 'step')} of warm-up" if steps else f", after a warm-up of {rise / total:.0%}"
+    end = told(Sentence("drawn.steps", steps=Count(total))) if steps else "100%"
+    name, rise = schedule_name(config).replace("_", " "), warmup_steps(config, total)
+    if steps:
+        label = Sentence("drawn.over_steps", schedule=name, steps=Count(total))
+        label = Sentence("drawn.after_steps", schedule=label, steps=Count(rise)) if rise else label
+    else:
+        label = Sentence("drawn.over_the_run", schedule=name)
+        label = Sentence("drawn.after_share", schedule=label, share=f"{rise / total:.0%}") if rise else label
     marks = "".join(
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{TOP + high * (1 - share)}" y2="{TOP + high * (1 - share)}"/>'
         f'<text x="{LEFT - 4}" y="{TOP + high * (1 - share)}" dy="0.35em" text-anchor="end">{share:.0%}</text>'
@@ -59,7 +62,7 @@ def drawing(job: JobConfig, steps: int) -> str:
     )
     return (
         f'<div class="trainer-chart trainer-schedule"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(told)}"><g class="trainer-grid">{marks}'
+        f'aria-label="{escape(told(label))}"><g class="trainer-grid">{marks}'
         f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{end}</text></g>'
         f'<polyline class="trainer-smoothed" points="{points}"/></svg></div>'
     )
