@@ -34,7 +34,7 @@ def find_rate(job: JobConfig, desk: TrainingDesk) -> int:
     """Search with a progress bar in the terminal. Returns the exit code; raises `TrainerError` for a bad job."""
     from lib_trainer.training.finder import Report
 
-    view = watched(lambda bar: desk.find_rate(job, bar), desk.searches)
+    view = watched(lambda bar: desk.find_rate(job, bar), desk.searches, answered=True)
     if view.state == "failed":
         return 1
     if isinstance(view.result, Report):

@@ -56,7 +56,7 @@ def _run(tool: Tool, options: argparse.Namespace) -> int:
         for line in desk.look(tool, settings):
             print(line)
         return DONE
-    view = watched(lambda bar: desk.start(tool, settings, bar), desk)
+    view = watched(lambda bar: desk.start(tool, settings, bar), desk, answered=True)
     if view.state == "failed":
         return FAILED
     print(view.told, *view.notes, sep="\n")

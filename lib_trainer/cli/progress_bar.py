@@ -17,9 +17,13 @@ LOG_SECONDS = 15.0
 
 
 class ProgressBar:
-    """A listener until it is closed: a bar for each phase and one for the steps, warnings above it, all on stderr."""
+    """A listener until it is closed: a bar for each phase and one for the steps, warnings above it, all on stderr.
 
-    def __init__(self) -> None:
+    `answered`: whoever started the job prints what it has told at its end, so that this is silent about it.
+    """
+
+    def __init__(self, *, answered: bool = False) -> None:
+        self._answered = answered
         self._bar: Any = None
         self._name: Sentence | str = ""
         self._grid: Path | None = None
@@ -48,7 +52,7 @@ class ProgressBar:
                 self._say(text if level == "info" else Sentence("log.warning_line", text=text))
             case ev.Finished() | ev.Failed():
                 self.close()
-                if isinstance(event, ev.Finished):
+                if isinstance(event, ev.Finished) and not self._answered:
                     for line in (*event.notes, *([event.told] if event.told else [])):
                         self._say(line)
 

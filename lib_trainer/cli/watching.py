@@ -30,14 +30,20 @@ class Jobs(Protocol[View]):
     def stop(self) -> None: ...
 
 
-def watched(start: Callable[[Listener], None], jobs: Jobs[View], stop: Callable[[], None] | None = None) -> View:
+def watched(
+    start: Callable[[Listener], None],
+    jobs: Jobs[View],
+    stop: Callable[[], None] | None = None,
+    *,
+    answered: bool = False,
+) -> View:
     """Start a job, show a progress bar until it has ended, and say what went wrong. Raises what `start` raises.
 
-    Ctrl-C calls `stop`, or stops the job.
+    Ctrl-C calls `stop`, or stops the job. `answered`: the caller prints what the job has told.
     """
     from lib_trainer.cli.progress_bar import ProgressBar
 
-    with closing(ProgressBar()) as bar, stopping_at_interrupt(stop or jobs.stop, lambda: jobs.running):
+    with closing(ProgressBar(answered=answered)) as bar, stopping_at_interrupt(stop or jobs.stop, lambda: jobs.running):
         start(bar)
         while jobs.running:
             jobs.wait(0.2)

@@ -340,7 +340,9 @@ def test_a_link_is_no_duplicate_of_what_it_leads_to(models: Path) -> None:
 
 def test_from_the_command_line(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", "inspect", str(models / "b.safetensors"), "--no-numbers"]) == 0
-    assert "checkpoint for SD 1.x" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert "checkpoint for SD 1.x" in lines[0] and not set(lines) & set(err.splitlines()), "a terminal shows both"
     assert main(["model", "duplicates", str(models)]) == 0 and "holds the same as" in capsys.readouterr().out
     assert main(["model", "inspect", str(models / "torn.safetensors")]) == 2
     with pytest.raises(ModelError):
