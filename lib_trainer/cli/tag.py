@@ -15,6 +15,7 @@ import msgspec
 from lib_trainer.cli.interrupts import stopping_at_interrupt
 from lib_trainer.counts import counted
 from lib_trainer.options.arguments import add_arguments, given_values
+from lib_trainer.refusals import TaggerError
 from lib_trainer.tagging.settings import TaggerSettings, tagger_specs
 
 if TYPE_CHECKING:
@@ -146,12 +147,15 @@ def _tell_end(written: WriteReport | None, left_out: Sequence[Skipped], stopped:
 def _taggers(options: argparse.Namespace, settings: TaggerSettings, stop: threading.Event, bar: _Bar) -> list[Tagger]:
     from lib_trainer.tagging.models.download import download
     from lib_trainer.tagging.models.folders import at, find_taggers, pick
-    from lib_trainer.tagging.models.registry import KNOWN_MODELS, known_model
+    from lib_trainer.tagging.models.registry import SUGGESTED, known_model
 
     found = find_taggers([options.models])
-    wanted = settings.models or [item.name for item in found if not item.problem][:1] or [KNOWN_MODELS[0].name]
+    # one that is broken comes last, and says so where no other is to be fetched
+    wanted = settings.models or [item.name for item in found if not (item.problem and options.download)][:1]
+    if not wanted and not options.download:
+        raise TaggerError("tagger.none_below", folder=options.models, suggested=SUGGESTED)
     taggers = []
-    for name in wanted:
+    for name in wanted or [SUGGESTED]:
         known = known_model(name)
         if options.download and known and not any(item.name == name and not item.problem for item in found):
             place = download(known, options.models / "wd-tagger", stop=stop.is_set, listener=bar)

@@ -123,6 +123,12 @@ def test_the_command_line_fetches_only_when_told_to(
 ) -> None:
     draw_scenes(tmp_path / "pictures", 3)
     command = ["tag", str(tmp_path / "pictures"), "--models", str(tmp_path / "models"), "--device", "cpu"]
+    assert main(command) == 2 and mini_hub.asked == []
+    told = capsys.readouterr().err
+    assert f"no tagger below '{tmp_path / 'models'}': --download fetches wd-swinv2-tagger-v3, and --model" in told
+    assert main([*command, "--download"]) == 2, "this hub has another one alone"
+    assert {path.split("/")[2] for _, path, _ in mini_hub.asked} == {"wd-swinv2-tagger-v3"}
+    mini_hub.asked.clear()
     command += ["--model", "wd-vit-tagger-v3"]
     assert main(command) == 2 and mini_hub.asked == []
     assert "There is no tagger called 'wd-vit-tagger-v3'" in capsys.readouterr().err

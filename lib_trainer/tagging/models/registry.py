@@ -193,6 +193,8 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
         "",
     ),
 )
+SUGGESTED = "wd-swinv2-tagger-v3"
+"""What is fetched where nobody names another."""
 
 
 def known_model(name: str) -> KnownModel | None:

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from lib_trainer.tagging.desk import TaggerDesk
-from lib_trainer.tagging.models.registry import KNOWN_MODELS, threshold_of
+from lib_trainer.tagging.models.registry import KNOWN_MODELS, SUGGESTED, threshold_of
 from lib_trainer.ui.kit.bridge import Asked, script, serve
 from lib_trainer.ui.kit.form import title
 from lib_trainer.ui.kit.gradio_compat import QUIET, in_browser, keep_out_of_ui_config, picture_input
@@ -98,12 +98,12 @@ def _lay_out_download(make: SettingMaker, parts: dict[str, Any], *, opened: bool
         parts["rescan"] = make(gr.Button, "rescan", value="Look for taggers again", size="sm", min_width=120)
         parts["unload"] = make(gr.Button, "unload", value="Close the tagger", size="sm", min_width=120)
     with keep_out_of_ui_config(gr.Accordion("Download a tagger", open=opened, elem_classes="trainer-more")):
-        choices = [f"{model.name} ({model.about})" if model.about else model.name for model in KNOWN_MODELS]
+        choices = {model.name: f"{model.name} ({model.about})" if model.about else model.name for model in KNOWN_MODELS}
         parts["known"] = make(
             gr.Dropdown,
             "known",
-            choices=choices,
-            value=choices[1],
+            choices=list(choices.values()),
+            value=choices[SUGGESTED],
             label="From the model hub (0.3 to 1.3 GB)",
             classes=("trainer-wide",),
             info="HF_ENDPOINT names a mirror. Nothing is fetched before you press the button.",
