@@ -175,4 +175,7 @@ def give_back(slots: Sequence[Slot], *, clear: bool) -> None:
             slot.make_room()
         slot.compact()
     if failed is not None:
-        raise failed
+        try:
+            raise failed
+        finally:
+            del failed  # its traceback holds this frame, and with it the slots

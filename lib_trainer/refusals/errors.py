@@ -129,7 +129,7 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raise the one error as it was, or `JobErrors`."""
         if len(self._errors) == 1 and self._errors[0].problems == tuple(self.found):
-            raise self._errors[0]
+            raise self._errors.pop()  # its traceback holds this object, which must not hold it
         if self.found:
             raise JobErrors(tuple(self.found))
 

@@ -49,7 +49,7 @@ class Behind:
         """At most `AT_ONCE` numbers, flat, rounded to a type; they may be changed afterwards. Returns their bytes."""
         buffer = self._free.get()
         if self._error is not None:
-            raise self._error
+            self._raise()
         size = len(numbers) * bytes_of(dtype)
         buffer[:size].view(dtype).copy_(numbers)
         self._full.put((buffer, size))
@@ -63,7 +63,16 @@ class Behind:
         self._due.put(False)
         self._threads[1].join()
         if kind is None and self._error is not None:
-            raise self._error
+            self._raise()
+
+    def _raise(self) -> None:
+        """What a thread has met. Its traceback holds this object, and with it the buffers: they must not hold it."""
+        error, self._error = self._error, InterruptedError()
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del error
 
     def _write(self) -> None:
         since = 0

@@ -40,6 +40,7 @@ class _Ahead(Generic[Item]):
                     break
             if last is not None:
                 break
+        item = last = _Raised(None)  # an error's traceback holds this frame
 
     def run(self) -> Generator[Item, None, None]:
         self._thread.start()
@@ -50,7 +51,10 @@ class _Ahead(Generic[Item]):
                     yield item
                     continue
                 if item.error is not None:
-                    raise item.error
+                    try:
+                        raise item.error
+                    finally:
+                        del item  # its traceback holds this frame
                 return
         finally:
             self.end()

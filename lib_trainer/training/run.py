@@ -72,7 +72,10 @@ def run_plan(
         else:
             outcome = _outcome(plan, host, lease, control, emit, make or Run)
     if isinstance(outcome, TrainerError):
-        raise outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # its traceback holds this frame, and with it the host
     emit(outcome)
 
 

@@ -99,7 +99,10 @@ def draw_steps_grid(grid: StepsGrid, host: Host, control: Control, emit: ev.List
         failed = failed or error
     if failed is not None:
         failed.kept = written
-        raise failed
+        try:
+            raise failed
+        finally:
+            del failed  # its traceback holds this frame, and with it the pictures
     told = Sentence("steps_grid.stopped" if stopped else "trial.grid", path=grid.path) if written else ""
     emit(ev.Finished(path=written, stopped=stopped, told=told, notes=grid.notes))
 

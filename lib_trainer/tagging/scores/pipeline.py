@@ -161,7 +161,10 @@ def score_pictures(
             _offer(run, results, None, force=True)
             keeper.join()
     if run.failure is not None:
-        raise run.failure
+        try:
+            raise run.failure
+        finally:
+            run.failure = None  # its traceback holds this frame, and with it the model
     run.tell()
     stopped = run.cached + run.scored + len(run.skipped) < run.total
     report = (run.total, run.scored, run.cached, tuple(run.skipped), stopped, run.meter.seconds)
