@@ -1,9 +1,9 @@
 """Steps of a transaction on files: contents that change, files that move. See `history` for how they become one.
 
 A link to a file: new contents go through it, into the file where it lies, and so do the old ones when they come back.
-What is moved is the link itself. No file is made or removed behind a link: it may be another set's, and the journal
-would be all that is left of it. A link where a step makes or removes a file is a conflict, as is any other change from
-outside.
+Of several names of one file each may say the same change. What is moved is the link itself. No file is made or removed
+behind a link: it may be another set's, and the journal would be all that is left of it. A link where a step makes or
+removes a file is a conflict, as is any other change from outside.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def apply_steps(root: Path, steps: Sequence[Step], seen: Sequence[Signature], be
     puts back what was begun.
     """
     singly = _flushed_singly(steps)  # either way all is on the disk before the journal says that it is done
-    written: set[str] = set()
+    written: set[str | int] = set()  # by path, and by the number of the file: a link may lead to another of the set
     for step, signature in zip(steps, seen, strict=True):
         if isinstance(step, Move):
             _check_free(root / step.target)  # before it begins: what lies there is nothing to be taken back
@@ -98,11 +98,15 @@ def apply_steps(root: Path, steps: Sequence[Step], seen: Sequence[Signature], be
             _move(root / step.path, root / step.target)
             continue
         path = f"{root}/{step.path}"  # pathlib takes longer to join two names than the system to write them
-        if _signature(path) != signature if step.path not in written else read(path) != step.before:
+        number = signature[2] if signature is not None else 0
+        again = step.path in written or number in written
+        found = read(path) if again else step.before
+        if found not in (step.before, step.after) or not (again or _signature(path) == signature):
             raise ConflictError([Conflict(step.path, step.before, read(path))])
         begin()
-        _write(path, step.after, flush=singly)
-        written.add(step.path)
+        if found != step.after:
+            _write(path, step.after, flush=singly)
+        written |= {step.path, number} if number else {step.path}
     if not singly:
         os.sync()
 

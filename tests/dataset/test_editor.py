@@ -448,6 +448,24 @@ def test_a_file_is_neither_made_nor_removed_behind_a_link(root: Path) -> None:
     assert (root / "n.txt").is_symlink() and target.read_bytes() == b"zorb"
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_caption_of_two_names_is_changed_once(root: Path, link: Callable[..., None]) -> None:
+    os.remove(root / "5_dog" / "b.txt")
+    link(root / "a.txt", root / "5_dog" / "b.txt")
+    editor, old = Editor(root), (root / "a.txt").read_bytes()
+    editor.apply(editor.preview(make_edit("add", {"tags": "new"})))
+    assert (root / "a.txt").read_bytes() == (root / "5_dog" / "b.txt").read_bytes() != old
+    editor.undo()
+    assert (root / "5_dog" / "b.txt").read_bytes() == old
+    editor.redo()
+    editor.undo()
+    assert (root / "a.txt").read_bytes() == old and editor.outside_changes() == []
+    history = History(root)
+    with pytest.raises(ConflictError):  # two changes that are not the same
+        history.commit("x", [Change("a.txt", old, b"one"), Change("5_dog/b.txt", old, b"two")])
+    assert (root / "a.txt").read_bytes() == old
+
+
 def test_undo_leaves_what_lies_behind_a_link_that_took_a_new_files_place(root: Path) -> None:
     target, history = root.parent / "elsewhere.txt", History(root)
     history.commit("make", [Change("n.txt", None, b"zorb"), Change("m.txt", None, b"zorb")])
