@@ -23,7 +23,6 @@ class _Ahead(Generic[Item]):
         self._items = items
         self._ready: queue.Queue[Item | _Raised] = queue.Queue(count)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._fill, name="trainer-ahead", daemon=True)
 
     def _fill(self) -> None:
         last: _Raised | None = None
@@ -43,7 +42,9 @@ class _Ahead(Generic[Item]):
         item = last = _Raised(None)  # an error's traceback holds this frame
 
     def run(self) -> Generator[Item, None, None]:
-        self._thread.start()
+        # made when the first item is asked for: one that is never started holds what it was to do, which would hold it
+        thread = threading.Thread(target=self._fill, name="trainer-ahead", daemon=True)
+        thread.start()
         try:
             while True:
                 item = self._ready.get()
@@ -57,15 +58,15 @@ class _Ahead(Generic[Item]):
                         del item  # its traceback holds this frame
                 return
         finally:
-            self.end()
+            self._end(thread)
 
-    def end(self) -> None:
+    def _end(self, thread: threading.Thread) -> None:
         self._ended.set()
         while not self._ready.empty():  # what waits to put something away need not wait any longer
             with contextlib.suppress(queue.Empty):
                 self._ready.get_nowait()
-        if self._thread.is_alive():
-            self._thread.join()
+        if thread.is_alive():
+            thread.join()
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -70,3 +72,26 @@ def test_leaving_ends_the_thread_also_with_an_error(asked: int) -> None:
 def test_the_end_is_the_end() -> None:
     with ahead(iter([1])) as items:
         assert list(items) == [1] and list(items) == []
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_what_makes_them_goes_with_it_and_waits_for_no_collection(asked: int) -> None:
+    """It holds all pictures of a run, which may be stopped before its first step."""
+
+    class Pictures:
+        def steps(self) -> Iterator[int]:
+            yield from itertools.count()
+
+    pictures = Pictures()
+    held = weakref.ref(pictures)
+    gc.disable()
+    try:
+        with ahead(pictures.steps()) as items:
+            del pictures
+            for _ in range(asked):
+                next(items)
+            assert held() is not None
+        del items
+        assert held() is None
+    finally:
+        gc.enable()
