@@ -92,6 +92,8 @@ class Shape:
     kinds: tuple[str, ...] = KINDS
     full: tuple[str, ...] = ("lora", "checkpoint")
     """Kinds that are measured in fp32 too."""
+    more: int = 0
+    """As many times the pictures are taken throughout: on a small model one of them takes less than gradients do."""
 
     def told(self, batch: int, tokens: int) -> Conditioning:
         """What the UNet reads beside latents and timesteps."""
@@ -121,7 +123,7 @@ def shape_of(name: str) -> Shape:
     if name == "tiny":
         return Shape(support.UNET, (support.CLIP,), support.VAE, tiny, 128, on_cpu=True)
     texts = (support.CLIP, tiny_families.OPEN_CLIP)
-    return Shape(tiny_families.XL_UNET, texts, support.VAE, xl, 128, SDXL, True, ("lora",), ())
+    return Shape(tiny_families.XL_UNET, texts, support.VAE, xl, 128, SDXL, True, ("lora",), (), SMALL)
 
 
 class _Bus(Bus):
@@ -358,7 +360,7 @@ def works(shape: Shape) -> Iterator[tuple[str, list[Point]]]:
             common = {"training__precision": precision, "training__gradient_checkpointing": recomputed}
             for kind in kinds:
                 more = SMALL if shape.on_cpu and recomputed else 1
-                points = _points(kind, shape.side, common, more)
+                points = _points(kind, shape.side, common, shape.more or more)
                 if precision == "fp32":
                     points = points[:2]
                 elif recomputed:
@@ -368,8 +370,9 @@ def works(shape: Shape) -> Iterator[tuple[str, list[Point]]]:
 
 SMALL = 8
 """As many times the pictures are needed before a small model's recomputed steps take more than gradients do."""
-LARGE = ("loha", "checkpoint")
-"""Kinds whose gradients alone may be the most that a step of small pictures takes."""
+LARGE = ("loha", "lora+dora", "checkpoint")
+"""Kinds of which what learns alone, its gradients or its weights put together, may be the most that a step of small
+pictures takes."""
 
 
 def _points(kind: str, side: int, common: dict[str, Any], more: int = 1) -> list[Point]:
@@ -379,12 +382,12 @@ def _points(kind: str, side: int, common: dict[str, Any], more: int = 1) -> list
     counts = (4, 8) if kind in LARGE else (1, 2)
     points = [(job_of(side, **own, training__batch_size=more * count), 1) for count in counts]
     if kind == "lora":
-        points.append((job_of(side, **own, optimizer__text_encoder_lr=1e-5), 1))
+        points.append((job_of(side, **own, optimizer__text_encoder_lr=1e-5, training__batch_size=more), 1))
     elif kind == "embedding":
         points.append((points[0][0], 3))
     elif kind == "hypernetwork":
         points.append((job_of(side, **own, hypernetwork__layer_structure="1, 4, 4, 1"), 1))
-    elif kind == "loha":
+    elif kind in ("loha", "lora+dora"):
         points.append((job_of(64, **own), 1))
     elif kind == "checkpoint":
         trained = job_of(side, **own, finetune__text_encoder_lr=1e-6, training__batch_size=4)
@@ -395,7 +398,7 @@ def _points(kind: str, side: int, common: dict[str, Any], more: int = 1) -> list
 def fitted(table: Table, points: list[Point], sizes: list[int]) -> Work:
     """What a step costs by pictures' size, what learns and captions, through the measured points."""
     first, second = (job for job, _ in points[:2])
-    kind, batch, (low, high) = first.network.kind, first.training.batch_size, sizes[:2]
+    kind, batch, (low, high) = kind_of(first).memory.measured_as(first), first.training.batch_size, sizes[:2]
     cell = (high - low) / (cells_of(second) - cells_of(first))
     fixed = low - cell * cells_of(first)
     if kind == "embedding":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,14 @@ from torch import nn
 from lib_trainer.config import JobConfig
 from lib_trainer.config.fields import option_of
 from lib_trainer.families.family import Family
-from lib_trainer.kinds.adapter_options import Planned, adapter_rates, dropouts_of
+from lib_trainer.kinds.adapter_options import Planned, adapter_rates, dropouts_of, lora_plus
 from lib_trainer.kinds.memory import Changes, KindMemory
 from lib_trainer.networks.adapters import AdapterSpec
 from lib_trainer.networks.lora import make_adapter
 from lib_trainer.ports import AdaptableModule
 from lib_trainer.refusals import Field, Sentence
 from lib_trainer.training.memory_table import Layer, Table, Work
+from lib_trainer.training.optimizers import Shapes, known
 
 Plan = Callable[[JobConfig, Sequence[AdaptableModule], Family], Planned]
 """Which of the modules of a model of a family get an adapter in a job, and of what kind and rank."""
@@ -29,11 +31,12 @@ RANK, TEXT_RATE, SECOND_RATE = "network.rank", "optimizer.text_encoder_lr", "opt
 
 @dataclass(frozen=True)
 class Costs:
-    """`measured`: what tables of memory call the kind without DoRA. `lies_flat`: the parameters are one buffer.
-    `rank_costs`: a smaller rank needs less memory. `networks`: how many there are, of which one learns at a time."""
+    """`measured`: what tables of memory call the kind without DoRA. `rank_keeps`: a step keeps what is between the thin
+    products. `rank_costs`: a smaller rank needs less memory. `networks`: how many there are, of which one learns at a
+    time."""
 
     measured: str
-    lies_flat: bool = True
+    rank_keeps: bool = True
     rank_costs: bool = True
     networks: int = 1
 
@@ -53,15 +56,30 @@ class AdapterMemory(KindMemory):
             found[target.part] = found.get(target.part, 0) + own
         return found
 
+    def shapes(self, job: JobConfig, table: Table) -> Shapes:
+        """As `LoraNetwork.flatten` gives them: one buffer for a part, where the optimizer takes one."""
+        if self._lies_flat(job) and known(job.optimizer).whole and lora_plus(job) == 1:
+            return super().shapes(job, table)
+        planned = self._planned(job, table)
+        networks = self._costs.networks
+        return [(own, networks * layer.count) for one, spec, layer in planned for own in _shapes_of(one.module, spec)]
+
+    def _lies_flat(self, job: JobConfig) -> bool:
+        """See `Adapter.can_be_flat`."""
+        return not job.network.dora and not dropouts_of(job)
+
     def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
         return any(rate for part, rate in adapter_rates(job, family).items() if part != "unet")
 
     def measured_as(self, job: JobConfig) -> str:
+        """Where no layer of the UNet learns, a step goes through it as an embedding's does."""
+        if not job.optimizer.unet_lr:
+            return "embedding"
         return super().measured_as(job) + ("+dora" if job.network.dora else "")
 
     def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
         """Ranks other than those that were measured keep more, or less, between the thin products."""
-        if not self._costs.lies_flat or job.training.gradient_checkpointing:
+        if not self._costs.rank_keeps or job.training.gradient_checkpointing or not job.optimizer.unet_lr:
             return 0.0
         usual = msgspec.structs.replace(
             job,
@@ -71,9 +89,9 @@ class AdapterMemory(KindMemory):
         asked = self._costs.networks * self._hidden(job, table)
         return dtype.itemsize * cells * (asked - self._hidden(usual, table))
 
-    def least_activations(self, job: JobConfig, learned: int) -> int:
+    def least_share(self, job: JobConfig, work: Work) -> float:
         """Gradients of all adapters, in the run's precision, are joined and widened."""
-        return 2 * learned if self._costs.lies_flat and not job.network.dora and not dropouts_of(job) else 0
+        return max(work.least, 2.0) if self._lies_flat(job) else 0.0
 
     def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
         found = [Sentence("lower.option", option=Field(RANK), now=job.network.rank)]
@@ -117,11 +135,15 @@ def _modules(layers: tuple[Layer, ...]) -> tuple[Sequence[AdaptableModule], Mapp
 
 
 def _numbers_of(layer: Any, spec: AdapterSpec) -> int:
-    return _count(tuple(layer.weight.shape), layer.stride if isinstance(layer, nn.Conv2d) else None, spec)
+    return sum(math.prod(shape) for shape in _shapes_of(layer, spec))
+
+
+def _shapes_of(layer: Any, spec: AdapterSpec) -> tuple[tuple[int, ...], ...]:
+    return _shapes(tuple(layer.weight.shape), layer.stride if isinstance(layer, nn.Conv2d) else None, spec)
 
 
 @functools.lru_cache(maxsize=4096)
-def _count(shape: tuple[int, ...], stride: Any, spec: AdapterSpec) -> int:
+def _shapes(shape: tuple[int, ...], stride: Any, spec: AdapterSpec) -> tuple[tuple[int, ...], ...]:
     with torch.device("meta"):
         layer: nn.Module
         if len(shape) == 4:
@@ -129,4 +151,4 @@ def _count(shape: tuple[int, ...], stride: Any, spec: AdapterSpec) -> int:
         else:
             layer = nn.Linear(shape[1], shape[0])
         adapter = make_adapter(AdaptableModule("layer", layer, "unet", "transformer", "middle"), spec)
-    return sum(parameter.numel() for parameter in adapter.parameters())
+    return tuple(tuple(parameter.shape) for parameter in adapter.parameters())

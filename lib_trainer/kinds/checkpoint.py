@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from lib_trainer.networks.low_rank import lora_of_differences
 from lib_trainer.ports import Host, LoadedModel, OwnParameter
 from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, SaveError, Sentence
 from lib_trainer.training.memory_table import Table
-from lib_trainer.training.optimizers import lighter, wants_average
+from lib_trainer.training.optimizers import Shapes, lighter, wants_average
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.prediction import marks, schedule_of
 
@@ -50,6 +51,17 @@ class CheckpointMemory(KindMemory):
 
     def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
         return {part: table.weights[part].all for part in _learning_parts(job, table.family)}
+
+    def shapes(self, job: JobConfig, table: Table) -> Shapes:
+        """Of the layers. Of a text encoder's other numbers nearly all are one table of tokens; the UNet's are small."""
+        found: list[tuple[Sequence[int], int]] = []
+        for part, numbers in self.learned(job, table).items():
+            layers = [layer for layer in table.layers if layer.part == part]
+            own = [((one.out, one.inner, *(2 * [one.kernel] if one.kernel else [])), one.count) for one in layers]
+            rest, width = numbers - sum(math.prod(shape) * count for shape, count in own), layers[0].inner
+            found += own
+            found += [((width,), rest // width)] if part == "unet" else [((rest // width, width), 1)]
+        return found
 
     def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
         return any(part != "unet" for part in _learning_parts(job, family))

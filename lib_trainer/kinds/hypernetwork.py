@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +22,7 @@ from lib_trainer.networks.hypernetwork import Hypernetwork, Structure, attention
 from lib_trainer.ports import Host, LoadedModel
 from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
 from lib_trainer.training.memory_table import Table, Work
+from lib_trainer.training.optimizers import Shapes
 
 STRUCTURE = "hypernetwork.layer_structure"
 
@@ -29,10 +31,13 @@ class HypernetworkMemory(KindMemory):
     """By the structure of the networks, whose widths are multiples of what the attentions read."""
 
     def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
+        return {"unet": sum(math.prod(shape) for shape, _ in self.shapes(job, table))}
+
+    def shapes(self, job: JobConfig, table: Table) -> Shapes:
         sizes = parse_sizes(job.hypernetwork.sizes) or table.attention_sizes
         with torch.device("meta"):
             network = Hypernetwork(parse_structure(job), sizes)
-        return {"unet": sum(parameter.numel() for parameter in network.parameters())}
+        return [(parameter.shape, 1) for parameter in network.parameters()]
 
     def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
         return work.wide * cells * (sum(parse_structure(job).layers[1:-1]) - 2)

@@ -11,6 +11,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.refusals import Sentence
 from lib_trainer.training.memory_table import Table, Work
+from lib_trainer.training.optimizers import Shapes
 
 Changes = Sequence[Mapping[str, Any]]
 """Values of options that may be changed together, from the smallest change on."""
@@ -30,6 +31,10 @@ class KindMemory:
         """How many numbers learn, by part."""
         raise NotImplementedError
 
+    def shapes(self, job: JobConfig, table: Table) -> Shapes:
+        """Of what an optimizer is given."""
+        return [((numbers,), 1) for numbers in self.learned(job, table).values()]
+
     def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
         return False
 
@@ -41,9 +46,9 @@ class KindMemory:
         """Bytes of a step beyond those that the table tells of a job at the ranks that it was measured at."""
         return 0.0
 
-    def least_activations(self, job: JobConfig, learned: int) -> int:
-        """Bytes that a step takes whatever the pictures; `learned` bytes learn."""
-        return 0
+    def least_share(self, job: JobConfig, work: Work) -> float:
+        """Bytes that a step takes whatever the pictures, for each byte that learns in it."""
+        return work.least
 
     def replaces(self, job: JobConfig, family: Family) -> frozenset[str]:
         """Parts of the model whose own weights are away while others learn in their place."""

@@ -23,8 +23,8 @@ KINDS: Mapping[str, Kind] = {
     for kind in (
         AdapterKind("lora", module="networks.lora"),
         AdapterKind("locon", called="locon"),
-        AdapterKind("loha", "loha", called="loha", costs=Costs("loha", lies_flat=False)),
-        AdapterKind("lokr", "lokr", called="lokr", costs=Costs("lokr", lies_flat=False, rank_costs=False)),
+        AdapterKind("loha", "loha", called="loha", costs=Costs("loha", rank_keeps=False)),
+        AdapterKind("lokr", "lokr", called="lokr", costs=Costs("lokr", rank_keeps=False, rank_costs=False)),
         PivotalKind("pivotal", goes_on=LORA, module="networks.lora", costs=Costs("lora")),
         DifferenceKind("difference", goes_on=LORA, module="networks.lora", costs=Costs("lora", networks=2)),
         EmbeddingKind(),

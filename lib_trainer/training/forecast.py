@@ -118,12 +118,12 @@ def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 
     work = _work(job, table, dtype)
     if work is None:
         raise ValueError(f"the table of {table.of} is not about {work_key(job, dtype)}")
-    learned = FULL * sum(learned_numbers(job, table).values())
+    learned = memory.learning_share * FULL * sum(learned_numbers(job, table).values())
     total = work.fixed + work.learned * learned + work.cell * cells
     if memory.trains_text_encoder(job, table.family):
         total += work.text * training.batch_size * chunks
     total += memory.activations(job, table, work, dtype, cells)
-    return int(max(total, work.least * learned, memory.least_activations(job, learned)))
+    return int(max(total, memory.least_share(job, work) * learned))
 
 
 def _cells(width: int, height: int, table: Table) -> int:
@@ -151,13 +151,16 @@ def _work(job: JobConfig, table: Table, dtype: torch.dtype) -> Work | None:
 
 def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
     learned = FULL * sum(learned_numbers(job, table).values())
-    states = int(known(job.optimizer).state * learned / FULL)
+    optimizer, memory = known(job.optimizer), kind_of(job).memory
+    shapes = memory.shapes(job, table)
+    states = int(memory.learning_share * optimizer.state_bytes(shapes))
     average = learned if wants_average(job.optimizer) else 0
     kept = {"what learns": learned, "optimizer": states, "EMA": average}
     peak = activations(job, table, place.dtype, place.chunks)
-    fresh = int(kind_of(job).memory.learning_share * learned)
+    fresh = int(memory.learning_share * learned)
+    passing = int(memory.learning_share * optimizer.passing_bytes(shapes, place.device))
     before = fresh if job.training.gradient_accumulation > 1 or job.preserve.weight else 0  # a second term adds to them
-    step = {"activations": max(peak, fresh), "gradients": before}
+    step = {"activations": max(peak, fresh + passing - before), "gradients": before}
     phases = [
         Need(
             "encoding", _weights(job, table, place, "encoding") | kept | {"optimizer": 0} | _encoding(job, table, place)

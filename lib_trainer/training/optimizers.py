@@ -12,7 +12,8 @@ import importlib
 import importlib.util
 import inspect
 import io
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,9 +28,19 @@ from lib_trainer.torch_version import torch_version
 from lib_trainer.training.arguments import parse_arguments
 
 Groups = list[dict[str, Any]]
+Shapes = Sequence[tuple[Sequence[int], int]]
+"""Shapes of tensors that learn, and how many there are of each."""
 
 BY_PATH = "by path"
 """The choice that names a class itself."""
+
+
+@dataclass(frozen=True)
+class Passing:
+    """Bytes that a step makes and lets go of: for each number that learns, and for each of the largest tensor."""
+
+    each: float = 0.0
+    largest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,8 @@ class Known:
 
     `usual` arguments are given unless the job says otherwise, `fixed` ones always: they are decided by other options.
     `whole`: the update of a number hangs on that number and on sums over all of them, so that many tensors may be given
-    as one. `state`: bytes that it keeps for each number (of factored moments what they are for convolutions).
+    as one. `state`: bytes that it keeps for each number; `factors`: moments that it keeps as sums over rows and over
+    columns beside that. `passing`: what its step makes on the way, on a card and elsewhere; one is made for both.
     `finds_rate`: it finds the step's size itself, and rates are factors on it near 1; with `one_rate` they must be
     equal. `adapts`: the rate alone says how far a number goes in a step, however large its gradients are. `averages`:
     what is to be saved is an average that it keeps. `card`: it needs an NVIDIA card. `kin`: what is nearest to it and
@@ -51,6 +63,8 @@ class Known:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     whole: bool = False
     state: float = 12.0
+    factors: int = 0
+    passing: tuple[Passing, Passing] = (Passing(), Passing())
     finds_rate: bool = False
     one_rate: bool = False
     adapts: bool = True
@@ -62,6 +76,24 @@ class Known:
     @property
     def module(self) -> str:
         return self.path.rpartition(".")[0]
+
+    def state_bytes(self, shapes: Shapes) -> int:
+        """What it keeps beside tensors of these shapes."""
+        return int(sum(count * (self.state * math.prod(shape) + self._factored(shape)) for shape, count in shapes))
+
+    def _factored(self, shape: Sequence[int]) -> float:
+        """Of the last two dimensions the sums over each; a vector's moment is kept whole."""
+        numbers = math.prod(shape)
+        if len(shape) < 2:
+            return min(self.factors, 1) * 4.0 * numbers
+        return self.factors * 4.0 * (numbers / shape[-1] + numbers / shape[-2])
+
+    def passing_bytes(self, shapes: Shapes, device: torch.device) -> int:
+        """What a step makes on the way beside tensors of these shapes and their gradients."""
+        own = self.passing[0 if device.type == "cuda" else 1]
+        numbers = [(math.prod(shape), count) for shape, count in shapes]
+        every, largest = sum(size * count for size, count in numbers), max((size for size, _ in numbers), default=0)
+        return int(own.each * every + own.largest * largest)
 
     @property
     def installed(self) -> bool:
@@ -76,12 +108,15 @@ OPTIMIZERS: dict[str, Known] = {
     "AdamW8bit": Known("bitsandbytes.optim.AdamW8bit", BITSANDBYTES, state=2.06, card=True),
     "PagedAdamW8bit": Known("bitsandbytes.optim.PagedAdamW8bit", BITSANDBYTES, state=2.06, card=True),
     # Chen et al. 2023, arXiv:2302.06675
-    "Lion": Known("pytorch_optimizer.Lion", PYTORCH_OPTIMIZER, whole=True, state=4.0, lighter="Lion8bit"),
+    "Lion": Known(
+        "pytorch_optimizer.Lion", PYTORCH_OPTIMIZER, whole=True, state=4.0, passing=2 * (Passing(4.0),),
+        lighter="Lion8bit",
+    ),
     "Lion8bit": Known("bitsandbytes.optim.Lion8bit", BITSANDBYTES, state=1.03, card=True, kin="Lion"),
     # Sutskever et al. 2013
     "SGDNesterov": Known(
         "torch.optim.SGD", usual={"momentum": 0.9}, fixed={"nesterov": True}, whole=True, state=4.0, adapts=False,
-        lighter="SGDNesterov8bit",
+        passing=(Passing(4.0), Passing(0.0, 8.0)), lighter="SGDNesterov8bit",
     ),
     # bitsandbytes takes `nesterov`, and steps by plain momentum
     "SGDNesterov8bit": Known(
@@ -91,35 +126,40 @@ OPTIMIZERS: dict[str, Known] = {
     # Defazio & Mishchenko 2023, arXiv:2301.07733
     "DAdaptAdamW": Known(
         "pytorch_optimizer.DAdaptAdam", PYTORCH_OPTIMIZER, usual={"weight_decouple": True}, whole=True, state=12.0,
-        finds_rate=True, one_rate=True,
+        passing=2 * (Passing(4.0, 4.0),), finds_rate=True, one_rate=True,
     ),
     "DAdaptLion": Known(
         "pytorch_optimizer.DAdaptLion", PYTORCH_OPTIMIZER, usual={"weight_decouple": True}, whole=True, state=8.0,
-        finds_rate=True, one_rate=True, kin="Lion",
+        passing=2 * (Passing(4.0, 4.0),), finds_rate=True, one_rate=True, kin="Lion",
     ),
     # Shazeer & Stern 2018, arXiv:1804.04235, at the job's own rate
     "Adafactor": Known(
         "transformers.optimization.Adafactor", usual={"scale_parameter": False},
-        fixed={"relative_step": False, "warmup_init": False}, state=4.0,
+        fixed={"relative_step": False, "warmup_init": False}, state=0.0, factors=1, passing=2 * (Passing(0.0, 12.0),),
     ),
     # Mishchenko & Defazio 2024, arXiv:2306.06101
     "Prodigy": Known(
-        "pytorch_optimizer.Prodigy", PYTORCH_OPTIMIZER, whole=True, state=16.0, finds_rate=True, one_rate=True
+        "pytorch_optimizer.Prodigy", PYTORCH_OPTIMIZER, whole=True, state=16.0, finds_rate=True, one_rate=True,
+        passing=(Passing(4.0, 4.0), Passing(0.0, 4.0)),
     ),
     # Defazio et al. 2024, arXiv:2405.15682
     "AdamWScheduleFree": Known(
         "pytorch_optimizer.ScheduleFreeAdamW", PYTORCH_OPTIMIZER, fixed={"warmup_steps": 0}, whole=True, state=8.0,
-        averages=True,
+        passing=2 * (Passing(8.0),), averages=True,
     ),
     "ProdigyPlusScheduleFree": Known(
         "prodigyplus.ProdigyPlusScheduleFree", PRODIGY_PLUS, fixed={"use_schedulefree": True, "fused_back_pass": False},
-        state=8.0, finds_rate=True, averages=True, kin="Prodigy",
+        state=4.4, passing=2 * (Passing(0.0, 8.0),), finds_rate=True, averages=True, kin="Prodigy",
     ),
     # Luo et al. 2023, arXiv:2307.02047
-    "CAME": Known("pytorch_optimizer.CAME", PYTORCH_OPTIMIZER, state=8.0, kin="Adafactor"),
+    "CAME": Known(
+        "pytorch_optimizer.CAME", PYTORCH_OPTIMIZER, state=4.0, factors=2, passing=2 * (Passing(8.0, 8.0),),
+        kin="Adafactor",
+    ),
     # Pagliardini et al. 2024, arXiv:2409.03137
     "AdEMAMix": Known(
-        "pytorch_optimizer.AdEMAMix", PYTORCH_OPTIMIZER, usual={"weight_decouple": True}, whole=True, state=12.0
+        "pytorch_optimizer.AdEMAMix", PYTORCH_OPTIMIZER, usual={"weight_decouple": True}, whole=True, state=12.0,
+        passing=2 * (Passing(8.0),),
     ),
 }  # fmt: skip
 

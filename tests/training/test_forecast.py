@@ -31,6 +31,7 @@ TINY_XL = read_table(Path(__file__).with_name("memory_tiny_xl.json"))
 PICTURES = 3
 """As many as the largest batch has."""
 ON, OFF = {"training__gradient_checkpointing": True}, {"optimizer__text_encoder_lr": 0.0}
+SMALL = {"dataset__width": 128, "dataset__height": 128}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "lora 192² b2 fp32": {"network__kind": "lora", "training__batch_size": 2, "training__precision": "fp32"},
     "lora 256×128 b2 rank 64": {
@@ -48,6 +49,13 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "network__kind": "checkpoint", "optimizer__ema": True, "finetune__text_encoder_lr": 1e-6,
     },
     "checkpoint b3 checkpointing": {"network__kind": "checkpoint", "training__batch_size": 3, **ON},
+    "difference rank 64": {"network__kind": "difference", "network__rank": 64, **SMALL, **OFF},
+    "text encoder alone b3": {"optimizer__unet_lr": 0.0, "training__batch_size": 3, **SMALL},
+    "checkpoint, CAME": {"network__kind": "checkpoint", "optimizer__name": "CAME", **SMALL},
+    "loha + dora, rank 64, Adafactor": {
+        "network__kind": "loha", "network__dora": True, "network__rank": 64, "optimizer__name": "Adafactor",
+        **SMALL, **OFF,
+    },
 }  # fmt: skip
 """Each kind of step once. Accumulation is in SDXL's, and LoCon and LoHa recomputed are in the tables' real sizes."""
 
@@ -102,7 +110,10 @@ def measured_peak(job: JobConfig, model: LdmModel, root: Path) -> int:
 def test_a_forecast_is_within_a_tenth_of_a_real_runs_peak(
     name: str, deep_model: LdmModel, few_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _compare(name, _job(few_pictures, **CONFIGURATIONS[name]), TINY, deep_model, tmp_path, capsys)
+    changes = CONFIGURATIONS[name]
+    if changes.get("network__kind") == "difference":
+        changes = {**changes, "difference__before": str(few_pictures)}
+    _compare(name, _job(few_pictures, **changes), TINY, deep_model, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS_XL)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from bench.allocations import Allocations
 from lib_trainer.config import OptimizerConfig
 from lib_trainer.config.base import AVERAGING
 from lib_trainer.networks.flat import Flat
@@ -357,6 +358,30 @@ def test_one_whose_package_is_not_there_says_what_to_install(name: str, monkeypa
     told = rf"needs the package {package.name}, which is not installed: .*install-optimizer {name}"
     with pytest.raises(ConfigError, match=told):
         check_optimizer(OptimizerConfig(name=name), torch.device("cuda"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if not entry.card])
+def test_what_an_optimizer_keeps_and_makes_is_foreseen(name: str) -> None:
+    """Of kernels, matrices and vectors, and of one buffer where it is given that. A step may make as much again as all
+    that learns: whole checkpoints were foreseen to need a quarter less than they do."""
+    entry, config = OPTIMIZERS[name], OptimizerConfig(name=name)  # type: ignore[arg-type]
+    many = [((96, 64, 3, 3), 3), ((256, 64), 8), ((8, 512), 8), ((64,), 20)]
+    for shapes in (many, [((1 << 17,), 1)]) if entry.whole else (many,):
+        parameters = [nn.Parameter(torch.randn(shape)) for shape, count in shapes for _ in range(count)]
+        with Allocations() as live:
+            live.watch(parameters)
+            rate = 1.0 if entry.finds_rate else 1e-3
+            optimizer = make_optimizer([{"params": parameters, "lr": rate, "name": "unet"}], config)
+            learned, most = live.now, 0
+            for _ in range(2):
+                for parameter in parameters:
+                    parameter.grad = torch.randn_like(parameter)
+                live.forget_peak()
+                optimizer.step()
+                most = max(most, live.peak)
+        whole = most - learned
+        foreseen = learned + entry.state_bytes(shapes) + entry.passing_bytes(shapes, torch.device("cpu"))
+        assert foreseen / whole == pytest.approx(1, abs=0.05)
 
 
 def test_the_registry_is_sound() -> None:
