@@ -19,6 +19,7 @@ import torch
 
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset import masks
+from lib_trainer.dataset.buckets import Size
 from lib_trainer.dataset.latent_store import MOMENT_CHANNELS
 from lib_trainer.kinds.captions import captions_vary
 from lib_trainer.kinds.registry import kind_of
@@ -35,7 +36,8 @@ DRAWING = (("sample", "unet"), ("decode", "vae"))
 class Place:
     """Where a job will run. `dtype` is what it trains in, `held` what the host holds each part in.
 
-    `pictures` is how many are kept encoded in memory; `chunks` how many pieces of 75 tokens the longest captions have;
+    `pictures` is how many are kept encoded in memory, `largest` the size that most pixels of one are trained at, None
+    where nobody has looked at them; `chunks` how many pieces of 75 tokens the longest captions have;
     `inpaints` whether the model does, so that pictures are kept with holes. `rests`: the host keeps its model off the
     device and brings one part at a time to draw (--medvram). `unet_waits`: the UNet leaves it while pictures are
     encoded.
@@ -45,6 +47,7 @@ class Place:
     dtype: torch.dtype
     held: Mapping[str, torch.dtype]
     pictures: int = 0
+    largest: Size | None = None
     chunks: int = 1
     inpaints: bool = False
     rests: bool = False
@@ -111,10 +114,10 @@ def work_key(job: JobConfig, dtype: torch.dtype) -> str:
     return f"{kind_of(job).memory.measured_as(job)} {'full' if dtype is torch.float32 else 'half'} {memory}"
 
 
-def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 1) -> int:
+def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 1, largest: Size | None = None) -> int:
     """Bytes at the peak of a step beside weights, what learns and the optimizer's state; new gradients included."""
     training, memory = job.training, kind_of(job).memory
-    cells = training.batch_size * _cells(*largest_size(job), table)
+    cells = training.batch_size * _cells(*(largest or largest_size(job)), table)
     work = _work(job, table, dtype)
     if work is None:
         raise ValueError(f"the table of {table.of} is not about {work_key(job, dtype)}")
@@ -156,7 +159,7 @@ def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
     states = int(memory.learning_share * optimizer.state_bytes(shapes))
     average = learned if wants_average(job.optimizer) else 0
     kept = {"what learns": learned, "optimizer": states, "EMA": average}
-    peak = activations(job, table, place.dtype, place.chunks)
+    peak = activations(job, table, place.dtype, place.chunks, place.largest)
     fresh = int(memory.learning_share * learned)
     passing = int(memory.learning_share * optimizer.passing_bytes(shapes, place.device))
     before = fresh if job.training.gradient_accumulation > 1 or job.preserve.weight else 0  # a second term adds to them
@@ -243,7 +246,7 @@ def _pictures(job: JobConfig, table: Table, place: Place) -> int:
 
 
 def _encoding(job: JobConfig, table: Table, place: Place) -> dict[str, int]:
-    cells = _cells(*largest_size(job), table)
+    cells = _cells(*(place.largest or largest_size(job)), table)
     return {"encoding": _quiet(table, "encode", cells, place.held["vae"])}
 
 

@@ -6,6 +6,7 @@ its own. So a job that seems too large is told what to change, and can be starte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 
 from lib_trainer.config import JobConfig, from_values, to_values
+from lib_trainer.dataset.buckets import Size
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.memory import SHARE, free_bytes, host_free_bytes
 from lib_trainer.ports import HeldPart, Host
 from lib_trainer.refusals import Decimals, Field, Sentence, both
+from lib_trainer.training.captions import TOKENS_PER_CHUNK
 from lib_trainer.training.forecast import Forecast, Need, Place, forecast, foreseen
 from lib_trainer.training.memory_table import Table, table_for
 from lib_trainer.training.optimizers import lighter
@@ -39,6 +42,8 @@ ITEMS = {
     "set aside": Sentence("memory.set_aside"),
 }
 """What the forecast counts, in words."""
+SIZED = frozenset({"dataset.width", "dataset.height", "buckets.resolutions"})
+"""Options by which pictures are fitted anew."""
 SHOWN = 0.05
 """GiB: what is less is not listed."""
 
@@ -102,14 +107,25 @@ class Outlook:
         return None
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What is known of a job's pictures where somebody has looked at them: how many are encoded, the size that most
+    pixels of one are trained at, and the longest of the captions that are told."""
+
+    pictures: int = 0
+    largest: Size | None = None
+    captions: Sequence[str] = ()
+
+
 def outlook(
-    job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = None, pictures: int = 0
+    job: JobConfig, host: Host, parts: Mapping[str, HeldPart] | None = None, looked: Looked | None = None
 ) -> Outlook | None:
     """What a job will need here; None for a model or a step that no table is about. Loads nothing and takes no lock.
 
-    `parts` are the host's, where they are known already; `pictures`: how many the job encodes. Raises a `TrainerError`
-    for a job that is not sound.
+    `parts` are the host's, where they are known already. Where nobody has `looked` at the pictures, captions are taken
+    to be short and pictures as large as they may be. Raises a `TrainerError` for a job that is not sound.
     """
+    looked = looked or Looked()
     parts = host.parts() if parts is None else parts
     table = table_for({part: held.numbers for part, held in parts.items()})
     if table is None or table.of != host.family().memory:
@@ -122,7 +138,9 @@ def outlook(
         device,
         dtype,
         {part: parts[part].dtype if part in parts else torch.float32 for part in table.weights},
-        pictures,
+        looked.pictures,
+        looked.largest,
+        _chunks(job, looked.captions, host),
         inpaints=host.inpaints(),
     )
     place = replace(place, rests=place.apart and any(held.rests for held in parts.values()))
@@ -133,6 +151,16 @@ def outlook(
     place = replace(place, unet_waits=place.apart and first.encoding > SHARE * room)
     found = Outlook(forecast(job, table, place), device.type, room, ram_room, unet_waits=place.unet_waits)
     return found if found.fits else replace(found, remedies=tuple(remedies_for(job, table, place, int(SHARE * room))))
+
+
+def _chunks(job: JobConfig, captions: Sequence[str], host: Host) -> int:
+    """Pieces of 75 tokens that the text encoders are shown of the longest caption."""
+    most = job.training.max_tokens // TOKENS_PER_CHUNK
+    if most == 1 or not captions:
+        return 1
+    words = len(kind_of(job).words(job)) * job.embedding.vectors if kind_of(job).has_words else 0
+    tokens = words + max(map(host.token_count, captions))
+    return max(1, min(most, math.ceil(tokens / TOKENS_PER_CHUNK)))
 
 
 def unknown(job: JobConfig, host: Host, parts: Mapping[str, HeldPart]) -> Sentence | None:
@@ -171,6 +199,8 @@ def remedies_for(job: JobConfig, table: Table, place: Place, room: int) -> list[
 
 def _tried(job: JobConfig, changes: Mapping[str, Any], table: Table, place: Place) -> Remedy:
     changed = from_values(to_values(job) | dict(changes))
+    if not SIZED.isdisjoint(changes):
+        place = replace(place, largest=None)
     return Remedy(changes, forecast(changed, table, place).needed)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lib_trainer.config import JobConfig
 from lib_trainer.dataset.batches import Sizer
 from lib_trainer.dataset.caption_files import CaptionRules, caption_files
@@ -30,7 +32,7 @@ from lib_trainer.training.checks import (
     with_a_name,
 )
 from lib_trainer.training.masks import check_masks, masks_of
-from lib_trainer.training.memory_need import outlook
+from lib_trainer.training.memory_need import Looked, outlook
 from lib_trainer.training.mirrored import mirror_warning
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.prediction import check_prediction, drawn_wrongly, ends_as_noise
@@ -133,17 +135,34 @@ def prepare(job: JobConfig, host: Host) -> Plan:
         before = [] if problems.found else kind.before(job, scan)
     problems.raise_if_any()
     assert captions is not None and outputs is not None
-    encoded = len(scan.samples) + len(before) + (job.prior.class_pictures if wants_class_pictures(job, kind) else 0)
-    memory = outlook(job, host, pictures=encoded)
+    sizes = sizer_of(job)
+    memory = outlook(job, host, looked=_looked(job, kind, captions, [*scan.samples, *before], sizes))
     warning, line = (memory.warning(), memory.note()) if memory else (None, None)
     warnings = (*filter(None, [warning]), *_warnings(job, kind, host, scan, predicted))
     notes = tuple(filter(None, [settled.note, line, held.note, unread(job, kind), unread_by_model(job, kind, host)]))
-    sizes = sizer_of(job)
     steps = _checked_steps(job, kind, sizes, [*scan.samples, *before])
     return Plan(
         job, kind, scan, captions, outputs, sizes, steps, tuple(before), warnings, settled.replaced, notes,
         () if caution is None else (caution,), held, memory is not None and memory.unet_waits,
     )  # fmt: skip
+
+
+LONGEST = 8
+"""Captions with most letters, of which one has most tokens."""
+
+
+def _looked(job: JobConfig, kind: Kind, captions: CaptionMaker, samples: list[Sample], sizes: Sizer) -> Looked:
+    """What the forecast of memory hangs on."""
+    with_class = wants_class_pictures(job, kind)
+    shapes = {sample.size for sample in samples} | ({(job.dataset.width, job.dataset.height)} if with_class else set())
+    targets = [target for shape in shapes for target in sizes.sizes_for(shape)]
+    texts = {text for sample in samples for text in (*sample.captions, *sample.seconds)}
+    frame, generator = captions.variation.prefix + captions.variation.suffix, torch.Generator()
+    return Looked(
+        len(samples) + (job.prior.class_pictures if with_class else 0),
+        max(targets, key=lambda size: size[0] * size[1], default=None),
+        [frame + captions(text, generator) for text in sorted(texts, key=len)[-LONGEST:]],
+    )
 
 
 def _warnings(job: JobConfig, kind: Kind, host: Host, scan: Scan, predicted: Predicts) -> Iterator[Sentence]:

@@ -24,7 +24,7 @@ from lib_trainer.training import memory_need, plan
 from lib_trainer.training import memory_table as forecasts
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.training.forecast import Place, forecast, foreseen, learned_numbers
-from lib_trainer.training.memory_need import GIB, Outlook, outlook, remedies_for, unknown
+from lib_trainer.training.memory_need import GIB, Looked, Outlook, outlook, remedies_for, unknown
 from lib_trainer.training.memory_table import Table, read_table, table_for
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.sizes import holes_of, sizer_of, variations_of
@@ -369,7 +369,7 @@ def test_encoded_pictures_are_counted_where_memory_keeps_them(
     host: Any = _Host(None, tmp_path)  # type: ignore[arg-type]
 
     def kept(**changes: Any) -> int:
-        few, many = (outlook(_job(pictures, **changes), host, pictures=count) for count in (0, 1000))
+        few, many = (outlook(_job(pictures, **changes), host, looked=Looked(count)) for count in (0, 1000))
         assert few is not None and many is not None
         return many.forecast.ram.total - few.forecast.ram.total
 
@@ -420,9 +420,9 @@ def test_the_outlook_asks_the_host_whether_its_model_inpaints(
 ) -> None:
     monkeypatch.setattr(memory_need, "free_bytes", lambda device: 64 * GIB)
     host: Any = _Host(None, tmp_path)  # type: ignore[arg-type]
-    plain = outlook(_job(pictures), host, pictures=1000)
+    plain = outlook(_job(pictures), host, looked=Looked(1000))
     monkeypatch.setattr(host, "inpaints", lambda: True)
-    holes = outlook(_job(pictures), host, pictures=1000)
+    holes = outlook(_job(pictures), host, looked=Looked(1000))
     assert plain is not None and holes is not None
     assert holes.forecast.ram.total - plain.forecast.ram.total == 1000 * 4 * 9 * 64 * 64 * 4
 
@@ -458,3 +458,44 @@ def test_an_unconfirmed_job_that_does_not_fit_is_not_started(
     with pytest.raises(MemoryShort, match="needs about"):
         runner.start(make_job(pictures, training__precision="bf16"), confirmed=False)
     assert not runner.running and runner.view() is None
+
+
+def test_a_plan_tells_the_forecast_of_its_pictures_and_captions(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long caption is shown in several pieces, each of which costs as much; and of buckets none may be as large as
+    the training size allows."""
+    seen: list[Any] = []
+    monkeypatch.setattr(plan, "outlook", lambda job, host, looked: seen.append((job, looked)))
+    folder = draw_pictures(tmp_path / "set", 3, size=(64, 256))
+    (folder / "0.txt").write_text("disc, " * 200)
+    host: Any = _Host(None, tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(host, "token_count", lambda text: len(text.split()))
+    job = _job(folder, buckets__enabled=True, buckets__low=64, dataset__width=256, dataset__height=256)
+    plan.prepare(job, host)
+    ((_, looked),) = seen
+    assert looked.pictures == 3 and looked.largest is not None and looked.largest[0] < looked.largest[1]
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 64 * GIB)
+
+    def foreseen_of(looked: Looked | None, **changes: Any) -> float:
+        job = _job(folder, optimizer__text_encoder_lr=1e-5, **changes)
+        found = outlook(job, host, looked=looked)
+        assert found is not None
+        return next(need.items["activations"] for need in found.forecast.phases if need.phase == "training")
+
+    short = dataclasses.replace(looked, captions=["disc"])
+    batch = _job(folder).training.batch_size
+    more = foreseen_of(looked) - foreseen_of(short)
+    assert more == pytest.approx(2 * batch * SD1.steps["lora half kept"].text, rel=1e-6), "three pieces, not one"
+    assert foreseen_of(looked, training__max_tokens=75) == foreseen_of(short) < foreseen_of(None) + 1
+
+
+def test_a_remedy_by_smaller_pictures_is_reckoned_with_its_own_size(pictures: Path) -> None:
+    job = _job(pictures, dataset__width=1024, dataset__height=1024, training__batch_size=4)
+    place = dataclasses.replace(CARD, largest=(1024, 960))
+    room = int(forecast(_job(pictures, training__batch_size=4), SD1, place).needed * 1.02)
+    plain = dataclasses.replace(CARD, largest=None)
+    small = int(forecast(_job(pictures, training__batch_size=4), SD1, plain).needed * 1.02)
+    assert room > small
+    sizes = [one.changes for one in remedies_for(job, SD1, place, small)]
+    assert any("dataset.width" in changes for changes in sizes)
