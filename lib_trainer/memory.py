@@ -1,7 +1,7 @@
 """How much memory there is, whether an error says that there was too little, and giving back what torch keeps unused.
 
 The one place for the three, over every device that torch knows: CUDA and ROCm (which torch calls cuda as well), Intel's
-XPU, Apple's MPS, and the computer's own memory.
+XPU, Apple's MPS, what a plug-in registers with functions of these names (Ascend's NPU), and the computer's own memory.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     backend: Any = getattr(torch, device.type, None)
-    if device.type == "xpu" and hasattr(backend, "mem_get_info"):
+    if hasattr(backend, "mem_get_info"):
         free, _ = backend.mem_get_info(device)
         return int(free + backend.memory_reserved(device) - backend.memory_allocated(device))
     if device.type == "mps" and hasattr(backend, "recommended_max_memory"):
@@ -111,7 +111,7 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     backend: Any = getattr(torch, device.type, None)
-    if device.type == "xpu" and hasattr(backend, "max_memory_allocated"):
+    if hasattr(backend, "max_memory_allocated"):
         return int(backend.max_memory_allocated(device))
     if device.type == "mps" and hasattr(backend, "current_allocated_memory"):
         return int(backend.current_allocated_memory())
@@ -123,7 +123,7 @@ def peak_bytes(device: torch.device) -> int:
 def forget_peak(device: torch.device) -> None:
     """Let the peak be counted anew from what is in use now."""
     backend: Any = getattr(torch, device.type, None)
-    if device.type in ("cuda", "xpu") and hasattr(backend, "reset_peak_memory_stats"):
+    if hasattr(backend, "reset_peak_memory_stats"):
         backend.reset_peak_memory_stats(device)
 
 
@@ -141,7 +141,7 @@ def spills(device: torch.device) -> bool:
 def release_cached(device: torch.device) -> None:
     """Give back what torch holds unused, so that a smaller plan, or another program, finds room."""
     backend: Any = getattr(torch, device.type, None)
-    if device.type in ("cuda", "xpu", "mps") and hasattr(backend, "empty_cache"):
+    if hasattr(backend, "empty_cache"):
         backend.empty_cache()
 
 

@@ -6,12 +6,25 @@ from collections.abc import Callable
 
 import torch
 
+EXCHANGED = ("cuda", "xpu", "mps", "hpu")
+"""Kinds of device whose tensors and the CPU's can stand for one another, in every torch from 2.1 on."""
+
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`tensor` on `device`. To a GPU it goes through pinned memory, so that the host queues the copy and goes on."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def moves(device: torch.device) -> bool:
+    """Whether a device's parameters can wait on the CPU and come back, the same objects with other bytes.
+
+    Those of the CPU itself have nowhere else to go. With a plug-in's device (Ascend's NPU, DirectML) torch exchanges no
+    bytes of a parameter: to move a module there is to make new ones (`has_compatible_shallow_copy_type`,
+    c10/core/TensorImpl.h).
+    """
+    return device.type in EXCHANGED
 
 
 def is_recorded(device: torch.device) -> bool:

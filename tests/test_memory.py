@@ -22,6 +22,7 @@ from lib_trainer.memory import (
     is_out_of_memory,
     peak_bytes,
     release,
+    release_cached,
 )
 
 CPU = torch.device("cpu")
@@ -107,12 +108,14 @@ def test_other_devices_that_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     assert free_bytes(torch.device("xpu")) == 120
     monkeypatch.setattr(torch, "xpu", SimpleNamespace(), raising=False)  # torch before 2.6 does not tell
     assert free_bytes(torch.device("xpu")) == pytest.approx(host_free_bytes(), rel=0.5)
+    monkeypatch.setattr(torch, "privateuseone", told, raising=False)  # a plug-in's, as Ascend's
+    assert free_bytes(torch.device("privateuseone")) == 120
     apple = SimpleNamespace(recommended_max_memory=lambda: 50, current_allocated_memory=lambda: 20)
     monkeypatch.setattr(torch, "mps", apple)
     assert free_bytes(torch.device("mps")) == 30
 
 
-@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "privateuseone"])
 def test_the_peak_is_counted_anew_on_the_device_that_is_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     device, peaks = torch.device(kind, 1), {0: 70, 1: 90}
 
@@ -120,11 +123,22 @@ def test_the_peak_is_counted_anew_on_the_device_that_is_used(kind: str, monkeypa
         peaks[which.index] = 20
 
     told = {"max_memory_allocated": lambda which: peaks[which.index], "reset_peak_memory_stats": reset}
+    if not hasattr(torch, kind):
+        monkeypatch.setattr(torch, kind, SimpleNamespace(), raising=False)
     for name, function in told.items():
         monkeypatch.setattr(getattr(torch, kind), name, function, raising=False)
     assert peak_bytes(device) == 90
     forget_peak(device)
     assert peak_bytes(device) == 20 and peaks[0] == 70
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps", "privateuseone"])
+def test_what_torch_keeps_unused_is_given_back(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[str] = []
+    monkeypatch.setattr(torch, kind, SimpleNamespace(empty_cache=lambda: emptied.append(kind)), raising=False)
+    release_cached(torch.device(kind))
+    release_cached(CPU)
+    assert emptied == [kind]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "mps", "privateuseone", "xpu"])

@@ -10,7 +10,8 @@ has which form is a table:
     generating   host's              host's                host's
     given back   host's              host's                host's
 
-A model on the CPU waits nowhere else: its parameters point to converted copies and back to the originals. A host that
+A model on the CPU waits nowhere else: its parameters point to converted copies and back to the originals; so do those
+on a device of a plug-in's, whose parameters torch does not let go to the CPU (`transfer.moves`). A host that
 rests its model on the CPU and draws on a device has nothing there but what a state of the run needs: what the host has
 is the original itself, and nothing is allocated to put it back.
 """
@@ -27,7 +28,7 @@ from torch import nn
 
 from lib_trainer.memory import release, release_cached
 from lib_trainer.refusals import ModelError
-from lib_trainer.transfer import has_place
+from lib_trainer.transfer import has_place, moves
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class Bus:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.in_place = device.type != "cpu"
-        """Whether parameters keep their place on the device and take other bytes there."""
+        self.in_place = moves(device)
+        """Whether parameters keep their place on the device, take other bytes there, and can wait on the CPU."""
 
     def has(self, data: torch.Tensor) -> bool:
         """Whether the bytes are on the device."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from lib_trainer.memory import is_out_of_memory
 from lib_trainer.ports import OwnParameter
-from lib_trainer.transfer import has_place
+from lib_trainer.transfer import has_place, moves
 
 CPU = torch.device("cpu")
 
@@ -27,11 +27,6 @@ def parameter_of(own: OwnParameter) -> nn.Parameter:
 def whole_weight(own: OwnParameter) -> torch.Tensor:
     """The parameter's values, also where the host stores it in 8 bits and has kept what it was before."""
     return parameter_of(own).detach() if own.unrounded is None else own.unrounded.detach()
-
-
-def moves(device: torch.device) -> bool:
-    """Whether parameters of a device go to the CPU while they wait: there they are already on the CPU itself."""
-    return device.type != "cpu"
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -27,6 +27,7 @@ from lib_trainer.training.memory_table import FULL, Table, Weights, Work
 from lib_trainer.training.optimizers import known, wants_average
 from lib_trainer.training.preview_prompts import sizes as preview_sizes
 from lib_trainer.training.sizes import holes_of, largest_size, resolutions_of, variations_of
+from lib_trainer.transfer import moves
 
 DRAWING = (("sample", "unet"), ("decode", "vae"))
 """What a picture is drawn by, in a table's words, and by which part."""
@@ -57,6 +58,11 @@ class Place:
     def apart(self) -> bool:
         """Whether the device has a memory of its own."""
         return self.device.type not in ("cpu", "mps")
+
+    @property
+    def leaves(self) -> bool:
+        """Whether weights leave that memory while nobody uses them."""
+        return self.apart and moves(self.device)
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
 
 
 def _weights(job: JobConfig, table: Table, place: Place, phase: str) -> dict[str, int]:
-    """The model's own weights on the device. A memory that is all there is holds originals and converted copies."""
+    """The model's own weights on the device. A memory that none of them leaves holds originals and converted copies."""
     kind = kind_of(job)
     total, replaced = 0, kind.memory.replaces(job, table.family)
     texts = {encoder.part for encoder in table.family.encoders}
@@ -193,7 +199,7 @@ def _weights(job: JobConfig, table: Table, place: Place, phase: str) -> dict[str
         converts = part in texts or (part == "unet" and phase == "training")
         if part in replaced or phase == "preview":
             converts = False
-        if not place.apart:
+        if not place.leaves:
             total += host + (products + others if converts else 0)
         elif phase == "preview" and place.rests:  # one part at a time, of which the UNet is the largest
             total = max(total, host)
@@ -271,9 +277,10 @@ def _originals(table: Table, place: Place) -> int:
 
 
 def _waiting(job: JobConfig, table: Table, place: Place) -> dict[str, int]:
-    """What a run keeps in the computer's memory while the device holds something else, and what it writes. Of a host
-    that rests its model there no further originals."""
-    originals = 0 if place.rests else _originals(table, place)
+    """What a run keeps in the computer's memory while the device holds something else, and what it writes. No further
+    originals of a host that rests its model there, nor where they stay on the device."""
+    stay = place.apart and not place.leaves
+    originals = 0 if place.rests or stay else _originals(table, place)
     numbers = FULL * sum(learned_numbers(job, table).values())
     file = 0 if kind_of(job).writes_model else numbers
     return {

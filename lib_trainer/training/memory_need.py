@@ -148,7 +148,7 @@ def outlook(
     room = free_bytes(device) + resident
     ram_room = host_free_bytes() if place.apart else room
     first = forecast(job, table, place)
-    place = replace(place, unet_waits=place.apart and first.encoding > SHARE * room)
+    place = replace(place, unet_waits=place.leaves and first.encoding > SHARE * room)
     found = Outlook(forecast(job, table, place), device.type, room, ram_room, unet_waits=place.unet_waits)
     return found if found.fits else replace(found, remedies=tuple(remedies_for(job, table, place, int(SHARE * room))))
 

@@ -162,6 +162,19 @@ def facts(model: SdModel) -> list[object]:
     return found
 
 
+@pytest.mark.parametrize("kind", ["privateuseone", "cuda", "cpu"])
+def test_a_device_to_which_parameters_cannot_come_is_refused(small: Tiny, lowvram: Any, kind: str) -> None:
+    """The WebUI makes new ones on Ascend's NPU and by DirectML, whenever it moves a part."""
+    from lib_trainer.host.webui.low_vram import check_comes
+    from lib_trainer.refusals import ModelError
+
+    sys.modules["modules.devices"].device = torch.device(kind)  # type: ignore[attr-defined]
+    refused = pytest.raises(ModelError, match=f"{kind}.*without that option") if kind == "privateuseone" else None
+    with refused or contextlib.nullcontext():
+        check_comes(SdModel(small))
+    check_comes(nn.Linear(1, 1))  # one that is not kept on the CPU
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("failing", [False, True], ids=["", "a preview fails"])
 @pytest.mark.parametrize("flag", ["medvram", "lowvram"])

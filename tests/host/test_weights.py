@@ -16,7 +16,7 @@ from lib_trainer.families.open_clip import InFile
 from lib_trainer.host import weights as weights_module
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.quantised import is_quantised, quantised_parameters
-from lib_trainer.host.weights import Held, Phase, Weights, _reinterpreted, held_parameters, waiting_parameters
+from lib_trainer.host.weights import Bus, Held, Phase, Weights, _reinterpreted, held_parameters, waiting_parameters
 from lib_trainer.kinds import slots
 from lib_trainer.kinds.slots import Slot
 from lib_trainer.ports import OwnParameter, TrainingState
@@ -128,6 +128,27 @@ def test_a_device_whose_tensors_are_opaque(
         weights.place(phase)  # type: ignore[arg-type]
         assert net.linear.weight.dtype is (run if phase == "training" else stored)
     assert differences(before, snapshot(net)) == []
+
+
+def test_on_a_plug_ins_device_all_stays_there() -> None:
+    """As with DirectML and Ascend's NPU, torch lets a parameter on `meta` take no bytes of the CPU: it is not asked."""
+    device, net, vae = torch.device("meta"), Net(torch.float16).to("meta"), nn.Linear(2, 2).to("meta")
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        vae.weight.data = torch.ones(2, 2)
+    bus = Bus(device)
+    parts = {"unet": held_parameters(net, bus, torch.bfloat16), "vae": waiting_parameters(vae, bus)}
+    weights, before = Weights(parts, bus, unet_waits=True), {one: one.data for one in net.parameters()}
+    for phase in ("encoding", "training", "generating", "training", "given back"):
+        weights.place(phase)  # type: ignore[arg-type]
+        assert {one.device.type for one in (*net.parameters(), *vae.parameters())} == {"meta"}
+        assert net.linear.weight.dtype is (torch.bfloat16 if phase == "training" else torch.float16)
+    assert all(one.data_ptr() == before[one].data_ptr() and one.dtype is before[one].dtype for one in net.parameters())
+    slot = Slot(OwnParameter(InFile("key"), net.linear, "weight", "unet"), {})
+    learned = nn.Parameter(torch.ones(4, 4, device="meta"))
+    slot.take(learned)
+    assert net.linear.weight is learned and slot.original.device == device
+    slots.give_back([slot], clear=False)
+    assert net.linear.weight is slot.original and learned.device == device
 
 
 class NoClone(TorchDispatchMode):

@@ -222,6 +222,20 @@ def test_the_whole_run_in_6_gib_where_the_host_rests_its_model(pictures: Path) -
     assert unet < resting["preview"] < usual["preview"] - (whole - unet), "the VAE draws when the UNet has left"
 
 
+def test_on_a_plug_ins_device_no_weights_are_foreseen_to_leave(pictures: Path) -> None:
+    """Originals and converted copies are both there, as in a memory that is all there is; none waits in the RAM."""
+    job = _xl(
+        pictures,
+    )
+    plug_in, cpu = (
+        dataclasses.replace(XL_CARD, device=torch.device(kind), rests=False) for kind in ("privateuseone", "cpu")
+    )
+    found, whole = forecast(job, XL, plug_in), forecast(job, XL, cpu)
+    weights = {need.phase: need.items["weights"] for need in found.phases}
+    assert {need.phase: need.items["weights"] for need in whole.phases}.items() <= weights.items()
+    assert found.apart and found.ram.items["weights"] == 0 < whole.ram.items["weights"]
+
+
 @pytest.mark.parametrize(("free", "waits"), [(1.2, True), (16, False)])
 def test_the_unet_leaves_a_card_that_is_foreseen_to_be_short_while_pictures_are_encoded(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, *, waits: bool

@@ -18,9 +18,21 @@ from modules import devices, lowvram
 from torch import nn
 
 from lib_trainer.memory import release
+from lib_trainer.refusals import ModelError
+from lib_trainer.transfer import moves
 
 METHODS = ("encode", "decode")
 """Of the VAE: these have no forward, so the WebUI puts functions of its own in their place."""
+
+
+def check_comes(sd_model: Any) -> None:
+    """Raise `ModelError` where the model is kept on the CPU and its parameters cannot come to the device.
+
+    The WebUI's hooks make new parameters there, at every turn; a run's must stay the same objects.
+    """
+    device = torch.device(devices.device)
+    if getattr(sd_model, "lowvram", False) and device.type != "cpu" and not moves(device):
+        raise ModelError("model.stays_on_cpu", device=device.type)
 
 
 class LowVram:

@@ -23,6 +23,7 @@ from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.chunks import BACKTRACK
 from lib_trainer.host.text.texts import Texts
+from lib_trainer.host.webui.low_vram import check_comes
 from lib_trainer.host.webui.words import known_to_prompts
 from lib_trainer.memory import indexed
 from lib_trainer.networks.formats.description import predicted_by
@@ -108,6 +109,7 @@ def check_model(sd_model: Any) -> None:
         raise ModelError("model.no_clip", family=family.word)
     if not rests(sd_model) and next(sd_model.model.parameters()).device.type != torch.device(devices.device).type:
         raise ModelError("model.unloaded")
+    check_comes(sd_model)
 
 
 def rests(sd_model: Any) -> bool:
