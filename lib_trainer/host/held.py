@@ -33,9 +33,9 @@ class HeldModel:
         self._enter()
         self.weights.place("training", text_encoder=text_encoder)
 
-    def generate(self) -> None:
+    def generate(self, make_room: Callable[[], None]) -> None:
         self._leave()
-        self.weights.place("generating")
+        self.weights.place("generating", make_room=make_room)
 
     def give_back(self) -> None:
         try:

@@ -182,8 +182,11 @@ class Weights:
         self._bus, self._unet_waits = bus, unet_waits
         self.phase: Phase = "given back"
 
-    def place(self, phase: Phase, *, text_encoder: bool = True) -> None:
+    def place(self, phase: Phase, *, text_encoder: bool = True, make_room: Callable[[], None] = lambda: None) -> None:
         """Give every part its form. What leaves the device does so first, and its memory is free for the rest.
+
+        `make_room` is called where there is none for what the host has there: whoever put other weights in the place
+        of the model's knows what can leave.
 
         Raises what the device raises where it has no room, and `ModelError` if a host's parameter could not be put
         back; the others are back by then.
@@ -196,7 +199,7 @@ class Weights:
         if leaving or phase in ("generating", "given back"):
             release_cached(self._bus.device)
         if phase in ("generating", "given back"):
-            self._give_back()
+            self._give_back(make_room)
         else:
             for name, form in forms.items():
                 for held in self._parts[name]:
@@ -204,20 +207,24 @@ class Weights:
         if phase == "given back":
             self._compact()
 
-    def _give_back(self) -> None:
+    def _give_back(self, make_room: Callable[[], None]) -> None:
         """One failure does not stop the others; what failed is tried again when their memory is free."""
         held = sorted(self._of(self._parts), key=lambda one: one._waits(one.parameter.data))
-        _, error, lost = self._twice(held, lambda one: one.give_back(), lambda one: one.give_back())
+        _, error, lost = self._twice(held, lambda one: one.give_back(), lambda one: one.give_back(), make_room)
         if error is not None:
             told = release(error, self._bus.device)
             logger.error("%d weights of the model could not be put back\n%s", lost, told)
             raise ModelError("model.not_put_back", reason=error) from error
 
     def _twice(
-        self, parts: Iterable[Held], first: Callable[[Held], object], again: Callable[[Held], object]
+        self,
+        parts: Iterable[Held],
+        first: Callable[[Held], object],
+        again: Callable[[Held], object],
+        make_room: Callable[[], None] = lambda: None,
     ) -> tuple[list[Held], Exception | None, int]:
-        """Those with which `first` failed, the last error of `again` with them when unused memory is free, and how
-        many it has failed with."""
+        """Those with which `first` failed, the last error of `again` with them when there is more room, and how many it
+        has failed with."""
         failed: list[Held] = []
         for held in parts:
             try:
@@ -225,6 +232,10 @@ class Weights:
             except Exception:
                 failed.append(held)
         if failed:
+            try:
+                make_room()
+            except Exception as stopped:  # some of it may have been made
+                logger.warning("No room was made\n%s", release(stopped, self._bus.device))
             release_cached(self._bus.device)
         error: Exception | None = None
         lost = 0

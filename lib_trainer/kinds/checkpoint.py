@@ -26,7 +26,7 @@ from lib_trainer.kinds.base import CONTINUE, Kind
 from lib_trainer.kinds.memory import Changes, KindMemory
 from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Progress, Recipe
-from lib_trainer.kinds.slots import Slot, give_back, parameter_of, whole_weight
+from lib_trainer.kinds.slots import Slot, give_back, make_room, parameter_of, whole_weight
 from lib_trainer.networks.formats.checkpoint_file import read_checkpoint, read_shapes, write_checkpoint
 from lib_trainer.networks.formats.description import beside, carry_description, write_description
 from lib_trainer.networks.formats.lora_file import write_lora
@@ -178,6 +178,7 @@ class CheckpointRecipe(Recipe):
         schedule = schedule_of(model.schedule, job)
         self._marks, self._prediction = marks(schedule), schedule.prediction
         self._waiting: dict[str, torch.Tensor] = {}
+        self._left: list[Slot] = []
         self._lost = False
 
     def groups(self) -> list[dict[str, Any]]:
@@ -203,7 +204,7 @@ class CheckpointRecipe(Recipe):
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """The weights that learn, in fp32. After an error, and where the device is full, they are on the CPU then."""
-        slots = self._slots()
+        slots = self._left = self._slots()
         try:
             for slot in slots:
                 slot.take(self.learned[slot.own.key])
@@ -227,6 +228,9 @@ class CheckpointRecipe(Recipe):
             yield
         finally:
             give_back(slots, clear=False)
+
+    def make_room(self) -> None:
+        make_room(self._left)
 
     def bare(self) -> contextlib.AbstractContextManager[None]:
         """Nobody asks for it: see `CheckpointKind.why_no_bare_model`."""

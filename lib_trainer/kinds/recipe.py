@@ -41,6 +41,11 @@ class Recipe(Protocol):
         """The same for a preview, on the model as its host draws with it."""
         return self.applied()
 
+    def make_room(self) -> None:
+        """Called once `applied` is left, where the device has no room for all of the host's model: what has been
+        learned leaves the device, as far as it can."""
+        return
+
     def bare(self) -> AbstractContextManager[None]:
         """While `applied`: the model without what learns in this step. Words that are learned stay known."""
         raise NotImplementedError

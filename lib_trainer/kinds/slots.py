@@ -174,3 +174,10 @@ def give_back(slots: Sequence[Slot], *, clear: bool) -> None:
             raise failed
         finally:
             del failed  # its traceback holds this frame, and with it the slots
+
+
+def make_room(slots: Sequence[Slot]) -> None:
+    """What has learned beside the model's own parameters since they came back leaves the device in all places."""
+    for slot in slots:
+        slot.make_room()
+        slot.compact()

@@ -6,7 +6,7 @@ Tensors are channels first, latents are already multiplied by the family's scale
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +123,11 @@ class HeldModel(Protocol):
         What is not needed leaves the device. Raises what the device raises where it has no room.
         """
 
-    def generate(self) -> None:
-        """As the host draws with it, until `train` is called again."""
+    def generate(self, make_room: Callable[[], None]) -> None:
+        """As the host draws with it, until `train` is called again.
+
+        `make_room`: called where the device has no room for what comes back to it, which is then tried again.
+        """
 
 
 class Exchange(Protocol):
