@@ -33,9 +33,9 @@ class HeldModel:
         self._enter()
         self.weights.place("training", text_encoder=text_encoder)
 
-    def generate(self, make_room: Callable[[], None]) -> None:
+    def generate(self) -> None:
         self._leave()
-        self.weights.place("generating", make_room=make_room)
+        self.weights.place("generating")
 
     def give_back(self) -> None:
         try:
@@ -73,10 +73,10 @@ class Holdable:
         return self._home or self.drawn_on or next(self.unet.parameters()).device
 
     @contextlib.contextmanager
-    def holding(self, state: TrainingState) -> Iterator[HeldModel]:
+    def holding(self, state: TrainingState, make_room: Callable[[], None] = lambda: None) -> Iterator[HeldModel]:
         self._home = self.device
         try:
-            weights, layers = self._weights(state, self.make_bus(self._home))
+            weights, layers = self._weights(state, self.make_bus(self._home), make_room)
             held = HeldModel(weights, lambda: self._changed(state, layers))
             try:
                 held.encode()
@@ -126,7 +126,9 @@ class Holdable:
         self.vae_overflows = self.vae_overflows or overflowed
         return moments
 
-    def _weights(self, state: TrainingState, bus: Bus) -> tuple[Weights, dict[nn.Module, Any]]:
+    def _weights(
+        self, state: TrainingState, bus: Bus, make_room: Callable[[], None]
+    ) -> tuple[Weights, dict[nn.Module, Any]]:
         parts: dict[str, list[Held]] = {"vae": waiting_parameters(self.vae, bus)}
         layers: dict[nn.Module, Any] = {}
         texts = self.text.parts()
@@ -136,7 +138,7 @@ class Holdable:
                 parts[part] = held_parameters(root, bus, state.dtype, state.dtype if direct else None)
         if state.eight_bits and "unet" in parts:
             layers, parts["unet"] = quantised_parameters(self.unet, bus, parts["unet"])
-        return Weights(parts, bus, unet_waits=state.unet_waits), layers
+        return Weights(parts, bus, unet_waits=state.unet_waits, make_room=make_room), layers
 
     @contextlib.contextmanager
     def _changed(self, state: TrainingState, layers: dict[nn.Module, Any]) -> Iterator[None]:

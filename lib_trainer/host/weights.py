@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lib_trainer.memory import release, release_cached
+from lib_trainer.memory import is_out_of_memory, release, release_cached
 from lib_trainer.refusals import ModelError
 from lib_trainer.transfer import has_place, moves
 
@@ -176,19 +176,24 @@ class Held:
 class Weights:
     """The parameters of a model's parts, each once. Made when a run begins; `place("given back")` ends it."""
 
-    def __init__(self, parts: Mapping[str, Iterable[Held]], bus: Bus, *, unet_waits: bool = False) -> None:
-        """`unet_waits`: while pictures and captions are encoded."""
+    def __init__(
+        self,
+        parts: Mapping[str, Iterable[Held]],
+        bus: Bus,
+        *,
+        unet_waits: bool = False,
+        make_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`unet_waits`: while pictures and captions are encoded. `make_room` is called where the device has none for
+        what a host has there: whoever put other weights in the place of the model's knows what can leave."""
         self._parts = {name: list(held) for name, held in parts.items()}
-        self._bus, self._unet_waits = bus, unet_waits
+        self._bus, self._unet_waits, self._make_room = bus, unet_waits, make_room
         self.phase: Phase = "given back"
 
-    def place(self, phase: Phase, *, text_encoder: bool = True, make_room: Callable[[], None] = lambda: None) -> None:
+    def place(self, phase: Phase, *, text_encoder: bool = True) -> None:
         """Give every part its form. What leaves the device does so first, and its memory is free for the rest.
 
-        `make_room` is called where there is none for what the host has there: whoever put other weights in the place
-        of the model's knows what can leave.
-
-        Raises what the device raises where it has no room, and `ModelError` if a host's parameter could not be put
+        Raises what the device raises where it has no room, and `ModelError` if a host's parameter could not be given
         back; the others are back by then.
         """
         forms = {name: self._form(name, phase, text_encoder) for name in self._parts}
@@ -199,7 +204,7 @@ class Weights:
         if leaving or phase in ("generating", "given back"):
             release_cached(self._bus.device)
         if phase in ("generating", "given back"):
-            self._give_back(make_room)
+            self._give_back()
         else:
             for name, form in forms.items():
                 for held in self._parts[name]:
@@ -207,12 +212,17 @@ class Weights:
         if phase == "given back":
             self._compact()
 
-    def _give_back(self, make_room: Callable[[], None]) -> None:
+    def _give_back(self) -> None:
         """One failure does not stop the others; what failed is tried again when their memory is free."""
         held = sorted(self._of(self._parts), key=lambda one: one._waits(one.parameter.data))
-        _, error, lost = self._twice(held, lambda one: one.give_back(), lambda one: one.give_back(), make_room)
+        _, error, lost = self._twice(held, lambda one: one.give_back(), lambda one: one.give_back(), self._make_room)
         if error is not None:
             told = release(error, self._bus.device)
+            if self.phase == "generating" and is_out_of_memory(error):  # the run has the room, and can go on
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback holds this frame
             logger.error("%d weights of the model could not be put back\n%s", lost, told)
             raise ModelError("model.not_put_back", reason=error) from error
 

@@ -123,11 +123,9 @@ class HeldModel(Protocol):
         What is not needed leaves the device. Raises what the device raises where it has no room.
         """
 
-    def generate(self, make_room: Callable[[], None]) -> None:
-        """As the host draws with it, until `train` is called again.
-
-        `make_room`: called where the device has no room for what comes back to it, which is then tried again.
-        """
+    def generate(self) -> None:
+        """As the host draws with it, until `train` is called again. Raises what the device raises where it has no
+        room; then some of the model waits until it is given back."""
 
 
 class Exchange(Protocol):
@@ -224,8 +222,13 @@ class LoadedModel(Protocol):
         Raises `ModelError` where the host cannot say them, or a name in `without` is none of them.
         """
 
-    def holding(self, state: TrainingState) -> AbstractContextManager[HeldModel]:
-        """Hold the model for a run; on leaving, however that happens, everything is what it was."""
+    def holding(
+        self, state: TrainingState, make_room: Callable[[], None] = lambda: None
+    ) -> AbstractContextManager[HeldModel]:
+        """Hold the model for a run; on leaving, however that happens, everything is what it was.
+
+        `make_room`: called where the device has no room for what comes back to it, which is then tried again.
+        """
 
 
 @dataclass(frozen=True)

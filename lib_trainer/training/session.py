@@ -19,24 +19,27 @@ class Session:
 
     def __init__(self, model: LoadedModel, recipe: Recipe, state: TrainingState, graphs: Graphs | None = None) -> None:
         self._model, self._recipe, self._state, self.graphs = model, recipe, state, graphs
-        self._leaving, self._applied = contextlib.ExitStack(), contextlib.ExitStack()
+        self._holding, self._applied = contextlib.ExitStack(), contextlib.ExitStack()
         self._held: HeldModel
         self._text_encoder = True
 
     def __enter__(self) -> Session:
         with contextlib.ExitStack() as stack:
-            self._held = stack.enter_context(self._model.holding(self._state))
-            stack.callback(lambda: self._held.generate(self._recipe.make_room))
-            stack.push(lambda *error: self._applied.__exit__(*error))
-            stack.callback(self._forget)
+            self._held = stack.enter_context(self._model.holding(self._state, self._recipe.make_room))
             self._apply()
-            self._leaving = stack.pop_all()
+            self._holding = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leaving.__exit__(kind, error, trace)
+        try:
+            self._forget()
+        finally:
+            try:
+                self._applied.__exit__(kind, error, trace)
+            finally:
+                self._holding.__exit__(kind, error, trace)
 
     def train(self, *, text_encoder: bool) -> None:
         """From now on steps are trained, with captions encoded at each or not: what is not used leaves the device."""
@@ -49,7 +52,7 @@ class Session:
         """The model as its host generates with it, plus what has been learned so far."""
         self._forget()
         self._applied.close()
-        self._held.generate(self._recipe.make_room)
+        self._held.generate()
         with self._recipe.previewed():
             yield
         self.resume()

@@ -106,9 +106,9 @@ class SeenModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def holding(self, state: TrainingState) -> Any:
+    def holding(self, state: TrainingState, make_room: Callable[[], None]) -> Any:
         self._seen.states.append(state)
-        return self._model.holding(state)
+        return self._model.holding(state, make_room)
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Any) -> torch.Tensor:
         self._seen.latents.append(latents.detach().clone())

@@ -11,10 +11,14 @@ from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.kinds import slots
 from lib_trainer.kinds.checkpoint import CheckpointRecipe
 from lib_trainer.ports import TrainingState
-from lib_trainer.refusals import ModelError
+from lib_trainer.training.plan import prepare
+from lib_trainer.training.run import run_plan
 from lib_trainer.training.session import Session
+from lib_trainer.work import events as ev
+from lib_trainer.work.control import Control
 from tests.host.cards import Card
-from tests.support import differences, make_job, roots_of, snapshot
+from tests.support import differences, draw_pictures, make_job, roots_of, snapshot
+from tests.training.test_out_of_memory import CountingHost
 
 
 class NearlyFull(Card):
@@ -79,10 +83,30 @@ def test_a_failure_to_make_room_does_not_stop_what_has_room(
         card.left = 1 << 40
         raise RuntimeError("the driver is gone")
 
-    with ldm_model.holding(TrainingState(torch.float32, False, False)) as held:
+    with ldm_model.holding(TrainingState(torch.float32, False, False), fail) as held:
         held.train(text_encoder=False)
-        with pytest.raises(ModelError, match="could not be restored"):
-            held.generate(lambda: None)
-        held.generate(fail)
+        held.generate()
         assert differences(before, snapshot(*roots_of(ldm_model))) == []
+    assert differences(before, snapshot(*roots_of(ldm_model))) == []
+
+
+@pytest.mark.parametrize("kind", ["lora", "checkpoint"])
+def test_a_preview_that_the_model_finds_no_room_for_is_left_out(
+    kind: str, ldm_model: LdmModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on, and at its end, with its own memory free again, the model comes back."""
+    card = Card(next(ldm_model.unet.parameters()).device)
+    monkeypatch.setattr(LdmModel, "make_bus", staticmethod(lambda device: card))
+    before, host, told = snapshot(*roots_of(ldm_model)), CountingHost(ldm_model, tmp_path), []
+    pictures = draw_pictures(tmp_path / "pictures", count=2)
+    job = make_job(pictures, network__kind=kind, preview__prompt="x", preview__every=1, training__max_steps=2)
+
+    def listen(event: ev.Event) -> None:
+        told.append(event)
+        card.room = 0 if isinstance(event, ev.StepDone) else None
+
+    run_plan(prepare(job, host), host, Control(), listen)
+    warnings = [str(event.text) for event in told if isinstance(event, ev.Message) and event.level == "warning"]
+    assert len(warnings) == 2 and all("preview.width and preview.height" in text for text in warnings), warnings
+    assert isinstance(told[-1], ev.Finished) and told[-1].step == 2
     assert differences(before, snapshot(*roots_of(ldm_model))) == []
