@@ -49,7 +49,7 @@ from lib_trainer.training.optimizers import make_optimizer
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.plan import Plan, prepare
-from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.scaling import loss_scaler
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
 from lib_trainer.training.sizes import variations_of

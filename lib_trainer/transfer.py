@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
+
+from lib_trainer.memory import is_out_of_memory
 
 EXCHANGED = ("cuda", "xpu", "mps", "hpu")
 """Kinds of device whose tensors and the CPU's can stand for one another, in every torch from 2.1 on."""
@@ -35,6 +38,21 @@ def is_recorded(device: torch.device) -> bool:
 def has_place(tensor: torch.Tensor) -> bool:
     """Whether its bytes lie where they can be read as another tensor. DirectML's tensors are opaque."""
     return torch._C._has_storage(tensor)
+
+
+@functools.cache
+def widest_float(device: torch.device) -> torch.dtype:
+    """The widest floating point numbers that a device computes with: float64, or float32 (Apple's MPS, Intel's Arc).
+
+    It is asked by a sum; raises what it raises where there is no room for that.
+    """
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).add_(1.0)
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return torch.float32
+    return torch.float64
 
 
 def arriving(values: torch.Tensor) -> Callable[[], list[float]]:

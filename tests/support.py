@@ -340,7 +340,8 @@ def tiny_schedule() -> NoiseSchedule:
 
 def relative(one: torch.Tensor, other: torch.Tensor) -> float:
     """‖one − other‖ / ‖other‖."""
-    return float((one.double() - other.double()).norm() / other.double().norm())
+    one, other = one.cpu().double(), other.cpu().double()
+    return float((one - other).norm() / other.norm())
 
 
 def network_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

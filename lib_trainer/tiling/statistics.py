@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 
 from lib_trainer.tiling.network import Norm
+from lib_trainer.transfer import widest_float
 
 
 class Moments:
     """Mean and variance of each group over all bands seen so far.
 
-    Bands are merged in fp64 by Chan, Golub & LeVeque 1983 ("Algorithms for Computing the Sample Variance"): unlike a
-    pooled variance this keeps the variance of the bands' means, so it is that of the whole map.
+    Bands are merged in fp64, where the device has it, by Chan, Golub & LeVeque 1983 ("Algorithms for Computing the
+    Sample Variance"): unlike a pooled variance this keeps the variance of the bands' means, so it is that of the whole
+    map.
     """
 
     def __init__(self, groups: int) -> None:
@@ -25,7 +27,7 @@ class Moments:
         _, channels, height, width = band.shape
         count = channels // self.groups * height * width
         mean, variance = group_moments(band, self.groups)
-        exact = torch.float32 if band.device.type == "mps" else torch.float64
+        exact = widest_float(band.device)
         mean, squares = mean.to(exact), variance.to(exact) * count
         if self._mean is None or self._squares is None:
             self._count, self._mean, self._squares = count, mean, squares

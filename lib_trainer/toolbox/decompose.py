@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from lib_trainer.networks.low_rank import EXACT_BELOW, EXTRA, largest_parts
+from lib_trainer.transfer import widest_float
 
 ADVISED = 0.95
 """The share of the energy whose rank is told."""
@@ -56,7 +57,7 @@ class Parts:
 
 def rank_keeping(energies: torch.Tensor, total: float, share: float) -> int | None:
     """How many, the largest first, have this share of the total; None where all of them have less."""
-    reached = torch.cumsum(energies.double(), 0) >= share * total * (1 - 1e-12)
+    reached = torch.cumsum(energies.cpu().double(), 0) >= share * total * (1 - 1e-12)
     return int(reached.int().argmax()) + 1 if bool(reached.any()) else None
 
 
@@ -69,12 +70,12 @@ def split(matrix: torch.Tensor, wanted: Wanted) -> Parts:
         count = most
     while True:
         u, s, vh = largest_parts(matrix, count)
-        chosen = wanted.enough(s.double() ** 2, total)
+        chosen = wanted.enough(s.cpu().double() ** 2, total)
         if chosen is not None or count == most:
             break
         count = min(2 * count, most)
     rank = min(chosen or most, len(s))
-    advised = rank_keeping(s.double() ** 2, total, ADVISED) or _advised(matrix, total)
+    advised = rank_keeping(s.cpu().double() ** 2, total, ADVISED) or _advised(matrix, total)
     return Parts(u[:, :rank] * s[:rank].sqrt(), s[:rank].sqrt()[:, None] * vh[:rank], total, advised)
 
 
@@ -93,8 +94,8 @@ def join(up: torch.Tensor, down: torch.Tensor, wanted: Wanted) -> Parts:
 
 
 def energy(matrix: torch.Tensor) -> float:
-    """In double precision."""
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+    """In double precision, where the device has it."""
+    return float(torch.linalg.vector_norm(matrix, dtype=widest_float(matrix.device))) ** 2
 
 
 def lost(matrix: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> float:

@@ -31,7 +31,6 @@ from lib_trainer.training.optimizers import called, finds_rate, forget_state, ma
 from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.plan import Plan, prepare
-from lib_trainer.training.precision import loss_scaler
 from lib_trainer.training.prediction import schedule_of
 from lib_trainer.training.preparation import Preparation, Prepared
 from lib_trainer.training.prior import class_samples_there
@@ -49,6 +48,7 @@ from lib_trainer.training.rate_answer import (
     two_digits,
 )
 from lib_trainer.training.run import Run, run_plan
+from lib_trainer.training.scaling import loss_scaler
 from lib_trainer.training.schedules import LearningRates, warmup_steps
 from lib_trainer.training.state import TrainState
 from lib_trainer.work import events as ev

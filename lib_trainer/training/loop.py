@@ -20,6 +20,7 @@ from lib_trainer.training.objective import Noised
 from lib_trainer.training.optimizers import step_unless
 from lib_trainer.training.precision import autocast
 from lib_trainer.training.preservation import Keeper, telling
+from lib_trainer.training.scaling import LossScaler
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
 from lib_trainer.transfer import arriving
@@ -89,9 +90,10 @@ def train(
     """Run from the step after `state.step` until `total_steps` are done or `stopping()`; `after_step` is told of each
     one, and `state` is as that one left it. `steps` begin with the one after `state.step`.
 
-    A GPU is never waited for inside a step: `after_step` is told of a step when the next one's gradients are under way
-    and the parameters are still those of the step it is told of. Raises `NumericalError` for a loss or gradients that
-    are not finite; the parameters are then those of the step before. However it ends, gradients are let go.
+    A GPU is never waited for inside a step, unless by its optimizer (`step_unless`): `after_step` is told of a step
+    when the next one's gradients are under way and the parameters are still those of the step it is told of. Raises
+    `NumericalError` for a loss or gradients that are not finite; the parameters are then those of the step before.
+    However it ends, gradients are let go.
     """
     optimizer, scaler = state.optimizer, state.scaler
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -224,7 +226,7 @@ def said(model: LoadedModel, captions: CaptionSource, batch: Batch, noised: Nois
 
 
 def _step(
-    optimizer: Optimizer, trained: list[nn.Parameter], loss: torch.Tensor, scaler: Any, largest: float
+    optimizer: Optimizer, trained: list[nn.Parameter], loss: torch.Tensor, scaler: LossScaler, largest: float
 ) -> tuple[Callable[[], list[float]], bool]:
     """Clip and learn, unless the loss or a gradient is not finite. Returns a promise of the loss and the gradients'
     norm, and if there were any gradients. It is made before the weights change: what is allocated after that and fails
@@ -234,14 +236,12 @@ def _step(
     """
     if all(parameter.grad is None for parameter in trained):
         return arriving(torch.stack([loss.float(), torch.zeros_like(loss).float()])), False
-    scaler.unscale_(optimizer)
+    scaler.unscale_(trained)
     norm = nn.utils.clip_grad_norm_(trained, largest if largest > 0 else float("inf"))
     numbers = arriving(torch.stack([loss.float(), norm.float()]))
-    if scaler.is_enabled():
-        scaler.step(optimizer)
-        scaler.update()
-    else:
-        step_unless(optimizer, (loss + norm).isfinite().logical_not())
+    bad = (loss + norm).isfinite().logical_not()
+    step_unless(optimizer, bad)
+    scaler.update(bad)
     return numbers, True
 
 

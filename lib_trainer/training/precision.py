@@ -1,4 +1,4 @@
-"""Which precision a device can train in, and loss scaling for fp16."""
+"""Which precision a device can train in."""
 
 from __future__ import annotations
 
@@ -43,18 +43,19 @@ def _automatic(device: torch.device) -> torch.dtype:
 
 
 def trains_in(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the device's hardware multiplies `dtype` and torch knows there what training in it takes: autocast, and
-    for fp16 loss scaling.
+    """Whether the device's hardware multiplies `dtype` and torch has autocast to it there.
 
     The hardware is asked, and of the device that is used: newer torch's own answers for bf16 count emulation, which is
-    slower than fp32. AMD's cards are `cuda` to ROCm. DirectML has neither autocast nor scaling, and trains in fp32.
+    slower than fp32. AMD's cards are `cuda` to ROCm. A plug-in (Ascend's NPU) says by its autocast what its hardware
+    takes; DirectML has none, and trains in fp32. fp16 needs overflows that show (`_overflows`); on Apple's it was
+    never tried, and those of the WebUI's users who have one draw without it.
     """
     kind, bf16 = device.type, dtype is torch.bfloat16
     if dtype is torch.float32:
         return True
     if kind == "cuda":
         return not bf16 or _card_multiplies_bf16(device)
-    if not autocasts(kind, dtype) or not (bf16 or hasattr(torch.amp, "GradScaler")):
+    if not autocasts(kind, dtype):
         return False
     backend: Any = getattr(torch, kind, None)
     if kind == "cpu":
@@ -65,7 +66,17 @@ def trains_in(dtype: torch.dtype, device: torch.device) -> bool:
     if kind == "mps":
         newer = getattr(torch.backends.mps, "is_macos_or_newer", None)
         return bf16 and (newer is None or bool(newer(14, 0)))
-    return bf16 or kind == "xpu"
+    return bf16 or kind == "xpu" or _overflows(device)
+
+
+@functools.cache
+def _overflows(device: torch.device) -> bool:
+    """Whether what is too large for fp16 becomes infinite there, by which loss scaling knows it. Ascend's older NPUs
+    make it the largest number that there is."""
+    try:
+        return bool((torch.full((1,), 6e4, dtype=torch.float16, device=device) * 2).isinf())
+    except Exception:  # as each plug-in refuses
+        return False
 
 
 def _card_multiplies_bf16(device: torch.device) -> bool:
@@ -98,11 +109,3 @@ def _cpu_multiplies_bf16() -> bool:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Autocast to `dtype`; nothing for fp32."""
     return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
-
-
-def loss_scaler(device: torch.device, dtype: torch.dtype) -> Any:
-    """Dynamic loss scaling where gradients of fp16 would vanish (Micikevicius et al. 2018, arXiv:1710.03740)."""
-    enabled = dtype is torch.float16
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler(device.type, enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled)

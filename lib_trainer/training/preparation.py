@@ -27,10 +27,11 @@ from lib_trainer.training.order import Order, Shown
 from lib_trainer.training.pictures import PictureSource
 from lib_trainer.training.place import Place, Progress
 from lib_trainer.training.plan import Plan
-from lib_trainer.training.precision import autocast, loss_scaler
+from lib_trainer.training.precision import autocast
 from lib_trainer.training.prediction import schedule_of
 from lib_trainer.training.preservation import Keeper
 from lib_trainer.training.prior import class_samples
+from lib_trainer.training.scaling import loss_scaler
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.session import Session
 from lib_trainer.training.sizes import holes_of, variations_of

@@ -15,20 +15,21 @@ from lib_trainer.training.average import Average
 from lib_trainer.training.course import Course
 from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import averaged, restore, to_average
+from lib_trainer.training.scaling import LossScaler
 
 
 @dataclass
 class TrainState:
     """The loop takes it and gives it back, after each step it tells of, as that step left it.
 
-    `objective` says what the UNet is asked for. `noise` draws what is added to the pictures; `scaler` is loss scaling's
-    (torch's GradScaler); `average` is a running one of what learns; `course` is that of the held-out loss. Dropouts and
-    the order of the pictures hang on the step's number alone.
+    `objective` says what the UNet is asked for. `noise` draws what is added to the pictures; `scaler` scales the
+    loss; `average` is a running one of what learns; `course` is that of the held-out loss. Dropouts and the order of
+    the pictures hang on the step's number alone.
     """
 
     recipe: Recipe
     optimizer: Optimizer
-    scaler: Any
+    scaler: LossScaler
     noise: torch.Generator
     objective: Objective
     average: Average | None = None

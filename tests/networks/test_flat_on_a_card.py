@@ -17,7 +17,7 @@ from lib_trainer.training.captions import LiveCaptions
 from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
 from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import make_optimizer
-from lib_trainer.training.precision import loss_scaler
+from lib_trainer.training.scaling import loss_scaler
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from lib_trainer.tiling import statistics
 from lib_trainer.tiling.attention import attend, chunked
 from lib_trainer.tiling.computed import Upsampled, composed, polyphase
 from lib_trainer.tiling.host_memory import in_host_memory
@@ -18,6 +19,7 @@ from lib_trainer.tiling.maps import Given, Map, OnDevice, Shape, Windows, rows
 from lib_trainer.tiling.network import Conv, Norm
 from lib_trainer.tiling.plan import Plan, Tier
 from lib_trainer.tiling.statistics import Moments
+from tests.without_fp64 import OnArc
 
 
 @settings(max_examples=25, deadline=None)
@@ -37,6 +39,18 @@ def test_statistics_of_bands_are_those_of_the_whole(heights: list[int], mean: fl
     np.testing.assert_allclose(moments._squares.numpy() / moments._count, exact.var(2), rtol=1e-4)
     expected = F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), norm.eps)
     torch.testing.assert_close(moments.affine(norm)(x).double(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_statistics_on_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "widest_float", lambda device: torch.float32)
+    x = (torch.randn(1, 8, 12, 7, generator=torch.Generator().manual_seed(1)) * 3 + 2).bfloat16()
+    norm, moments, exact = Norm(4, 1e-6, torch.ones(8), torch.zeros(8)), Moments(4), Moments(4)
+    for band in x.split(5, dim=2):
+        moments.add(band.as_subclass(OnArc))
+        exact.add(band.double())
+    torch.testing.assert_close(
+        moments.affine(norm)(x.float()).cpu(), exact.affine(norm)(x.float()), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_constant_map_has_no_variance() -> None:

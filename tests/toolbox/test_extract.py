@@ -15,9 +15,11 @@ from safetensors import safe_open
 
 from lib_trainer.families.known import FAMILIES
 from lib_trainer.refusals import TrainerError
+from lib_trainer.toolbox import decompose
 from lib_trainer.toolbox.decompose import ADVISED, Wanted, join, lost, lost_between, rank_keeping, split
 from tests.toolbox.loras import adapted, read, run, weight
 from tests.toolbox.models import Tensors, checkpoint, save
+from tests.without_fp64 import OnArc
 
 SD1, SD2, SDXL = FAMILIES
 
@@ -209,3 +211,14 @@ def test_what_was_extracted_from_a_v_model_says_so(tmp_path: Path) -> None:
     save(file, tuned(model))
     plain = facts(run("extract", base=str(base), tuned=str(file), rank=2, output=str(tmp_path / "other")).path)
     assert plain["ss_base_model_version"] == "sd_v1" and "modelspec.prediction_type" not in plain
+
+
+def test_a_device_without_float64_decomposes(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(1))
+    wanted = Wanted(keep=0.8)
+    expected = split(matrix, wanted)
+    monkeypatch.setattr(decompose, "widest_float", lambda device: torch.float32)
+    found = split(matrix.as_subclass(OnArc), wanted)
+    assert (found.rank, found.advised) == (expected.rank, expected.advised)
+    assert found.total == pytest.approx(expected.total, rel=1e-6)
+    torch.testing.assert_close(found.up.cpu() @ found.down.cpu(), expected.up @ expected.down)

@@ -12,7 +12,8 @@ import torch
 
 from lib_trainer.refusals import ConfigError
 from lib_trainer.training import precision
-from lib_trainer.training.precision import autocast, loss_scaler, resolve_precision
+from lib_trainer.training.precision import autocast, resolve_precision
+from lib_trainer.training.scaling import loss_scaler
 
 CPU = torch.device("cpu")
 
@@ -52,6 +53,9 @@ DEVICES: dict[str, tuple[str, dict[str, Any], tuple[torch.dtype, ...]]] = {
     "Apple, torch 2.1": ("mps", {"macos": (14, 0), "autocasts": ()}, ()),
     "DirectML": ("privateuseone", {"autocasts": ()}, ()),
     "a plug-in with autocast": ("privateuseone", {"autocasts": (BF16,)}, (BF16,)),
+    "Ascend 910B": ("npu", {"overflows": True}, HALVES),
+    "Ascend 910A, whose sums stop at the largest number": ("npu", {"autocasts": (FP16,), "overflows": False}, ()),
+    "a plug-in without bf16": ("npu", {"autocasts": (FP16,), "overflows": True}, (FP16,)),
 }
 
 
@@ -71,6 +75,7 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, dict[s
         arch = says.get("arch")
         known = says.get("autocasts", HALVES)
         monkeypatch.setattr(precision, "autocasts", lambda which, dtype: which == kind and dtype in known)
+        monkeypatch.setattr(precision, "_overflows", lambda which: bool(told(says["overflows"])(which)))
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)  # as newer torch has it
         monkeypatch.setattr(torch.cuda, "get_device_capability", told(says.get("capability")))
         monkeypatch.setattr(torch.cuda, "get_device_properties", told(SimpleNamespace(gcnArchName=arch)))
@@ -99,6 +104,20 @@ def test_each_device_takes_what_it_has(name: str, device_of: Callable[[str, dict
             with pytest.raises(ConfigError, match=f"precision = '{asked}' .*{other}"):
                 resolve_precision(asked, device)
     assert not loss_scaler(device, FP32).is_enabled()
+
+
+def test_a_device_is_asked_whether_fp16_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU does; one that makes it the largest number, or multiplies none, does not."""
+    whole = torch.Tensor.isinf
+    try:
+        precision._overflows.cache_clear()
+        assert precision._overflows(CPU)
+        precision._overflows.cache_clear()
+        monkeypatch.setattr(torch.Tensor, "isinf", lambda self: whole(self.clamp(-65504, 65504)))
+        assert not precision._overflows(CPU)
+    finally:
+        precision._overflows.cache_clear()
+    assert not precision._overflows(torch.device("hpu"))
 
 
 def test_fp16_on_a_cpu_wants_a_torch_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:

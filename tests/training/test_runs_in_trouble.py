@@ -204,16 +204,13 @@ def test_a_step_that_loss_scaling_skips_moves_no_average(
         def scale(self, loss: torch.Tensor) -> torch.Tensor:
             return loss
 
-        def unscale_(self, optimizer: Any) -> None:
-            if self.steps == 1:
-                optimizer.param_groups[0]["params"][0].grad.fill_(float("inf"))
-
-        def step(self, optimizer: Any) -> None:
+        def unscale_(self, learned: Any) -> None:
             self.steps += 1
-            if self.steps != 2:
-                optimizer.step()
+            if self.steps == 2:
+                learned[0].grad.fill_(float("inf"))
 
-        def update(self) -> None: ...
+        def update(self, bad: torch.Tensor) -> None:
+            assert bool(bad) == (self.steps == 2)
 
     told: list[int] = []
     monkeypatch.setattr(preparation, "loss_scaler", lambda device, dtype: Scaler())
