@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import runpy
 import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 NAME = "lib_trainer.host.webui.tiled_vae"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "trainer_tiled_vae.py"
 
 
 class Generation:
     """`StableDiffusionProcessing` is held weakly."""
+
+    def __init__(self) -> None:
+        self.extra_generation_params: dict[str, str] = {}
 
 
 @pytest.fixture
@@ -66,3 +73,36 @@ def test_the_next_job_begins_with_nothing(ours: Any) -> None:
     switch.begin(outer, None)
     switch.end(outer)
     assert switch.job is None
+
+
+@pytest.fixture
+def script(ours: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as the WebUI loads it: one object for all generations."""
+    package = sys.modules["modules"]
+    used = {"script_callbacks": ("on_ui_settings", "on_script_unloaded"), "ui_components": ("InputAccordion",)}
+    for name, names in {**used, "scripts": ()}.items():
+        module = ModuleType(f"modules.{name}")
+        for attribute in names:
+            setattr(module, attribute, lambda *_: None)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        setattr(package, name, module)
+    sys.modules["modules.scripts"].Script = object  # type: ignore[attr-defined]
+    monkeypatch.setattr(ours, "HOMES", ())
+    with warnings.catch_warnings():  # gradio 3 and what it imports warn of their own age
+        warnings.simplefilter("ignore")
+        return runpy.run_path(str(SCRIPT))["TiledVae"]()
+
+
+def test_the_script_goes_back_to_a_generation_with_each_of_its_batches(ours: Any, script: Any) -> None:
+    """A detailer's generation within the first batch that fails, as with an error of the sampler, says so to nobody."""
+    outer, inner = Generation(), Generation()
+    script.before_process(outer, True, "Always")
+    script.before_process_batch(outer, True, "Always")
+    for values in ((False,), (True, "Automatic", 3.0)):
+        script.before_process(inner, *values)
+        script.before_process_batch(inner, *values)
+        assert (ours.switch.current() is None) is (values == (False,))
+        script.before_process_batch(outer, True, "Always")
+        assert ours.switch.current().settings.always
+    script.postprocess(outer, None)
+    assert ours.switch.job is None
