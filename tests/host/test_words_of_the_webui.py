@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lib_trainer.host.webui.words import known_to_prompts
+from lib_trainer.host.webui.words import known_to_prompts, width_known
 
 MODEL = SimpleNamespace(
     cond_stage_model=SimpleNamespace(tokenize=lambda texts: [[ord(one) for one in text] for text in texts])
@@ -80,3 +80,26 @@ def test_what_is_read_anew_meanwhile_stays(database: Database) -> None:
     assert database.word_embeddings.keys() == {"zrk", "came"}
     with known_to_prompts(database, MODEL, learned("new")):
         assert database.found("new").filename is None
+
+
+def test_the_list_is_read_anew_where_no_word_can_be_looked_up() -> None:
+    """It is emptied first, and stays so where asking the text encoder for its width fails."""
+
+    class Emptied(Database):
+        def get_expected_shape(self) -> int:
+            raise RuntimeError("Expected all tensors to be on the same device")
+
+        def refresh(self, *names: str) -> None:
+            super().refresh()
+            self.width = self.get_expected_shape()
+            super().refresh(*names)
+
+    database = Emptied()
+    with width_known(database, 1024):
+        database.refresh("zrk")
+    assert (database.width, [*database.word_embeddings]) == (1024, ["zrk"])
+    with pytest.raises(RuntimeError):
+        database.refresh("zrk")
+    assert not database.word_embeddings
+    with width_known(None, 1024):
+        pass

@@ -94,6 +94,28 @@ def test_a_run_ended_by_its_own_stop_does_not_name_a_button(webui: Webui, values
     assert not any("Interrupt" in line for line in wait_until_ended(webui)["log"])
 
 
+def test_a_run_keeps_what_it_has_where_the_process_is_about_to_end(webui: Webui, values: Values) -> None:
+    """ "Apply and restart UI", and the API's server-kill and server-restart, do not ask what is under way."""
+    webui.probe("start", values=values(training__max_steps=ENDLESS, output__name="zrk-kept"))
+    wait_for_step(webui, 2)
+    assert webui.probe("program_ends", result=str(webui.loras / "zrk-kept.safetensors")) == [True]
+    assert wait_until_ended(webui)["state"] == "stopped"
+    assert webui.probe("program_ends", result="/none") == [False], "nothing is waited for where nothing runs"
+
+
+def test_the_users_embeddings_are_found_by_a_refresh_beside_a_run(webui: Webui, values: Values) -> None:
+    webui.probe("make_embedding", name="zrk-own")
+    try:
+        webui.probe("start", values=values(training__max_steps=ENDLESS))
+        wait_for_step(webui, 1)
+        assert "zrk-own" in webui.probe("refreshed_embeddings")
+        webui.probe("command", name="stop")
+        wait_until_ended(webui)
+        assert webui.probe("refreshed_embeddings") == [], "that no word can be looked up shows nothing"
+    finally:
+        webui.probe("remove_embedding", name="zrk-own")
+
+
 @pytest.mark.parametrize("path", ["", "/sdapi/v1/unload-checkpoint"])
 def test_unload_and_load_leave_the_model_with_the_run(webui: Webui, values: Values, path: str) -> None:
     if path:

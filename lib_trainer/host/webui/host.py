@@ -35,7 +35,9 @@ from lib_trainer.host.webui.model import (
     schedule_of,
     take_out_prompt_networks,
     tokenizer_of,
+    word_width,
 )
+from lib_trainer.host.webui.words import width_known
 from lib_trainer.patching import attribute
 from lib_trainer.ports import HeldPart, PreviewRequest
 from lib_trainer.refusals import ModelError, Sentence
@@ -102,8 +104,9 @@ class WebuiHost(Exchanging):
                 progress.start_task(task)
                 try:
                     self._put_back()
-                    self._low_vram = _low_vram(sd_models.model_data.sd_model if trains else None)
-                    with self._low_vram.set_aside():
+                    model = sd_models.model_data.sd_model if trains else None
+                    self._low_vram = _low_vram(model)
+                    with _embeddings_listed(model), self._low_vram.set_aside():
                         yield WebuiLease(title)
                 finally:
                     self._low_vram = LowVram(None)  # before another lease may set its own
@@ -284,6 +287,15 @@ def _low_vram(sd_model: Any) -> LowVram:
     except ModelError:
         return LowVram(None)
     return LowVram(sd_model, roots_of(sd_model).values() if rests(sd_model) else ())
+
+
+def _embeddings_listed(sd_model: Any) -> contextlib.AbstractContextManager[None]:
+    """A Refresh of the Textual Inversion tab finds the user's embeddings while a run has the model."""
+    try:
+        check_model(sd_model)
+    except ModelError:
+        return contextlib.nullcontext()
+    return width_known(getattr(sd_hijack.model_hijack, "embedding_db", None), word_width(sd_model))
 
 
 @contextlib.contextmanager

@@ -2,14 +2,21 @@
 
 Interrupt is one flag for the whole WebUI, without a word on what it is meant for. While a picture waits in the queue
 behind a run, it is meant for that picture, so the picture is taken out; only where none waits does it end the run.
+
+"Apply and restart UI" of the Extensions tab ends the process at once, and so do the API's server-kill and
+server-restart; after server-stop it ends as soon as its main thread has. A run is stopped first, and keeps what it has.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import importlib
 import logging
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from modules import progress, sd_models, shared
@@ -20,6 +27,8 @@ from lib_trainer.refusals import Sentence
 logger = logging.getLogger(__name__)
 
 BUTTON = Sentence("host.interrupt")
+ENDING_SECONDS = 300
+"""The most that the end of the process waits for a run to write its file."""
 
 
 class Interrupts:
@@ -27,6 +36,7 @@ class Interrupts:
 
     def __init__(self, own: str) -> None:
         self._own = own
+        self._over = threading.Event()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -37,7 +47,22 @@ class Interrupts:
             for name in ("send_model_to_cpu", "send_model_to_device"):
                 if hasattr(sd_models, name):
                     stack.enter_context(attribute(sd_models, name, _not_now))
+            stack.callback(self._over.set)
+            atexit.register(self._end)
+            stack.callback(atexit.unregister, self._end)
+            with contextlib.suppress(ImportError, AttributeError):  # since the WebUI 1.3.1
+                restart = importlib.import_module("modules.restart")
+                ends = functools.partial(self._end, restart.stop_program)
+                stack.enter_context(attribute(restart, "stop_program", ends))
             yield
+
+    def _end(self, leave: Callable[[], object] = lambda: None) -> None:
+        """The process is about to end, by `leave` or by itself."""
+        logger.warning("The WebUI ends: the training run is stopped first, and what it has learned is kept.")
+        type(shared.state).interrupt(shared.state)
+        if not self._over.wait(ENDING_SECONDS):
+            logger.warning("The training run has not ended within %d s, and is given up.", ENDING_SECONDS)
+        leave()
 
     def _pressed(self) -> None:
         if sys._getframe(1).f_code.co_name == "request_restart":

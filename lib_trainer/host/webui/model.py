@@ -22,7 +22,7 @@ from lib_trainer.families.prediction import Prediction, Predicts
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.chunks import BACKTRACK
-from lib_trainer.host.text.texts import Texts
+from lib_trainer.host.text.texts import Texts, made
 from lib_trainer.host.webui.low_vram import check_comes
 from lib_trainer.host.webui.words import known_to_prompts
 from lib_trainer.memory import indexed
@@ -135,6 +135,12 @@ def text_roots(sd_model: Any) -> list[nn.Module]:
         elif hasattr(getattr(model, "transformer", None), "resblocks"):
             found.append(model)
     return found
+
+
+def word_width(sd_model: Any) -> int:
+    """How long one vector of an embedding is for a checkpoint that can be trained: for all text encoders together."""
+    pairs = zip(text_roots(sd_model), family_of(sd_model).encoders, strict=True)
+    return sum(int(made(*pair).vocabulary.shape[1]) for pair in pairs)
 
 
 def tokenizer_of(sd_model: Any) -> Any:

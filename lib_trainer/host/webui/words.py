@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lib_trainer.patching import attribute
+
 
 @contextlib.contextmanager
 def known_to_prompts(database: Any, model: Any, embeddings: Sequence[Any]) -> Iterator[None]:
@@ -29,3 +31,19 @@ def known_to_prompts(database: Any, model: Any, embeddings: Sequence[Any]) -> It
                 known[first] = others
             elif not others:
                 known.pop(first, None)
+
+
+@contextlib.contextmanager
+def width_known(database: Any, width: int) -> Iterator[None]:
+    """The WebUI's list of embeddings can be read anew while a run has the text encoders elsewhere.
+
+    Refresh does not wait in the queue. It empties the list, and then asks how long a vector of the loaded model is by
+    looking a word up: of SD 2.x on the card, wherever the text encoder may be. Where that fails the list stays empty,
+    and until somebody refreshes it again pictures are drawn without the user's embeddings. `database`: an
+    `EmbeddingDatabase`; `width`: of the vectors of all text encoders together.
+    """
+    if not hasattr(database, "get_expected_shape"):
+        yield
+        return
+    with attribute(database, "get_expected_shape", lambda: width):
+        yield

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from modules import lowvram, processing, progress, sd_models, shared
+from modules import lowvram, processing, progress, restart, sd_hijack, sd_models, shared
 
 from lib_trainer.config import from_values
 from lib_trainer.work import events
 from webui_probe import leftovers, runs
 
-CHECKS = ("low_vram_run", "moved", "moved_by_grid", "waiting", "preview_clip_skip")
+CHECKS = (
+    "low_vram_run", "moved", "moved_by_grid", "waiting", "preview_clip_skip", "program_ends", "refreshed_embeddings",
+)  # fmt: skip
 
 
 def low_vram_run(values: dict[str, Any], failing: bool = False) -> dict[str, Any]:
@@ -66,6 +69,25 @@ def moved_by_grid(values: dict[str, Any], settings: dict[str, Any]) -> dict[str,
 
 def waiting() -> list[str]:
     return list(progress.pending_tasks)
+
+
+def program_ends(result: str) -> list[bool]:
+    """What "Apply and restart UI" does last, but for the end: whether `result` is there then."""
+    seen: list[bool] = []
+    with mock.patch.object(restart.os, "_exit", lambda code: seen.append(Path(result).exists())):
+        restart.stop_program()
+    return seen
+
+
+def refreshed_embeddings() -> list[str]:
+    """The names after a Refresh of the Textual Inversion tab, while the text encoder is where no word can be looked up,
+    as SD 2.x's away from the card."""
+    database = sd_hijack.model_hijack.embedding_db
+    encoder = sd_models.model_data.sd_model.cond_stage_model
+    away = RuntimeError("Expected all tensors to be on the same device")
+    with contextlib.suppress(RuntimeError), mock.patch.object(encoder, "encode_embedding_init_text", side_effect=away):
+        database.load_textual_inversion_embeddings(force_reload=True)
+    return sorted(database.word_embeddings)
 
 
 def preview_clip_skip(clip_skip: int, choose: int = 0) -> dict[str, Any]:
