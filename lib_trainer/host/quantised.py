@@ -51,7 +51,8 @@ class HeldInEightBits(Held):
         elif self.codes is None:
             made = quantise(self.parameter.data)  # on the CPU where it waits there: what crosses is half as wide
             self.codes, self.scale = (one.to(self._bus.device) for one in made)
-            form = "waiting"
+            self.wait()
+            return
         else:
             return
         super().take(form)

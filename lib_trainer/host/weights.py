@@ -10,10 +10,10 @@ has which form is a table:
     generating   host's              host's                host's
     given back   host's              host's                host's
 
-A model on the CPU waits nowhere else: its parameters point to converted copies and back to the originals; so do those
-on a device of a plug-in's, whose parameters torch does not let go to the CPU (`transfer.moves`). A host that
-rests its model on the CPU and draws on a device has nothing there but what a state of the run needs: what the host has
-is the original itself, and nothing is allocated to put it back.
+A model on the CPU waits nowhere else: its parameters point to converted copies and back to the originals, which is how
+they wait; so do those on a device of a plug-in's, whose parameters torch does not let go to the CPU
+(`transfer.moves`). A host that rests its model on the CPU and draws on a device has nothing there but what a state of
+the run needs: what the host has is the original itself, and nothing is allocated to put it back.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Held:
         """On the CPU; there once it is needed, until the end of the run, or until the host moves it itself."""
 
     def take(self, form: Form) -> None:
-        if form == "host's" or (form == "there" and not self._rests):
+        if form == "host's" or (form == "there" and not self._rests) or (form == "waiting" and not self._in_place):
             self.give_back()
         elif form == "there":
             self.come()
@@ -200,7 +200,7 @@ class Weights:
         self.phase = phase
         leaving = [name for name, form in forms.items() if form == "waiting"]
         for held in self._of(leaving):
-            held.wait()
+            held.take("waiting")
         if leaving or phase in ("generating", "given back"):
             release_cached(self._bus.device)
         if phase in ("generating", "given back"):

@@ -151,6 +151,20 @@ def test_on_a_plug_ins_device_all_stays_there() -> None:
     assert net.linear.weight is slot.original and learned.device == device
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_waits_where_there_is_no_other_place_keeps_no_copy(device: str) -> None:
+    """A text encoder that has encoded its captions, on the CPU or on a plug-in's device."""
+    bus, nets = Bus(torch.device(device)), {part: Net(torch.float16).to(device) for part in ("unet", "te1")}
+    weights = Weights({part: held_parameters(net, bus, torch.bfloat16) for part, net in nets.items()}, bus)
+    before = {one: one.data_ptr() for one in nets["te1"].parameters()}
+    weights.place("encoding")
+    assert nets["te1"].linear.weight.dtype is torch.bfloat16
+    weights.place("training", text_encoder=False)
+    assert nets["unet"].linear.weight.dtype is torch.bfloat16 and nets["te1"].linear.weight.dtype is torch.float16
+    assert all(one.data_ptr() == before[one] for one in nets["te1"].parameters())
+    weights.place("given back")
+
+
 class NoClone(TorchDispatchMode):
     """A device that has no room for a second copy of anything."""
 
