@@ -123,7 +123,7 @@ def shape_of(name: str) -> Shape:
     if name == "tiny":
         return Shape(support.UNET, (support.CLIP,), support.VAE, tiny, 128, on_cpu=True)
     texts = (support.CLIP, tiny_families.OPEN_CLIP)
-    return Shape(tiny_families.XL_UNET, texts, support.VAE, xl, 128, SDXL, True, ("lora",), (), SMALL)
+    return Shape(tiny_families.XL_UNET, texts, support.VAE, xl, 128, SDXL, True, ("lora", "embedding"), (), SMALL)
 
 
 class _Bus(Bus):
@@ -364,12 +364,14 @@ def works(shape: Shape) -> Iterator[tuple[str, list[Point]]]:
                 if precision == "fp32":
                     points = points[:2]
                 elif recomputed:
-                    points = points[: 3 if kind in LARGE else 2]
+                    points = points[: 5 if kind in TOLD else 3 if kind in LARGE else 2]
                 yield work_key(points[0][0], DTYPES[precision]), points
 
 
 SMALL = 8
 """As many times the pictures are needed before a small model's recomputed steps take more than gradients do."""
+TOLD = ("embedding", "hypernetwork")
+"""Kinds whose steps cost what captions are long, text encoder or not."""
 LARGE = ("loha", "lora+dora", "checkpoint")
 """Kinds of which what learns alone, its gradients or its weights put together, may be the most that a step of small
 pictures takes."""
@@ -386,7 +388,8 @@ def _points(kind: str, side: int, common: dict[str, Any], more: int = 1) -> list
     elif kind == "embedding":
         points.append((points[0][0], 3))
     elif kind == "hypernetwork":
-        points.append((job_of(side, **own, hypernetwork__layer_structure="1, 4, 4, 1"), 1))
+        wide = job_of(side, **own, hypernetwork__layer_structure="1, 4, 4, 1", training__batch_size=more)
+        points += [(wide, 1), (points[0][0], 3), (wide, 3)]
     elif kind in ("loha", "lora+dora"):
         points.append((job_of(64, **own), 1))
     elif kind == "checkpoint":
@@ -401,13 +404,12 @@ def fitted(table: Table, points: list[Point], sizes: list[int]) -> Work:
     kind, batch, (low, high) = kind_of(first).memory.measured_as(first), first.training.batch_size, sizes[:2]
     cell = (high - low) / (cells_of(second) - cells_of(first))
     fixed = low - cell * cells_of(first)
-    if kind == "embedding":
-        text = (sizes[2] - low) / (points[2][1] - 1) / batch if len(sizes) > 2 else 0.0
-        return Work(fixed=fixed - text * batch, cell=cell, text=text)
-    if kind == "hypernetwork":
-        wide = (sizes[2] - low) / 6 / cells_of(first) if len(sizes) > 2 else 0.0
-        return Work(fixed=fixed, cell=cell, wide=wide)
     learned = FULL * sum(learned_numbers(first, table).values())
+    if kind == "embedding":  # its pictures' captions were counted with their cells
+        text = (sizes[2] - low) / (points[2][1] - 1) / batch
+        return Work(fixed=fixed, cell=cell - text * batch / cells_of(first), text=text)
+    if kind == "hypernetwork":
+        return _of_hypernetwork(table, points, sizes)
     share = max(fixed, 0.0) / learned
     text = 0.0
     trained = {"lora": 2, "checkpoint": 3}.get(kind, 9)
@@ -420,6 +422,24 @@ def fitted(table: Table, points: list[Point], sizes: list[int]) -> Work:
     return Work(learned=share, cell=cell, text=text, least=least)
 
 
+WIDER = 12
+"""As many more `kept_widths` as '1, 2, 1' has '1, 4, 4, 1', at swish."""
+
+
+def _of_hypernetwork(table: Table, points: list[Point], sizes: list[int]) -> Work:
+    """What it reads of the picture and of the caption apart, each by the widths of its layers."""
+    (first, _), (second, _) = points[:2]
+    cells, learned = cells_of(first), FULL * sum(learned_numbers(first, table).values())
+    cell = (sizes[1] - sizes[0]) / (cells_of(second) - cells)
+    share = max(0.0, sizes[0] - cell * cells) / learned
+    more = FULL * sum(learned_numbers(points[2][0], table).values()) - learned
+    units = WIDER * first.training.batch_size
+    text = (sizes[3] - sizes[0]) / 2 / first.training.batch_size
+    told = (sizes[4] - sizes[3] - (sizes[2] - sizes[0])) / 2 / units
+    wide = (sizes[2] - sizes[0] - share * more - told * units) / WIDER / cells
+    return Work(learned=share, cell=cell - text / cells * first.training.batch_size, text=text, wide=wide, told=told)
+
+
 def completed(table: Table, kinds: tuple[str, ...]) -> None:
     """Steps that were not measured, from those that are alike."""
     steps, new = table.steps, msgspec.structs.replace
@@ -428,9 +448,8 @@ def completed(table: Table, kinds: tuple[str, ...]) -> None:
             steps[f"{kind} half kept"] = new(steps[f"{kind} half kept"], text=steps["lora half kept"].text)
     for kind in kinds:
         kept, other = steps[f"{kind} half kept"], steps[f"{kind} half recomputed"]
-        if kind != "embedding":
-            ratio = other.cell / kept.cell
-            steps[f"{kind} half recomputed"] = new(other, text=kept.text * ratio, wide=kept.wide * ratio)
+        if kind not in TOLD:
+            steps[f"{kind} half recomputed"] = new(other, text=kept.text * other.cell / kept.cell)
     for memory in ("kept", "recomputed"):
         plain, all_kinds = steps[f"lora half {memory}"], kinds
         if {"locon", "lora+dora"} <= set(kinds):
@@ -442,7 +461,7 @@ def completed(table: Table, kinds: tuple[str, ...]) -> None:
         ratio = steps[f"lora full {memory}"].cell / plain.cell
         for kind in all_kinds:
             half = steps[f"{kind} half {memory}"]
-            scaled = {name: getattr(half, name) * ratio for name in ("fixed", "cell", "text", "wide")}
+            scaled = {name: getattr(half, name) * ratio for name in ("fixed", "cell", "text", "wide", "told")}
             full = steps.get(f"{kind} full {memory}", new(half, **scaled))
             steps[f"{kind} full {memory}"] = new(full, text=scaled["text"], least=half.least)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.config.fields import option_of
 from lib_trainer.families.family import Family
 from lib_trainer.kinds.adapter_options import Planned, adapter_rates, dropouts_of, lora_plus
-from lib_trainer.kinds.memory import Changes, KindMemory
+from lib_trainer.kinds.memory import Batch, Changes, KindMemory
 from lib_trainer.networks.adapters import AdapterSpec
 from lib_trainer.networks.lora import make_adapter
 from lib_trainer.ports import AdaptableModule
@@ -26,6 +26,9 @@ from lib_trainer.training.optimizers import Shapes, known
 
 Plan = Callable[[JobConfig, Sequence[AdaptableModule], Family], Planned]
 """Which of the modules of a model of a family get an adapter in a job, and of what kind and rank."""
+Blocks = frozenset[str] | None
+"""None: of all layers."""
+NEARLY = 0.9
 RANK, TEXT_RATE, SECOND_RATE = "network.rank", "optimizer.text_encoder_lr", "optimizer.text_encoder_2_lr"
 
 
@@ -77,21 +80,35 @@ class AdapterMemory(KindMemory):
             return "embedding"
         return super().measured_as(job) + ("+dora" if job.network.dora else "")
 
-    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
-        """Ranks other than those that were measured keep more, or less, between the thin products."""
-        if not self._costs.rank_keeps or job.training.gradient_checkpointing or not job.optimizer.unet_lr:
+    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, batch: Batch) -> float:
+        """Ranks other than those that were measured keep more, or less, between the thin products. Layers that do not
+        learn keep what they are given for none, and blocks keep nothing that no gradient goes back through."""
+        if not job.optimizer.unet_lr:
             return 0.0
         usual = msgspec.structs.replace(
             job,
             network=msgspec.structs.replace(job.network, rank=32, conv_rank=8),
             blocks=msgspec.structs.replace(job.blocks, ranks="", rates="", preset="all"),
         )
-        asked = self._costs.networks * self._hidden(job, table)
-        return dtype.itemsize * cells * (asked - self._hidden(usual, table))
+        recomputed = job.training.gradient_checkpointing
+        blocks = _largest_blocks(table) if recomputed else None
+        given, asked = self._given(job, table, blocks), self._costs.networks * self._hidden(job, table, blocks)
+        all_given, measured = self._given(usual, table, blocks), self._hidden(usual, table, blocks)
+        frozen = table.steps[_words_alone(dtype, recomputed=recomputed)].cell
+        own = work.cell - frozen - dtype.itemsize * measured
+        less = own * (given / all_given - 1) + (0 if recomputed else frozen * (self._passed(job, table) - 1))
+        return batch.cells * (less + dtype.itemsize * (asked - measured))
 
-    def least_share(self, job: JobConfig, work: Work) -> float:
-        """Gradients of all adapters, in the run's precision, are joined and widened."""
-        return max(work.least, 2.0) if self._lies_flat(job) else 0.0
+    def beside(self, job: JobConfig, table: Table, dtype: torch.dtype) -> float:
+        """Copies, in the run's precision, of networks that do not learn and act."""
+        others = (1 - self.learning_share) * sum(self.learned(job, table).values())
+        return dtype.itemsize * others if self._lies_flat(job) else 0.0
+
+    def least_share(self, job: JobConfig, work: Work, *, again: bool = False) -> float:
+        """Gradients of all adapters that lie side by side are joined, and widened; of others each arrives by itself."""
+        if self._lies_flat(job):
+            return max(work.least, 2.0)
+        return 0.0 if again else 1.0
 
     def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
         found = [Sentence("lower.option", option=Field(RANK), now=job.network.rank)]
@@ -108,13 +125,64 @@ class AdapterMemory(KindMemory):
         if self._costs.rank_costs and rank > 8:
             yield [{RANK: smaller} for smaller in (rank // 2, 8) if smaller >= 8]
 
-    def _hidden(self, job: JobConfig, table: Table) -> float:
-        """Numbers between the two thin products, for each cell of a latent."""
-        return sum(spec.rank * layer.count * layer.share for _, spec, layer in self._planned(job, table))
+    def _given(self, job: JobConfig, table: Table, blocks: Blocks) -> float:
+        """Numbers that layers with an adapter are given, for each cell of a latent."""
+        return _added(((one, one.inner * one.stride**2) for _, _, one in self._planned(job, table)), blocks)
+
+    def _hidden(self, job: JobConfig, table: Table, blocks: Blocks) -> float:
+        """Numbers between the two thin products, for each cell of a latent, where a step keeps them."""
+        if not self._costs.rank_keeps:
+            return 0.0
+        return _added(((one, spec.rank) for _, spec, one in self._planned(job, table)), blocks)
+
+    def _passed(self, job: JobConfig, table: Table) -> float:
+        """Of what the UNet's layers make, the share of the blocks that gradients go back through: all of it to reach a
+        text encoder, else down to the first block that learns."""
+        if self.trains_text_encoder(job, table.family):
+            return 1.0
+        first = min(_place(one.block) for _, _, one in self._planned(job, table) if one.part == "unet")
+        made = _made(table)
+        return sum(size for block, size in made.items() if _place(block) >= first) / sum(made.values())
 
     def _planned(self, job: JobConfig, table: Table) -> list[tuple[AdaptableModule, AdapterSpec, Layer]]:
         modules, layers = _modules(tuple(table.layers))
         return [(one, spec, layers[one.key]) for one, spec in self._plan(job, modules, table.family)]
+
+
+def _words_alone(dtype: torch.dtype, *, recomputed: bool) -> str:
+    """Under which a table has a step in which no layer of the UNet learns."""
+    return f"embedding {'full' if dtype is torch.float32 else 'half'} {'recomputed' if recomputed else 'kept'}"
+
+
+def _made(table: Table) -> dict[str, float]:
+    """Numbers that the UNet's layers make, for each cell of a latent, by block."""
+    found: dict[str, float] = {}
+    for one in table.layers:
+        if one.part == "unet":
+            found[one.block] = found.get(one.block, 0.0) + one.out * one.count * one.share
+    return found
+
+
+def _largest_blocks(table: Table) -> frozenset[str]:
+    """About as large as the largest, which decides what a step takes that recomputes one after the other."""
+    made = _made(table)
+    return frozenset(block for block, size in made.items() if size >= NEARLY * max(made.values()))
+
+
+def _added(numbers: Iterable[tuple[Layer, int]], blocks: Blocks) -> float:
+    """So many for each vector of a layer: of all layers, or the most of one of the blocks."""
+    found: dict[str, float] = {}
+    for layer, size in numbers:
+        block = "" if blocks is None else layer.block
+        if blocks is None or block in blocks:
+            found[block] = found.get(block, 0.0) + size * layer.count * layer.share
+    return max(found.values(), default=0.0)
+
+
+def _place(block: str) -> tuple[int, int]:
+    """Of a block of the UNet in its forward pass."""
+    side, _, number = block.partition("_")
+    return ("input", "middle", "output").index(side), int(number or 0)
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,17 +14,19 @@ from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.kinds.adapters import DropoutSeeds
 from lib_trainer.kinds.base import CONTINUE, Kind
-from lib_trainer.kinds.memory import KindMemory
+from lib_trainer.kinds.memory import Batch, KindMemory
 from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Recipe
 from lib_trainer.networks.formats.hypernetwork_file import read_hypernetwork, write_hypernetwork
 from lib_trainer.networks.hypernetwork import Hypernetwork, Structure, attention_sizes
 from lib_trainer.ports import Host, LoadedModel
 from lib_trainer.refusals import ConfigError, Field, ModelError, Problems, Sentence
-from lib_trainer.training.memory_table import Table, Work
+from lib_trainer.training.memory_table import FULL, Table, Work
 from lib_trainer.training.optimizers import Shapes
 
 STRUCTURE = "hypernetwork.layer_structure"
+MEASURED = Structure(activation="swish")
+"""That tables of memory are made at."""
 
 
 class HypernetworkMemory(KindMemory):
@@ -39,11 +41,33 @@ class HypernetworkMemory(KindMemory):
             network = Hypernetwork(parse_structure(job), sizes)
         return [(parameter.shape, 1) for parameter in network.parameters()]
 
-    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
-        return work.wide * cells * (sum(parse_structure(job).layers[1:-1]) - 2)
+    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, batch: Batch) -> float:
+        """They read what attentions see of the picture, and of its caption."""
+        own, measured = (kept_widths(one, dtype.itemsize) for one in (parse_structure(job), MEASURED))
+        return (own - measured) * (work.wide * batch.cells + work.told * batch.chunks) + work.text * batch.chunks
+
+    def least_share(self, job: JobConfig, work: Work, *, again: bool = False) -> float:
+        """Each gradient arrives by itself, and stays."""
+        return 0.0 if again else 1.0
 
     def to_lower(self, job: JobConfig, device: torch.device) -> list[Sentence]:
         return [Sentence("lower.option", option=Field(STRUCTURE), now=job.hypernetwork.layer_structure)]
+
+
+KEEP_RESULT = frozenset({"linear", "relu", "tanh", "sigmoid"})
+"""Activations that need nothing for their backward pass but what they give, which the next layer keeps."""
+
+
+def kept_widths(structure: Structure, width: int) -> float:
+    """Numbers that a step keeps of inner layers for each that the network is given: what the next layer is given, what
+    an activation is given, and what a norm is, in fp32. `width`: bytes of a number."""
+    last, norm = len(structure.layers) - 1, FULL / width if structure.layer_norm else 0
+    activated = structure.activation not in KEEP_RESULT
+    found = 0.0
+    for place, wide in enumerate(structure.layers[1:], 1):
+        inner = place < last
+        found += wide * (inner + (activated and (inner or structure.activate_output)) + norm)
+    return found
 
 
 class HypernetworkKind(Kind):

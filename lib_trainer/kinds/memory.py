@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,15 @@ from lib_trainer.families.family import Family
 from lib_trainer.refusals import Sentence
 from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.optimizers import Shapes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step is shown: cells of latents, and pieces of 75 tokens of captions, of all its pictures."""
+
+    cells: int
+    chunks: int
+
 
 Changes = Sequence[Mapping[str, Any]]
 """Values of options that may be changed together, from the smallest change on."""
@@ -42,13 +52,18 @@ class KindMemory:
         """What tables of memory call its step."""
         return self._measured
 
-    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, cells: int) -> float:
-        """Bytes of a step beyond those that the table tells of a job at the ranks that it was measured at."""
+    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, batch: Batch) -> float:
+        """Bytes of a step beyond those that the table tells of a job of all blocks at the ranks that were measured."""
         return 0.0
 
-    def least_share(self, job: JobConfig, work: Work) -> float:
-        """Bytes that a step takes whatever the pictures, for each byte that learns in it."""
-        return work.least
+    def beside(self, job: JobConfig, table: Table, dtype: torch.dtype) -> float:
+        """Bytes of what does not learn in a step and is there as long as it takes."""
+        return 0.0
+
+    def least_share(self, job: JobConfig, work: Work, *, again: bool = False) -> float:
+        """Bytes that a step takes whatever the pictures, for each byte that learns in it. `again`: its gradients are
+        added, one by one, to those that are there."""
+        return max(0.0, work.least - 1) if again else work.least
 
     def replaces(self, job: JobConfig, family: Family) -> frozenset[str]:
         """Parts of the model whose own weights are away while others learn in their place."""

@@ -22,6 +22,7 @@ from lib_trainer.dataset import masks
 from lib_trainer.dataset.buckets import Size
 from lib_trainer.dataset.latent_store import MOMENT_CHANNELS
 from lib_trainer.kinds.captions import captions_vary
+from lib_trainer.kinds.memory import Batch
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.memory_table import FULL, Table, Weights, Work
 from lib_trainer.training.optimizers import known, wants_average
@@ -38,7 +39,8 @@ class Place:
     """Where a job will run. `dtype` is what it trains in, `held` what the host holds each part in.
 
     `pictures` is how many are kept encoded in memory, `largest` the size that most pixels of one are trained at, None
-    where nobody has looked at them; `chunks` how many pieces of 75 tokens the longest captions have;
+    where nobody has looked at them; `chunks` how many pieces of 75 tokens the longest captions have; `together` the
+    most pictures that a batch has, 0 where it has as many as it is to have;
     `inpaints` whether the model does, so that pictures are kept with holes. `rests`: the host keeps its model off the
     device and brings one part at a time to draw (--medvram). `unet_waits`: the UNet leaves it while pictures are
     encoded.
@@ -50,6 +52,7 @@ class Place:
     pictures: int = 0
     largest: Size | None = None
     chunks: int = 1
+    together: int = 0
     inpaints: bool = False
     rests: bool = False
     unet_waits: bool = False
@@ -120,19 +123,26 @@ def work_key(job: JobConfig, dtype: torch.dtype) -> str:
     return f"{kind_of(job).memory.measured_as(job)} {'full' if dtype is torch.float32 else 'half'} {memory}"
 
 
-def activations(job: JobConfig, table: Table, dtype: torch.dtype, chunks: int = 1, largest: Size | None = None) -> int:
+def activations(job: JobConfig, table: Table, place: Place) -> int:
     """Bytes at the peak of a step beside weights, what learns and the optimizer's state; new gradients included."""
-    training, memory = job.training, kind_of(job).memory
-    cells = training.batch_size * _cells(*(largest or largest_size(job)), table)
+    memory, dtype = kind_of(job).memory, place.dtype
+    pictures = min(job.training.batch_size, place.together or job.training.batch_size)
+    batch = Batch(pictures * _cells(*(place.largest or largest_size(job)), table), pictures * place.chunks)
     work = _work(job, table, dtype)
     if work is None:
         raise ValueError(f"the table of {table.of} is not about {work_key(job, dtype)}")
     learned = memory.learning_share * FULL * sum(learned_numbers(job, table).values())
-    total = work.fixed + work.learned * learned + work.cell * cells
+    total = work.fixed + work.learned * learned + work.cell * batch.cells
     if memory.trains_text_encoder(job, table.family):
-        total += work.text * training.batch_size * chunks
-    total += memory.activations(job, table, work, dtype, cells)
-    return int(max(total, memory.least_share(job, work) * learned))
+        total += work.text * batch.chunks
+    total += memory.activations(job, table, work, dtype, batch)
+    least = memory.least_share(job, work, again=_adds(job)) * learned
+    return int(max(total, least) + memory.beside(job, table, dtype))
+
+
+def _adds(job: JobConfig) -> bool:
+    """Whether a step's gradients are added to those of another term, or of a batch before."""
+    return job.training.gradient_accumulation > 1 or job.preserve.weight > 0
 
 
 def _cells(width: int, height: int, table: Table) -> int:
@@ -165,10 +175,10 @@ def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
     states = int(memory.learning_share * optimizer.state_bytes(shapes))
     average = learned if wants_average(job.optimizer) else 0
     kept = {"what learns": learned, "optimizer": states, "EMA": average}
-    peak = activations(job, table, place.dtype, place.chunks, place.largest)
+    peak = activations(job, table, place)
     fresh = int(memory.learning_share * learned)
     passing = int(memory.learning_share * optimizer.passing_bytes(shapes, place.device))
-    before = fresh if job.training.gradient_accumulation > 1 or job.preserve.weight else 0  # a second term adds to them
+    before = fresh if _adds(job) else 0
     step = {"activations": max(peak, fresh + passing - before), "gradients": before}
     phases = [
         Need(
@@ -192,11 +202,11 @@ def _weights(job: JobConfig, table: Table, place: Place, phase: str) -> dict[str
     kind = kind_of(job)
     total, replaced = 0, kind.memory.replaces(job, table.family)
     texts = {encoder.part for encoder in table.family.encoders}
-    encoded = kind.memory.trains_text_encoder(job, table.family) or captions_vary(kind, job)
+    told = kind.memory.trains_text_encoder(job, table.family) or captions_vary(kind, job)
     for part, weights in table.weights.items():
         host = weights.all * place.held[part].itemsize
         products, others = _in_run(job, weights, place, part)
-        converts = part in texts or (part == "unet" and phase == "training")
+        converts = (part in texts and (told or phase == "encoding")) or (part == "unet" and phase == "training")
         if part in replaced or phase == "preview":
             converts = False
         if not place.leaves:
@@ -207,7 +217,7 @@ def _weights(job: JobConfig, table: Table, place: Place, phase: str) -> dict[str
             total += host if part in replaced and not place.rests else 0
         elif phase != "training":
             total += _as_held(job, weights, place, part) if converts else host
-        elif part == "unet" or (part in texts and encoded):
+        elif part == "unet" or (part in texts and told):
             total += 0 if part in replaced else _as_held(job, weights, place, part)
     return {"weights": total}
 

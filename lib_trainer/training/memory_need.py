@@ -110,11 +110,13 @@ class Outlook:
 @dataclass(frozen=True)
 class Looked:
     """What is known of a job's pictures where somebody has looked at them: how many are encoded, the size that most
-    pixels of one are trained at, and the longest of the captions that are told."""
+    pixels of one are trained at, the longest of the captions that are told, and how many an epoch shows, 0 where no
+    batch is short of them."""
 
     pictures: int = 0
     largest: Size | None = None
     captions: Sequence[str] = ()
+    shown: int = 0
 
 
 def outlook(
@@ -141,6 +143,7 @@ def outlook(
         looked.pictures,
         looked.largest,
         _chunks(job, looked.captions, host),
+        looked.shown,
         inpaints=host.inpaints(),
     )
     place = replace(place, rests=place.apart and any(held.rests for held in parts.values()))

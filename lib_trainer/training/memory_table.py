@@ -47,14 +47,16 @@ class Weights(msgspec.Struct, frozen=True):
 
 class Work(msgspec.Struct, frozen=True):
     """Bytes that a step takes at its peak: `fixed`; for each byte that learns; for each cell of the batch's latents; of
-    a text encoder that learns for each chunk of a caption; of a hypernetwork for each cell and width; and `least`
-    for each byte that learns, where gradients alone decide."""
+    a text encoder that learns, or of what reads captions, for each chunk of a caption; of a hypernetwork for each cell
+    and width (`wide`) and each chunk and width (`told`); and `least` for each byte that learns, where gradients alone
+    decide."""
 
     fixed: float = 0.0
     learned: float = 0.0
     cell: float = 0.0
     text: float = 0.0
     wide: float = 0.0
+    told: float = 0.0
     least: float = 0.0
 
 

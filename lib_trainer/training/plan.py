@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +164,16 @@ def _looked(job: JobConfig, kind: Kind, captions: CaptionMaker, samples: list[Sa
         len(samples) + (job.prior.class_pictures if with_class else 0),
         max(targets, key=lambda size: size[0] * size[1], default=None),
         [frame + captions(text, generator) for text in sorted(texts, key=len)[-LONGEST:]],
+        0 if job.buckets.enabled else _shown(samples) * (2 if with_class else 1),
     )
+
+
+def _shown(samples: list[Sample]) -> int:
+    """The most pictures that an epoch shows: those to learn, or those before a difference."""
+    counts = Counter[str]()
+    for sample in samples:
+        counts[sample.role] += math.ceil(sample.repeats)
+    return max(counts.values(), default=0)
 
 
 def _warnings(job: JobConfig, kind: Kind, host: Host, scan: Scan, predicted: Predicts) -> Iterator[Sentence]:

@@ -31,7 +31,7 @@ TINY_XL = read_table(Path(__file__).with_name("memory_tiny_xl.json"))
 PICTURES = 3
 """As many as the largest batch has."""
 ON, OFF = {"training__gradient_checkpointing": True}, {"optimizer__text_encoder_lr": 0.0}
-SMALL = {"dataset__width": 128, "dataset__height": 128}
+SMALL, SMALLEST = ({"dataset__width": side, "dataset__height": side} for side in (128, 64))
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "lora 192² b2 fp32": {"network__kind": "lora", "training__batch_size": 2, "training__precision": "fp32"},
     "lora 256×128 b2 rank 64": {
@@ -39,17 +39,26 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
     "lora b3 checkpointing": {"network__kind": "lora", "training__batch_size": 3, **ON},
     "lora b2 without text encoder": {"network__kind": "lora", "training__batch_size": 2, **OFF},
+    "lora b2 deep blocks": {"training__batch_size": 2, "blocks__preset": "deep", **OFF},
     "dora b2": {"network__kind": "lora", "network__dora": True, "training__batch_size": 2},
     "locon b2": {"network__kind": "locon", "training__batch_size": 2},
     "loha b2": {"network__kind": "loha", "training__batch_size": 2},
     "lokr b2": {"network__kind": "lokr", "training__batch_size": 2},
-    "embedding b2": {"network__kind": "embedding", "training__batch_size": 2},
+    "embedding 64² b3": {"network__kind": "embedding", "training__batch_size": 3, **SMALLEST},
     "hypernetwork b2": {"network__kind": "hypernetwork", "training__batch_size": 2},
+    "hypernetwork 64² b3, 1, 4, 1": {
+        "network__kind": "hypernetwork", "training__batch_size": 3, "hypernetwork__layer_structure": "1, 4, 1",
+        **SMALLEST,
+    },
     "checkpoint b1 ema, text encoder": {
         "network__kind": "checkpoint", "optimizer__ema": True, "finetune__text_encoder_lr": 1e-6,
     },
     "checkpoint b3 checkpointing": {"network__kind": "checkpoint", "training__batch_size": 3, **ON},
-    "difference rank 64": {"network__kind": "difference", "network__rank": 64, **SMALL, **OFF},
+    "checkpoint accumulated": {"network__kind": "checkpoint", "training__gradient_accumulation": 2, **SMALLEST},
+    "difference rank 128": {
+        "network__kind": "difference", "network__rank": 128, "training__precision": "fp32", "training__max_steps": 4,
+        **SMALLEST, **OFF,
+    },
     "text encoder alone b3": {"optimizer__unet_lr": 0.0, "training__batch_size": 3, **SMALL},
     "checkpoint, CAME": {"network__kind": "checkpoint", "optimizer__name": "CAME", **SMALL},
     "loha + dora, rank 64, Adafactor": {

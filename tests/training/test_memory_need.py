@@ -504,6 +504,29 @@ def test_a_plan_tells_the_forecast_of_its_pictures_and_captions(
     assert foreseen_of(looked, training__max_tokens=75) == foreseen_of(short) < 0.9 * foreseen_of(None)
 
 
+@pytest.mark.parametrize("buckets", [False, True])
+def test_a_batch_has_no_more_pictures_than_an_epoch_shows(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, buckets: bool
+) -> None:
+    """With buckets all batches are full, as what fills none waits for the next epoch."""
+    seen: list[Any] = []
+    monkeypatch.setattr(plan, "outlook", lambda job, host, looked: seen.append(looked))
+    folder = draw_pictures(tmp_path / "set", 3)
+    host: Any = _Host(None, tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 64 * GIB)
+
+    def foreseen_of(batch: int, repeats: float) -> float:
+        job = _job(folder, training__batch_size=batch, dataset__repeats=repeats, buckets__enabled=buckets)
+        plan.prepare(job, host)
+        found = outlook(job, host, looked=seen.pop())
+        assert found is not None
+        return next(need.items["activations"] for need in found.forecast.phases if need.phase == "training")
+
+    assert (foreseen_of(8, 1) == foreseen_of(3, 1)) is not buckets
+    assert (foreseen_of(8, 2) == foreseen_of(6, 2)) is not buckets
+    assert foreseen_of(8, 3) > foreseen_of(6, 3)
+
+
 def test_a_remedy_by_smaller_pictures_is_reckoned_with_its_own_size(pictures: Path) -> None:
     job = _job(pictures, dataset__width=1024, dataset__height=1024, training__batch_size=4)
     place = dataclasses.replace(CARD, largest=(1024, 960))
