@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import sys
 import types
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from lib_trainer.config import from_values
+from lib_trainer.families.sd1 import SD1
 from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.host.standalone.tokenizer import load_tokenizer
 from lib_trainer.host.text.texts import Texts
@@ -27,6 +29,7 @@ from lib_trainer.kinds.recipe import parameters
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.memory import indexed
 from lib_trainer.ports import HeldPart, PreviewRequest
+from lib_trainer.refusals import ModelError
 from lib_trainer.training.desk import TrainingDesk
 from lib_trainer.work import events as ev
 from tests.card import CPU, DEVICES, settled
@@ -166,13 +169,43 @@ def facts(model: SdModel) -> list[object]:
 def test_a_device_to_which_parameters_cannot_come_is_refused(small: Tiny, lowvram: Any, kind: str) -> None:
     """The WebUI makes new ones on Ascend's NPU and by DirectML, whenever it moves a part."""
     from lib_trainer.host.webui.low_vram import check_comes
-    from lib_trainer.refusals import ModelError
 
     sys.modules["modules.devices"].device = torch.device(kind)  # type: ignore[attr-defined]
     refused = pytest.raises(ModelError, match=f"{kind}.*without that option") if kind == "privateuseone" else None
     with refused or contextlib.nullcontext():
         check_comes(SdModel(small))
     check_comes(nn.Linear(1, 1))  # one that is not kept on the CPU
+
+
+STAND_INS = ("sd_hijack", "sd_unet", "shared", "textual_inversion", "textual_inversion.textual_inversion")
+
+
+@pytest.fixture
+def asked(lowvram: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`check_model`, by which every door asks about the loaded checkpoint, on empty stand-ins for what it imports."""
+    for name in STAND_INS:
+        module: Any = types.ModuleType(f"modules.{name}")
+        module.Embedding = object
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        setattr(sys.modules["modules"], name, module)
+    monkeypatch.delitem(sys.modules, "lib_trainer.host.webui.model", raising=False)
+    model = importlib.import_module("lib_trainer.host.webui.model")
+    monkeypatch.setattr(model, "family_of", lambda sd_model: SD1)
+    yield model.check_model
+    sys.modules.pop("lib_trainer.host.webui.model", None)
+
+
+@pytest.mark.parametrize("low", [True, False], ids=["kept on the CPU", "unloaded"])
+def test_who_asks_about_the_checkpoint_is_told_that_it_cannot_come(small: Tiny, asked: Any, low: bool) -> None:
+    """Before a run, and on the page."""
+    sd_model = SdModel(small)
+    sd_model.lowvram = low
+    vars(sd_model.cond_stage_model)["wrapped"] = sd_model.cond_stage_model  # as the WebUI puts its own around it
+    sys.modules["modules.devices"].device = torch.device("privateuseone")  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="start the WebUI without that option" if low else "was unloaded"):
+        asked(sd_model)
+    sys.modules["modules.devices"].device = torch.device("cpu")  # type: ignore[attr-defined]
+    asked(sd_model)
 
 
 @pytest.mark.parametrize("device", DEVICES)
