@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -264,9 +265,9 @@ def test_what_is_foreseen_of_encoding_is_what_the_run_does(
     states: list[TrainingState] = []
     holding = Holdable.holding
 
-    def noting(self: Any, state: TrainingState) -> Any:
+    def noting(self: Any, state: TrainingState, make_room: Callable[[], None]) -> Any:
         states.append(state)
-        return holding(self, state)
+        return holding(self, state, make_room)
 
     monkeypatch.setattr(Holdable, "holding", noting)
     for waits in (False, True):
