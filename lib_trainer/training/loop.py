@@ -90,10 +90,10 @@ def train(
     """Run from the step after `state.step` until `total_steps` are done or `stopping()`; `after_step` is told of each
     one, and `state` is as that one left it. `steps` begin with the one after `state.step`.
 
-    A GPU is never waited for inside a step, unless by its optimizer (`step_unless`): `after_step` is told of a step
-    when the next one's gradients are under way and the parameters are still those of the step it is told of. Raises
-    `NumericalError` for a loss or gradients that are not finite; the parameters are then those of the step before.
-    However it ends, gradients are let go.
+    NVIDIA's and AMD's cards are never waited for inside a step, unless by an optimizer (`step_unless`): `after_step` is
+    told of a step when the next one's gradients are under way and the parameters are still those of the step it is told
+    of. Raises `NumericalError` for a loss or gradients that are not finite; the parameters are then those of the step
+    before. However it ends, gradients are let go.
     """
     optimizer, scaler = state.optimizer, state.scaler
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]

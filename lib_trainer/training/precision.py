@@ -48,7 +48,7 @@ def trains_in(dtype: torch.dtype, device: torch.device) -> bool:
     The hardware is asked, and of the device that is used: newer torch's own answers for bf16 count emulation, which is
     slower than fp32. AMD's cards are `cuda` to ROCm. A plug-in (Ascend's NPU) says by its autocast what its hardware
     takes; DirectML has none, and trains in fp32. fp16 needs overflows that show (`_overflows`); on Apple's it was
-    never tried, and those of the WebUI's users who have one draw without it.
+    never tried.
     """
     kind, bf16 = device.type, dtype is torch.bfloat16
     if dtype is torch.float32:
