@@ -5,6 +5,7 @@ from modules import script_callbacks, shared
 
 from lib_trainer.host.webui.doors import guard
 from lib_trainer.host.webui.host import WebuiHost
+from lib_trainer.host.webui.interrupts import heed_ctrl_c, leave_ctrl_c
 from lib_trainer.refusals import speak
 from lib_trainer.training.desk import process_desk
 from lib_trainer.ui.train.page import build_train_page
@@ -41,3 +42,5 @@ if hasattr(script_callbacks, "on_ui_train_tabs"):
     script_callbacks.on_ui_train_tabs(in_train_tab)
 script_callbacks.on_ui_tabs(in_own_tab)
 script_callbacks.on_app_started(guard)
+script_callbacks.on_script_unloaded(leave_ctrl_c)
+heed_ctrl_c()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -92,3 +93,27 @@ def test_a_webui_without_that_module(webui: dict[str, Any], monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "modules.restart", None)
     with importlib.import_module(NAME).Interrupts("own").watched():
         pass
+
+
+def test_ctrl_c_waits_for_the_file_and_a_second_one_does_not(
+    webui: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers: list[Any] = [lambda number, frame: webui["ended"].append("ended")]
+    own = handlers[0]
+    monkeypatch.setattr(signal, "getsignal", lambda number: handlers[-1])
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handlers.append(handler))
+    ours = importlib.import_module(NAME)
+    ours.heed_ctrl_c()
+    ours.heed_ctrl_c()
+    assert len(handlers) == 2, "once"
+    assert run_of(webui, lambda: handlers[-1](signal.SIGINT, None)) == ["saved", "ended"]
+    monkeypatch.setattr(ours, "ENDING_SECONDS", 0.001)
+    caplog.clear()
+    with ours.Interrupts("own").watched():
+        for _ in range(2):
+            handlers[-1](signal.SIGINT, None)
+    assert webui["ended"] == ["saved", "ended", "ended", "ended"]
+    assert caplog.text.count("stopped first") == 1
+    ours.leave_ctrl_c()
+    ours.leave_ctrl_c()
+    assert handlers[-1] is own and len(handlers) == 3

@@ -101,6 +101,7 @@ def test_a_run_keeps_what_it_has_where_the_process_is_about_to_end(webui: Webui,
     assert webui.probe("program_ends", result=str(webui.loras / "zrk-kept.safetensors")) == [True]
     assert wait_until_ended(webui)["state"] == "stopped"
     assert webui.probe("program_ends", result="/none") == [False], "nothing is waited for where nothing runs"
+    assert webui.probe("heeds_ctrl_c") == "lib_trainer.host.webui.interrupts"
 
 
 def test_the_users_embeddings_are_found_by_a_refresh_beside_a_run(webui: Webui, values: Values) -> None:

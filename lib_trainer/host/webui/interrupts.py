@@ -4,7 +4,8 @@ Interrupt is one flag for the whole WebUI, without a word on what it is meant fo
 behind a run, it is meant for that picture, so the picture is taken out; only where none waits does it end the run.
 
 "Apply and restart UI" of the Extensions tab ends the process at once, and so do the API's server-kill and
-server-restart; after server-stop it ends as soon as its main thread has. A run is stopped first, and keeps what it has.
+server-restart, and Ctrl-C in its console; after server-stop it ends as soon as its main thread has. A run is stopped
+first, and keeps what it has.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -37,6 +39,7 @@ class Interrupts:
     def __init__(self, own: str) -> None:
         self._own = own
         self._over = threading.Event()
+        self.ending = False
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -48,17 +51,20 @@ class Interrupts:
                 if hasattr(sd_models, name):
                     stack.enter_context(attribute(sd_models, name, _not_now))
             stack.callback(self._over.set)
-            atexit.register(self._end)
-            stack.callback(atexit.unregister, self._end)
+            _under_way.append(self)
+            stack.callback(_under_way.remove, self)
+            atexit.register(self.end)
+            stack.callback(atexit.unregister, self.end)
             with contextlib.suppress(ImportError, AttributeError):  # since the WebUI 1.3.1
                 restart = importlib.import_module("modules.restart")
-                ends = functools.partial(self._end, restart.stop_program)
+                ends = functools.partial(self.end, restart.stop_program)
                 stack.enter_context(attribute(restart, "stop_program", ends))
             yield
 
-    def _end(self, leave: Callable[[], object] = lambda: None) -> None:
+    def end(self, leave: Callable[[], object] = lambda: None) -> None:
         """The process is about to end, by `leave` or by itself."""
         logger.warning("The WebUI ends: the training run is stopped first, and what it has learned is kept.")
+        self.ending = True
         type(shared.state).interrupt(shared.state)
         if not self._over.wait(ENDING_SECONDS):
             logger.warning("The training run has not ended within %d s, and is given up.", ENDING_SECONDS)
@@ -74,6 +80,38 @@ class Interrupts:
             take_out(waiting)
 
 
+_under_way: list[Interrupts] = []
+
+
+def heed_ctrl_c() -> None:
+    """Ctrl-C in the console stops a run first, and the next one ends the WebUI at once.
+
+    Does nothing outside of the main thread, where it was done before, and where the WebUI has no handler of its own, so
+    that its main thread hears of Ctrl-C as an exception.
+    """
+    own: Any = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(own):
+        return
+    if own is signal.default_int_handler or hasattr(own, _WITHOUT):
+        return
+
+    def pressed(number: int, frame: Any) -> None:
+        for run in [one for one in _under_way if not one.ending]:
+            run.end()
+        own(number, frame)
+
+    setattr(pressed, _WITHOUT, own)
+    signal.signal(signal.SIGINT, pressed)
+
+
+def leave_ctrl_c() -> None:
+    """Undo `heed_ctrl_c`, unless somebody has put another handler there."""
+    own = getattr(signal.getsignal(signal.SIGINT), _WITHOUT, None)
+    if own is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, own)
+
+
+_WITHOUT = "_trainer_without"
 _taken_out: set[str] = set()
 
 

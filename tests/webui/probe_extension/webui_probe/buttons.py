@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +15,8 @@ from lib_trainer.work import events
 from webui_probe import leftovers, runs
 
 CHECKS = (
-    "low_vram_run", "moved", "moved_by_grid", "waiting", "preview_clip_skip", "program_ends", "refreshed_embeddings",
+    "low_vram_run", "moved", "moved_by_grid", "waiting", "preview_clip_skip", "program_ends", "heeds_ctrl_c",
+    "refreshed_embeddings",
 )  # fmt: skip
 
 
@@ -77,6 +79,11 @@ def program_ends(result: str) -> list[bool]:
     with mock.patch.object(restart.os, "_exit", lambda code: seen.append(Path(result).exists())):
         restart.stop_program()
     return seen
+
+
+def heeds_ctrl_c() -> str:
+    """Whose handler hears of Ctrl-C."""
+    return str(getattr(signal.getsignal(signal.SIGINT), "__module__", ""))
 
 
 def refreshed_embeddings() -> list[str]:
