@@ -71,6 +71,24 @@ def exported(server: Webui, family: str) -> Path:
         pytest.skip(str(error))
 
 
+def begun(server: Webui, family: str, work: Path) -> Path:
+    """As `exported`; where it was not built, as its training would begin, which draws too. `work` is a new folder."""
+    from unittest import mock
+
+    from miniature import export
+    from miniature.build_family import assemble
+    from miniature.recipes import RECIPES
+    from miniature.train_family import make_models
+
+    try:
+        export.checkpoint_of(family)
+    except FileNotFoundError:
+        assemble(RECIPES[family], make_models(RECIPES[family])[0].state(), work / f"mini-{family}.safetensors")
+        with mock.patch.object(export, "BUILT", work):
+            return export.export_webui(server.models, family)
+    return export.export_webui(server.models, family)
+
+
 def unchanged(server: Webui) -> None:
     """But for embeddings, whose list is read anew when a file comes."""
     different = server.probe("compare_snapshot", label="pristine")

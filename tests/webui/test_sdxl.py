@@ -12,9 +12,7 @@ from tests.webui.agreement import (
     MEAN_TOLERANCE,
     SDXL,
     called_alike,
-    drawn_alike,
     drawn_by,
-    exported,
     ours,
     take_along,
     unchanged,
@@ -116,28 +114,6 @@ def test_captions_are_encoded_as_the_same_prompt(sdxl: Webui, before: Picture, w
 def test_a_hypernetwork_is_refused_by_name(sdxl: Webui, before: Picture, values: Values) -> None:
     assert "SDXL" in sdxl.probe("run", values=values(network__kind="hypernetwork"))["refused"]
     as_before(sdxl, before)
-
-
-def test_sd2_is_trained_and_drawn_as_in_the_standalone_host(sdxl: Webui, values: Values, tmp_path: Path) -> None:
-    """The miniature of SD 2.x, which predicts v."""
-    written = exported(sdxl, "sd2-v")
-    sdxl.load(written.name)
-    try:
-        take_pristine(sdxl)
-        plain = sdxl.txt2img(steps=20)
-        watched = {"preview__prompt": "red circle", "preview__every": 3}
-        ended = sdxl.probe("run", values=values(**FAST | watched, output__name="zrk-sd2"))
-        assert ended["state"] == "finished", ended
-        assert len(set(ended["previews"])) == 2
-        assert sdxl.probe("compare_snapshot", label="pristine") == []
-        assert np.array_equal(sdxl.txt2img(steps=20), plain)
-        take_along(ended["output"], tmp_path / "lora")
-        drawn_alike(sdxl, tmp_path, "red circle", written.name)
-        called_alike(sdxl, tmp_path, "red circle <lora:zrk-sd2:1>", written.name)
-        sdxl.probe("remove_files", paths=[ended["output"]])
-    finally:
-        sdxl.load(SDXL)
-        take_pristine(sdxl)
 
 
 def test_previews_read_the_layer_that_is_trained_on(sdxl: Webui, before: Picture, values: Values) -> None:
