@@ -16,7 +16,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.config.fields import option_of
 from lib_trainer.families.family import Family
 from lib_trainer.kinds.adapter_options import Planned, adapter_rates, dropouts_of, lora_plus
-from lib_trainer.kinds.memory import Batch, Changes, KindMemory
+from lib_trainer.kinds.memory import Batch, Changes, KindMemory, kept_in
 from lib_trainer.networks.adapters import AdapterSpec
 from lib_trainer.networks.lora import make_adapter
 from lib_trainer.ports import AdaptableModule
@@ -82,7 +82,8 @@ class AdapterMemory(KindMemory):
 
     def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, batch: Batch) -> float:
         """Ranks other than those that were measured keep more, or less, between the thin products. Layers that do not
-        learn keep what they are given for none, and blocks keep nothing that no gradient goes back through."""
+        learn keep what they are given for none, and blocks keep nothing that no gradient goes back through. Dropouts
+        act on what is between the products, or else on what a layer is given."""
         if not job.optimizer.unet_lr:
             return 0.0
         usual = msgspec.structs.replace(
@@ -94,9 +95,15 @@ class AdapterMemory(KindMemory):
         blocks = _largest_blocks(table) if recomputed else None
         given, asked = self._given(job, table, blocks), self._costs.networks * self._hidden(job, table, blocks)
         all_given, measured = self._given(usual, table, blocks), self._hidden(usual, table, blocks)
-        frozen = table.steps[_words_alone(dtype, recomputed=recomputed)].cell
+        kept = kept_in(dtype, recomputed=recomputed)
+        frozen = table.steps[f"embedding {kept}"].cell
         own = work.cell - frozen - dtype.itemsize * measured
         less = own * (given / all_given - 1) + (0 if recomputed else frozen * (self._passed(job, table) - 1))
+        if job.network.dropout and self._costs.rank_keeps:
+            less += asked * batch.mask
+        elif job.network.dropout:  # kept instead of what a layer is given
+            whole = (table.steps[f"loha {kept}"].cell - frozen) / all_given
+            less += given * (batch.mask + dtype.itemsize - whole)
         return batch.cells * (less + dtype.itemsize * (asked - measured))
 
     def beside(self, job: JobConfig, table: Table, dtype: torch.dtype) -> float:
@@ -147,11 +154,6 @@ class AdapterMemory(KindMemory):
     def _planned(self, job: JobConfig, table: Table) -> list[tuple[AdaptableModule, AdapterSpec, Layer]]:
         modules, layers = _modules(tuple(table.layers))
         return [(one, spec, layers[one.key]) for one, spec in self._plan(job, modules, table.family)]
-
-
-def _words_alone(dtype: torch.dtype, *, recomputed: bool) -> str:
-    """Under which a table has a step in which no layer of the UNet learns."""
-    return f"embedding {'full' if dtype is torch.float32 else 'half'} {'recomputed' if recomputed else 'kept'}"
 
 
 def _made(table: Table) -> dict[str, float]:

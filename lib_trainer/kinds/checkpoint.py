@@ -23,7 +23,7 @@ from lib_trainer.families.family import Family, Part
 from lib_trainer.families.open_clip import joined
 from lib_trainer.kinds.adapters import rates_by_part
 from lib_trainer.kinds.base import CONTINUE, Kind
-from lib_trainer.kinds.memory import Changes, KindMemory
+from lib_trainer.kinds.memory import Batch, Changes, KindMemory
 from lib_trainer.kinds.outputs import Outputs
 from lib_trainer.kinds.recipe import Progress, Recipe
 from lib_trainer.kinds.slots import Slot, give_back, make_room, parameter_of, whole_weight
@@ -34,7 +34,7 @@ from lib_trainer.networks.fused import SlicedLinear
 from lib_trainer.networks.low_rank import lora_of_differences
 from lib_trainer.ports import Host, LoadedModel, OwnParameter
 from lib_trainer.refusals import ConfigError, Field, MemoryExhausted, ModelError, Problems, SaveError, Sentence
-from lib_trainer.training.memory_table import Table
+from lib_trainer.training.memory_table import Table, Work
 from lib_trainer.training.optimizers import Shapes, lighter, wants_average
 from lib_trainer.training.precision import DTYPES
 from lib_trainer.training.prediction import marks, schedule_of
@@ -65,6 +65,20 @@ class CheckpointMemory(KindMemory):
 
     def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
         return any(part != "unet" for part in _learning_parts(job, family))
+
+    def measured_as(self, job: JobConfig) -> str:
+        """Where the UNet does not learn, a step goes through it as an embedding's does."""
+        return super().measured_as(job) if job.finetune.unet_lr else "embedding"
+
+    def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, batch: Batch) -> float:
+        """Of a text encoder that learns alone: copies of its weights in the run's precision."""
+        if job.finetune.unet_lr or dtype is torch.float32:
+            return 0.0
+        return dtype.itemsize * sum(table.weights[part].products for part in _learning_parts(job, table.family))
+
+    def least_share(self, job: JobConfig, work: Work, *, again: bool = False) -> float:
+        """Each gradient arrives by itself, and stays."""
+        return 0.0 if again else max(work.least, 1.0)
 
     def replaces(self, job: JobConfig, family: Family) -> frozenset[str]:
         return frozenset(_learning_parts(job, family))

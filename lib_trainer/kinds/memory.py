@@ -17,14 +17,21 @@ from lib_trainer.training.optimizers import Shapes
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step is shown: cells of latents, and pieces of 75 tokens of captions, of all its pictures."""
+    """What a step is shown: cells of latents, and pieces of 75 tokens of captions, of all its pictures. `mask`: bytes
+    that a dropout keeps of each number."""
 
     cells: int
     chunks: int
+    mask: int = 1
 
 
 Changes = Sequence[Mapping[str, Any]]
 """Values of options that may be changed together, from the smallest change on."""
+
+
+def kept_in(dtype: torch.dtype, *, recomputed: bool) -> str:
+    """What tables of memory call a run's precision, and what becomes of its activations."""
+    return f"{'full' if dtype is torch.float32 else 'half'} {'recomputed' if recomputed else 'kept'}"
 
 
 class KindMemory:

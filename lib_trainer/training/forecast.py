@@ -22,7 +22,7 @@ from lib_trainer.dataset import masks
 from lib_trainer.dataset.buckets import Size
 from lib_trainer.dataset.latent_store import MOMENT_CHANNELS
 from lib_trainer.kinds.captions import captions_vary
-from lib_trainer.kinds.memory import Batch
+from lib_trainer.kinds.memory import Batch, kept_in
 from lib_trainer.kinds.registry import kind_of
 from lib_trainer.training.memory_table import FULL, Table, Weights, Work
 from lib_trainer.training.optimizers import known, wants_average
@@ -35,12 +35,26 @@ DRAWING = (("sample", "unet"), ("decode", "vae"))
 
 
 @dataclass(frozen=True)
+class Fullest:
+    """Pictures of one size, in pixels, that pass through the model together. `later`: gradients of others are there
+    when they do."""
+
+    size: Size
+    pictures: int
+    later: bool = False
+
+    @property
+    def pixels(self) -> int:
+        return self.pictures * self.size[0] * self.size[1]
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a job will run. `dtype` is what it trains in, `held` what the host holds each part in.
 
     `pictures` is how many are kept encoded in memory, `largest` the size that most pixels of one are trained at, None
-    where nobody has looked at them; `chunks` how many pieces of 75 tokens the longest captions have; `together` the
-    most pictures that a batch has, 0 where it has as many as it is to have;
+    where nobody has looked at them; `chunks` how many pieces of 75 tokens the longest captions have; `fullest`
+    what one pass of a step shows at most, None where that is a whole batch of the largest;
     `inpaints` whether the model does, so that pictures are kept with holes. `rests`: the host keeps its model off the
     device and brings one part at a time to draw (--medvram). `unet_waits`: the UNet leaves it while pictures are
     encoded.
@@ -52,7 +66,7 @@ class Place:
     pictures: int = 0
     largest: Size | None = None
     chunks: int = 1
-    together: int = 0
+    fullest: Fullest | None = None
     inpaints: bool = False
     rests: bool = False
     unet_waits: bool = False
@@ -119,15 +133,18 @@ def learned_numbers(job: JobConfig, table: Table) -> dict[str, int]:
 
 def work_key(job: JobConfig, dtype: torch.dtype) -> str:
     """Under which a table has the step of a job."""
-    memory = "recomputed" if job.training.gradient_checkpointing else "kept"
-    return f"{kind_of(job).memory.measured_as(job)} {'full' if dtype is torch.float32 else 'half'} {memory}"
+    kept = kept_in(dtype, recomputed=job.training.gradient_checkpointing)
+    return f"{kind_of(job).memory.measured_as(job)} {kept}"
 
 
 def activations(job: JobConfig, table: Table, place: Place) -> int:
     """Bytes at the peak of a step beside weights, what learns and the optimizer's state; new gradients included."""
     memory, dtype = kind_of(job).memory, place.dtype
-    pictures = min(job.training.batch_size, place.together or job.training.batch_size)
-    batch = Batch(pictures * _cells(*(place.largest or largest_size(job)), table), pictures * place.chunks)
+    size, pictures = place.largest or largest_size(job), job.training.batch_size
+    if place.fullest is not None:
+        size, pictures = place.fullest.size, min(pictures, place.fullest.pictures)
+    mask = 1 if place.apart else dtype.itemsize  # a card's own kernels keep a bit, as a byte
+    batch = Batch(pictures * _cells(*size, table), pictures * place.chunks, mask)
     work = _work(job, table, dtype)
     if work is None:
         raise ValueError(f"the table of {table.of} is not about {work_key(job, dtype)}")
@@ -136,13 +153,14 @@ def activations(job: JobConfig, table: Table, place: Place) -> int:
     if memory.trains_text_encoder(job, table.family):
         total += work.text * batch.chunks
     total += memory.activations(job, table, work, dtype, batch)
-    least = memory.least_share(job, work, again=_adds(job)) * learned
+    least = memory.least_share(job, work, again=_adds(job, place)) * learned
     return int(max(total, least) + memory.beside(job, table, dtype))
 
 
-def _adds(job: JobConfig) -> bool:
+def _adds(job: JobConfig, place: Place) -> bool:
     """Whether a step's gradients are added to those of another term, or of a batch before."""
-    return job.training.gradient_accumulation > 1 or job.preserve.weight > 0
+    later = place.fullest is not None and place.fullest.later
+    return later or job.training.gradient_accumulation > 1 or job.preserve.weight > 0
 
 
 def _cells(width: int, height: int, table: Table) -> int:
@@ -178,7 +196,7 @@ def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
     peak = activations(job, table, place)
     fresh = int(memory.learning_share * learned)
     passing = int(memory.learning_share * optimizer.passing_bytes(shapes, place.device))
-    before = fresh if _adds(job) else 0
+    before = fresh if _adds(job, place) else 0
     step = {"activations": max(peak, fresh + passing - before), "gradients": before}
     phases = [
         Need(
@@ -188,9 +206,13 @@ def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
     ]
     if place.apart and not place.rests:  # as a run finds the card
         phases.append(Need("setup", {"weights": _originals(table, place), "what learns": learned}))
+    copied = {"EMA": average + (0 if place.apart else _copied(job, table))}
     if job.preview.prompt and job.preview.every:
         drawing = {"gradients": fresh, "preview": _preview(job, table, place)}
-        phases.append(Need("preview", _weights(job, table, place, "preview") | kept | drawing))
+        phases.append(Need("preview", _weights(job, table, place, "preview") | kept | copied | drawing))
+    if job.validation.pictures != "none":
+        measuring = {"gradients": fresh, "activations": _measuring(job, table, place)}
+        phases.append(Need("measuring", _weights(job, table, place, "training") | kept | copied | measuring))
     shared = (
         {} if place.apart else {"pictures": _pictures(job, table, place), "set aside": _set_aside(job, table, place)}
     )
@@ -276,6 +298,20 @@ def _preview(job: JobConfig, table: Table, place: Place) -> int:
     return max(drawn, decoded)
 
 
+def _measuring(job: JobConfig, table: Table, place: Place) -> int:
+    """A pass of held-out pictures, and what autocast copies of weights that learn."""
+    drawn, of_two = _quiet(table, "sample", _cells(*largest_size(job), table), place.dtype), 2
+    parts = kind_of(job).memory.replaces(job, table.family) if place.dtype.itemsize < FULL else ()
+    copies = place.dtype.itemsize * sum(table.weights[part].products for part in parts)
+    return drawn * job.training.batch_size // of_two + copies
+
+
+def _copied(job: JobConfig, table: Table) -> int:
+    """What has been learned, kept in the computer's memory while its average is in its place (`averaged`)."""
+    looks = job.validation.pictures != "none" or (job.preview.prompt and job.preview.every) or job.output.save_every
+    return FULL * sum(learned_numbers(job, table).values()) if known(job.optimizer).averages and looks else 0
+
+
 def _quiet(table: Table, what: str, cells: int, dtype: torch.dtype) -> int:
     work = table.quiet[what]
     return int((work.fixed + work.cell * cells) * dtype.itemsize / FULL)
@@ -297,4 +333,5 @@ def _waiting(job: JobConfig, table: Table, place: Place) -> dict[str, int]:
         "weights": originals + _set_aside(job, table, place),
         "pictures": _pictures(job, table, place),
         "file": file,
+        "EMA": _copied(job, table),
     }

@@ -20,7 +20,7 @@ from lib_trainer.memory import SHARE, free_bytes, host_free_bytes
 from lib_trainer.ports import HeldPart, Host
 from lib_trainer.refusals import Decimals, Field, Sentence, both
 from lib_trainer.training.captions import TOKENS_PER_CHUNK
-from lib_trainer.training.forecast import Forecast, Need, Place, forecast, foreseen
+from lib_trainer.training.forecast import Forecast, Fullest, Need, Place, forecast, foreseen
 from lib_trainer.training.memory_table import Table, table_for
 from lib_trainer.training.optimizers import lighter
 from lib_trainer.training.precision import resolve_precision
@@ -110,13 +110,12 @@ class Outlook:
 @dataclass(frozen=True)
 class Looked:
     """What is known of a job's pictures where somebody has looked at them: how many are encoded, the size that most
-    pixels of one are trained at, the longest of the captions that are told, and how many an epoch shows, 0 where no
-    batch is short of them."""
+    pixels of one are trained at, the longest of the captions that are told, and what a step's fullest pass shows."""
 
     pictures: int = 0
     largest: Size | None = None
     captions: Sequence[str] = ()
-    shown: int = 0
+    fullest: Fullest | None = None
 
 
 def outlook(
@@ -143,7 +142,7 @@ def outlook(
         looked.pictures,
         looked.largest,
         _chunks(job, looked.captions, host),
-        looked.shown,
+        looked.fullest,
         inpaints=host.inpaints(),
     )
     place = replace(place, rests=place.apart and any(held.rests for held in parts.values()))
@@ -203,7 +202,7 @@ def remedies_for(job: JobConfig, table: Table, place: Place, room: int) -> list[
 def _tried(job: JobConfig, changes: Mapping[str, Any], table: Table, place: Place) -> Remedy:
     changed = from_values(to_values(job) | dict(changes))
     if not SIZED.isdisjoint(changes):
-        place = replace(place, largest=None)
+        place = replace(place, largest=None, fullest=None)
     return Remedy(changes, forecast(changed, table, place).needed)
 
 

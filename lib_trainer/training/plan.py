@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from lib_trainer.training.checks import (
     unread_by_model,
     with_a_name,
 )
+from lib_trainer.training.forecast import Fullest
 from lib_trainer.training.masks import check_masks, masks_of
 from lib_trainer.training.memory_need import Looked, outlook
 from lib_trainer.training.mirrored import mirror_warning
@@ -164,16 +164,24 @@ def _looked(job: JobConfig, kind: Kind, captions: CaptionMaker, samples: list[Sa
         len(samples) + (job.prior.class_pictures if with_class else 0),
         max(targets, key=lambda size: size[0] * size[1], default=None),
         [frame + captions(text, generator) for text in sorted(texts, key=len)[-LONGEST:]],
-        0 if job.buckets.enabled else _shown(samples) * (2 if with_class else 1),
+        _fullest(_order(job, kind, sizes, samples)),
     )
 
 
-def _shown(samples: list[Sample]) -> int:
-    """The most pictures that an epoch shows: those to learn, or those before a difference."""
-    counts = Counter[str]()
-    for sample in samples:
-        counts[sample.role] += math.ceil(sample.repeats)
-    return max(counts.values(), default=0)
+LOOKED = 500
+"""Steps whose batches are looked at: every picture is shown meanwhile, or there are enough of each size."""
+
+
+def _fullest(order: Order) -> Fullest | None:
+    """Of the first steps, which show what the run will: sizes and numbers hang on the seed alone."""
+    found: Fullest | None = None
+    for place, _ in itertools.islice(order.places(), min(LOOKED, order.total_steps())):
+        for later, part in enumerate(place.batches):
+            size = order.pictures[part[0]].target
+            own = Fullest(size, len(part), bool(later))
+            if found is None or (own.pixels, own.later) > (found.pixels, found.later):
+                found = own
+    return found
 
 
 def _warnings(job: JobConfig, kind: Kind, host: Host, scan: Scan, predicted: Predicts) -> Iterator[Sentence]:
@@ -192,7 +200,7 @@ def _warnings(job: JobConfig, kind: Kind, host: Host, scan: Scan, predicted: Pre
 
 def _checked_steps(job: JobConfig, kind: Kind, sizes: Sizer, samples: list[Sample]) -> int:
     """How many there will be. Raises all that is wrong with their number."""
-    steps, problems = _foreseen(job, kind, sizes, samples), Problems()
+    steps, problems = _order(job, kind, sizes, samples).total_steps(), Problems()
     if not steps:
         raise ConfigError("epochs.show_nothing", field="dataset.repeats", epochs=Field("training.epochs"))
     with problems.at():
@@ -212,10 +220,10 @@ def _unheeded_skip(job: JobConfig, family: Family) -> Sentence | None:
     return Sentence("training.skip_unheeded", option=Field("training.clip_skip"), family=family.word)
 
 
-def _foreseen(job: JobConfig, kind: Kind, sizes: Sizer, samples: list[Sample]) -> int:
-    """Optimizer steps, if every picture can be decoded."""
+def _order(job: JobConfig, kind: Kind, sizes: Sizer, samples: list[Sample]) -> Order:
+    """As it will be if every picture can be decoded."""
     shown = [Shown(one.role, one.repeats, target) for one in samples for target in sizes.sizes_for(one.size)]
     if wants_class_pictures(job, kind):
         drawn = sizes.sizes_for((job.dataset.width, job.dataset.height))
         shown += [Shown("class", 1, target) for target in drawn] * job.prior.class_pictures
-    return Order(job, kind, tuple(shown)).total_steps()
+    return Order(job, kind, tuple(shown))

@@ -44,6 +44,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "locon b2": {"network__kind": "locon", "training__batch_size": 2},
     "loha b2": {"network__kind": "loha", "training__batch_size": 2},
     "lokr b2": {"network__kind": "lokr", "training__batch_size": 2},
+    "lokr 128² b2 dropout": {"network__kind": "lokr", "training__batch_size": 2, "network__dropout": 0.1, **SMALL},
     "embedding 64² b3": {"network__kind": "embedding", "training__batch_size": 3, **SMALLEST},
     "hypernetwork b2": {"network__kind": "hypernetwork", "training__batch_size": 2},
     "hypernetwork 64² b3, 1, 4, 1": {
@@ -54,6 +55,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "network__kind": "checkpoint", "optimizer__ema": True, "finetune__text_encoder_lr": 1e-6,
     },
     "checkpoint b3 checkpointing": {"network__kind": "checkpoint", "training__batch_size": 3, **ON},
+    "checkpoint b2, text encoder alone": {
+        "network__kind": "checkpoint", "training__batch_size": 2, "finetune__unet_lr": 0.0,
+        "finetune__text_encoder_lr": 1e-6,
+    },
     "checkpoint accumulated": {"network__kind": "checkpoint", "training__gradient_accumulation": 2, **SMALLEST},
     "difference rank 128": {
         "network__kind": "difference", "network__rank": 128, "training__precision": "fp32", "training__max_steps": 4,

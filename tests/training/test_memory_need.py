@@ -528,6 +528,41 @@ def test_a_batch_has_no_more_pictures_than_an_epoch_shows(
     assert foreseen_of(8, 3) > foreseen_of(6, 3)
 
 
+def test_of_a_batch_of_several_sizes_each_passes_by_itself(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buckets that no batch is filled of; the gradients of those before are there when a later one passes."""
+    seen: list[Any] = []
+    monkeypatch.setattr(plan, "outlook", lambda job, host, looked: seen.append(looked))
+    folder = draw_pictures(tmp_path / "set", 3)
+    for number, size in enumerate([(64, 256), (256, 64), (128, 128)]):
+        Image.new("RGB", size).save(folder / f"{number}.png")
+    host: Any = _Host(None, tmp_path)  # type: ignore[arg-type]
+    job = _job(folder, training__batch_size=3, buckets__enabled=True, buckets__low=64)
+    plan.prepare(job, host)
+    assert seen[0].fullest.pictures == 1 and seen[0].fullest.later
+    monkeypatch.setattr(memory_need, "free_bytes", lambda device: 64 * GIB)
+    found, one = outlook(job, host, looked=seen[0]), outlook(_job(folder, training__batch_size=1), host)
+    assert found is not None and one is not None
+    items, alone = (next(n.items for n in own.forecast.phases if n.phase == "training") for own in (found, one))
+    assert items["gradients"] > 0 == alone["gradients"] and items["activations"] <= alone["activations"]
+
+
+def test_what_has_been_learned_waits_while_its_average_is_looked_at(pictures: Path) -> None:
+    """Of a schedule-free optimizer, in the computer's memory; held-out pictures are measured beside the gradients."""
+    learned = 4 * SD1.weights["unet"].all
+    common = {"network__kind": "checkpoint", "validation__pictures": "share", "optimizer__ema": True}
+    for name, copies in (("AdamWScheduleFree", learned), ("AdamW", 0)):
+        job = _job(pictures, optimizer__name=name, **common)
+        for device in ("cuda", "cpu"):
+            found = forecast(job, SD1, dataclasses.replace(CARD, device=torch.device(device)))
+            own = next(need.items for need in found.phases if need.phase == "measuring")
+            average = learned if name == "AdamW" else copies if device == "cpu" else 0
+            assert own["EMA"] == average and own["gradients"] == learned and found.ram.items["EMA"] == copies
+            assert own["activations"] > 2 * SD1.weights["unet"].products, "copies of what learns, of autocast"
+    assert "measuring" not in {need.phase for need in forecast(_job(pictures), SD1, CARD).phases}
+
+
 def test_a_remedy_by_smaller_pictures_is_reckoned_with_its_own_size(pictures: Path) -> None:
     job = _job(pictures, dataset__width=1024, dataset__height=1024, training__batch_size=4)
     place = dataclasses.replace(CARD, largest=(1024, 960))
