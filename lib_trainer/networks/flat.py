@@ -42,13 +42,15 @@ class Flat:
         """Copies of all tensors in `dtype`, in their order; 1×1 kernels as matrices.
 
         Made once and shared by all layers until the backward pass through them, or a change of the parameters. A pass
-        that a card records makes its own: it must read no others, and they hold nothing before it is repeated.
+        that a card records makes its own: it must read no others, and they hold nothing before it is repeated. A host
+        may call layers from another thread meanwhile: what was found or made here is what is given.
         """
         graph = torch.is_grad_enabled() and self.leaves[0].requires_grad
         key = (dtype, graph, self._buffer._version, is_recorded(self._buffer.device))
-        if self._working is None or self._working.key != key:
-            self._working = _Working(key, Gathered.apply(weakref.ref(self), dtype, *self.leaves))
-        return self._working.views
+        working = self._working
+        if working is None or working.key != key:
+            working = self._working = _Working(key, Gathered.apply(weakref.ref(self), dtype, *self.leaves))
+        return working.views
 
     def forget(self) -> None:
         """Let go of the working copies."""

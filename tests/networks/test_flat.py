@@ -315,3 +315,14 @@ def test_dropouts_of_ranks_differ_between_samples() -> None:
     with network.applied():
         out = layer(x)
     assert all(not torch.allclose(out[0], other) for other in out[1:])
+
+
+def test_copies_are_given_also_where_another_thread_forgets_them_at_once() -> None:
+    """A host may call the layers beside a run, as the WebUI's "Create embedding" does without waiting in its queue."""
+
+    class Forgotten(flat.Flat):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, None if name == "_working" else value)
+
+    own = Forgotten([nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.zeros(3, 2))], whole=True)
+    assert [view.sum().item() for view in own.working(torch.float32)] == [6, 0]

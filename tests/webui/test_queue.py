@@ -104,6 +104,19 @@ def test_a_run_keeps_what_it_has_where_the_process_is_about_to_end(webui: Webui,
     assert webui.probe("heeds_ctrl_c") == "lib_trainer.host.webui.interrupts"
 
 
+def test_the_apis_own_training_is_refused_beside_a_run(webui: Webui, values: Values) -> None:
+    """It waits in no queue: two would train in one model, and the run learns something else or fails."""
+    webui.probe("start", values=values(training__max_steps=ENDLESS))
+    wait_for_step(webui, 1)
+    for kind in ("embedding", "hypernetwork"):
+        told = webui.post(f"/sdapi/v1/train/{kind}", {f"{kind}_name": "zrk"})["info"]
+        assert "A training run has the model" in told
+    wait_for_step(webui, webui.probe("view")["step"] + 2)
+    webui.probe("command", name="stop")
+    assert wait_until_ended(webui)["state"] == "stopped"
+    assert "A training run has" not in webui.post("/sdapi/v1/train/embedding", {"embedding_name": "zrk"})["info"]
+
+
 def test_the_users_embeddings_are_found_by_a_refresh_beside_a_run(webui: Webui, values: Values) -> None:
     webui.probe("make_embedding", name="zrk-own")
     try:

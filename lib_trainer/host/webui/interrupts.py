@@ -24,7 +24,7 @@ from typing import Any
 from modules import progress, sd_models, shared
 
 from lib_trainer.patching import attribute
-from lib_trainer.refusals import Sentence
+from lib_trainer.refusals import ModelError, Sentence
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,10 @@ class Interrupts:
             for name in ("send_model_to_cpu", "send_model_to_device"):
                 if hasattr(sd_models, name):
                     stack.enter_context(attribute(sd_models, name, _not_now))
+            api = sys.modules.get("modules.api.api")
+            for name in ("train_embedding", "train_hypernetwork"):
+                if hasattr(api, name):
+                    stack.enter_context(attribute(api, name, _not_beside_a_run))
             stack.callback(self._over.set)
             _under_way.append(self)
             stack.callback(_under_way.remove, self)
@@ -139,3 +143,8 @@ def _begin(job: str = "(unknown)") -> None:
 def _not_now(*_: Any, **__: Any) -> None:
     """Unload and Load (Settings, Actions; /sdapi/v1/unload-checkpoint) do not wait in the queue."""
     logger.warning("The checkpoint stays where it is while a training run has it: unload it when the run has ended.")
+
+
+def _not_beside_a_run(*_: Any, **__: Any) -> Any:
+    """The API's own training does not wait in the queue, as the Train tab's does: two would train in one model."""
+    raise ModelError("host.training")
