@@ -59,13 +59,15 @@ class AdapterMemory(KindMemory):
             found[target.part] = found.get(target.part, 0) + own
         return found
 
-    def shapes(self, job: JobConfig, table: Table) -> Shapes:
+    def groups(self, job: JobConfig, table: Table) -> Sequence[Shapes]:
         """As `LoraNetwork.flatten` gives them: one buffer for a part, where the optimizer takes one."""
         if self._lies_flat(job) and known(job.optimizer).whole and lora_plus(job) == 1:
-            return super().shapes(job, table)
-        planned = self._planned(job, table)
-        networks = self._costs.networks
-        return [(own, networks * layer.count) for one, spec, layer in planned for own in _shapes_of(one.module, spec)]
+            return super().groups(job, table)
+        found: dict[str, Shapes] = {}
+        for one, spec, layer in self._planned(job, table):
+            own = [(shape, self._costs.networks * layer.count) for shape in _shapes_of(one.module, spec)]
+            found[one.part] = [*found.get(one.part, []), *own]
+        return list(found.values())
 
     def _lies_flat(self, job: JobConfig) -> bool:
         """See `Adapter.can_be_flat`."""

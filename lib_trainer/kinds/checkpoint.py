@@ -52,15 +52,15 @@ class CheckpointMemory(KindMemory):
     def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
         return {part: table.weights[part].all for part in _learning_parts(job, table.family)}
 
-    def shapes(self, job: JobConfig, table: Table) -> Shapes:
+    def groups(self, job: JobConfig, table: Table) -> Sequence[Shapes]:
         """Of the layers. Of a text encoder's other numbers nearly all are one table of tokens; the UNet's are small."""
-        found: list[tuple[Sequence[int], int]] = []
+        found: list[Shapes] = []
         for part, numbers in self.learned(job, table).items():
             layers = [layer for layer in table.layers if layer.part == part]
             own = [((one.out, one.inner, *(2 * [one.kernel] if one.kernel else [])), one.count) for one in layers]
             rest, width = numbers - sum(math.prod(shape) * count for shape, count in own), layers[0].inner
-            found += own
-            found += [((width,), rest // width)] if part == "unet" else [((rest // width, width), 1)]
+            others = ((width,), rest // width) if part == "unet" else ((rest // width, width), 1)
+            found.append([*own, others])
         return found
 
     def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:

@@ -33,9 +33,12 @@ class HypernetworkMemory(KindMemory):
     """By the structure of the networks, whose widths are multiples of what the attentions read."""
 
     def learned(self, job: JobConfig, table: Table) -> dict[str, int]:
-        return {"unet": sum(math.prod(shape) for shape, _ in self.shapes(job, table))}
+        return {"unet": sum(math.prod(shape) for shape, _ in self._shapes(job, table))}
 
-    def shapes(self, job: JobConfig, table: Table) -> Shapes:
+    def groups(self, job: JobConfig, table: Table) -> Sequence[Shapes]:
+        return [self._shapes(job, table)]
+
+    def _shapes(self, job: JobConfig, table: Table) -> Shapes:
         sizes = parse_sizes(job.hypernetwork.sizes) or table.attention_sizes
         with torch.device("meta"):
             network = Hypernetwork(parse_structure(job), sizes)

@@ -48,9 +48,9 @@ class KindMemory:
         """How many numbers learn, by part."""
         raise NotImplementedError
 
-    def shapes(self, job: JobConfig, table: Table) -> Shapes:
-        """Of what an optimizer is given."""
-        return [((numbers,), 1) for numbers in self.learned(job, table).values()]
+    def groups(self, job: JobConfig, table: Table) -> Sequence[Shapes]:
+        """What an optimizer is given, in groups that it steps one after the other."""
+        return [[((numbers,), 1)] for numbers in self.learned(job, table).values()]
 
     def trains_text_encoder(self, job: JobConfig, family: Family) -> bool:
         return False

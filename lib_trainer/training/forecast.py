@@ -189,13 +189,13 @@ def _work(job: JobConfig, table: Table, dtype: torch.dtype) -> Work | None:
 def _device_phases(job: JobConfig, table: Table, place: Place) -> list[Need]:
     learned = FULL * sum(learned_numbers(job, table).values())
     optimizer, memory = known(job.optimizer), kind_of(job).memory
-    shapes = memory.shapes(job, table)
-    states = int(memory.learning_share * optimizer.state_bytes(shapes))
+    groups = memory.groups(job, table)
+    states = int(memory.learning_share * sum(optimizer.state_bytes(shapes) for shapes in groups))
     average = learned if wants_average(job.optimizer) else 0
     kept = {"what learns": learned, "optimizer": states, "EMA": average}
     peak = activations(job, table, place)
     fresh = int(memory.learning_share * learned)
-    passing = int(memory.learning_share * optimizer.passing_bytes(shapes, place.device))
+    passing = int(memory.learning_share * optimizer.passing_bytes(groups, place.device))
     before = fresh if _adds(job, place) else 0
     step = {"activations": max(peak, fresh + passing - before), "gradients": before}
     phases = [

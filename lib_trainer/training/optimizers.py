@@ -88,9 +88,13 @@ class Known:
             return min(self.factors, 1) * 4.0 * numbers
         return self.factors * 4.0 * (numbers / shape[-1] + numbers / shape[-2])
 
-    def passing_bytes(self, shapes: Shapes, device: torch.device) -> int:
-        """What a step makes on the way beside tensors of these shapes and their gradients."""
+    def passing_bytes(self, groups: Sequence[Shapes], device: torch.device) -> int:
+        """What a step makes on the way beside groups of tensors and their gradients, for one group after the other."""
         own = self.passing[0 if device.type == "cuda" else 1]
+        return max((self._passing(own, shapes) for shapes in groups), default=0)
+
+    @staticmethod
+    def _passing(own: Passing, shapes: Shapes) -> int:
         numbers = [(math.prod(shape), count) for shape, count in shapes]
         every, largest = sum(size * count for size, count in numbers), max((size for size, _ in numbers), default=0)
         return int(own.each * every + own.largest * largest)

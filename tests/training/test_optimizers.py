@@ -362,16 +362,20 @@ def test_one_whose_package_is_not_there_says_what_to_install(name: str, monkeypa
 
 @pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if not entry.card])
 def test_what_an_optimizer_keeps_and_makes_is_foreseen(name: str) -> None:
-    """Of kernels, matrices and vectors, and of one buffer where it is given that. A step may make as much again as all
-    that learns: whole checkpoints were foreseen to need a quarter less than they do."""
+    """Of kernels, matrices and vectors, and of one buffer where it is given that, beside a group of others, which steps
+    after the first. A step may make as much again as all that learns: whole checkpoints were foreseen to need a quarter
+    less than they do."""
     entry, config = OPTIMIZERS[name], OptimizerConfig(name=name)  # type: ignore[arg-type]
     many = [((96, 64, 3, 3), 3), ((256, 64), 8), ((8, 512), 8), ((64,), 20)]
     for shapes in (many, [((1 << 17,), 1)]) if entry.whole else (many,):
-        parameters = [nn.Parameter(torch.randn(shape)) for shape, count in shapes for _ in range(count)]
+        groups = [shapes, [((256, 64), 6)]]
+        made = [[nn.Parameter(torch.randn(shape)) for shape, count in one for _ in range(count)] for one in groups]
+        parameters = [one for own in made for one in own]
         with Allocations() as live:
             live.watch(parameters)
             rate = 1.0 if entry.finds_rate else 1e-3
-            optimizer = make_optimizer([{"params": parameters, "lr": rate, "name": "unet"}], config)
+            named = zip(("unet", "te1"), made, strict=True)
+            optimizer = make_optimizer([{"params": own, "lr": rate, "name": name} for name, own in named], config)
             learned, most = live.now, 0
             for _ in range(2):
                 for parameter in parameters:
@@ -380,7 +384,8 @@ def test_what_an_optimizer_keeps_and_makes_is_foreseen(name: str) -> None:
                 optimizer.step()
                 most = max(most, live.peak)
         whole = most - learned
-        foreseen = learned + entry.state_bytes(shapes) + entry.passing_bytes(shapes, torch.device("cpu"))
+        state = sum(entry.state_bytes(own) for own in groups)
+        foreseen = learned + state + entry.passing_bytes(groups, torch.device("cpu"))
         assert foreseen / whole == pytest.approx(1, abs=0.05)
 
 
