@@ -31,6 +31,7 @@ class Flat:
         parts = zip(self._buffer.split(self._sizes), parameters, strict=True)
         self.tensors = [nn.Parameter(part.view(old.shape), requires_grad=not whole) for part, old in parts]
         self.leaves = [nn.Parameter(self._buffer)] if whole else self.tensors
+        self._shapes = [_as_matrix(one.shape) for one in self.tensors]
         self._working: _Working | None = None
 
     def learn(self, on: bool) -> None:
@@ -58,7 +59,7 @@ class Flat:
 
     def copies(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         parts = self._buffer.to(dtype, copy=True).split(self._sizes)
-        return tuple(part.view(_as_matrix(one.shape)) for part, one in zip(parts, self.tensors, strict=True))
+        return tuple(part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))
 
     def gradients(self, own: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor]:
         """What arrives at `leaves` from gradients of the copies; None is of a layer that was not used."""
