@@ -20,7 +20,7 @@ from lib_trainer.training.objective import Noised
 from lib_trainer.training.optimizers import step_unless
 from lib_trainer.training.precision import autocast
 from lib_trainer.training.preservation import Keeper, telling
-from lib_trainer.training.scaling import LossScaler
+from lib_trainer.training.scaling import HOPELESS, LossScaler
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
 from lib_trainer.transfer import arriving
@@ -92,8 +92,8 @@ def train(
 
     NVIDIA's and AMD's cards are never waited for inside a step, unless by an optimizer (`step_unless`): `after_step` is
     told of a step when the next one's gradients are under way and the parameters are still those of the step it is told
-    of. Raises `NumericalError` for a loss or gradients that are not finite; the parameters are then those of the step
-    before. However it ends, gradients are let go.
+    of. Raises `NumericalError` for a loss or gradients that are not finite, with loss scaling only where that left out
+    `HOPELESS` steps in a row; the parameters are then those of the step before. However it ends, gradients are let go.
     """
     optimizer, scaler = state.optimizer, state.scaler
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -256,6 +256,7 @@ class _Results:
         self._options, self._state, self._after_step = options, state, after_step
         self._waiting: _Waiting | None = None
         self._since = time.perf_counter()
+        self._left_out = 0
 
     def put(
         self,
@@ -291,7 +292,8 @@ class _Results:
             return
         (make, numbers, noise, objective), self._waiting = self._waiting, None
         done, state = make(numbers()), self._state
-        scaled = state.scaler.is_enabled()
+        self._left_out = 0 if _finite(done.gradient_norm) else self._left_out + 1
+        scaled = state.scaler.is_enabled() and self._left_out < HOPELESS
         _check_finite(done.step, done.loss, done.gradient_norm, self._options.rate_fields, scaled=scaled)
         state.step, state.epoch, state.noise_after, state.objective_after = done.step, done.epoch, noise, objective
         if done.applied:
@@ -303,7 +305,7 @@ class _Results:
 
 
 def _check_finite(step: int, loss: float, norm: float, rate_fields: Sequence[str], *, scaled: bool) -> None:
-    """Loss scaling skips a step whose gradients overflow and tries a smaller scale, so only its loss is judged."""
+    """While loss scaling skips a step whose gradients overflow and tries a smaller scale, only its loss is judged."""
     if not _finite(loss):
         what = Sentence("loss.value", loss=loss)
     elif not scaled and not _finite(norm):

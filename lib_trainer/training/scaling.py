@@ -15,6 +15,9 @@ SMALLEST, LARGEST = 2.0**-126, 2.0**126
 INTERVAL = 2000
 """Good steps after which the scale is doubled."""
 
+HOPELESS = 100
+"""Steps left out in a row after which no scale will help: 40 bring the first one down to fp16's smallest number."""
+
 
 class LossScaler:
     """Dynamic loss scaling (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2): the loss is multiplied before the

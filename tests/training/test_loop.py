@@ -20,7 +20,7 @@ from lib_trainer.training.loop import Batch, LoopOptions, StepBatches, train
 from lib_trainer.training.objective import Objective
 from lib_trainer.training.optimizers import make_optimizer
 from lib_trainer.training.precision import _cpu_multiplies_fp16
-from lib_trainer.training.scaling import loss_scaler
+from lib_trainer.training.scaling import HOPELESS, loss_scaler
 from lib_trainer.training.schedules import LearningRates
 from lib_trainer.training.state import TrainState
 from lib_trainer.work.events import StepDone
@@ -201,6 +201,28 @@ def test_a_step_that_loss_scaling_passes_over_is_told_as_such() -> None:
     assert not applied[0] and applied[-1], applied
     for index, done in enumerate(run.told[1:], 1):
         assert torch.equal(run.seen[index], run.seen[index - 1]) == (not done.applied)
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "at once"])
+def test_a_run_whose_gradients_overflow_at_every_scale_ends(late: bool) -> None:
+    """Instead of going through all its steps and writing a file that has learned nothing."""
+
+    if not _cpu_multiplies_fp16():
+        pytest.skip("torch has no products in fp16 on the CPU")
+
+    class Overflowing(OneProduct):
+        def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Conditioning) -> torch.Tensor:
+            out = super().predict(latents, timesteps, told)
+            if self.step > 20:
+                out.register_hook(lambda gradient: gradient * torch.inf)
+            return out
+
+    model = Overflowing()
+    run = Trained(model, OPTIMIZERS["fused"]([{"params": [model.weight], "lr": 0.05, "name": "unet"}]))
+    with pytest.raises(NumericalError, match=f"gradients are not finite at step {20 + HOPELESS}, .* 'fp32'"):
+        run.run(1000, late=late, dtype=torch.float16)
+    assert run.told[19].applied and not any(done.applied for done in run.told[20:])
+    assert torch.equal(model.weight, run.seen[19])
 
 
 def test_many_batches_make_one_step() -> None:
