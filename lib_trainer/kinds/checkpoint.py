@@ -218,6 +218,7 @@ class CheckpointRecipe(Recipe):
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """The weights that learn, in fp32. After an error, and where the device is full, they are on the CPU then."""
+        self._check_there()
         slots = self._left = self._slots()
         try:
             for slot in slots:
@@ -234,6 +235,7 @@ class CheckpointRecipe(Recipe):
     @contextlib.contextmanager
     def previewed(self) -> Iterator[None]:
         """In the host's own precision."""
+        self._check_there()
         result = self._result()
         slots = self._slots()
         try:
@@ -250,6 +252,11 @@ class CheckpointRecipe(Recipe):
         """Nobody asks for it: see `CheckpointKind.why_no_bare_model`."""
         raise NotImplementedError
 
+    def _check_there(self) -> None:
+        """Nothing is learned, drawn or written on from what has taken the place of lost weights."""
+        if self._lost:
+            raise MemoryExhausted("memory.lost")
+
     def _slots(self) -> list[Slot]:
         return [Slot(own, self._waiting, self._model.device) for own in self._owned]
 
@@ -257,8 +264,7 @@ class CheckpointRecipe(Recipe):
         return {key: parameter.detach() for key, parameter in self.learned.items()}
 
     def save(self, files: Sequence[Path], facts: dict[str, str], *, overwrite: bool) -> Sentence | None:
-        if self._lost:
-            raise MemoryExhausted("memory.lost")
+        self._check_there()
         dtype = DTYPES[self._job.output.precision]
         result = self._result()
         learned = joined({own.place: result[own.key] for own in self._owned})

@@ -11,6 +11,7 @@ from lib_trainer.host.ldm.model import LdmModel
 from lib_trainer.kinds import slots
 from lib_trainer.kinds.checkpoint import CheckpointRecipe
 from lib_trainer.ports import TrainingState
+from lib_trainer.refusals import MemoryExhausted
 from lib_trainer.training.plan import prepare
 from lib_trainer.training.run import run_plan
 from lib_trainer.training.session import Session
@@ -70,6 +71,28 @@ def test_what_learned_leaves_a_card_where_the_rest_of_the_model_has_no_room(
             card.left = whole
     assert differences(before, snapshot(*roots_of(ldm_model))) == []
     assert all(torch.equal(parameter, value) for parameter, value in zip(learned, values, strict=True))
+
+
+def test_a_run_ends_where_what_it_learned_could_be_kept_nowhere(
+    ldm_model: LdmModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on from the bytes of the model's own weights, to its last step, and write nothing then."""
+    monkeypatch.setattr(slots, "moves", lambda device: True)
+    monkeypatch.setattr(slots, "sent", lambda tensor, device: tensor.clone())
+    before = snapshot(*roots_of(ldm_model))
+    recipe = CheckpointRecipe(make_job(tmp_path, network__kind="checkpoint", finetune__unet_lr=1e-5), ldm_model)
+    with Session(ldm_model, recipe, TrainingState(torch.float32, False, False, frozenset({"unet"}))) as session:
+        session.train(text_encoder=False)
+        full = NearlyFull(torch.device("cpu"))
+        monkeypatch.setattr(slots, "sent", lambda tensor, device: full.to_device(tensor))
+        for begin in (
+            lambda: session.generating().__enter__(),
+            session.resume,
+            lambda: recipe.save([], {}, overwrite=True),
+        ):
+            with pytest.raises(MemoryExhausted, match="What was learned is lost"):
+                begin()
+    assert differences(before, snapshot(*roots_of(ldm_model))) == []
 
 
 def test_a_failure_to_make_room_does_not_stop_what_has_room(
