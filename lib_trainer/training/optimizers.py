@@ -306,9 +306,10 @@ def _tried() -> Groups:
 def step_unless(optimizer: Optimizer, bad: torch.Tensor) -> None:
     """One step, unless the scalar `bad` is true on the device: then parameters and state stay as they are.
 
-    torch's fused kernels read the answer themselves, as they do for loss scaling; other optimizers are waited for.
+    torch's fused kernels read the answer themselves, as they do for loss scaling; other optimizers are waited for. SGD
+    is too: its kernel makes a momentum also at a first step that it leaves out, fills it with nothing, and goes on so.
     """
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+    if not getattr(optimizer, "_step_supports_amp_scaling", False) or isinstance(optimizer, torch.optim.SGD):
         if not bool(bad):
             optimizer.step()
         return

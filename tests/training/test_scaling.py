@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import nn
 
+from lib_trainer.config import OptimizerConfig
+from lib_trainer.refusals import ConfigError
 from lib_trainer.training import scaling
-from lib_trainer.training.optimizers import step_unless
+from lib_trainer.training.optimizers import make_optimizer, step_unless
 from lib_trainer.training.scaling import LossScaler, loss_scaler
 from tests.without_fp64 import WithoutFp64
 
 CPU = torch.device("cpu")
 OVERFLOWS = (1, 4, 5, 12)
 STEPS = 16
+FUSED_SGD = OptimizerConfig(name="SGDNesterov", arguments="fused=True")
 
 
 def learned() -> list[nn.Parameter]:
@@ -83,6 +86,25 @@ def test_a_scale_and_its_inverse_stay_numbers(monkeypatch: pytest.MonkeyPatch, b
     parameter.grad = scaler.scale(torch.ones(1))
     scaler.unscale_([parameter])
     assert parameter.grad.tolist() == [1.0]
+
+
+def test_a_first_step_of_fused_sgd_that_is_left_out_leaves_its_momentum_unmade(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16's first steps overflow: torch went on from whatever lay in the memory of a momentum that nobody filled."""
+    try:
+        make_optimizer([{"params": learned(), "lr": 0.1, "name": "unet"}], FUSED_SGD)
+    except ConfigError:
+        pytest.skip("this torch has no fused SGD on the CPU")
+    monkeypatch.setattr(torch, "empty_like", lambda one, **_: torch.full_like(one, torch.nan))
+    found = []
+    for bad in ([], [True, True]):
+        parameters = learned()
+        optimizer = make_optimizer([{"params": parameters, "lr": 0.1, "name": "unet"}], FUSED_SGD)
+        for left_out in (*bad, False, False):
+            optimizer.zero_grad()
+            loss_of(parameters, 0).backward()
+            step_unless(optimizer, torch.tensor(left_out))
+        found.append(parameters)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_without_fp16_nothing_is_done() -> None:
