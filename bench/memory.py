@@ -587,6 +587,7 @@ CHECKED: tuple[dict[str, Any], ...] = (
     {"network__kind": "checkpoint", "training__batch_size": 4, "optimizer__name": "AdamW8bit"},
     {"network__kind": "checkpoint", "side": 768, "training__gradient_checkpointing": True, "optimizer__ema": True},
     {"network__kind": "checkpoint", "training__precision": "fp32", "finetune__text_encoder_lr": 1e-6},
+    {"network__kind": "embedding", "training__batch_size": 4, "training__weights": "fp8"},
 )
 """Jobs beside those that the tables are made from."""
 CHECKED_XL: tuple[dict[str, Any], ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.config.fields import option_of
 from lib_trainer.families.family import Family
 from lib_trainer.kinds.adapter_options import Planned, adapter_rates, dropouts_of, lora_plus
+from lib_trainer.kinds.block_memory import Blocks, added, given, largest_blocks, made, place_of
 from lib_trainer.kinds.memory import Batch, Changes, KindMemory, kept_in
 from lib_trainer.networks.adapters import AdapterSpec
 from lib_trainer.networks.lora import make_adapter
@@ -26,9 +27,6 @@ from lib_trainer.training.optimizers import Shapes, known
 
 Plan = Callable[[JobConfig, Sequence[AdaptableModule], Family], Planned]
 """Which of the modules of a model of a family get an adapter in a job, and of what kind and rank."""
-Blocks = frozenset[str] | None
-"""None: of all layers."""
-NEARLY = 0.9
 RANK, TEXT_RATE, SECOND_RATE = "network.rank", "optimizer.text_encoder_lr", "optimizer.text_encoder_2_lr"
 
 
@@ -94,19 +92,22 @@ class AdapterMemory(KindMemory):
             blocks=msgspec.structs.replace(job.blocks, ranks="", rates="", preset="all"),
         )
         recomputed = job.training.gradient_checkpointing
-        blocks = _largest_blocks(table) if recomputed else None
-        given, asked = self._given(job, table, blocks), self._costs.networks * self._hidden(job, table, blocks)
+        blocks = largest_blocks(table) if recomputed else None
+        inputs, asked = self._given(job, table, blocks), self._costs.networks * self._hidden(job, table, blocks)
         all_given, measured = self._given(usual, table, blocks), self._hidden(usual, table, blocks)
         kept = kept_in(dtype, recomputed=recomputed)
         frozen = table.steps[f"embedding {kept}"].cell
         own = work.cell - frozen - dtype.itemsize * measured
-        less = own * (given / all_given - 1) + (0 if recomputed else frozen * (self._passed(job, table) - 1))
+        less = own * (inputs / all_given - 1) + (0 if recomputed else frozen * (self._passed(job, table) - 1))
         if job.network.dropout and self._costs.rank_keeps:
             less += asked * batch.mask
         elif job.network.dropout:  # kept instead of what a layer is given
             whole = (table.steps[f"loha {kept}"].cell - frozen) / all_given
-            less += given * (batch.mask + dtype.itemsize - whole)
+            less += inputs * (batch.mask + dtype.itemsize - whole)
         return batch.cells * (less + dtype.itemsize * (asked - measured))
+
+    def keeping(self, job: JobConfig, table: Table) -> Collection[Layer]:
+        return {layer for _, _, layer in self._planned(job, table)}
 
     def beside(self, job: JobConfig, table: Table, dtype: torch.dtype) -> float:
         """Copies, in the run's precision, of networks that do not learn and act."""
@@ -136,57 +137,26 @@ class AdapterMemory(KindMemory):
 
     def _given(self, job: JobConfig, table: Table, blocks: Blocks) -> float:
         """Numbers that layers with an adapter are given, for each cell of a latent."""
-        return _added(((one, one.inner * one.stride**2) for _, _, one in self._planned(job, table)), blocks)
+        return added(((one, given(one)) for _, _, one in self._planned(job, table)), blocks)
 
     def _hidden(self, job: JobConfig, table: Table, blocks: Blocks) -> float:
         """Numbers between the two thin products, for each cell of a latent, where a step keeps them."""
         if not self._costs.rank_keeps:
             return 0.0
-        return _added(((one, spec.rank) for _, spec, one in self._planned(job, table)), blocks)
+        return added(((one, spec.rank) for _, spec, one in self._planned(job, table)), blocks)
 
     def _passed(self, job: JobConfig, table: Table) -> float:
         """Of what the UNet's layers make, the share of the blocks that gradients go back through: all of it to reach a
         text encoder, else down to the first block that learns."""
         if self.trains_text_encoder(job, table.family):
             return 1.0
-        first = min(_place(one.block) for _, _, one in self._planned(job, table) if one.part == "unet")
-        made = _made(table)
-        return sum(size for block, size in made.items() if _place(block) >= first) / sum(made.values())
+        first = min(place_of(one.block) for _, _, one in self._planned(job, table) if one.part == "unet")
+        sizes = made(table)
+        return sum(size for block, size in sizes.items() if place_of(block) >= first) / sum(sizes.values())
 
     def _planned(self, job: JobConfig, table: Table) -> list[tuple[AdaptableModule, AdapterSpec, Layer]]:
         modules, layers = _modules(tuple(table.layers))
         return [(one, spec, layers[one.key]) for one, spec in self._plan(job, modules, table.family)]
-
-
-def _made(table: Table) -> dict[str, float]:
-    """Numbers that the UNet's layers make, for each cell of a latent, by block."""
-    found: dict[str, float] = {}
-    for one in table.layers:
-        if one.part == "unet":
-            found[one.block] = found.get(one.block, 0.0) + one.out * one.count * one.share
-    return found
-
-
-def _largest_blocks(table: Table) -> frozenset[str]:
-    """About as large as the largest, which decides what a step takes that recomputes one after the other."""
-    made = _made(table)
-    return frozenset(block for block, size in made.items() if size >= NEARLY * max(made.values()))
-
-
-def _added(numbers: Iterable[tuple[Layer, int]], blocks: Blocks) -> float:
-    """So many for each vector of a layer: of all layers, or the most of one of the blocks."""
-    found: dict[str, float] = {}
-    for layer, size in numbers:
-        block = "" if blocks is None else layer.block
-        if blocks is None or block in blocks:
-            found[block] = found.get(block, 0.0) + size * layer.count * layer.share
-    return max(found.values(), default=0.0)
-
-
-def _place(block: str) -> tuple[int, int]:
-    """Of a block of the UNet in its forward pass."""
-    side, _, number = block.partition("_")
-    return ("input", "middle", "output").index(side), int(number or 0)
 
 
 @functools.lru_cache(maxsize=8)

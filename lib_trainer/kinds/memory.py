@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from lib_trainer.config import JobConfig
 from lib_trainer.families.family import Family
 from lib_trainer.refusals import Sentence
-from lib_trainer.training.memory_table import Table, Work
+from lib_trainer.training.memory_table import Layer, Table, Work
 from lib_trainer.training.optimizers import Shapes
 
 
@@ -62,6 +62,10 @@ class KindMemory:
     def activations(self, job: JobConfig, table: Table, work: Work, dtype: torch.dtype, batch: Batch) -> float:
         """Bytes of a step beyond those that the table tells of a job of all blocks at the ranks that were measured."""
         return 0.0
+
+    def keeping(self, job: JobConfig, table: Table) -> Collection[Layer]:
+        """Layers that keep what they are given, whatever their own weights are held in."""
+        return ()
 
     def beside(self, job: JobConfig, table: Table, dtype: torch.dtype) -> float:
         """Bytes of what does not learn in a step and is there as long as it takes."""

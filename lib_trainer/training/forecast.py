@@ -21,6 +21,7 @@ from lib_trainer.config import JobConfig
 from lib_trainer.dataset import masks
 from lib_trainer.dataset.buckets import Size
 from lib_trainer.dataset.latent_store import MOMENT_CHANNELS
+from lib_trainer.kinds.block_memory import frozen_inputs
 from lib_trainer.kinds.captions import captions_vary
 from lib_trainer.kinds.memory import Batch, kept_in
 from lib_trainer.kinds.registry import kind_of
@@ -153,8 +154,17 @@ def activations(job: JobConfig, table: Table, place: Place) -> int:
     if memory.trains_text_encoder(job, table.family):
         total += work.text * batch.chunks
     total += memory.activations(job, table, work, dtype, batch)
+    if job.training.weights == "fp8":
+        total -= dtype.itemsize * batch.cells * _not_kept(job, table)
     least = memory.least_share(job, work, again=_adds(job, place)) * learned
     return int(max(total, least) + memory.beside(job, table, dtype))
+
+
+def _not_kept(job: JobConfig, table: Table) -> float:
+    """Numbers for each cell that a step keeps with wide frozen weights alone, which the table was measured with."""
+    memory = kind_of(job).memory
+    told, recomputed = memory.trains_text_encoder(job, table.family), job.training.gradient_checkpointing
+    return frozen_inputs(table, memory.keeping(job, table), told=told, recomputed=recomputed)
 
 
 def _adds(job: JobConfig, place: Place) -> bool:
