@@ -94,7 +94,8 @@
             const {field} = panel.dataset;
             if (!panel.dataset.known) {
                 panel.dataset.known = "1";
-                panel.open = Boolean(opened[field]);
+                if (panel.open && !opened[field]) draw(prefix, panel); // by a click that was quicker than this
+                panel.open = opened[field] = panel.open || Boolean(opened[field]);
                 if (dragged[field]) dragOn(panel, dragged[field]);
                 delete dragged[field];
                 panel.addEventListener("toggle", () => {

@@ -69,6 +69,17 @@ def written(page: Any) -> list[float]:
     return json.loads(f"[{text}]")
 
 
+def test_a_drawing_that_is_opened_at_once_stays_open(page: Any) -> None:
+    """Before the page has looked at it."""
+    page.locator("summary").click()
+    page.evaluate(SHOW, drawing(0.25))
+    page.wait_for_function("document.querySelector('.models-blocks').dataset.known")
+    page.evaluate(f"html => {{ ({SHOW})(html); document.querySelector('summary').click(); }}", drawing(0.75))
+    page.wait_for_function("document.querySelector('.models-blocks').dataset.known")
+    assert page.locator(".models-blocks").evaluate("panel => panel.open")
+    page.wait_for_function("asked === 2")
+
+
 def test_a_drag_is_written_when_it_ends(page: Any) -> None:
     drag(page)
     assert written(page) == []
