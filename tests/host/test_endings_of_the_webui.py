@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from lib_trainer.refusals import ModelError
+
 NAME = "lib_trainer.host.webui.interrupts"
 
 
@@ -61,6 +63,21 @@ def run_of(webui: dict[str, Any], ending: Callable[[], object]) -> list[str]:
         webui["shared"].state.interrupt()
         thread.join(10)
     return list(webui["ended"])
+
+
+def test_the_apis_own_training_is_refused_beside_a_run(webui: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits in no queue, and would train in the same model."""
+    api: Any = ModuleType("modules.api.api")
+    api.train_embedding = api.train_hypernetwork = lambda *args: "trained"
+    monkeypatch.setitem(sys.modules, "modules.api.api", api)
+
+    def ask() -> None:
+        for train in (api.train_embedding, api.train_hypernetwork):
+            with pytest.raises(ModelError, match="training run has the model"):
+                train("id", "name")
+
+    run_of(webui, ask)
+    assert api.train_embedding() == api.train_hypernetwork() == "trained"
 
 
 def test_apply_and_restart_waits_for_the_file(webui: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
